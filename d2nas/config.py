@@ -1,0 +1,260 @@
+"""The configuration of a run: one frozen, strict section per stage (no torch).
+
+Keys are ``section.field`` as in ``--set retrain.epochs=10``. Unknown keys are refused with a
+suggestion, wrong types are never converted. Values the paper fixes are marked "paper", those it
+leaves open "ours" or with the code they are taken from.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+NonNegativeReal = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+DATA_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder")
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class RunConfig(Section):
+    """What holds for the whole run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class DataConfig(Section):
+    """Which images, at which size, split how."""
+
+    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"] = (
+        "digits"
+    )
+    root: str | None = None
+    """Where the files are or go; not part of any artifact (the content's digest is)."""
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    """Height and width in pixels; none keeps the data set's own (folder: 32)."""
+    channels: Literal[1, 3] | None = None
+    """None decides by the images: 1 if all are grey, else 3."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Part of the training images that the architecture step sees (paper: a half)."""
+    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Part held out as test images where the data set has none of its own."""
+    crop_padding: NonNegative = 4
+    """Random shift while training, in pixels (DARTS: 4 at 32 x 32)."""
+    flip: bool = True
+    """Random horizontal flip while training."""
+
+
+class SearchConfig(Section):
+    """D2NAS search. Defaults: the paper's CIFAR-10 setting."""
+
+    method: Literal["d2nas"] = "d2nas"
+    space: str = "S0"
+    """S0 to S4, or the path of a TOML file."""
+    num_cells: Positive = 8
+    init_channels: Positive = 16
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """Auto: imagenet from 96 pixels on."""
+    branch_length: Positive | Literal["num_cells"] = 1
+    """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME)."""
+    recompute: Literal["none", "cell", "op"] = "none"
+    epochs: Positive = 50
+    warmup_epochs: NonNegative = 0
+    """Epochs before the architecture moves (ours; the paper names none)."""
+    batch_size: Positive = 64
+    draws: Positive = 7
+    """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet)."""
+    weight_lr: PositiveReal = 0.05
+    weight_lr_min: NonNegativeReal = 0.001
+    weight_momentum: Rate = 0.9
+    weight_decay: NonNegativeReal = 3e-4
+    clip_norm: PositiveReal = 5.0
+    arch_lr: PositiveReal = 3e-4
+    arch_beta1: Rate = 0.5
+    arch_beta2: Rate = 0.999
+    arch_weight_decay: NonNegativeReal = 1e-3
+    temperature_start: PositiveReal = 10.0
+    """GDAS's schedule, linear by epoch; the paper only says that it falls."""
+    temperature_end: PositiveReal = 0.1
+    edge_gate_scale: Literal[1, 2] = 1
+    """Factor on the soft edge gates in the backward pass: they sum to 1, two edges are open (ours)."""
+    cutout: NonNegative = 0
+    device: Device = "auto"
+
+
+class DeriveConfig(Section):
+    """Derivation is exact: argmax of the learned distribution (ROME 3.3)."""
+
+
+class RetrainConfig(Section):
+    """Full training of the derived network. Defaults: DARTS's CIFAR-10 recipe."""
+
+    num_cells: Positive = 20
+    init_channels: Positive = 36
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    auxiliary: bool = True
+    auxiliary_weight: NonNegativeReal = 0.4
+    epochs: Positive = 600
+    warmup_epochs: NonNegative = 0
+    """Linear warm-up of the learning rate."""
+    batch_size: Positive = 96
+    lr: PositiveReal = 0.025
+    lr_min: NonNegativeReal = 0.0
+    momentum: Rate = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeReal = 3e-4
+    clip_norm: PositiveReal = 5.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Probability at the end; it rises linearly from 0."""
+    cutout: NonNegative = 16
+    device: Device = "auto"
+
+
+class ExportConfig(Section):
+    """ONNX export."""
+
+    opset: Annotated[int, Field(ge=18, le=21)] = 20
+    """MaxPool has no CUDA kernel from opset 22 on."""
+
+
+class ValidateConfig(Section):
+    """The gate before deployment."""
+
+    device: Device = "auto"
+    parity_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (
+        1,
+        2,
+        7,
+        64,
+    )
+    relative_l2: PositiveReal = 1e-5
+    top1_agreement: Rate = 0.999
+    latency_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1, 8, 64)
+    latency_samples: Positive = 662
+    """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
+    latency_seconds: PositiveReal = 10.0
+    """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
+
+
+class Config(Section):
+    """A whole run, section by section."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    search: SearchConfig = SearchConfig()
+    derive: DeriveConfig = DeriveConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    export: ExportConfig = ExportConfig()
+    validate_: ValidateConfig = Field(default=ValidateConfig(), alias="validate")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Config":
+        if self.search.warmup_epochs >= self.search.epochs:
+            raise ValueError(
+                f"search.warmup_epochs ({self.search.warmup_epochs}) must be below "
+                f"search.epochs ({self.search.epochs})"
+            )
+        if self.search.temperature_end > self.search.temperature_start:
+            raise ValueError("search.temperature_end must not exceed search.temperature_start")
+        if self.data.name in ("folder", "imagenet") and self.data.root is None:
+            raise ValueError(f"data.root is needed for data.name={self.data.name}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, keys as in ``--set``."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def parse_toml(text: str, *, what: str) -> dict[str, Any]:
+    """Parse TOML; ``what`` names the source. Raises ``ConfigError``."""
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{what}: not valid TOML ({error})") from None
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """Split ``section.field=value``; the value is TOML, or a string where it is not."""
+    key, separator, raw = text.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not separator or not dot or not section or not field:
+        raise ConfigError(
+            f"--set {text!r} is not section.field=value", hint="for example --set retrain.epochs=10"
+        )
+    raw = raw.strip()
+    try:
+        value: Any = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None if raw == "none" else raw
+    return section, field, value
+
+
+def build_config(
+    values: Mapping[str, Any], overrides: Iterable[str] = (), *, what: str = "configuration"
+) -> Config:
+    """Check ``values`` (nested by section) with ``section.field=value`` overrides on top.
+
+    Raises ``ConfigError`` naming the key, with a suggestion for a misspelt one.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for section, fields in values.items():
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{what}: {section} must be a section, not a value")
+        merged[section] = dict(fields)
+    for override in overrides:
+        section, field, value = parse_override(override)
+        merged.setdefault(section, {})[field] = value
+    _check_keys(merged, what)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _first_problem(error, what) from None
+
+
+def _check_keys(values: Mapping[str, Mapping[str, Any]], what: str) -> None:
+    known = {
+        f"{info.alias or name}.{field}"
+        for name, info in Config.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+        for field in info.annotation.model_fields
+    }
+    sections = {info.alias or name for name, info in Config.model_fields.items()}
+    for section, fields in values.items():
+        if section not in sections and not fields:
+            raise _unknown(section, sections, what)
+        for field in fields:
+            if f"{section}.{field}" not in known:
+                raise _unknown(f"{section}.{field}", known, what)
+
+
+def _unknown(key: str, known: Iterable[str], what: str) -> ConfigError:
+    close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else "d2nas show --config PRESET lists every key"
+    return ConfigError(f"{what}: unknown key {key}", hint=hint)
+
+
+def _first_problem(error: ValidationError, what: str) -> ConfigError:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in problem["loc"][:2])
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    if not where:
+        return ConfigError(f"{what}: {message}")
+    if isinstance(given, float) and not math.isfinite(given):
+        message = "must be a finite number"
+    return ConfigError(f"{what}: {where}={given!r}: {message[:1].lower()}{message[1:]}")

@@ -1,0 +1,74 @@
+"""Errors a user can meet: one line that says what and where, one hint, and an exit code.
+
+Anything else that escapes is a bug (exit code 1).
+"""
+
+from typing import ClassVar
+
+
+class D2NasError(Exception):
+    """Base of every error d2nas raises on purpose.
+
+    ``str(error)`` is one line (what, where); ``hint`` is one line (what to do), or None.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(D2NasError):
+    """The user's call, configuration, genotype or data cannot be used as given."""
+
+    exit_code = 2
+
+
+class ValidationFailedError(D2NasError):
+    """The exported model did not pass the gate before deployment."""
+
+    exit_code = 3
+
+
+class DamagedArtifactError(D2NasError):
+    """A stored file is damaged, tampered with or hostile."""
+
+    exit_code = 4
+
+
+class NonFiniteError(D2NasError):
+    """A loss or gradient stopped being finite; the step was not taken."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(D2NasError):
+    """The device has too little memory for the configured batch."""
+
+    exit_code = 6
+
+
+class StorageError(D2NasError):
+    """The operating system could not read or write (full disk, I/O error, permissions)."""
+
+    exit_code = 7
+
+
+class BusyError(D2NasError):
+    """Another process holds the run or the store."""
+
+    exit_code = 8
+
+
+class StoppedError(D2NasError):
+    """A signal asked for a stop; a checkpoint was written first."""
+
+    def __init__(self, signal_number: int, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.signal_number = signal_number
+
+    @property
+    def shell_code(self) -> int:
+        """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.signal_number
