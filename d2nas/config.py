@@ -40,9 +40,9 @@ class RunConfig(Section):
 class DataConfig(Section):
     """Which images, at which size, split how."""
 
-    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"] = (
-        "digits"
-    )
+    name: Literal[
+        "digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"
+    ] = "digits"
     root: str | None = None
     """Where the files are or go; not part of any artifact (the content's digest is)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
@@ -91,7 +91,7 @@ class SearchConfig(Section):
     """GDAS's schedule, linear by epoch; the paper only says that it falls."""
     temperature_end: PositiveReal = 0.1
     edge_gate_scale: Literal[1, 2] = 1
-    """Factor on the soft edge gates in the backward pass: they sum to 1, two edges are open (ours)."""
+    """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
     cutout: NonNegative = 0
     device: Device = "auto"
 

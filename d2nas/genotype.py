@@ -1,0 +1,207 @@
+"""The genotype: which operation reads which predecessor in each node of both cells (no torch).
+
+A frozen value with canonical JSON and a digest. It is parsed strictly and never evaluated.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+from .spaces import CELL_TYPES, EDGES_PER_NODE, NODES, OPERATION_NAMES, PARAMETERLESS
+from .strict_json import canonical_json, digest, parse_json
+
+Pair = tuple[str, int]
+NUM_PAIRS = EDGES_PER_NODE * len(NODES)
+_KEYS = ("normal", "normal_concat", "reduce", "reduce_concat")
+
+
+@dataclass(frozen=True, slots=True)
+class Genotype:
+    """A pair of cells.
+
+    ``normal`` and ``reduce``: 8 pairs ``(operation, predecessor)``, two per node, in node order;
+    the order inside a node is kept (DARTS emits the stronger edge first). ``normal_concat`` and
+    ``reduce_concat``: the nodes that form the cell's output, ascending. Raises ``ConfigError``
+    for anything that is not such a pair of cells: an unknown operation or ``none``, a predecessor
+    out of range, both edges of a node from the same predecessor, a wrong number of pairs.
+    """
+
+    normal: tuple[Pair, ...]
+    reduce: tuple[Pair, ...]
+    normal_concat: tuple[int, ...] = NODES
+    reduce_concat: tuple[int, ...] = NODES
+
+    def __post_init__(self) -> None:
+        for cell_type in CELL_TYPES:
+            object.__setattr__(self, cell_type, _check_pairs(cell_type, getattr(self, cell_type)))
+            concat_name = f"{cell_type}_concat"
+            object.__setattr__(
+                self, concat_name, _check_concat(concat_name, getattr(self, concat_name))
+            )
+
+    def cell(self, cell_type: str) -> tuple[Pair, ...]:
+        """Return the 8 pairs of ``"normal"`` or ``"reduce"``."""
+        return self.normal if cell_type == "normal" else self.reduce
+
+    @property
+    def parameterless_normal(self) -> int:
+        """Operations without weights among the normal cell's eight (the paper's "Num")."""
+        return sum(operation in PARAMETERLESS for operation, _ in self.normal)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of the canonical JSON."""
+        return digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as the field writes genotypes."""
+        return {
+            "normal": [list(pair) for pair in self.normal],
+            "normal_concat": list(self.normal_concat),
+            "reduce": [list(pair) for pair in self.reduce],
+            "reduce_concat": list(self.reduce_concat),
+        }
+
+    def to_json(self) -> str:
+        """Return the canonical JSON text (one line)."""
+        return canonical_json(self.to_dict()).decode()
+
+    def describe(self, cell_type: str) -> str:
+        """Return one cell as text, ``2: sep_conv_3x3(0) + skip_connect(1); 3: ...``."""
+        pairs = self.cell(cell_type)
+        return "; ".join(
+            f"{node}: "
+            + " + ".join(
+                f"{operation}({source})"
+                for operation, source in pairs[EDGES_PER_NODE * i : EDGES_PER_NODE * (i + 1)]
+            )
+            for i, node in enumerate(NODES)
+        )
+
+    @classmethod
+    def from_dict(cls, values: Any, *, what: str = "genotype") -> "Genotype":
+        """Parse plain data strictly; concat lists default to all four nodes.
+
+        Raises ``ConfigError`` naming ``what`` and the place.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{what}: must be an object with {', '.join(_KEYS)}")
+        for key in values:
+            if key not in _KEYS:
+                raise ConfigError(f"{what}: unknown key {str(key)[:40]!r}")
+        for key in CELL_TYPES:
+            if key not in values:
+                raise ConfigError(f"{what}: {key} is missing")
+        try:
+            return cls(
+                normal=values["normal"],
+                reduce=values["reduce"],
+                normal_concat=values.get("normal_concat", NODES),
+                reduce_concat=values.get("reduce_concat", NODES),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}", hint=error.hint) from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, what: str = "genotype") -> "Genotype":
+        """Parse JSON text. Raises ``DamagedArtifactError`` for text that is not strict JSON,
+        ``ConfigError`` for JSON that is not a genotype.
+        """
+        return cls.from_dict(parse_json(text, what=what), what=what)
+
+    @classmethod
+    def published(cls, name: str) -> "Genotype":
+        """Return a published genotype of this space. Raises ``ConfigError`` for another name."""
+        if name not in PUBLISHED:
+            raise ConfigError(
+                f"no published genotype {name!r}", hint="published: " + ", ".join(PUBLISHED)
+            )
+        return cls(*(_read_short(cell) for cell in PUBLISHED[name]))
+
+
+def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:
+    if not _is_list(pairs):
+        raise ConfigError(f"{where} must be a list of [operation, predecessor] pairs")
+    if len(pairs) != NUM_PAIRS:
+        raise ConfigError(f"{where} has {len(pairs)} edges, not {NUM_PAIRS}")
+    return tuple(
+        _check_pair(f"{where}[{index}]", NODES[index // EDGES_PER_NODE], pair, pairs[index ^ 1])
+        for index, pair in enumerate(pairs)
+    )
+
+
+def _check_pair(where: str, node: int, pair: Any, sibling: Any) -> Pair:
+    if not _is_list(pair) or len(pair) != 2:
+        raise ConfigError(f"{where} must be an [operation, predecessor] pair")
+    operation, source = pair
+    if not isinstance(operation, str) or operation not in OPERATION_NAMES or operation == "none":
+        raise ConfigError(
+            f"{where}: unknown operation {str(operation)[:40]!r}",
+            hint="known: " + ", ".join(name for name in OPERATION_NAMES if name != "none"),
+        )
+    if type(source) is not int or not 0 <= source < node:
+        raise ConfigError(f"{where}: predecessor {source!r} of node {node} is not in 0..{node - 1}")
+    if _is_list(sibling) and len(sibling) == 2 and sibling[1] == source:
+        raise ConfigError(f"{where}: both edges of node {node} read predecessor {source}")
+    return operation, source
+
+
+def _check_concat(where: str, nodes: Any) -> tuple[int, ...]:
+    if (
+        not _is_list(nodes)
+        or not nodes
+        or any(type(node) is not int or node not in NODES for node in nodes)
+        or list(nodes) != sorted(set(nodes))
+    ):
+        raise ConfigError(f"{where} must list nodes out of {list(NODES)}, ascending, each once")
+    return tuple(nodes)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+_SHORT_NAMES = {
+    "max": "max_pool_3x3",
+    "avg": "avg_pool_3x3",
+    "skip": "skip_connect",
+    "sep3": "sep_conv_3x3",
+    "sep5": "sep_conv_5x5",
+    "dil3": "dil_conv_3x3",
+    "dil5": "dil_conv_5x5",
+}
+
+# Published cells, "operation@predecessor" in node order: quark0/darts, yuhuixu1993/PC-DARTS,
+# D-X-Y/AutoDL-Projects, chenxin061/pdarts.
+PUBLISHED: Mapping[str, tuple[str, str]] = {
+    "DARTS_V1": (
+        "sep3@1 sep3@0 skip@0 sep3@1 skip@0 sep3@1 sep3@0 skip@2",
+        "max@0 max@1 skip@2 max@0 max@0 skip@2 skip@2 avg@0",
+    ),
+    "DARTS_V2": (
+        "sep3@0 sep3@1 sep3@0 sep3@1 sep3@1 skip@0 skip@0 dil3@2",
+        "max@0 max@1 skip@2 max@1 max@0 skip@2 skip@2 max@1",
+    ),
+    "PC_DARTS_cifar": (
+        "sep3@1 skip@0 sep3@0 dil3@1 sep5@0 sep3@1 avg@0 dil3@1",
+        "sep5@1 max@0 sep5@1 sep5@2 sep3@0 sep3@3 sep3@1 sep3@2",
+    ),
+    "PC_DARTS_image": (
+        "skip@1 sep3@0 sep3@0 skip@1 sep3@1 sep3@3 sep3@1 dil5@4",
+        "sep3@0 skip@1 dil5@2 max@1 sep3@2 sep3@1 sep5@0 sep3@3",
+    ),
+    "GDAS_V1": (
+        "skip@0 skip@1 skip@0 sep5@2 sep3@3 skip@0 sep5@4 sep3@3",
+        "sep5@0 sep3@1 sep5@2 sep5@1 dil5@2 sep3@1 sep5@0 sep5@1",
+    ),
+    "PDARTS": (
+        "skip@0 dil3@1 skip@0 sep3@1 sep3@1 sep3@3 sep3@0 dil5@4",
+        "avg@0 sep5@1 sep3@0 dil5@2 max@0 dil3@1 dil3@1 dil5@3",
+    ),
+}
+
+
+def _read_short(cell: str) -> tuple[Pair, ...]:
+    pairs = (word.split("@") for word in cell.split())
+    return tuple((_SHORT_NAMES[operation], int(source)) for operation, source in pairs)

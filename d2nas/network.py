@@ -1,0 +1,247 @@
+"""The derived network: a genotype stacked into cells, with DARTS's stems, heads and drop-path.
+
+    network = Network(Genotype.published("DARTS_V2"), num_cells=20, init_channels=36)
+    logits = network(images)
+
+Numbers match the published code (arXiv 1806.09055): parameters, multiply-adds, logits, gradients.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, DamagedArtifactError
+from .genotype import Genotype
+from .ops import CellPlan, build_operation, build_stem, plan_cells, preprocess_inputs
+from .spaces import EDGES_PER_NODE, NODES
+from .strict_json import parse_json
+from .verified_folder import read_verified
+
+DESCRIPTION_FILE = "network.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class DropPath:
+    """Drop-path of one training step: the probability, and the generator of its masks."""
+
+    probability: float
+    generator: torch.Generator
+
+    def __call__(self, x_NCHW: Tensor) -> Tensor:
+        """Zero whole images of ``x`` with the probability; scale the kept ones to keep the mean."""
+        keep = 1.0 - self.probability
+        draws = torch.rand(
+            (len(x_NCHW), 1, 1, 1), generator=self.generator, device=self.generator.device
+        )
+        mask = (draws < keep).to(x_NCHW.device, x_NCHW.dtype)
+        return x_NCHW * (mask / keep)
+
+
+class Cell(nn.Module):
+    """A derived cell: each node adds its two operations, the output concatenates the nodes."""
+
+    def __init__(self, genotype: Genotype, plan: CellPlan) -> None:
+        super().__init__()
+        self.preprocess0, self.preprocess1 = preprocess_inputs(plan, affine=True)
+        pairs = genotype.cell(plan.cell_type)
+        self.sources = tuple(source for _, source in pairs)
+        self.concat = (
+            genotype.normal_concat if plan.cell_type == "normal" else genotype.reduce_concat
+        )
+        self.operations = nn.ModuleList(
+            build_operation(operation, plan.channels, plan.stride(source))
+            for operation, source in pairs
+        )
+
+    def forward(self, input0: Tensor, input1: Tensor, drop_path: DropPath | None) -> Tensor:
+        """Return (N, nodes x C, H, W); a reduction cell halves input 1's height and width."""
+        states = [self.preprocess0(input0), self.preprocess1(input1)]
+        for node in range(len(NODES)):
+            edges = range(EDGES_PER_NODE * node, EDGES_PER_NODE * (node + 1))
+            first, second = (self._edge(edge, states, drop_path) for edge in edges)
+            states.append(first + second)
+        return torch.cat([states[node] for node in self.concat], dim=1)
+
+    def _edge(self, edge: int, states: list[Tensor], drop_path: DropPath | None) -> Tensor:
+        operation = self.operations[edge]
+        output: Tensor = operation(states[self.sources[edge]])
+        if drop_path is not None and not isinstance(operation, nn.Identity):
+            output = drop_path(output)
+        return output
+
+
+class AuxiliaryHead(nn.Module):
+    """The training-only classifier on the second reduction cell's output.
+
+    The stride of its pooling, and (a kept slip of the published ImageNet code) a missing batch
+    norm, differ by stem. No operation works in place: in very shallow networks the same tensor
+    also feeds the main classifier.
+    """
+
+    def __init__(self, stem: str, channels: int, num_classes: int) -> None:
+        super().__init__()
+        cifar = stem == "cifar"
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=3 if cifar else 2, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768) if cifar else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return logits (N, classes); needs a map that shrinks to 1 x 1, see ``auxiliary_fits``."""
+        logits: Tensor = self.classifier(self.features(x_NCHW).flatten(1))
+        return logits
+
+
+def auxiliary_fits(image_size: int, stem: str) -> bool:
+    """Say whether the auxiliary head's fixed pooling fits square images of this size."""
+    size = image_size
+    for _ in range(2 if stem == "cifar" else 5):
+        size = -(-size // 2)
+    pooled = (size - 5) // (3 if stem == "cifar" else 2) + 1
+    return size >= 5 and pooled == 2
+
+
+class Network(nn.Module):
+    """The network of a genotype.
+
+    ``stem`` is ``"cifar"`` (full resolution) or ``"imagenet"`` (an eighth). Batch norm: eps 1e-5,
+    momentum 0.1. Raises ``ConfigError`` for sizes that cannot be built.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        *,
+        num_cells: int = 20,
+        init_channels: int = 36,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        stem: str = "cifar",
+        auxiliary: bool = False,
+    ) -> None:
+        super().__init__()
+        self.genotype = genotype
+        width = 3 * init_channels if stem == "cifar" else init_channels
+        self.stem = build_stem(stem, in_channels, width)
+        outputs = {
+            "normal": len(genotype.normal_concat),
+            "reduce": len(genotype.reduce_concat),
+        }
+        plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
+        self.cells = nn.ModuleList(Cell(genotype, plan) for plan in plans)
+        widths = [outputs[plan.cell_type] * plan.channels for plan in plans]
+        self.auxiliary_position = 2 * num_cells // 3
+        self.auxiliary_head = (
+            AuxiliaryHead(stem, widths[self.auxiliary_position], num_classes) if auxiliary else None
+        )
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def forward(
+        self, x: Tensor, *, drop_path: DropPath | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits (N, classes); in training with an auxiliary head ``(logits, auxiliary)``.
+
+        ``x`` is (N, in_channels, H, W), normalised. ``drop_path`` acts in training only.
+        """
+        if not self.training or (drop_path is not None and drop_path.probability == 0.0):
+            drop_path = None
+        previous, current = self.stem(x)
+        auxiliary: Tensor | None = None
+        for position, cell in enumerate(self.cells):
+            previous, current = current, cell(previous, current, drop_path)
+            if (
+                self.training
+                and self.auxiliary_head is not None
+                and position == self.auxiliary_position
+            ):
+                auxiliary = self.auxiliary_head(current)
+        # A mean, not AdaptiveAvgPool2d: that one has no deterministic backward on CUDA.
+        logits: Tensor = self.classifier(current.mean((2, 3)))
+        return logits if auxiliary is None else (logits, auxiliary)
+
+
+def describe_network(
+    genotype: Genotype,
+    *,
+    num_cells: int,
+    init_channels: int,
+    num_classes: int,
+    in_channels: int,
+    stem: str,
+) -> dict[str, Any]:
+    """Return what ``build_described`` needs to build the deployed network (no auxiliary head)."""
+    return {
+        "genotype": genotype.to_dict(),
+        "num_cells": num_cells,
+        "init_channels": init_channels,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "stem": stem,
+    }
+
+
+def build_described(description: Any, *, what: str) -> Network:
+    """Build the network of ``describe_network``. Raises ``DamagedArtifactError``."""
+    sizes = ("num_cells", "init_channels", "num_classes", "in_channels")
+    if not isinstance(description, dict) or set(description) != {"genotype", "stem", *sizes}:
+        raise DamagedArtifactError(f"{what}: not a network description")
+    for key in sizes:
+        if type(description[key]) is not int or not 1 <= description[key] <= 100_000:
+            raise DamagedArtifactError(f"{what}: {key}={description[key]!r} is not a size")
+    try:
+        genotype = Genotype.from_dict(description["genotype"], what=what)
+        return Network(
+            genotype,
+            stem=str(description["stem"]),
+            **{key: description[key] for key in sizes},
+        )
+    except ConfigError as error:
+        raise DamagedArtifactError(f"{what}: {error}") from None
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], *, what: str) -> None:
+    """Load ``tensors`` into ``network``; names, shapes and types must be exactly its own.
+
+    Raises ``DamagedArtifactError`` naming the first tensor that differs.
+    """
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            raise DamagedArtifactError(f"{what}: tensor {name} is missing or unexpected")
+        theirs, ours = tensors[name], expected[name]
+        if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+            raise DamagedArtifactError(
+                f"{what}: tensor {name} is {theirs.dtype} {tuple(theirs.shape)}, "
+                f"not {ours.dtype} {tuple(ours.shape)}"
+            )
+    network.load_state_dict(tensors)
+
+
+def load_network(folder: str | Path) -> Network:
+    """Return the trained network of a retrain version's folder, verified, in evaluation mode.
+
+    Every file is hashed against the manifest, the manifest against the folder's name.
+    Raises ``DamagedArtifactError``.
+    """
+    import safetensors.torch
+
+    version = read_verified(Path(folder))
+    description = parse_json(version.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
+    network = build_described(description, what=f"{folder}: {DESCRIPTION_FILE}")
+    try:
+        tensors = safetensors.torch.load(version.read(WEIGHTS_FILE))
+    except safetensors.SafetensorError as error:
+        raise DamagedArtifactError(f"{folder}: {WEIGHTS_FILE}: {error}") from None
+    load_weights(network, tensors, what=f"{folder}: {WEIGHTS_FILE}")
+    return network.eval()

@@ -1,0 +1,301 @@
+"""The candidate operations and the small convolution blocks of the DARTS space.
+
+Shapes: every operation maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
+Definitions follow DARTS (arXiv 1806.09055, 3.1 and its published code): ReLU, convolutions without
+bias, batch norm, in this order. ``affine`` is False while searching, True in a derived network.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import ConfigError
+from .spaces import NUM_INPUTS
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, 1x1 convolution, batch norm: brings an input to the cell's width."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halves height and width without losing pixels: two 1x1 stride-2 convolutions, one of them on
+    the input shifted by a pixel in both axes; concatenation; batch norm.
+
+    DARTS's code slices the shifted input and so fails on odd sizes. Padding one row and column of
+    zeros at the bottom right before the shift gives the same numbers on even sizes and works on
+    odd ones. Raises ``ConfigError`` for an odd number of output channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
+        super().__init__()
+        if out_channels % 2:
+            raise ConfigError(f"{out_channels} channels: a stride-2 skip needs an even number")
+        self.relu = nn.ReLU()
+        self.conv_even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.conv_odd = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, out_channels, ceil(H / 2), ceil(W / 2))."""
+        x_NCHW = self.relu(x_NCHW)
+        shifted_NCHW = x_NCHW[:, :, 1:, 1:]
+        odd_height, odd_width = x_NCHW.shape[2] % 2, x_NCHW.shape[3] % 2
+        if odd_height or odd_width:
+            shifted_NCHW = F.pad(shifted_NCHW, (0, odd_width, 0, odd_height))
+        halves = (self.conv_even(x_NCHW), self.conv_odd(shifted_NCHW))
+        output: Tensor = self.norm(torch.cat(halves, dim=1))
+        return output
+
+
+class Noise(nn.Module):
+    """Standard normal noise of the (strided) input's shape, whatever the input holds (R-DARTS, S4).
+
+    Drawn anew at every forward, also in evaluation. ``generator`` (None: torch's global one) is
+    set by whoever runs the network, see ``set_noise_generator``.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return noise of shape (N, C, ceil(H / stride), ceil(W / stride))."""
+        batch, channels, height, width = x_NCHW.shape
+        shape = (batch, channels, -(-height // self.stride), -(-width // self.stride))
+        device = x_NCHW.device if self.generator is None else self.generator.device
+        noise = torch.randn(shape, generator=self.generator, dtype=x_NCHW.dtype, device=device)
+        return noise.to(x_NCHW.device)
+
+
+def set_noise_generator(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Make every ``Noise`` in ``module`` draw from ``generator``."""
+    for child in module.modules():
+        if isinstance(child, Noise):
+            child.generator = generator
+
+
+class Zero(nn.Module):
+    """The ``none`` operation: zeros of the (strided) input's shape. Searched, never derived."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return zeros of shape (N, C, ceil(H / stride), ceil(W / stride))."""
+        return x_NCHW[:, :, :: self.stride, :: self.stride] * 0.0
+
+
+def _depthwise_unit(
+    channels: int, kernel: int, stride: int, dilation: int, affine: bool
+) -> list[nn.Module]:
+    return [
+        nn.ReLU(),
+        nn.Conv2d(
+            channels,
+            channels,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+def _separable(kernel: int) -> Callable[[int, int, bool], nn.Module]:
+    # Applied twice; only the first of the two carries the stride.
+    return lambda channels, stride, affine: nn.Sequential(
+        *_depthwise_unit(channels, kernel, stride, 1, affine),
+        *_depthwise_unit(channels, kernel, 1, 1, affine),
+    )
+
+
+def _dilated(kernel: int) -> Callable[[int, int, bool], nn.Module]:
+    return lambda channels, stride, affine: nn.Sequential(
+        *_depthwise_unit(channels, kernel, stride, 2, affine)
+    )
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
+
+
+def _factorized_7x7(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
+        nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+
+OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda _channels, stride, _affine: Zero(stride),
+    "noise": lambda _channels, stride, _affine: Noise(stride),
+    "max_pool_3x3": lambda _channels, stride, _affine: nn.MaxPool2d(3, stride=stride, padding=1),
+    "avg_pool_3x3": lambda _channels, stride, _affine: nn.AvgPool2d(
+        3, stride=stride, padding=1, count_include_pad=False
+    ),
+    "skip_connect": _skip,
+    "sep_conv_3x3": _separable(3),
+    "sep_conv_5x5": _separable(5),
+    "sep_conv_7x7": _separable(7),
+    "dil_conv_3x3": _dilated(3),
+    "dil_conv_5x5": _dilated(5),
+    "conv_7x1_1x7": _factorized_7x7,
+}
+"""Operation name to ``(channels, stride, affine) -> module``."""
+
+
+def build_operation(name: str, channels: int, stride: int) -> nn.Module:
+    """Build an operation of a derived network (affine batch norm, bare pooling)."""
+    return OPERATIONS[name](channels, stride, True)
+
+
+def build_candidate(name: str, channels: int, stride: int) -> nn.Module:
+    """Build an operation of a supernet: no affine batch norm, and each pooling is normalised too
+    (DARTS's search network), so that candidates are compared at equal scale.
+    """
+    operation = OPERATIONS[name](channels, stride, False)
+    if name in ("max_pool_3x3", "avg_pool_3x3"):
+        return nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
+    return operation
+
+
+class CifarStem(nn.Module):
+    """3x3 convolution and batch norm at full resolution; both cell inputs are its output."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two inputs of cell 0."""
+        output = self.norm(self.conv(x_NCHW))
+        return output, output
+
+
+class ImageNetStem(nn.Module):
+    """Three stride-2 convolutions: cell 0 reads H/4 as input 0 and H/8 as input 1."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        if width % 2:
+            raise ConfigError(f"{width} channels: the imagenet stem needs an even number")
+        self.quarter = nn.Sequential(
+            nn.Conv2d(in_channels, width // 2, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width // 2),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.eighth = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two inputs of cell 0; the first has twice the second's height and width."""
+        quarter = self.quarter(x_NCHW)
+        return quarter, self.eighth(quarter)
+
+
+def build_stem(stem: str, in_channels: int, width: int) -> CifarStem | ImageNetStem:
+    """Build ``"cifar"`` or ``"imagenet"``. Raises ``ConfigError`` for another name."""
+    if stem == "cifar":
+        return CifarStem(in_channels, width)
+    if stem == "imagenet":
+        return ImageNetStem(in_channels, width)
+    raise ConfigError(f"unknown stem {stem!r}", hint="known: cifar, imagenet")
+
+
+def preprocess_inputs(
+    plan: "CellPlan", *, affine: bool
+) -> tuple[ReLUConvBN | FactorizedReduce, ReLUConvBN]:
+    """Build the two blocks that bring a cell's inputs to its width.
+
+    Input 0 has twice the cell's height and width where the previous cell was a reduction.
+    """
+    first = FactorizedReduce if plan.after_reduction else ReLUConvBN
+    return (
+        first(plan.input_channels[0], plan.channels, affine=affine),
+        ReLUConvBN(plan.input_channels[1], plan.channels, affine=affine),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """Where a cell stands: its type, width and inputs."""
+
+    cell_type: str
+    channels: int
+    input_channels: tuple[int, int]
+    after_reduction: bool
+
+    def stride(self, source: int) -> int:
+        """Return the stride of an edge from ``source``: 2 from a reduction cell's two inputs."""
+        return 2 if self.cell_type == "reduce" and source < NUM_INPUTS else 1
+
+
+def reduction_positions(num_cells: int) -> tuple[int, ...]:
+    """Return the positions of the reduction cells: a third and two thirds of the depth."""
+    return tuple(sorted({num_cells // 3, 2 * num_cells // 3}))
+
+
+def plan_cells(
+    num_cells: int,
+    init_channels: int,
+    *,
+    stem: str,
+    stem_width: int,
+    outputs: Mapping[str, int],
+) -> list[CellPlan]:
+    """Lay out ``num_cells`` cells; channels double at each reduction cell.
+
+    ``outputs`` gives, for each cell type, how many nodes the cell's output concatenates.
+    Raises ``ConfigError`` for sizes that cannot be built.
+    """
+    if num_cells < 1 or init_channels < 1:
+        raise ConfigError("num_cells and init_channels must be at least 1")
+    reductions = reduction_positions(num_cells)
+    plans: list[CellPlan] = []
+    inputs = (stem_width, stem_width)
+    channels, after_reduction = init_channels, stem == "imagenet"
+    for position in range(num_cells):
+        cell_type = "reduce" if position in reductions else "normal"
+        if cell_type == "reduce":
+            channels *= 2
+        plans.append(CellPlan(cell_type, channels, inputs, after_reduction))
+        inputs = (inputs[1], outputs[cell_type] * channels)
+        after_reduction = cell_type == "reduce"
+    return plans
+
+
+def initialize(module: nn.Module, generator: torch.Generator) -> None:
+    """Reset every weight as PyTorch does by default, drawing from ``generator`` alone."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(child.weight, a=math.sqrt(5), generator=generator)
+            if child.bias is not None:
+                bound = 1 / math.sqrt(child.weight[0].numel())
+                nn.init.uniform_(child.bias, -bound, bound, generator=generator)
+        elif isinstance(child, nn.BatchNorm2d):
+            child.reset_parameters()

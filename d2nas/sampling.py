@@ -1,0 +1,249 @@
+"""Architecture logits and the sampling of sub-networks from them.
+
+Per cell type: two edges per node by Gumbel top-2, one operation per edge by Gumbel argmax, with
+straight-through gradients (the paper's section 4, equal to ROME v2, arXiv 2011.11233, section 3.3).
+
+Shape letters: E = 14 edges, O = operation columns, S = 8 sampled edges.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .spaces import CELL_TYPES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
+
+# same_node[e, f] = 1 where edges e and f enter the same node.
+_SAME_NODE_EE = torch.block_diag(*(torch.ones(len(rows), len(rows)) for rows in NODE_EDGES))
+
+
+class ArchLogits(nn.Module):
+    """The architecture parameters of a space, in this order: ``normal_ops``, ``reduce_ops``
+    (14 x columns), ``normal_edges``, ``reduce_edges`` (14).
+
+    Start: 1e-3 x N(0, 1), as DARTS's code. They stay on the CPU whatever device computes: they
+    are a few hundred numbers, and which operations run is decided on the host.
+    """
+
+    def __init__(self, space: SearchSpace, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.space = space
+        shapes = {
+            **{f"{cell}_ops": (len(space.normal), space.num_columns(cell)) for cell in CELL_TYPES},
+            **{f"{cell}_edges": (len(space.normal),) for cell in CELL_TYPES},
+        }
+        for name, shape in shapes.items():
+            start = 1e-3 * torch.randn(shape, generator=generator)
+            self.register_parameter(name, nn.Parameter(start))
+
+    def ops(self, cell_type: str) -> Tensor:
+        """Return the operation logits (E, O) of ``"normal"`` or ``"reduce"``."""
+        parameter: Tensor = getattr(self, f"{cell_type}_ops")
+        return parameter
+
+    def edges(self, cell_type: str) -> Tensor:
+        """Return the edge logits (E,) of ``"normal"`` or ``"reduce"``."""
+        parameter: Tensor = getattr(self, f"{cell_type}_edges")
+        return parameter
+
+    def entropy(self, cell_type: str) -> tuple[float, float]:
+        """Return the mean entropies, in nats, of the operation choices (per edge) and of the edge
+        choices (per node), both without noise and at temperature 1.
+        """
+        with torch.no_grad():
+            ops_EO, edges_E = choice_probabilities(
+                self.ops(cell_type), self.edges(cell_type), choosable(self.space, cell_type)
+            )
+            per_edge = -torch.xlogy(ops_EO, ops_EO).sum(1).mean()
+            all_edges = -torch.xlogy(edges_E, edges_E).sum() / len(NODE_EDGES)
+        return float(per_edge), float(all_edges)
+
+
+@dataclass(frozen=True, slots=True)
+class CellDraw:
+    """One sampled cell.
+
+    ``edges``: 8 rows of ``EDGES``, two per node, ascending. ``operations``: the column chosen on
+    each. ``gates``: (S,) tensor of ones whose gradient reaches the logits straight through the
+    sampling, or None where no architecture gradient is wanted.
+    """
+
+    edges: tuple[int, ...]
+    operations: tuple[int, ...]
+    gates: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sampled sub-network: all normal cells share one cell draw, all reduction cells another."""
+
+    normal: CellDraw
+    reduce: CellDraw
+
+    def cell(self, cell_type: str) -> CellDraw:
+        """Return the draw of ``"normal"`` or ``"reduce"``."""
+        return self.normal if cell_type == "normal" else self.reduce
+
+    def without_gates(self) -> "Draw":
+        """Return the same sub-network, with nothing to compute for the architecture."""
+        return Draw(
+            *(CellDraw(draw.edges, draw.operations, None) for draw in (self.normal, self.reduce))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GumbelNoise:
+    """The Gumbel(0, 1) noise of one cell draw: ``ops`` (E, O) and ``edges`` (E,), float64."""
+
+    ops: Tensor
+    edges: Tensor
+
+
+def choosable(space: SearchSpace, cell_type: str) -> Tensor:
+    """Return the mask (E, O) of columns that may be sampled or derived.
+
+    Excluded: columns past an edge's last candidate, and ``none``, which would break the in-degree
+    of two (ROME 3.3). In S3 this leaves S2's operations.
+    """
+    edges = space.candidates(cell_type)
+    mask = torch.zeros(len(edges), space.num_columns(cell_type), dtype=torch.bool)
+    for row, operations in enumerate(edges):
+        for column, operation in enumerate(operations):
+            mask[row, column] = operation != "none"
+    return mask
+
+
+def draw_noise(num_columns: int, generator: torch.Generator) -> GumbelNoise:
+    """Draw a cell's noise: minus the logarithm of exponential samples."""
+    num_edges = len(_SAME_NODE_EE)
+    exponential = torch.empty(num_edges, num_columns + 1, dtype=torch.float64)
+    exponential.exponential_(generator=generator)
+    gumbel = -exponential.clamp_min(torch.finfo(torch.float64).tiny).log()
+    return GumbelNoise(ops=gumbel[:, :-1], edges=gumbel[:, -1])
+
+
+def choice_probabilities(
+    ops_EO: Tensor,
+    edges_E: Tensor,
+    choosable_EO: Tensor,
+    noise: GumbelNoise | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the soft choices: operations (E, O), softmaxed per edge, and edges (E,), softmaxed
+    over each node's predecessors (the paper's Eq. 7-8, ROME 3.3).
+
+    With noise n this is softmax((log p + n) / temperature); the normaliser of log p cancels.
+    Differentiable in both logits.
+    """
+    if noise is not None:
+        ops_EO = (ops_EO + noise.ops.to(ops_EO.dtype)) / temperature
+        edges_E = (edges_E + noise.edges.to(edges_E.dtype)) / temperature
+    soft_EO = ops_EO.masked_fill(~choosable_EO, -torch.inf).softmax(dim=1)
+    soft_E = torch.cat([edges_E[rows.start : rows.stop].softmax(dim=0) for rows in NODE_EDGES])
+    return soft_EO, soft_E
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gates of value 1 (hard edge choice times hard operation choice) whose backward is that of
+    the soft choices, which differ from the hard ones by a constant in the forward.
+
+    Written by hand for two reasons: eight numbers need no graph, and a branch's backward frees
+    the graph it went through, while the next branch still needs this one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ops_EO: Tensor,
+        edges_E: Tensor,
+        soft_EO: Tensor,
+        soft_E: Tensor,
+        sampled: tuple[Tensor, Tensor],
+        scales: tuple[float, float],
+    ) -> Tensor:
+        ctx.soft_EO, ctx.soft_E, ctx.sampled, ctx.scales = soft_EO, soft_E, sampled, scales
+        return ops_EO.new_ones(len(sampled[0]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_S,) = gradients
+        rows, columns = ctx.sampled
+        ops_scale, edges_scale = ctx.scales
+        soft_EO, soft_E = ctx.soft_EO, ctx.soft_E
+        hard_EO = torch.zeros_like(soft_EO)
+        hard_EO[rows, columns] = gradient_S
+        hard_E = torch.zeros_like(soft_E)
+        hard_E[rows] = gradient_S
+        # The softmax Jacobian, per edge and per node.
+        weighted_EO = soft_EO * hard_EO
+        ops_EO = weighted_EO - soft_EO * weighted_EO.sum(dim=1, keepdim=True)
+        weighted_E = soft_E * hard_E
+        edges_E = weighted_E - soft_E * (_SAME_NODE_EE.to(soft_E.dtype) @ weighted_E)
+        return ops_EO * ops_scale, edges_E * edges_scale, None, None, None, None
+
+
+def sample_cell(
+    logits: ArchLogits,
+    cell_type: str,
+    temperature: float,
+    noise: GumbelNoise,
+    *,
+    edge_gate_scale: float = 1.0,
+) -> CellDraw:
+    """Draw one cell with the given noise.
+
+    The two edges with the largest perturbed probability enter each node: equal to drawing two
+    different ones in turn without replacement. Edges that were not drawn have no output, so their
+    gate's gradient is taken as 0 (ours; the paper is silent). ``edge_gate_scale`` multiplies the
+    soft edge choices in the backward: they sum to 1 while two gates are open (ours).
+    """
+    ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
+    mask_EO = choosable(logits.space, cell_type)
+    with torch.no_grad():
+        soft_EO, soft_E = choice_probabilities(ops_EO, edges_E, mask_EO, noise, temperature)
+        perturbed_E = edges_E + noise.edges.to(edges_E.dtype)
+        perturbed_EO = (ops_EO + noise.ops.to(ops_EO.dtype)).masked_fill(~mask_EO, -torch.inf)
+        strength, columns = perturbed_E.tolist(), perturbed_EO.argmax(dim=1).tolist()
+    edges = tuple(
+        edge
+        for rows in NODE_EDGES
+        for edge in sorted(sorted(rows, key=lambda row: -strength[row])[:EDGES_PER_NODE])
+    )
+    operations = tuple(columns[edge] for edge in edges)
+    gates: Tensor = _StraightThrough.apply(
+        ops_EO,
+        edges_E,
+        soft_EO,
+        soft_E,
+        (torch.tensor(edges), torch.tensor(operations)),
+        (1.0 / temperature, edge_gate_scale / temperature),
+    )
+    return CellDraw(edges, operations, gates)
+
+
+def sample(
+    logits: ArchLogits,
+    tau: float,
+    generator: torch.Generator,
+    *,
+    edge_gate_scale: float = 1.0,
+) -> Draw:
+    """Draw one sub-network at temperature ``tau`` (> 0): edges and operations of both cell types.
+
+    All randomness comes from ``generator`` (CPU). The temperature shapes the gradient; which edges
+    and operations are drawn does not depend on it.
+    """
+    cells = (
+        sample_cell(
+            logits,
+            cell_type,
+            tau,
+            draw_noise(logits.space.num_columns(cell_type), generator),
+            edge_gate_scale=edge_gate_scale,
+        )
+        for cell_type in CELL_TYPES
+    )
+    return Draw(*cells)

@@ -1,0 +1,194 @@
+"""Operation names, the edges of a cell and the search spaces S0 to S4, as data (no torch).
+
+A cell has two inputs (0: output of the cell before the previous one, 1: of the previous one) and
+four intermediate nodes 2 to 5; its output concatenates them. S0 is DARTS's space (arXiv 1806.09055,
+3.1) without ``none``; S1 to S4 are those of R-DARTS (arXiv 1909.09656, section 4).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from .errors import ConfigError
+
+NUM_INPUTS = 2
+NODES = (2, 3, 4, 5)
+EDGES: tuple[tuple[int, int], ...] = tuple(
+    (source, node) for node in NODES for source in range(node)
+)
+"""(predecessor, node) of the 14 edges, in the order of the rows of the architecture logits."""
+
+NODE_EDGES: tuple[range, ...] = (range(0, 2), range(2, 5), range(5, 9), range(9, 14))
+"""Rows of the edges that enter nodes 2, 3, 4 and 5."""
+
+EDGES_PER_NODE = 2
+"""In-degree of a derived node, and of a sampled one."""
+
+CELL_TYPES = ("normal", "reduce")
+
+OPERATION_NAMES = (
+    "none",
+    "noise",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "conv_7x1_1x7",
+)
+"""Every operation d2nas can build; ``none`` may be searched but never stands in a genotype."""
+
+PARAMETERLESS = frozenset({"none", "noise", "max_pool_3x3", "avg_pool_3x3", "skip_connect"})
+"""What the paper's "Num" counts in a normal cell (a stride-2 skip does have weights)."""
+
+EdgeOperations = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """The candidate operations on each of the 14 edges of both cell types.
+
+    ``normal[e]`` and ``reduce[e]`` name the candidates of ``EDGES[e]``; their order is the column
+    order of the operation logits. Raises ``ConfigError`` for a space that cannot be searched.
+    """
+
+    name: str
+    normal: EdgeOperations
+    reduce: EdgeOperations
+
+    def __post_init__(self) -> None:
+        for cell_type in CELL_TYPES:
+            edges = self.candidates(cell_type)
+            if len(edges) != len(EDGES):
+                raise ConfigError(
+                    f"space {self.name}: {cell_type} has {len(edges)} edges, not {len(EDGES)}"
+                )
+            for index, operations in enumerate(edges):
+                self._check_edge(f"{cell_type} edge {index}", operations)
+
+    def _check_edge(self, where: str, operations: tuple[str, ...]) -> None:
+        for operation in operations:
+            if operation not in OPERATION_NAMES:
+                raise ConfigError(
+                    f"space {self.name}: {where}: unknown operation {operation!r}",
+                    hint="known: " + ", ".join(OPERATION_NAMES),
+                )
+        if len(set(operations)) != len(operations):
+            raise ConfigError(f"space {self.name}: {where} lists an operation twice")
+        if not set(operations) - {"none"}:
+            raise ConfigError(f"space {self.name}: {where} has no operation to choose")
+
+    def candidates(self, cell_type: str) -> EdgeOperations:
+        """Return the 14 tuples of ``"normal"`` or ``"reduce"``."""
+        return self.normal if cell_type == "normal" else self.reduce
+
+    def num_columns(self, cell_type: str) -> int:
+        """Columns of the operation logits: the largest number of candidates of any edge."""
+        return max(len(operations) for operations in self.candidates(cell_type))
+
+    def with_none(self) -> "SearchSpace":
+        """Return the space with ``none`` first on every edge: what DARTS and GDAS search."""
+
+        def prepend(edges: EdgeOperations) -> EdgeOperations:
+            return tuple(("none", *(op for op in edge if op != "none")) for edge in edges)
+
+        return SearchSpace(self.name, prepend(self.normal), prepend(self.reduce))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: what ``from_dict`` reads."""
+        return {
+            "name": self.name,
+            "normal": [list(operations) for operations in self.normal],
+            "reduce": [list(operations) for operations in self.reduce],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, what: str = "search space") -> "SearchSpace":
+        """Build a user's own space. ``normal`` and ``reduce`` are either one list of operation
+        names, used on every edge, or 14 lists. Raises ``ConfigError``.
+        """
+        unknown = set(values) - {"name", "normal", "reduce"}
+        if unknown:
+            raise ConfigError(f"{what}: unknown key {min(unknown)}")
+        name = values.get("name", "custom")
+        if not isinstance(name, str):
+            raise ConfigError(f"{what}: name must be text")
+        return cls(
+            name,
+            _read_edges(values.get("normal"), f"{what}: normal"),
+            _read_edges(values.get("reduce", values.get("normal")), f"{what}: reduce"),
+        )
+
+
+def _read_edges(value: Any, what: str) -> EdgeOperations:
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return (tuple(value),) * len(EDGES)
+    if isinstance(value, list) and all(
+        isinstance(item, list) and all(isinstance(name, str) for name in item) for item in value
+    ):
+        return tuple(tuple(item) for item in value)
+    raise ConfigError(f"{what} must be a list of operations, or one such list for each edge")
+
+
+def _uniform(name: str, operations: Iterable[str]) -> SearchSpace:
+    edges = (tuple(operations),) * len(EDGES)
+    return SearchSpace(name, edges, edges)
+
+
+_S1_NORMAL = (
+    ("skip_connect", "dil_conv_3x3"),
+    ("skip_connect", "dil_conv_5x5"),
+    ("skip_connect", "dil_conv_5x5"),
+    ("skip_connect", "sep_conv_3x3"),
+    ("skip_connect", "dil_conv_3x3"),
+    ("max_pool_3x3", "skip_connect"),
+    ("skip_connect", "sep_conv_3x3"),
+    ("skip_connect", "sep_conv_3x3"),
+    ("skip_connect", "dil_conv_3x3"),
+    ("skip_connect", "sep_conv_3x3"),
+    ("max_pool_3x3", "skip_connect"),
+    ("skip_connect", "dil_conv_3x3"),
+    ("dil_conv_3x3", "dil_conv_5x5"),
+    ("dil_conv_3x3", "dil_conv_5x5"),
+)
+_S1_REDUCE = (
+    ("max_pool_3x3", "avg_pool_3x3"),
+    ("max_pool_3x3", "dil_conv_3x3"),
+    ("max_pool_3x3", "avg_pool_3x3"),
+    ("max_pool_3x3", "avg_pool_3x3"),
+    ("skip_connect", "dil_conv_5x5"),
+    ("max_pool_3x3", "avg_pool_3x3"),
+    ("max_pool_3x3", "sep_conv_3x3"),
+    ("skip_connect", "dil_conv_3x3"),
+    ("skip_connect", "dil_conv_5x5"),
+    ("max_pool_3x3", "avg_pool_3x3"),
+    ("max_pool_3x3", "avg_pool_3x3"),
+    ("skip_connect", "dil_conv_5x5"),
+    ("skip_connect", "dil_conv_5x5"),
+    ("skip_connect", "dil_conv_5x5"),
+)
+
+SPACES: Mapping[str, SearchSpace] = MappingProxyType(
+    {
+        "S0": _uniform(
+            "S0",
+            (
+                "max_pool_3x3",
+                "avg_pool_3x3",
+                "skip_connect",
+                "sep_conv_3x3",
+                "sep_conv_5x5",
+                "dil_conv_3x3",
+                "dil_conv_5x5",
+            ),
+        ),
+        "S1": SearchSpace("S1", _S1_NORMAL, _S1_REDUCE),
+        "S2": _uniform("S2", ("skip_connect", "sep_conv_3x3")),
+        "S3": _uniform("S3", ("none", "skip_connect", "sep_conv_3x3")),
+        "S4": _uniform("S4", ("noise", "sep_conv_3x3")),
+    }
+)
