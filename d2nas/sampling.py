@@ -77,7 +77,7 @@ class CellDraw:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sampled sub-network: all normal cells share one cell draw, all reduction cells another."""
+    """One sampled sub-network: all normal cells share one draw, all reduction cells another."""
 
     normal: CellDraw
     reduce: CellDraw

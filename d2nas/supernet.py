@@ -43,20 +43,24 @@ class Branch:
 def _frozen_statistics(module: nn.Module, noise_states: dict[Noise, Tensor]) -> Iterator[None]:
     """Compute again without counting the batch twice and with the noise of the first time."""
     norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
-    later = {noise: noise.generator.get_state() for noise in noise_states if noise.generator}
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    later = {noise: _generator(noise).get_state() for noise in noise_states}
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     for noise, state in noise_states.items():
-        assert noise.generator is not None
-        noise.generator.set_state(state)
+        _generator(noise).set_state(state)
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
         for noise, state in later.items():
-            assert noise.generator is not None
-            noise.generator.set_state(state)
+            _generator(noise).set_state(state)
+
+
+def _generator(noise: Noise) -> torch.Generator:
+    assert noise.generator is not None  # callers hold only those with one
+    return noise.generator
 
 
 def _recomputed(module: nn.Module, *inputs: Any) -> Any:
@@ -152,7 +156,7 @@ class Supernet(nn.Module):
         outputs = {"normal": len(NODES), "reduce": len(NODES)}
         plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
         self.cells = nn.ModuleList(SuperCell(space, plan, recompute=recompute) for plan in plans)
-        self.borders = tuple(range(branch_length, num_cells, branch_length)) + (num_cells,)
+        self.borders = (*range(branch_length, num_cells, branch_length), num_cells)
         self.heads = nn.ModuleList(
             nn.Linear(len(NODES) * plans[border - 1].channels, num_classes)
             for border in self.borders

@@ -1,0 +1,189 @@
+"""Full training of a derived network, from scratch, on all training images.
+
+The recipe is DARTS's (arXiv 1806.09055, 3.2): SGD, cosine learning rate, drop-path that rises
+linearly, an auxiliary head, gradient clipping. The last epoch's weights are the result; the test
+images are not seen here.
+
+    retraining = Retraining(config, genotype, data, seed=0, device=torch.device("cpu"))
+    for report in retraining.run():
+        ...
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import DataConfig, RetrainConfig
+from .data import ImageData, Normalizer, augment_pixels, batch_indices, cutout
+from .data import steps_per_epoch as count_steps
+from .errors import ConfigError
+from .genotype import Genotype
+from .network import DropPath, Network, auxiliary_fits
+from .ops import initialize, set_noise_generator
+from .randomness import generator
+from .schedules import linear, warmup_cosine
+from .state import Trainee, TrainState
+from .training import StepReport, memory_errors, place, require_finite
+
+_SUMS = ("loss", "correct", "clipped")
+
+
+class Retraining:
+    """A retraining in progress: network, optimizer and data.
+
+    Raises ``ConfigError`` where the auxiliary head does not fit the image size.
+    """
+
+    def __init__(
+        self,
+        config: RetrainConfig,
+        genotype: Genotype,
+        data: ImageData,
+        *,
+        stem: str,
+        seed: int,
+        device: torch.device,
+        augmentation: DataConfig,
+    ) -> None:
+        if config.auxiliary and not auxiliary_fits(data.image_size, stem):
+            raise ConfigError(
+                f"the auxiliary head does not fit {data.image_size}-pixel images "
+                f"with the {stem} stem",
+                hint="set retrain.auxiliary=false, or data.image_size=32",
+            )
+        self.config, self.seed, self.device = config, seed, device
+        self.augmentation = augmentation
+        self.train_set = data.train.to(device)
+        self.normalizer = Normalizer(data.mean, data.std)
+        with torch.random.fork_rng(devices=[]):
+            self.network = Network(
+                genotype,
+                num_cells=config.num_cells,
+                init_channels=config.init_channels,
+                num_classes=len(data.class_names),
+                in_channels=data.channels,
+                stem=stem,
+                auxiliary=config.auxiliary,
+            )
+        initialize(self.network, generator(seed, "network-weights"))
+        place(self.network, device)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        self.steps_per_epoch = count_steps(len(self.train_set), config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.epochs
+        self.metrics: list[dict[str, Any]] = []
+        self.trainee = Trainee(
+            modules={"network": self.network},
+            optimizers={"sgd": self.optimizer},
+            sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+        )
+
+    def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
+        """Run every step, from ``state`` on if given; yields after each one."""
+        first = 0
+        if state is not None:
+            self.trainee.restore(state)
+            self.metrics = list(state.metrics)
+            first = state.step
+        self.network.train()
+        for step in range(first, self.num_steps):
+            with memory_errors(self.config.batch_size, self.device):
+                train_step(self, step)
+            row = self._close_epoch(step) if (step + 1) % self.steps_per_epoch == 0 else None
+            yield StepReport(step, row)
+
+    def capture(self, step: int) -> TrainState:
+        """Return the state with which the run continues at ``step``."""
+        return self.trainee.capture(step, self.metrics)
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then cosine (DARTS: by epoch)."""
+        return warmup_cosine(
+            step,
+            self.num_steps,
+            self.config.warmup_epochs * self.steps_per_epoch,
+            self.config.lr,
+            self.config.lr_min,
+        )
+
+    def drop_path_at(self, step: int) -> float:
+        """Return the drop-path probability of a step: linear by epoch from 0."""
+        epoch = step // self.steps_per_epoch
+        return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the augmented, normalised batch of a step, and its labels."""
+        indices = batch_indices(
+            len(self.train_set),
+            self.config.batch_size,
+            seed=self.seed,
+            purpose="retrain",
+            step=step,
+        ).to(self.device)
+        draws = generator(self.seed, "retrain-augmentation", step)
+        pixels = augment_pixels(
+            self.train_set.images_NCHW[indices],
+            crop_padding=self.augmentation.crop_padding,
+            flip=self.augmentation.flip,
+            generator=draws,
+        )
+        images = cutout(self.normalizer(pixels), size=self.config.cutout, generator=draws)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return images, self.train_set.labels_N[indices]
+
+    def deployed_weights(self) -> dict[str, Tensor]:
+        """Return the weights without the training-only auxiliary head, as CPU copies."""
+        return {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in self.network.state_dict().items()
+            if not name.startswith("auxiliary_head.")
+        }
+
+    def _close_epoch(self, step: int) -> dict[str, Any]:
+        sums = dict(zip(_SUMS, (self.trainee.sums / self.steps_per_epoch).tolist(), strict=True))
+        self.trainee.sums.zero_()
+        row = {
+            "epoch": step // self.steps_per_epoch,
+            "step": step + 1,
+            "loss": sums["loss"],
+            "accuracy": sums["correct"],
+            "clip_rate": sums["clipped"],
+            "lr": self.lr_at(step),
+            "drop_path": self.drop_path_at(step),
+        }
+        self.metrics.append(row)
+        return row
+
+
+def train_step(retraining: Retraining, step: int) -> None:
+    """Run one step. Raises ``NonFiniteError`` before an update that is not finite."""
+    config, network = retraining.config, retraining.network
+    images, labels = retraining.batch(step)
+    for group in retraining.optimizer.param_groups:
+        group["lr"] = retraining.lr_at(step)
+    draws = generator(retraining.seed, "drop-path", step)
+    set_noise_generator(network, generator(retraining.seed, "noise", step))
+    output = network(images, drop_path=DropPath(retraining.drop_path_at(step), draws))
+    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    total = loss
+    if auxiliary is not None:
+        total = loss + config.auxiliary_weight * F.cross_entropy(
+            auxiliary, labels, label_smoothing=config.label_smoothing
+        )
+    retraining.optimizer.zero_grad()
+    total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+    require_finite(step, [("the training loss", total), ("the gradient norm", norm)])
+    retraining.trainee.sums[0] += loss.detach()
+    retraining.trainee.sums[1] += (logits.detach().argmax(dim=1) == labels).double().mean()
+    retraining.trainee.sums[2] += norm > config.clip_norm
+    retraining.optimizer.step()

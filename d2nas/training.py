@@ -1,0 +1,115 @@
+"""What search and retraining share: devices, finite checks, memory errors, evaluation, progress."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import ImageSet, Normalizer
+from .errors import ConfigError, NonFiniteError, OutOfMemoryError
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One finished step.
+
+    ``step`` counts from 0; ``metrics`` is the row of the epoch this step completed, else None.
+    """
+
+    step: int
+    metrics: dict[str, Any] | None
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that was really used once.
+
+    Raises ``ConfigError`` for a CUDA device that does not work: an explicit choice never falls
+    back. ``auto`` takes CUDA where it works, else the CPU.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
+    try:
+        torch.ones(8, device=device).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        if name == "auto":
+            return torch.device("cpu")
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"device {name} does not work here: {reason}",
+            hint="d2nas doctor says what is missing; device=cpu runs without a GPU",
+        ) from None
+    return device
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module to ``device``, convolution weights channels-last (faster on CPU and CUDA)."""
+    module.to(device)
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            child.weight.data = child.weight.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def require_finite(step: int, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ``NonFiniteError`` naming the first of ``values`` that is not finite.
+
+    Called before the optimizer's step, so that the step is not taken.
+    """
+    for name, value in values:
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"{name} is not finite at step {step}; the step was not taken",
+                hint="the last checkpoint is intact; try a lower learning rate or a warm-up",
+            )
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
+    """Turn an out-of-memory failure into ``OutOfMemoryError`` with the batch size and the peak.
+
+    Nothing is retried and the batch size is never changed behind the user's back.
+    """
+    failed = False
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        failed = True
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        failed = True
+    # Outside the except block: there, the traceback would keep the step's tensors alive.
+    if failed:
+        peak = ""
+        if device.type == "cuda":
+            peak = f" (peak {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB)"
+        raise OutOfMemoryError(
+            f"out of memory on {device} at batch size {batch_size}{peak}",
+            hint="lower batch_size or init_channels; for a search also recompute=op",
+        )
+
+
+@torch.no_grad()
+def predict(
+    network: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    normalizer: Normalizer,
+    batch_size: int = EVALUATION_BATCH,
+) -> Tensor:
+    """Return the logits (N, classes) of all images, in order, on the CPU."""
+    parts = [
+        network(normalizer(images.images_NCHW[start : start + batch_size]))
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(parts).cpu()
+
+
+def accuracy(logits: Tensor, labels_N: Tensor) -> float:
+    """Return the fraction of rows whose largest logit is the label's."""
+    return float((logits.argmax(dim=1) == labels_N.to(logits.device)).double().mean())
