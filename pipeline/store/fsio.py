@@ -1,0 +1,233 @@
+"""The only module of the store that writes, renames, syncs or deletes (no torch).
+
+Every change to the disk is one call of ``FileSystem._operation``: the tests fail each of them in
+turn, with a full disk, an I/O error, a crash and a torn write.
+"""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+def safe_name(name: str, *, what: str = "name") -> str:
+    """Return ``name`` if it can be one part of a path; ``ConfigError`` if not."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name!r} cannot be used",
+            hint="use 1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit",
+        )
+    return name
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run can have this name."""
+    return _RUN_NAME.fullmatch(name) is not None
+
+
+def safe_run_name(name: str) -> str:
+    """Return ``name`` if a run can have it; ``ConfigError`` if not."""
+    if not is_run_name(name):
+        raise ConfigError(
+            f"run name {name!r} cannot be used",
+            hint="use 1 to 64 of a-z, 0-9 and '-', the first a letter or digit",
+        )
+    return name
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """Return the path ``parts`` below ``root``, which must not lead out of it.
+
+    A link on the way is refused; the last part may be one, because whoever opens it refuses it.
+    Raises ``DamagedArtifactError``.
+    """
+    path = root
+    for number, part in enumerate(parts):
+        if part in ("", ".", "..") or "/" in part:
+            raise ValueError(f"{part!r} is not one part of a path")
+        if number and os.path.islink(path):
+            raise DamagedArtifactError(
+                f"{path}: is a symbolic link, and could lead out of the store",
+                hint="put a folder in the place of that link",
+            )
+        path = path / part
+    return path
+
+
+def storage_error(error: OSError, action: str, path: Path) -> StorageError:
+    """Return the error that says what the operating system refused, and what to do."""
+    if error.errno in _FULL:
+        problem, hint = "no space left on the disk", f"{_free_space(path)}; free some, or --store"
+    elif error.errno in _DENIED:
+        problem, hint = (
+            (error.strerror or "permission denied").lower(),
+            "check who owns the folder, or give another one with --store",
+        )
+    else:
+        problem = (error.strerror or str(error)).lower()
+        hint = "check the disk, or give another folder with --store"
+    return StorageError(f"cannot {action} {path}: {problem}", hint=hint)
+
+
+def _free_space(path: Path) -> str:
+    for folder in path.parents:
+        with suppress(OSError):
+            return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
+    return "free space unknown"
+
+
+@contextmanager
+def _naming(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, action, path) from error
+
+
+class FileSystem:
+    """Durable changes to the disk; each method is done and synced, or raises ``StorageError``.
+
+    A failed sync is never tried again: the second call can succeed with the data gone.
+    """
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        """Do one change. All changes pass here, so that a test can refuse any of them."""
+        action()
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        """Write all of ``data``. Apart, so that a test can write a part of it."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def make_folder(self, folder: Path) -> None:
+        """Make ``folder`` and its missing parents, each synced in its parent; may exist."""
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            with _naming("make the folder", path):
+                try:
+                    self._operation("mkdir", path, partial(os.mkdir, path))
+                except FileExistsError:
+                    if not os.path.isdir(path):  # else: another process was faster
+                        raise
+            self.sync_folder(path.parent)
+
+    def write_file(self, path: Path, data: bytes) -> None:
+        """Write a new file and sync it; the folder is left to ``sync_folder``."""
+        with _naming("write", path):
+            self._write_new(path, data)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make the names in ``folder`` durable."""
+        with _naming("sync", folder):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self._operation("sync folder", folder, lambda: os.fsync(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def rename_folder(self, source: Path, target: Path) -> None:
+        """Rename in one step and sync the target's parent; ``target`` must not exist."""
+        with _naming("rename to", target):
+            # The kernel would put a folder in the place of an empty one.
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, "exists already", str(target))
+            self._operation("rename", target, lambda: os.rename(source, target))
+        self.sync_folder(target.parent)
+
+    def replace_file(self, path: Path, data: bytes) -> None:
+        """Give ``path`` new content in one step: a reader sees the old or the new, whole."""
+        with self._temporary_file(path, data) as temporary, _naming("replace", path):
+            self._operation("replace", path, lambda: os.replace(temporary, path))
+        self.sync_folder(path.parent)
+
+    def publish_file(self, path: Path, data: bytes) -> None:
+        """Make a new file that appears in one step, whole, or ``FileExistsError``.
+
+        Unlike a rename, the hard link this is done with never takes the place of another file.
+        """
+        with self._temporary_file(path, data) as temporary:
+            try:
+                self._operation("link", path, lambda: os.link(temporary, path))
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    raise StorageError(
+                        f"cannot write {path}: this file system has no hard links",
+                        hint="put the store on a local disk with --store",
+                    ) from error
+                raise storage_error(error, "write", path) from error
+        self.sync_folder(path.parent)
+
+    def remove_file(self, path: Path) -> None:
+        """Remove a file and sync its folder; may be gone already."""
+        with _naming("remove", path):
+            self._unlink(path)
+        self.sync_folder(path.parent)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder with all that is in it; links are removed, not followed.
+
+        Not atomic: whatever must be whole or absent is renamed away first.
+        """
+        with _naming("remove", path):
+            self._remove_below(path)
+
+    def _remove_below(self, path: Path) -> None:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            self._unlink(path)
+            return
+        for child in sorted(path.iterdir()):
+            self._remove_below(child)
+        self._operation("rmdir", path, lambda: os.rmdir(path))
+
+    def _unlink(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            self._operation("unlink", path, lambda: os.unlink(path))
+
+    def _write_new(self, path: Path, data: bytes) -> None:
+        descriptor = -1
+
+        def create() -> None:
+            nonlocal descriptor
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            descriptor = os.open(path, flags, 0o666)
+
+        self._operation("create", path, create)
+        try:
+            self._operation("write", path, lambda: self._write(descriptor, data))
+            self._operation("sync file", path, lambda: os.fsync(descriptor))
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _temporary_file(self, path: Path, data: bytes) -> Iterator[Path]:
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        try:
+            with _naming("write", path):
+                self._write_new(temporary, data)
+            yield temporary
+        finally:
+            # The error in flight matters more; gc removes what is left here.
+            with suppress(OSError):
+                self._unlink(temporary)

@@ -1,0 +1,76 @@
+"""Where everything stands in the folder of a store (no torch)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .fsio import inside, safe_name, safe_run_name, storage_error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one store; no path leads out of ``root``, not even through a link."""
+
+    root: Path
+
+    @property
+    def versions(self) -> Path:
+        """Folder of all versions, each in a folder named by its id."""
+        return self._folder("versions")
+
+    @property
+    def runs(self) -> Path:
+        """Folder of all references, by run and stage."""
+        return self._folder("runs")
+
+    @property
+    def staging(self) -> Path:
+        """Folder of what is being written or removed."""
+        return self._folder("staging")
+
+    @property
+    def locks(self) -> Path:
+        """Folder of the lock files; a lock is free when its holder dies, the file stays."""
+        return self._folder("locks")
+
+    @property
+    def cache(self) -> Path:
+        """Folder of values that can be computed again."""
+        return self._folder("cache")
+
+    def _folder(self, name: str) -> Path:
+        return inside(self.root, name, "anything").parent
+
+    def version(self, version_id: str) -> Path:
+        """Folder of one version."""
+        return inside(self.root, "versions", version_id)
+
+    def reference_file(self, run: str, stage: str, number: int) -> Path:
+        """File of one reference. Raises ``ConfigError`` for a name that is no part of a path."""
+        name = f"v{number}.json"
+        return inside(self.root, "runs", safe_run_name(run), safe_name(stage), name)
+
+    def staging_folder(self, name: str) -> Path:
+        """One folder that is being written or removed."""
+        return inside(self.root, "staging", name)
+
+    def lock_file(self, name: str) -> Path:
+        """Lock file of this name."""
+        return inside(self.root, "locks", f"{name}.lock")
+
+    def cache_file(self, name: str) -> Path:
+        """File of one cached value."""
+        return inside(self.root, "cache", f"{name}.json")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in ``folder``, sorted; none if there is no such folder.
+
+    Raises ``StorageError`` if the operating system cannot list it.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, "list", folder) from error

@@ -1,0 +1,368 @@
+"""Faulty file systems, careless writers and child processes for the tests of the store.
+
+Imports neither torch nor pytest, because its child processes must start fast:
+``python tests/faults.py MODE STORE ...``.
+"""
+
+import errno
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from d2nas.errors import DamagedArtifactError, StorageError
+from d2nas.verified_folder import MANIFEST_NAME, read_verified
+from pipeline.store import FileSystem, Manifest, Store, Version
+from pipeline.store.fsio import TEMPORARY_PREFIX
+
+PROJECT = Path(__file__).resolve().parent.parent
+ERRORS = {"full disk": errno.ENOSPC, "I/O error": errno.EIO}
+FAULTS = ("full disk", "I/O error", "crash", "torn write")
+OTHER_KEY = "f" * 64
+KEY = hashlib.sha256(b"key").hexdigest()
+
+
+class Crash(BaseException):
+    """The process is gone: nothing in it runs any more, so nothing may catch this."""
+
+
+def _skip() -> None:
+    """Stand in for a sync, which shows only after a power cut and costs most of the time."""
+
+
+class FaultyFileSystem(FileSystem):
+    """Fails at one operation, counted from 1; 0 never fails and only keeps the log.
+
+    ``full disk`` and ``I/O error`` leave half of a write behind and then raise; ``crash`` stops
+    before the operation; ``torn write`` stops in the middle of a write, or right after another
+    operation was done.
+    """
+
+    def __init__(self, fail_at: int = 0, fault: str = "crash") -> None:
+        self.fail_at = fail_at
+        self.fault = fault
+        self.log: list[tuple[str, Path]] = []
+        self.dead = False
+        self.tearing = False
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if self.dead:
+            raise Crash
+        self.log.append((kind, path))
+        if kind.startswith("sync"):
+            action = _skip
+        if len(self.log) != self.fail_at:
+            action()
+            return
+        if self.fault in ERRORS:
+            if kind == "write":
+                self._tear(action)
+            number = ERRORS[self.fault]
+            raise OSError(number, os.strerror(number), str(path))
+        if self.fault == "torn write":
+            self._tear(action)
+        self.dead = True
+        raise Crash
+
+    def _tear(self, action: Callable[[], object]) -> None:
+        self.tearing = True
+        action()
+        self.tearing = False
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        super()._write(descriptor, data[: len(data) // 2] if self.tearing else data)
+
+
+class ForgetfulFileSystem(FaultyFileSystem):
+    """Leaves one operation out of what really happens, and out of the log."""
+
+    def __init__(self, forgotten: int) -> None:
+        super().__init__()
+        self.forgotten = forgotten
+        self.num_seen = 0
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        self.num_seen += 1
+        if self.num_seen != self.forgotten:
+            super()._operation(kind, path, action)
+
+
+def order_problems(log: list[tuple[str, Path]]) -> list[str]:
+    """Return what in a commit's operations would not survive a power cut."""
+    problems: list[str] = []
+    unsynced_files: set[Path] = set()
+    unsynced_names: dict[Path, str] = {}
+    newest = ""
+    for kind, path in log:
+        if kind == "sync file":
+            unsynced_files.discard(path)
+        elif kind == "sync folder":
+            unsynced_names = {
+                name: why for name, why in unsynced_names.items() if name.parent != path
+            }
+        elif kind == "unlink":
+            unsynced_names.pop(path, None)
+        elif kind in ("rename", "link"):
+            problems += [f"{kind} before sync of {file}" for file in unsynced_files]
+            problems += [
+                f"{kind} before sync of {why} {name}"
+                for name, why in unsynced_names.items()
+                if not name.name.startswith(TEMPORARY_PREFIX)
+            ]
+        if kind in ("create", "write"):
+            unsynced_files.add(path)
+            newest = path.name
+        if kind == "rename" and newest != MANIFEST_NAME:
+            problems.append(f"{newest} was written after the manifest")
+        if kind in ("create", "mkdir", "rename", "link"):
+            unsynced_names[path] = kind
+    return problems + [f"never synced: {why} {name}" for name, why in unsynced_names.items()]
+
+
+def contents(seed: int, *, size: int = 600) -> dict[str, bytes]:
+    """Return the files of a version; distinct for every seed."""
+    draw = random.Random(seed)
+    return {
+        "weights.bin": draw.randbytes(size),
+        "other.bin": draw.randbytes(size),
+        "metrics.jsonl": f'{{"seed":{seed}}}\n'.encode(),
+    }
+
+
+def commit(
+    store: Store,
+    files: Mapping[str, bytes],
+    *,
+    run: str = "quickstart",
+    stage: str = "search",
+    **changes: Any,
+) -> Version:
+    """Commit ``files``; ``changes`` replace arguments of ``Store.commit``."""
+    with store.stage() as staging:
+        for name, data in files.items():
+            staging.write(name, data)
+        arguments: dict[str, Any] = {
+            "kind": "state" if stage.endswith("-state") else stage,
+            "key": KEY,
+            "parents": {},
+            "config": {"epochs": 2, "lr": 0.05},
+            "seed": 7,
+            "code_schema": 1,
+            "versions": {"torch": "2.10.0"},
+            "facts": {"accuracy": 0.5},
+            "note": {"host": "somewhere", "created": "2026-01-01T00:00:00Z"},
+        }
+        return store.commit(staging, run=run, stage=stage, **(arguments | changes))
+
+
+def careless_commit(store: Store, file_system: FileSystem, files: Mapping[str, bytes]) -> Path:
+    """The writer that the protocol replaces: in the final place, the manifest first."""
+    manifest = Manifest.model_validate(
+        {
+            "kind": "search",
+            "key": KEY,
+            "files": {
+                name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for name, data in files.items()
+            },
+            "parents": {},
+            "config": {},
+            "seed": 7,
+            "code_schema": 1,
+            "versions": {},
+            "facts": {},
+        }
+    )
+    folder = store.root / "versions" / manifest.id
+    file_system.make_folder(folder)
+    file_system.write_file(folder / MANIFEST_NAME, manifest.to_bytes())
+    for name, data in files.items():
+        file_system.write_file(folder / name, data)
+    file_system.sync_folder(folder)
+    return folder
+
+
+def leftovers(store: Store) -> list[str]:
+    """Return what garbage collection should have removed, whatever it thinks itself."""
+    staging = store.root / "staging"
+    found = [path.name for path in staging.iterdir()] if staging.is_dir() else []
+    found += [path.name for path in store.root.rglob(".tmp-*")]
+    return found + [path.name for path in store.root.glob("locks/staging-*")]
+
+
+def files_of(version: Version) -> dict[str, bytes]:
+    """Return all files of a version, as it reads them."""
+    return {name: version.read(name) for name in version.manifest.files}
+
+
+def lineage_in(root: Path) -> Store:
+    """Return a store with search@v1, search@v2, and derive@v1 made from the second."""
+    store = Store(root, FaultyFileSystem())
+    commit(store, contents(1), key=OTHER_KEY)
+    newer = commit(store, contents(2))
+    commit(store, contents(3), stage="derive", parents={"search": newer.id})
+    return store
+
+
+def refusal(store: Store, target: str) -> DamagedArtifactError:
+    """Return the error that refuses ``target``, which must be of the right form."""
+    try:
+        store.open(target)
+    except DamagedArtifactError as error:
+        refused = error
+    else:
+        raise AssertionError(f"{target} was opened")
+    assert refused.exit_code == 4
+    assert "\n" not in str(refused)
+    assert refused.hint
+    return refused
+
+
+@contextmanager
+def memory_folder(fallback: Path) -> Iterator[Path]:
+    """Give a folder in memory where there is one: hundreds of stores come and go faster there."""
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) else fallback
+    with tempfile.TemporaryDirectory(dir=parent, prefix="d2nas-test-") as folder:
+        yield Path(folder)
+
+
+# Child processes
+
+
+def start(mode: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start this file as another process and return it; its output is lines of text."""
+    command = [sys.executable, __file__, mode, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=environment
+    )
+
+
+def run_to_end(mode: str, *arguments: object) -> list[str]:
+    """Run this file as another process; returns the lines it wrote."""
+    process = start(mode, *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return output.splitlines()
+
+
+@contextmanager
+def holder(mode: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that has done its part when this yields it, and end it afterwards."""
+    process = start(mode, *arguments)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def hold_run(root: Path, run: str) -> None:
+    with Store(root).lock_run(run):
+        _say("ready")
+        signal.pause()
+
+
+def hold_staging(root: Path) -> None:
+    with Store(root).stage() as staging:
+        staging.write("weights.bin", b"unfinished")
+        _say("ready")
+        signal.pause()
+
+
+def commit_many(root: Path, first_seed: str, count: str) -> None:
+    store = Store(root)
+    for seed in range(int(first_seed), int(first_seed) + int(count)):
+        _say(commit(store, contents(seed)).reference or "")
+
+
+def commit_with_limit(root: Path, size: str, limit: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    try:
+        commit(Store(root), contents(99, size=int(size)))
+    except StorageError as error:
+        _say(str(error))
+
+
+def kill_rounds(root: Path, writer: str, seed: str, rounds: str) -> None:
+    """Kill a committing child at random moments; say how many are done, broken, lost.
+
+    One process forks all children, so that a round costs a fork and not a start of Python.
+    """
+    draw = random.Random(int(seed))
+    acknowledged: set[str] = set()
+    for number in range(int(rounds)):
+        reader, sink = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _commit_until_killed(root, writer, 10_000 * number, sink)
+        os.close(sink)
+        first = os.read(reader, 65)  # the child is at work
+        time.sleep(draw.random() * 0.03)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with os.fdopen(reader, "rb") as file:
+            lines = (first + file.read()).decode().splitlines()
+        acknowledged |= {line for line in lines if len(line) == 64}
+        _say(f"{len(acknowledged)} {_num_broken(root)} {_num_lost(root, acknowledged)}")
+
+
+def _commit_until_killed(root: Path, writer: str, seed: int, sink: int) -> None:
+    store = Store(root)
+    while True:
+        seed += 1
+        files = contents(seed, size=100_000)
+        if writer == "store":
+            version_id = commit(store, files).id
+        else:
+            version_id = careless_commit(store, FileSystem(), files).name
+        os.write(sink, version_id.encode() + b"\n")
+
+
+def _num_broken(root: Path) -> int:
+    num_broken = 0
+    for folder in (root / "versions").glob("*"):
+        try:
+            read_verified(folder)
+        except DamagedArtifactError:
+            num_broken += 1
+    return num_broken
+
+
+def _num_lost(root: Path, acknowledged: set[str]) -> int:
+    if not (root / "runs").is_dir():
+        return 0  # the careless writer gives no names
+    named = {reference.id for reference in Store(root).references()}
+    present = {folder.name for folder in (root / "versions").glob("*")}
+    return len(acknowledged - named) + len(named - present)
+
+
+MODES: dict[str, Callable[..., None]] = {
+    "hold-run": hold_run,
+    "hold-staging": hold_staging,
+    "commit": commit_many,
+    "limit": commit_with_limit,
+    "kill": kill_rounds,
+}
+
+if __name__ == "__main__":
+    mode, root, *rest = sys.argv[1:]
+    MODES[mode](Path(root), *rest)
