@@ -1,0 +1,335 @@
+"""Data sets in memory: split, measured, batched, augmented and normalised.
+
+Nothing here keeps a position or a generator: all is a function of (seed, purpose, step).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import randomness
+from .config import DataConfig
+from .data_readers import TEST, TRAIN, VALIDATION, Pool, check_fits, open_pool
+
+MAX_IMBALANCE = 5
+_MAX_CLASSES_LISTED = 20
+_STATISTICS_CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: uint8 ``N x channels x height x width`` and int64 ``N``."""
+
+    images_NCHW: Tensor  # noqa: N815
+    labels_N: Tensor  # noqa: N815
+
+    def __post_init__(self) -> None:
+        if self.images_NCHW.dtype != torch.uint8 or self.images_NCHW.ndim != 4:
+            raise ValueError("images must be a uint8 tensor N x C x H x W")
+        if self.labels_N.dtype != torch.int64 or self.labels_N.shape != (len(self.images_NCHW),):
+            raise ValueError("labels must be an int64 tensor with one label per image")
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """Return the set on ``device``; not copied if it is there already."""
+        return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device))
+
+    def select(self, indices: Tensor) -> "ImageSet":
+        """Return a copy of the images at ``indices`` (int64, any device)."""
+        indices = indices.to(self.labels_N.device)
+        return ImageSet(self.images_NCHW[indices], self.labels_N[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """One data set, split and described.
+
+    ``train`` is every image that is not test; ``weight_half`` and ``arch_half`` are its two parts,
+    which the weight step and the architecture step see (views of ``train``, which lists one after
+    the other). ``mean`` and ``std`` are per channel, of ``train`` alone, for values 0 to 1.
+    ``digest`` is that of ``data_sources.content_digest``.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: ImageSet
+    weight_half: ImageSet
+    arch_half: ImageSet
+    test: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    image_size: int
+    channels: int
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of training images per class, in label order."""
+        return dict(zip(self.class_names, self._counts(self.train), strict=True))
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before trusting a result on this data; one line each."""
+        lines = []
+        counts = self.class_counts()
+        smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if counts[largest] > MAX_IMBALANCE * counts[smallest]:
+            lines.append(
+                f"imbalanced: class {largest} has {counts[largest]} training images, "
+                f"class {smallest} {counts[smallest]}"
+            )
+        untested = [
+            name
+            for name, count in zip(self.class_names, self._counts(self.test), strict=True)
+            if not count
+        ]
+        if untested:
+            lines.append(f"classes without test images: {len(untested)}, first {untested[0]}")
+        known = set(_image_hashes(self.train))
+        num_leaked = sum(image in known for image in _image_hashes(self.test))
+        if num_leaked:
+            lines.append(f"test images that are training images too, by pixel: {num_leaked}")
+        return tuple(lines)
+
+    def summary_lines(self) -> list[str]:
+        """Describe the data for a person: sizes, splits, images per class, warnings."""
+        counts = self.class_counts()
+        size = self.image_size
+        if len(counts) > _MAX_CLASSES_LISTED:
+            per_class = f"{min(counts.values())} to {max(counts.values())}"
+        else:
+            per_class = ", ".join(f"{name} {count}" for name, count in counts.items())
+        return [
+            f"{self.name}: {len(counts)} classes, {self.channels} x {size} x {size} pixels",
+            f"{len(self.train)} training images ({len(self.weight_half)} for weights, "
+            f"{len(self.arch_half)} for the architecture), {len(self.test)} test images",
+            f"training images per class: {per_class}",
+            *(f"warning: {line}" for line in self.warnings),
+        ]
+
+    def _counts(self, images: ImageSet) -> list[int]:
+        counts: list[int] = torch.bincount(
+            images.labels_N.cpu(), minlength=len(self.class_names)
+        ).tolist()
+        return counts
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Turns uint8 images into float32 network inputs: ``(value / 255 - mean) / std`` by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images_NCHW: Tensor) -> Tensor:
+        """Return float32 images on the device of ``images_NCHW`` (uint8 N x C x H x W)."""
+        if images_NCHW.dtype != torch.uint8 or images_NCHW.shape[1] != len(self.mean):
+            raise ValueError(f"expected uint8 images of {len(self.mean)} channels")
+        inputs_NCHW = images_NCHW.to(torch.float32).div_(255)
+        # By number, not by tensor: nothing to copy to the device, so nothing to wait for.
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            inputs_NCHW[:, channel].sub_(mean).div_(std)
+        return inputs_NCHW
+
+
+def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData:
+    """Load, split and measure the data set that ``config`` names.
+
+    Test images are the published ones, the folder's test/ or, without test/, its val/; else
+    ``test_fraction`` of each class. The architecture half is val/ where test/ is there too, else
+    ``validation_fraction`` of each class. ``seed`` decides both draws. Raises ``ConfigError`` for
+    data that can't be used, ``DamagedArtifactError`` for a published file with a wrong checksum.
+    """
+    pool = open_pool(config, default_root=default_root)
+    check_fits(config.name, len(pool.labels), pool.channels, pool.image_size)
+    parts = _split(pool, config, seed)
+    order = torch.cat(parts)
+    images, digest = pool.read(order)
+    num_weight, num_arch, _ = (len(part) for part in parts)
+    num_train = num_weight + num_arch
+    labels = pool.labels[order]
+
+    def part(start: int, stop: int) -> ImageSet:
+        return ImageSet(images[start:stop], labels[start:stop])
+
+    mean, std = channel_statistics(images[:num_train])
+    return ImageData(
+        name=config.name,
+        class_names=pool.class_names,
+        train=part(0, num_train),
+        weight_half=part(0, num_weight),
+        arch_half=part(num_weight, num_train),
+        test=part(num_train, len(order)),
+        mean=mean,
+        std=std,
+        digest=digest,
+        image_size=pool.image_size,
+        channels=pool.channels,
+    )
+
+
+def stratified_split(
+    labels_N: Tensor, fraction: float, *, keep: int, seed: int, purpose: str
+) -> tuple[Tensor, Tensor]:
+    """Return indices of the images that stay and of those held out, both ascending.
+
+    Of each class ``fraction`` is held out, rounded, but at least one image, and at most so many
+    that ``keep`` stay.
+    """
+    held_out = torch.zeros(len(labels_N), dtype=torch.bool)
+    for label in range(int(labels_N.max()) + 1 if len(labels_N) else 0):
+        members = (labels_N == label).nonzero().flatten()
+        num_held = min(max(1, int(len(members) * fraction + 0.5)), max(0, len(members) - keep))
+        order = epoch_order(len(members), seed=seed, purpose=purpose, epoch=label)
+        held_out[members[order[:num_held]]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def channel_statistics(images_NCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and population standard deviation per channel of uint8 images, as 0 to 1.
+
+    Computed from exact integer sums. A deviation below one level is given as one level (1/255):
+    a constant channel then becomes zeros, not infinities.
+    """
+    means, deviations = [], []
+    for channel in range(images_NCHW.shape[1]):
+        counts = torch.zeros(256, dtype=torch.int64)
+        for start in range(0, len(images_NCHW), _STATISTICS_CHUNK):
+            chunk = images_NCHW[start : start + _STATISTICS_CHUNK, channel]
+            counts += torch.bincount(chunk.reshape(-1), minlength=256).cpu()
+        levels: list[int] = counts.tolist()
+        num_values = sum(levels)
+        total = sum(level * count for level, count in enumerate(levels))
+        squares = sum(level * level * count for level, count in enumerate(levels))
+        variance = (num_values * squares - total * total) / num_values**2
+        means.append(total / num_values / 255)
+        deviations.append(max(variance**0.5, 1.0) / 255)
+    return tuple(means), tuple(deviations)
+
+
+def epoch_order(num_images: int, *, seed: int, purpose: str, epoch: int) -> Tensor:
+    """Return the order of the images in one epoch: an int64 permutation of ``num_images``."""
+    return torch.randperm(num_images, generator=randomness.generator(seed, purpose, epoch))
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Return the number of whole batches in an epoch; one where the set is smaller than a batch."""
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(f"no batches of {batch_size} in {num_images} images")
+    return max(1, num_images // batch_size)
+
+
+def batch_indices(
+    num_images: int, batch_size: int, *, seed: int, purpose: str, step: int
+) -> Tensor:
+    """Return the int64 indices of the batch of one step, counted over all epochs from 0.
+
+    Within an epoch no image comes twice; the incomplete last batch is left out. A batch larger
+    than the set is the whole set.
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
+    order = epoch_order(num_images, seed=seed, purpose=purpose, epoch=epoch)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def augment_pixels(
+    images_NCHW: Tensor,
+    *,
+    crop_padding: int,
+    flip_probability: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Shift each image by up to ``crop_padding`` pixels in each direction, and flip some.
+
+    uint8 in, uint8 out, on the images' device. Pixels that come from outside are 0, as when
+    padding before normalisation (DARTS). The flip is horizontal, after the shift. Random numbers
+    come from the CPU ``generator``, one shift and one flip per image.
+    """
+    num_images, num_channels, height, width = images_NCHW.shape
+    shifts_2N = torch.randint(-crop_padding, crop_padding + 1, (2, num_images), generator=generator)
+    flips_N = torch.rand(num_images, generator=generator) < flip_probability
+    columns = torch.arange(width)
+    rows_NH = torch.arange(height) + shifts_2N[0][:, None]
+    columns_NW = torch.where(flips_N[:, None], width - 1 - columns, columns) + shifts_2N[1][:, None]
+    device = images_NCHW.device
+    rows_NH, columns_NW = rows_NH.to(device), columns_NW.to(device)
+    inside_NH = (rows_NH >= 0) & (rows_NH < height)
+    inside_NW = (columns_NW >= 0) & (columns_NW < width)
+    moved_NCHW = images_NCHW[
+        torch.arange(num_images, device=device)[:, None, None, None],
+        torch.arange(num_channels, device=device)[None, :, None, None],
+        rows_NH.clamp(0, height - 1)[:, None, :, None],
+        columns_NW.clamp(0, width - 1)[:, None, None, :],
+    ]
+    return moved_NCHW * (inside_NH[:, None, :, None] & inside_NW[:, None, None, :])
+
+
+def cutout(inputs_NCHW: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
+    """Set a square of ``size`` pixels per image to 0: the mean, after normalisation.
+
+    Its centre is uniform over the image; what lies outside is cut off (DeVries and Taylor, 2017).
+    Returns new float images on the same device; random numbers come from the CPU ``generator``.
+    """
+    num_images, _, height, width = inputs_NCHW.shape
+    tops_N = torch.randint(0, height, (num_images,), generator=generator) - size // 2
+    lefts_N = torch.randint(0, width, (num_images,), generator=generator) - size // 2
+    rows_NH = torch.arange(height) - tops_N[:, None]
+    columns_NW = torch.arange(width) - lefts_N[:, None]
+    hidden_NH = ((rows_NH >= 0) & (rows_NH < size)).to(inputs_NCHW.device)
+    hidden_NW = ((columns_NW >= 0) & (columns_NW < size)).to(inputs_NCHW.device)
+    return inputs_NCHW.masked_fill(hidden_NH[:, None, :, None] & hidden_NW[:, None, None, :], 0.0)
+
+
+def preprocessing(data: ImageData) -> dict[str, Any]:
+    """Describe, as JSON values, how a picture becomes the model's input; travels with the model."""
+    return {
+        "layout": "NCHW",
+        "dtype": "float32",
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "colour_order": "grey" if data.channels == 1 else "RGB",
+        "resize": "shorter side to image_size, bilinear with antialiasing, then centre crop",
+        "transparency": "over black",
+        "value_range": [0.0, 1.0],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "formula": "(pixel / 255 - mean) / std, by channel",
+    }
+
+
+def _split(pool: Pool, config: DataConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the indices of the weight half, the architecture half and the test images."""
+    train, validation, test = (
+        (pool.parts == part).nonzero().flatten() for part in (TRAIN, VALIDATION, TEST)
+    )
+    if len(test) and len(validation):
+        return train, validation, test
+    if len(validation):
+        test = validation
+    if not len(test):
+        # Two stay, one for each half.
+        kept, held = stratified_split(
+            pool.labels[train], config.test_fraction, keep=2, seed=seed, purpose="test-split"
+        )
+        train, test = train[kept], train[held]
+    kept, held = stratified_split(
+        pool.labels[train],
+        config.validation_fraction,
+        keep=1,
+        seed=seed,
+        purpose="validation-split",
+    )
+    return train[kept], train[held], test
+
+
+def _image_hashes(images: ImageSet) -> list[bytes]:
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for image in images.images_NCHW.cpu().numpy()
+    ]

@@ -1,0 +1,145 @@
+"""Decode one image file into uint8 pixels of the wanted size and channels, or say why not."""
+
+import contextlib
+import hashlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import ConfigError, StorageError
+from .image_folders import shown
+
+MAX_FILE_BYTES = 2**30
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+_SIXTEEN_BIT_MODES = frozenset(("I", "I;16", "I;16L", "I;16B", "I;16N"))
+_GREY_MODES = _SIXTEEN_BIT_MODES | {"1", "L", "LA"}
+# What Pillow's decoders raise, in one version or another, for damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@contextlib.contextmanager
+def strict_pillow() -> Iterator[None]:
+    """Make Pillow refuse images beyond its size guard, and keep its other warnings quiet.
+
+    Hold it around all decoding, in the main thread: filters of warnings belong to the process.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def is_grey(path: Path) -> bool:
+    """Tell by its header whether an image has no colour. Raises ``ConfigError`` if unreadable."""
+    with _problems_of(path), Image.open(path, formats=_FORMATS) as image:
+        return image.mode in _GREY_MODES
+
+
+def read_image(path: Path, *, size: int, channels: int) -> tuple[NDArray[np.uint8], str]:
+    """Return the pixels of ``fit_image`` and the SHA-256 of the file, from the same bytes.
+
+    The first frame counts; the orientation in the EXIF data is applied. Raises ``ConfigError``
+    naming a file that is damaged, too large or of another kind, ``StorageError`` if unreadable.
+    """
+    content = _content(path)
+    with _problems_of(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        image.load()
+        pixels = fit_image(_upright(image), size=size, channels=channels)
+    return pixels, hashlib.sha256(content).hexdigest()
+
+
+def fit_image(image: Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
+    """Convert a decoded image to uint8 ``size`` x ``size`` (x 3 for three channels).
+
+    16-bit grey is divided by 257; transparency is laid over black; colour becomes grey by luma
+    (ITU-R 601). The shorter side is resized to ``size`` (bilinear, antialiased), then the centre
+    is cut out; both at once, so that a very long image costs no more than a square one. Raises
+    ``ValueError`` for floating-point pixels, whose range is unknown.
+    """
+    if image.mode in _SIXTEEN_BIT_MODES:
+        image = _eight_bit(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=_centre(image, size))
+    return np.asarray(image)
+
+
+def _centre(image: Image.Image, size: int) -> tuple[float, float, float, float]:
+    """Return the part of ``image`` that is the centre crop once the shorter side is ``size``."""
+    shorter = min(image.size)
+    scaled = [int(size * side / shorter) for side in image.size]
+    starts = [round((side - size) / 2) for side in scaled]
+    factors = [side / new for side, new in zip(image.size, scaled, strict=True)]
+    left, top = (start * factor for start, factor in zip(starts, factors, strict=True))
+    right, bottom = (
+        min((start + size) * factor, side)
+        for start, factor, side in zip(starts, factors, image.size, strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("grey values beyond 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS:
+        return image  # damaged EXIF data beside good pixels: common, and says nothing
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes > MAX_FILE_BYTES:
+                raise ConfigError(
+                    f"{shown(path)}: {num_bytes} bytes, at most {MAX_FILE_BYTES} for one image"
+                )
+            return file.read()
+    except OSError as error:
+        raise StorageError(f"{shown(path)}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _problems_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DECODE_ERRORS as error:
+        reason = shown(str(error) or type(error).__name__)
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"none of {', '.join(_FORMATS)}"
+        raise ConfigError(
+            f"{shown(path)}: cannot be read as an image ({reason})", hint="repair or remove it"
+        ) from error

@@ -1,0 +1,192 @@
+"""Folder data sets: what is listed, in which order, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from image_files import write_classes, write_image
+
+from d2nas import image_folders
+from d2nas.data_sources import find_images
+from d2nas.errors import ConfigError
+
+
+def test_classes_and_files_are_sorted_and_nested_folders_walked(tmp_path):
+    write_classes(tmp_path, {"dog": 4, "cat/b": 2, "cat/a": 2, "Ant": 4})
+    write_image(tmp_path / "cat" / "Z.PNG")
+    listing = find_images(tmp_path)
+    assert listing.class_names == ("Ant", "cat", "dog")
+    assert [file.path for file in listing.train if file.label == 1] == [
+        "cat/Z.PNG",
+        "cat/a/000.png",
+        "cat/a/001.png",
+        "cat/b/000.png",
+        "cat/b/001.png",
+    ]
+    assert listing.validation == listing.test == ()
+    assert listing.files == listing.train
+
+
+def test_neither_order_nor_error_depends_on_the_file_system(tmp_path, monkeypatch):
+    good = write_classes(tmp_path / "good", {"b/y": 4, "b/x": 4, "a": 4})
+    bad = write_classes(tmp_path / "bad", {"a": 4, "b": 3, "c": 3})
+    expected = find_images(good)
+    scandir = os.scandir
+
+    class Reversed:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    assert find_images(good) == expected
+    with pytest.raises(ConfigError, match="class b has 3 images"):
+        find_images(bad)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm", "JPG"]
+)
+def test_every_promised_suffix_counts(tmp_path, suffix):
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cat" / f"more.{suffix}").touch()
+    assert f"cat/more.{suffix}" in [file.path for file in find_images(tmp_path).train]
+
+
+def test_hidden_names_and_other_types_are_ignored(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 4, ".cache": 4, "cat/.thumbnails": 4})
+    expected = find_images(tmp_path)
+    (tmp_path / "cat" / ".hidden.png").touch()
+    (tmp_path / "cat" / "notes.txt").touch()
+    (tmp_path / "readme.png").touch()
+    assert find_images(tmp_path) == expected
+    assert len(expected.files) == 8
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_split_folders_become_parts(tmp_path, validation):
+    counts = {"train/b": 4, "train/a": 5, f"{validation}/a": 2, f"{validation}/b": 1, "test/b": 3}
+    listing = find_images(write_classes(tmp_path, counts))
+    assert listing.class_names == ("a", "b")
+    assert [file.label for file in listing.train] == [0] * 5 + [1] * 4
+    assert [file.label for file in listing.validation] == [0, 0, 1]
+    assert [file.path for file in listing.test] == [f"test/b/00{index}.png" for index in range(3)]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    listing = find_images(write_classes(tmp_path, {"bus": 4, "train": 4}))
+    assert listing.class_names == ("bus", "train")
+
+
+REFUSED = {
+    "one class": ({"cat": 9}, "found cat"),
+    "one class in train": ({"train/cat": 9, "test/cat": 2}, "found cat"),
+    "no class": ({}, "no images"),
+    "images without classes": ({".": 5}, "no images"),
+    "images without classes in a split": ({"train": 5, "test": 5}, "no images"),
+    "too few": ({"cat": 3, "dog": 4}, "cat has 3 images"),
+    "test class unknown": ({"train/cat": 4, "train/dog": 4, "test/emu": 1}, "test/emu is not"),
+    "val class unknown": ({"train/cat": 4, "train/dog": 4, "val/emu": 1}, "val/emu is not"),
+    "no train": ({"val/cat": 4, "val/dog": 4}, "val/ but no train/"),
+    "two validations": ({"train/a": 4, "val/a": 4, "validation/a": 4}, "both val/ and"),
+    "classes beside splits": ({"train/a": 4, "train/b": 4, "cat": 4}, "train/ looks like a split"),
+    "test beside classes": ({"cat": 4, "dog": 4, "test/cat": 4}, "test/ looks like a split"),
+    "misnamed splits": ({"Training/a": 4, "Testing/a": 4}, "looks like a split"),
+}
+
+
+@pytest.mark.parametrize(("counts", "problem"), REFUSED.values(), ids=REFUSED)
+def test_what_would_make_a_wrong_data_set_is_refused(tmp_path, counts, problem):
+    write_classes(tmp_path, counts)
+    with pytest.raises(ConfigError, match=problem) as raised:
+        find_images(tmp_path)
+    assert raised.value.exit_code == 2
+    assert raised.value.hint
+    assert "\n" not in f"{raised.value}{raised.value.hint}"
+
+
+@pytest.mark.parametrize("part", ["", "train/", "test/"])
+def test_an_empty_class_is_named(tmp_path, part):
+    counts = {f"{part}{name}": 4 for name in ("cat", "dog")}
+    if part:
+        counts |= {"train/cat": 4, "train/dog": 4, "train/emu": 4}
+    write_classes(tmp_path, counts)
+    (tmp_path / part / "emu").mkdir(exist_ok=True)
+    for file in (tmp_path / part / "emu").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigError, match=f"class {part}emu has no images"):
+        find_images(tmp_path)
+
+
+def test_a_missing_folder_and_a_file_are_refused_with_the_option_to_use(tmp_path):
+    (tmp_path / "file").touch()
+    for name, problem in (("none", "no such folder"), ("file", "not a folder")):
+        with pytest.raises(ConfigError, match=problem) as raised:
+            find_images(tmp_path / name)
+        assert "--data-root" in raised.value.hint
+    for name in ("a\0b", "x" * 5000):
+        with pytest.raises(ConfigError):
+            find_images(tmp_path / name)
+
+
+def test_names_that_a_label_file_cannot_hold_are_refused(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog\nemu": 4})
+    with pytest.raises(ConfigError, match=r"dog\\nemu") as raised:
+        find_images(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_links_inside_the_root_are_followed(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cat" / "link.png").symlink_to(tmp_path / "dog" / "000.png")
+    assert "cat/link.png" in [file.path for file in find_images(tmp_path).train]
+    (tmp_path.parent / "entrance").symlink_to(tmp_path)
+    assert find_images(tmp_path.parent / "entrance").train == find_images(tmp_path).train
+
+
+def bad_links(root: Path) -> dict[str, str]:
+    outside = write_image(root.parent / "outside" / "secret.png")
+    (root.parent / "root-2").mkdir()
+    return {
+        str(outside): "leaves the data folder",
+        str(write_image(root.parent / "root-2" / "a.png")): "leaves the data folder",
+        str(outside.parent): "links to folders",
+        str(root / "dog"): "links to folders",
+        str(root / "nowhere"): "leads nowhere",
+        "link.png": "leads nowhere",
+    }
+
+
+def test_links_that_leave_the_root_or_lead_to_folders_are_refused(tmp_path):
+    root = write_classes(tmp_path / "root", {"cat": 4, "dog": 4})
+    for target, problem in bad_links(root).items():
+        link = root / "cat" / "link.png"
+        link.symlink_to(target)
+        with pytest.raises(ConfigError, match=f"link.png: .*{problem}"):
+            find_images(root)
+        link.unlink()
+    assert len(find_images(root).train) == 8
+
+
+def test_without_the_check_a_link_would_bring_in_a_foreign_file(tmp_path, monkeypatch):
+    root = write_classes(tmp_path / "root", {"cat": 4, "dog": 4})
+    (root / "cat" / "link.png").symlink_to(write_image(tmp_path / "secret.png"))
+    monkeypatch.setattr(image_folders, "_check_link", lambda path, real_root: None)
+    assert "cat/link.png" in [file.path for file in find_images(root).train]
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    with pytest.raises(ConfigError, match=r"pipe\.png: not a regular file"):
+        find_images(tmp_path)
+    os.rename(tmp_path / "cat" / "pipe.png", tmp_path / "pipe")
+    (tmp_path / "cat" / "link.png").symlink_to(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"link\.png: not a regular file"):
+        find_images(tmp_path)
