@@ -1,0 +1,174 @@
+"""Which device a number was measured on, as a type: a CPU figure cannot pass for a GPU figure.
+
+``CudaDevice`` exists only where ``prove_cuda`` looked at a live session: the provider in use, the
+options it runs with and the place of every node.
+"""
+
+import ctypes
+import platform
+import re
+from dataclasses import InitVar, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from d2nas.errors import ValidationFailedError
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+NO_CUDA_HINT = "d2nas doctor shows what loads here; validate.device=cpu needs no GPU"
+
+_PROOF = object()
+_DRIVER_VERSION = re.compile(r"\b(\d+\.\d+(?:\.\d+)?)\b")
+
+
+@dataclass(frozen=True)
+class CpuDevice:
+    """A processor: its model name and the number of threads that the session uses."""
+
+    kind: ClassVar[Literal["cpu"]] = "cpu"
+    name: str
+    num_threads: int
+
+    @property
+    def label(self) -> str:
+        """For people, for example ``CPU AMD EPYC, 2 threads``."""
+        threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
+        return f"CPU {self.name}, {threads}"
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """A GPU that was proven to run every node of a session. Made by ``prove_cuda`` only."""
+
+    kind: ClassVar[Literal["cuda"]] = "cuda"
+    name: str
+    index: int
+    driver: str | None
+    proof: InitVar[object]
+
+    def __post_init__(self, proof: object) -> None:
+        if proof is not _PROOF:
+            raise TypeError("a CudaDevice is made by prove_cuda, from a session that was checked")
+
+    @property
+    def label(self) -> str:
+        """For people, for example ``CUDA NVIDIA H100 (cuda:0, driver 580.65)``."""
+        driver = "" if self.driver is None else f", driver {self.driver}"
+        return f"CUDA {self.name} (cuda:{self.index}{driver})"
+
+
+Device = CpuDevice | CudaDevice
+
+
+def prove_cuda(session: Any, index: int) -> CudaDevice:
+    """Return the claim that ``session`` (ONNX Runtime's) runs on GPU ``index`` and nowhere else.
+
+    Raises ``ValidationFailedError`` saying what contradicts it: another provider, other options
+    than the strict ones, or nodes placed elsewhere.
+    """
+    check_provider(session, CUDA_PROVIDER)
+    _check_options(session, index)
+    _check_placement(session)
+    return CudaDevice(_gpu_name(index), index, _driver_version(), proof=_PROOF)
+
+
+def describe_cpu(num_threads: int) -> CpuDevice:
+    """Return this machine's processor, used with ``num_threads`` threads."""
+    return CpuDevice(_cpu_name(), num_threads)
+
+
+def check_provider(session: Any, provider: str) -> None:
+    """Raise ``ValidationFailedError`` unless ``provider`` is what ``session`` uses now.
+
+    ONNX Runtime itself always lists the CPU last; any third name is refused.
+    """
+    in_use = list(session.get_providers())
+    if in_use[:1] != [provider] or any(name != CPU_PROVIDER for name in in_use[1:]):
+        raise ValidationFailedError(
+            f"{_short(provider)} was asked for, but ONNX Runtime uses "
+            f"{', '.join(_short(name) for name in in_use) or 'no provider'}",
+            hint=NO_CUDA_HINT if provider == CUDA_PROVIDER else None,
+        )
+
+
+def placement(session: Any) -> dict[str, list[str]]:
+    """Return the nodes of each provider, as ``name (operator)``, from a recording session."""
+    placed: dict[str, list[str]] = {}
+    for subgraph in session.get_provider_graph_assignment_info():
+        nodes = [f"{node.name} ({node.op_type})" for node in subgraph.get_nodes()]
+        placed.setdefault(str(subgraph.ep_name), []).extend(nodes)
+    return placed
+
+
+def misplaced(session: Any) -> str | None:
+    """Say in one line which nodes of ``session`` are not on CUDA; None if all are there."""
+    placed = placement(session)
+    elsewhere = {name: nodes for name, nodes in placed.items() if name != CUDA_PROVIDER and nodes}
+    if not elsewhere:
+        return None
+    nodes = [node for group in elsewhere.values() for node in group]
+    total = sum(len(group) for group in placed.values())
+    shown = ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
+    where = ", ".join(_short(name) for name in elsewhere)
+    return f"{len(nodes)} of {total} nodes are on {where} instead: {shown}"
+
+
+def _check_options(session: Any, index: int) -> None:
+    options = session.get_provider_options().get(CUDA_PROVIDER, {})
+    for name, wanted in (("device_id", str(index)), ("use_tf32", "0")):
+        if str(options.get(name)) != wanted:
+            raise ValidationFailedError(
+                f"CUDA was asked for with {name}={wanted}, the session runs with "
+                f"{name}={options.get(name)}"
+            )
+
+
+def _check_placement(session: Any) -> None:
+    problem = misplaced(session)
+    if problem is None and not placement(session).get(CUDA_PROVIDER):
+        problem = "the session does not tell where its nodes are placed"
+    if problem is not None:
+        raise ValidationFailedError(
+            f"CUDA was asked for, but {problem}",
+            hint="export.opset=20 has a CUDA kernel for every operation of the search spaces",
+        )
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _cpu_name(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        for line in cpu_info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine() or "unknown processor"
+
+
+def _gpu_name(index: int, load_library: Any = ctypes.CDLL) -> str:
+    """Ask the driver, which numbers the visible devices as the provider does."""
+    name = ctypes.create_string_buffer(256)
+    device = ctypes.c_int()
+    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        driver = load_library(library)
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(device), index)
+            or driver.cuDeviceGetName(name, len(name), device)
+        )
+    except (OSError, AttributeError):
+        failed = True
+    return "NVIDIA GPU" if failed else name.value.decode(errors="replace")
+
+
+def _driver_version(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    try:
+        found = _DRIVER_VERSION.search(version_file.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None

@@ -1,0 +1,219 @@
+"""How long a model takes on the device its session was proven to run on, without embellishment.
+
+Every timed run counts, none is trimmed. A percentile is given only when enough runs support it:
+the numbers of runs are those of MLPerf Inference's early-stopping rule (confidence 0.99). A
+measurement is ``stable`` if, and only if, it was shown to be: the medians of its first, middle and
+last third lie within 10 % of the smallest, and the standard deviation is at most 25 % of the mean.
+The first catches clocks that drift while measuring, the second a machine that is busy elsewhere.
+Copies to and from the device are not timed: input and output are bound before.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2nas.errors import ConfigError
+
+from .devices import CpuDevice, CudaDevice, Device
+from .model_file import ModelDescription
+
+MIN_SAMPLES = {50: 11, 90: 64, 95: 130, 99: 662}
+"""Timed runs that a percentile needs (MLPerf, computed from the incomplete beta function)."""
+WARMUP_RUNS = 20
+WARMUP_NANOSECONDS = 1_000_000_000
+WARMUP_SHARE = 0.25
+"""Of the time budget, at most."""
+NUM_WINDOWS = 3
+MIN_WINDOW = MIN_SAMPLES[50]
+MAX_DRIFT = 0.10
+MAX_VARIATION = 0.25
+
+Clock = Callable[[], int]
+
+
+class TimedSession(Protocol):
+    """What is timed: ``OnnxSession`` or a stand-in."""
+
+    @property
+    def device(self) -> Device:
+        """The device it was checked to run on."""
+
+    @property
+    def provider(self) -> str:
+        """Name of the execution provider."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """What the model takes."""
+
+    def bind(self, images: NDArray[np.float32]) -> Callable[[], None]:
+        """Return a call that runs the model once on ``images`` and waits for the result."""
+
+    def check_provider(self) -> None:
+        """Raise ``ValidationFailedError`` if the session left its device."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Timed runs in the order they were made, in nanoseconds, and what follows from them."""
+
+    batch: int
+    provider: str
+    samples_ns: tuple[int, ...]
+    warmup_runs: int
+
+    def percentile_ms(self, percent: int) -> float | None:
+        """Nearest-rank percentile in milliseconds; None if the runs are too few for it.
+
+        ``percent`` is one of ``MIN_SAMPLES``.
+        """
+        if len(self.samples_ns) < MIN_SAMPLES[percent]:
+            return None
+        rank = math.ceil(len(self.samples_ns) * percent / 100)
+        return sorted(self.samples_ns)[rank - 1] / 1e6
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean in milliseconds, over every run."""
+        return statistics.fmean(self.samples_ns) / 1e6
+
+    @property
+    def variation(self) -> float:
+        """Standard deviation divided by the mean."""
+        mean = statistics.fmean(self.samples_ns)
+        return statistics.pstdev(self.samples_ns) / mean if mean > 0 else 0.0
+
+    @property
+    def drift(self) -> float | None:
+        """Largest difference of the windows' medians, by the smallest; None if runs are few."""
+        size = len(self.samples_ns) // NUM_WINDOWS
+        if size < MIN_WINDOW:
+            return None
+        borders = [len(self.samples_ns) * part // NUM_WINDOWS for part in range(NUM_WINDOWS + 1)]
+        medians = [
+            statistics.median(self.samples_ns[start:end])
+            for start, end in itertools.pairwise(borders)
+        ]
+        return (max(medians) - min(medians)) / min(medians) if min(medians) > 0 else math.inf
+
+    @property
+    def stable(self) -> bool:
+        """Whether enough runs show neither drift nor wide variation."""
+        drift = self.drift
+        return drift is not None and drift <= MAX_DRIFT and self.variation <= MAX_VARIATION
+
+
+@dataclass(frozen=True)
+class CpuLatency(Timings):
+    """Latency of a batch on a CPU."""
+
+    device: CpuDevice
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, CpuDevice):
+            raise TypeError("a CpuLatency is measured on a CpuDevice")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data; the runs themselves are in ``samples_ns``."""
+        return _to_dict(self, self.device)
+
+
+@dataclass(frozen=True)
+class GpuLatency(Timings):
+    """Latency of a batch on a GPU that was proven to run the whole model."""
+
+    device: CudaDevice
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, CudaDevice):
+            raise TypeError("a GpuLatency is measured on a CudaDevice")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data; the runs themselves are in ``samples_ns``."""
+        return _to_dict(self, self.device)
+
+
+LatencyRecord = CpuLatency | GpuLatency
+
+
+def measure_latency(
+    session: TimedSession,
+    batch: int,
+    *,
+    samples: int,
+    seconds: float,
+    clock: Clock = time.perf_counter_ns,
+) -> LatencyRecord:
+    """Time ``samples`` runs of ``batch`` images, fewer if ``seconds`` are over, at least one.
+
+    Warm-up before, at this batch size: until 20 runs and one second are over, but at most a
+    quarter of ``seconds``, at least one run. Raises ``ConfigError`` for senseless numbers and what
+    ``session`` raises; the provider is checked after the last run.
+    """
+    if batch < 1 or samples < 1 or not 0.0 < seconds < math.inf:
+        raise ConfigError("latency needs a batch, a number of samples and seconds above 0")
+    run = session.bind(_images(batch, session.description.input_shape))
+    budget = int(seconds * 1e9)
+    began = clock()
+    warmup_runs = _warm_up(run, clock, began, int(budget * WARMUP_SHARE))
+    timings = _timed(run, clock, began + budget, samples)
+    session.check_provider()
+    device = session.device
+    if isinstance(device, CudaDevice):
+        return GpuLatency(batch, session.provider, timings, warmup_runs, device)
+    return CpuLatency(batch, session.provider, timings, warmup_runs, device)
+
+
+def _warm_up(run: Callable[[], None], clock: Clock, began: int, limit: int) -> int:
+    num_runs = 0
+    while True:
+        run()
+        num_runs += 1
+        elapsed = clock() - began
+        if elapsed >= limit or (num_runs >= WARMUP_RUNS and elapsed >= WARMUP_NANOSECONDS):
+            return num_runs
+
+
+def _timed(run: Callable[[], None], clock: Clock, until: int, samples: int) -> tuple[int, ...]:
+    taken: list[int] = []
+    while len(taken) < samples:
+        start = clock()
+        if taken and start >= until:
+            break
+        run()
+        taken.append(clock() - start)
+    return tuple(taken)
+
+
+def _images(batch: int, input_shape: Sequence[int]) -> NDArray[np.float32]:
+    # Values in [-1, 1] without structure in the images: zeros would let ReLU and caches flatter.
+    count = batch * math.prod(input_shape)
+    return (
+        np.sin(np.arange(count, dtype=np.float64)).astype(np.float32).reshape(batch, *input_shape)
+    )
+
+
+def _to_dict(timings: Timings, device: Device) -> dict[str, Any]:
+    drift = timings.drift
+    return {
+        "batch": timings.batch,
+        "device": device.label,
+        "kind": device.kind,
+        "provider": timings.provider,
+        **{f"p{percent}_ms": timings.percentile_ms(percent) for percent in MIN_SAMPLES},
+        "mean_ms": timings.mean_ms,
+        "min_ms": min(timings.samples_ns) / 1e6,
+        "max_ms": max(timings.samples_ns) / 1e6,
+        "variation": timings.variation,
+        "drift": drift if drift is not None and math.isfinite(drift) else None,
+        "samples": len(timings.samples_ns),
+        "warmup_runs": timings.warmup_runs,
+        "stable": timings.stable,
+    }

@@ -1,0 +1,336 @@
+"""An ONNX file as d2nas writes it: guarded loading, lineage, description, and mutated copies.
+
+A model may come from anywhere, so loading refuses whatever a classifier does not need: other
+files, other operator domains, control flow, functions, training parts, oversized inputs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from d2nas.errors import DamagedArtifactError, ValidationFailedError
+
+MAX_MODEL_BYTES = 512 * 1024 * 1024
+MAX_INPUT_VALUES = 16 * 1024 * 1024
+"""Values of one image; a file that asks for more would only exhaust memory."""
+MAX_CLASSES = 1_000_000
+MIN_OPSET = 18
+MAX_OPSET = 21
+"""MaxPool has no CUDA kernel in ONNX Runtime from opset 22 on."""
+MAX_IR_VERSION = 10
+"""What the ONNX Runtime inside current Triton releases reads."""
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+BATCH_AXIS = "batch"
+LINEAGE_PREFIX = "d2nas."
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+_SUBGRAPH_ATTRIBUTES = (
+    onnx.AttributeProto.GRAPH,
+    onnx.AttributeProto.GRAPHS,
+    onnx.AttributeProto.SPARSE_TENSOR,
+    onnx.AttributeProto.SPARSE_TENSORS,
+    onnx.AttributeProto.TYPE_PROTO,
+    onnx.AttributeProto.TYPE_PROTOS,
+)
+_MUTATION_FACTOR = np.float32(1.01)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model takes and gives: one image is ``input_shape`` (channels, height, width)."""
+
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    opset: int
+    ir_version: int
+    num_nodes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "input_shape": list(self.input_shape),
+            "num_classes": self.num_classes,
+            "opset": self.opset,
+            "ir_version": self.ir_version,
+            "num_nodes": self.num_nodes,
+        }
+
+
+def check_model(data: bytes, *, what: str) -> onnx.ModelProto:
+    """Parse ``data`` and return the model if it is one that d2nas would run; ``what`` names it.
+
+    Accepted: one file of at most 512 MiB with all weights inside, standard operators of opset 18
+    to 21, IR version up to 10, no subgraphs, functions or training parts, exactly one float32
+    input ``images`` [batch, channels, height, width] and one float32 output ``logits``
+    [batch, classes]; and ``onnx.checker`` agrees. Raises ``DamagedArtifactError`` otherwise.
+    """
+    if len(data) > MAX_MODEL_BYTES:
+        raise DamagedArtifactError(
+            f"{what}: {len(data)} bytes of ONNX, at most {MAX_MODEL_BYTES} are read"
+        )
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+        _check_text(model)
+        _check_header(model)
+        _check_external_data(model)
+        _check_values(model)
+        _check_graph(model.graph)
+        _check_interface(model.graph)
+        onnx.checker.check_model(model, full_check=True)
+    except _RefusalError as refusal:
+        raise DamagedArtifactError(f"{what}: {refusal}") from None
+    except (DecodeError, UnicodeDecodeError):
+        raise DamagedArtifactError(f"{what}: not an ONNX file") from None
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise DamagedArtifactError(f"{what}: not valid ONNX ({_one_line(error)})") from None
+    return model
+
+
+def lineage(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the ``d2nas.*`` metadata of ``model``, sorted by key."""
+    pairs = {entry.key: entry.value for entry in model.metadata_props}
+    return {key: pairs[key] for key in sorted(pairs) if key.startswith(LINEAGE_PREFIX)}
+
+
+def describe(model: onnx.ModelProto) -> ModelDescription:
+    """Describe a model that ``check_model`` returned."""
+    image = model.graph.input[0].type.tensor_type.shape.dim
+    logits = model.graph.output[0].type.tensor_type.shape.dim
+    return ModelDescription(
+        input_shape=(image[1].dim_value, image[2].dim_value, image[3].dim_value),
+        num_classes=logits[1].dim_value,
+        opset=emitted_opset(model),
+        ir_version=model.ir_version,
+        num_nodes=len(model.graph.node),
+    )
+
+
+def emitted_opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operator set that ``model`` imports (0: none)."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in _STANDARD_DOMAINS]
+    return versions[0] if len(versions) == 1 else 0
+
+
+def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of copies with one fault each, which a parity gate has to reject.
+
+    The faulty tensors are ones that every logit depends on: the first convolution, the last one
+    and the classifier. A copy whose tensor the fault would leave unchanged is not yielded. Raises
+    ``ValidationFailedError`` if the model has neither convolution nor classifier weights.
+    """
+    parsed = check_model(model, what="model to mutate")
+    weights = {tensor.name: tensor for tensor in parsed.graph.initializer}
+    convolutions = [
+        node
+        for node in parsed.graph.node
+        if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in weights
+    ]
+    classifier = _classifier(parsed.graph, weights)
+    faults: list[tuple[str, str, NDArray[Any]]] = []
+    if classifier is not None:
+        name, class_axis = classifier
+        values = numpy_helper.to_array(weights[name])
+        faults.append(("classifier weight + 1 %", name, values * _MUTATION_FACTOR))
+        faults.append(("two classes swapped", name, _swap_farthest(values, class_axis)))
+    if convolutions:
+        first, last = (convolutions[index].input[1] for index in (0, -1))
+        values = numpy_helper.to_array(weights[first])
+        faults.append(("stem weight + 1 %", first, values * _MUTATION_FACTOR))
+        faults.append(
+            ("last convolution zeroed", last, np.zeros_like(numpy_helper.to_array(weights[last])))
+        )
+    if not faults:
+        raise ValidationFailedError(
+            "the gate's self-test found no convolution or classifier weight to mutate",
+            hint="the model is not a convolutional classifier as d2nas exports it",
+        )
+    for fault, name, values in faults:
+        if np.array_equal(values, numpy_helper.to_array(weights[name])):
+            continue
+        yield fault, _with_weight(parsed, name, values)
+
+
+class _RefusalError(Exception):
+    """Why a model is not accepted; becomes a ``DamagedArtifactError`` that names the source."""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _check_text(message: Message) -> None:
+    # The parser hands out names that are not UTF-8 as bytes, where every reader expects text.
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = [value] if isinstance(value, str | bytes) else value
+            if any(isinstance(text, bytes) for text in texts):
+                raise _RefusalError("holds text that is not UTF-8")
+        elif field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                _check_text(child)
+
+
+def _check_header(model: onnx.ModelProto) -> None:
+    if not model.HasField("graph"):
+        raise _RefusalError("not an ONNX file")
+    # What this reader skips, another reader might understand.
+    num_bytes = model.ByteSize()
+    model.DiscardUnknownFields()
+    if model.ByteSize() != num_bytes:
+        raise _RefusalError("has fields that the ONNX format does not define")
+    if not 1 <= model.ir_version <= MAX_IR_VERSION:
+        raise _RefusalError(f"IR version {model.ir_version}, at most {MAX_IR_VERSION} is supported")
+    for entry in model.opset_import:
+        if entry.domain not in _STANDARD_DOMAINS:
+            raise _RefusalError(f"needs custom operators (domain {_shown(entry.domain)})")
+    opset = emitted_opset(model)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise _RefusalError(f"opset {opset}, {MIN_OPSET} to {MAX_OPSET} are supported")
+    if model.functions:
+        raise _RefusalError("defines functions of its own")
+    if model.training_info:
+        raise _RefusalError("carries training information")
+    keys = [entry.key for entry in model.metadata_props]
+    if len(set(keys)) != len(keys):
+        raise _RefusalError("has the same metadata key twice")
+
+
+def _check_external_data(model: onnx.ModelProto) -> None:
+    for tensor in _tensors(model):
+        if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
+            raise _RefusalError(f"tensor {_shown(tensor.name)} lies in another file")
+
+
+def _check_values(model: onnx.ModelProto) -> None:
+    # Only after _check_external_data: reading an external tensor would open its file.
+    for tensor in _tensors(model):
+        try:
+            complete = min(tensor.dims, default=0) >= 0
+            numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            complete = False
+        if not complete:
+            raise _RefusalError(
+                f"tensor {_shown(tensor.name)} does not hold the values that its shape declares"
+            )
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    # Every field of every message, so that no corner of the format is forgotten.
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for child in [value] if isinstance(value, Message) else value:
+            yield from _tensors(child)
+
+
+def _check_graph(graph: onnx.GraphProto) -> None:
+    if graph.sparse_initializer:
+        raise _RefusalError("has sparse weights")
+    for node in graph.node:
+        if node.domain not in _STANDARD_DOMAINS:
+            raise _RefusalError(f"node {_shown(node.name)} has custom domain {_shown(node.domain)}")
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                raise _RefusalError(f"node {_shown(node.name)} takes an attribute from a function")
+            if attribute.type in _SUBGRAPH_ATTRIBUTES:
+                raise _RefusalError(
+                    f"node {_shown(node.name)} ({_shown(node.op_type)}) carries a subgraph, "
+                    "a sparse tensor or a type"
+                )
+
+
+def _check_interface(graph: onnx.GraphProto) -> None:
+    image = _only_value(list(graph.input), "input", INPUT_NAME)
+    logits = _only_value(list(graph.output), "output", OUTPUT_NAME)
+    sizes = _sizes(image, 3)
+    if int(np.prod([float(size) for size in sizes])) > MAX_INPUT_VALUES:
+        raise _RefusalError(f"asks for images of {'x'.join(map(str, sizes))} values")
+    (num_classes,) = _sizes(logits, 1)
+    if num_classes > MAX_CLASSES:
+        raise _RefusalError(f"has {num_classes} classes, at most {MAX_CLASSES} are supported")
+    if any(tensor.name == INPUT_NAME for tensor in graph.initializer):
+        raise _RefusalError(f"input {INPUT_NAME} has a default value")
+
+
+def _only_value(values: list[onnx.ValueInfoProto], role: str, name: str) -> onnx.ValueInfoProto:
+    if [value.name for value in values] != [name]:
+        names = ", ".join(_shown(value.name) for value in values[:4]) or "none"
+        raise _RefusalError(f"must have exactly one {role} named {name}, has {names}")
+    return values[0]
+
+
+def _sizes(value: onnx.ValueInfoProto, num_fixed: int) -> list[int]:
+    """Sizes of the axes after ``batch``, which must be fixed; float32 is required."""
+    tensor = value.type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT:
+        raise _RefusalError(f"{value.name} is not float32")
+    axes = tensor.shape.dim
+    sizes = [axis.dim_value for axis in axes[1:]]
+    if len(sizes) != num_fixed or axes[0].dim_param != BATCH_AXIS or min(sizes) < 1:
+        shape = ", ".join(axis.dim_param or str(axis.dim_value) for axis in axes[:6])
+        raise _RefusalError(
+            f"{value.name} must be [{BATCH_AXIS}, {num_fixed} fixed sizes], is [{shape}]"
+        )
+    return sizes
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:59] + "…")
+
+
+def _classifier(
+    graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]
+) -> tuple[str, int] | None:
+    """Name of the classifier's weight and its class axis, or None."""
+    for node in reversed(graph.node):
+        if node.op_type not in ("Gemm", "MatMul") or len(node.input) < 2:
+            continue
+        name = node.input[1]
+        if name not in weights or len(weights[name].dims) != 2:
+            continue
+        transposed = any(
+            attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute
+        )
+        return name, 0 if transposed else 1
+    return None
+
+
+def _swap_farthest(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Swap the two classes whose weights differ most, so that the fault can be seen."""
+    rows = np.moveaxis(values, axis, 0).astype(np.float64)
+    first = 0
+    # Two sweeps (the row farthest from the first, then the row farthest from that one) find a
+    # pair at least half as far apart as the farthest, without a table of all pairs.
+    second = int(np.argmax(np.linalg.norm(rows - rows[first], axis=1)))
+    first = int(np.argmax(np.linalg.norm(rows - rows[second], axis=1)))
+    order = np.arange(len(rows))
+    order[[first, second]] = order[[second, first]]
+    return np.take(values, order, axis=axis)
+
+
+def _with_weight(model: onnx.ModelProto, name: str, values: NDArray[Any]) -> bytes:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return bytes(copy.SerializeToString(deterministic=True))

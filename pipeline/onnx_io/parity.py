@@ -1,0 +1,377 @@
+"""Does the exported model compute what the trained network computes? A gate that can say no.
+
+Numbers. With R the reference logits, G the exported model's, all in float64:
+
+- ``max_abs`` = max |G - R|; ``relative_l2`` = ||G - R|| / ||R||; ``top1_agreement`` = share of
+  images with the same argmax.
+- ``spread`` = ||V|| / ||R||, V being R without what a prediction cannot depend on: each image's
+  mean over classes, then each class's mean over images. It is the part of R that tells images
+  apart.
+
+Why the spread. If the logits hardly vary between images, a broken model agrees with the network as
+well as an intact one: in a randomly initialised 20-cell network, zeroing a whole convolution moved
+logits of 0.17 by 6e-6 and no prediction. A pass means ||G - R|| <= limit ||R||. That is evidence
+only if the error allowed is small beside the signal, so a pass counts from
+spread >= 100 x limit on: then the allowed error is at most 1 % of what tells images apart. Below,
+the verdict is ``inconclusive``, which is not a pass.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2nas.errors import ConfigError
+
+Verdict = Literal["passed", "failed", "inconclusive"]
+Reference = Callable[[NDArray[np.float32]], NDArray[Any]]
+
+DEFAULT_BATCHES = (1, 2, 7, 64)
+RELATIVE_L2_LIMIT = 1e-5
+TOP1_LIMIT = 0.999
+SPREAD_FACTOR = 100.0
+SMALL_BATCH_IMAGES = 64
+"""Images that every batch size but the largest is checked on; the largest sees all."""
+
+
+class Session(Protocol):
+    """What is compared with the reference: ``OnnxSession`` or a stand-in."""
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits [N, classes] of ``images`` [N, channels, height, width]."""
+
+    def check_provider(self) -> None:
+        """Raise ``ValidationFailedError`` if the session left its device."""
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """How two arrays of logits compare; numbers stay None where an earlier check failed."""
+
+    shape_equal: bool
+    dtype_equal: bool
+    finite: bool
+    max_abs: float | None = None
+    relative_l2: float | None = None
+    top1_agreement: float | None = None
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What float32 parity allows."""
+
+    relative_l2: float = RELATIVE_L2_LIMIT
+    top1_agreement: float = TOP1_LIMIT
+
+    @property
+    def spread(self) -> float:
+        """Smallest spread at which passing means something."""
+        return SPREAD_FACTOR * self.relative_l2
+
+
+@dataclass(frozen=True)
+class BatchParity:
+    """The comparison at one batch size.
+
+    ``identical_rows`` is the largest relative L2 distance between answers to copies of one image
+    in a batch, ``permuted_rows`` that between answers to a batch and to the same batch reordered.
+    """
+
+    batch: int
+    num_images: int
+    result: ParityResult
+    identical_rows: float
+    permuted_rows: float
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "batch": self.batch,
+            "images": self.num_images,
+            "verdict": self.verdict,
+            "max_abs": _json_number(self.result.max_abs),
+            "relative_l2": _json_number(self.result.relative_l2),
+            "top1_agreement": self.result.top1_agreement,
+            "spread": _json_number(self.result.spread),
+            "identical_rows": _json_number(self.identical_rows),
+            "permuted_rows": _json_number(self.permuted_rows),
+            "reasons": list(self.reasons),
+        }
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The verdict over all batch sizes: the worst one's."""
+
+    batches: tuple[BatchParity, ...]
+    limits: Limits
+
+    @property
+    def verdict(self) -> Verdict:
+        """``failed`` if any batch size failed, else ``inconclusive`` if any was, else passed."""
+        return _worst(entry.verdict for entry in self.batches)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every batch size passed on outputs that vary."""
+        return self.verdict == "passed"
+
+    @property
+    def max_abs(self) -> float | None:
+        """Largest absolute difference of a logit; None if some outputs cannot be compared."""
+        return _largest([entry.result.max_abs for entry in self.batches])
+
+    @property
+    def relative_l2(self) -> float | None:
+        """Largest relative L2 difference; None if some outputs cannot be compared."""
+        return _largest([entry.result.relative_l2 for entry in self.batches])
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not pass, one line each."""
+        return tuple(f"batch {e.batch}: {reason}" for e in self.batches for reason in e.reasons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        agreements = [entry.result.top1_agreement for entry in self.batches]
+        known = [agreement for agreement in agreements if agreement is not None]
+        return {
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "max_abs": self.max_abs,
+            "relative_l2": self.relative_l2,
+            "top1_agreement": min(known) if len(known) == len(agreements) else None,
+            "limits": {
+                "relative_l2": self.limits.relative_l2,
+                "top1_agreement": self.limits.top1_agreement,
+                "spread": self.limits.spread,
+            },
+            "batches": [entry.to_dict() for entry in self.batches],
+            "reasons": list(self.reasons),
+        }
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Which faulty copies of the model the gate rejected, and which it let through."""
+
+    rejected: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were faulty copies and none was let through."""
+        return bool(self.rejected) and not self.accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "passed": self.passed,
+            "rejected": list(self.rejected),
+            "accepted": list(self.accepted),
+        }
+
+
+def compare(reference: NDArray[Any], got: NDArray[Any]) -> ParityResult:
+    """Compare logits [N, classes]: shape, then dtype, then finiteness of both, then values.
+
+    Each check is made only if the ones before it hold.
+    """
+    if reference.shape != got.shape or reference.ndim != 2 or reference.size == 0:
+        return ParityResult(shape_equal=False, dtype_equal=False, finite=False)
+    if reference.dtype != got.dtype:
+        return ParityResult(shape_equal=True, dtype_equal=False, finite=False)
+    if not (np.isfinite(reference).all() and np.isfinite(got).all()):
+        return ParityResult(shape_equal=True, dtype_equal=True, finite=False)
+    wanted = reference.astype(np.float64)
+    difference = got.astype(np.float64) - wanted
+    agreement = np.argmax(reference, axis=1) == np.argmax(got, axis=1)
+    return ParityResult(
+        shape_equal=True,
+        dtype_equal=True,
+        finite=True,
+        max_abs=float(np.abs(difference).max()),
+        relative_l2=_ratio(difference, wanted),
+        top1_agreement=float(agreement.mean()),
+        spread=_spread(wanted),
+    )
+
+
+def gate(result: ParityResult, limits: Limits | None = None) -> tuple[Verdict, tuple[str, ...]]:
+    """Judge a comparison; with the reasons (one line each) when it is not ``passed``."""
+    limits = limits or Limits()
+    if not result.shape_equal:
+        return "failed", ("the outputs differ in shape",)
+    if not result.dtype_equal:
+        return "failed", ("the outputs differ in type",)
+    if not result.finite:
+        return "failed", ("an output is not finite",)
+    if result.relative_l2 is None or result.top1_agreement is None or result.spread is None:
+        return "failed", ("the outputs were not compared",)
+    reasons = []
+    # "Not at most" rather than "above": a NaN must not pass.
+    if not result.relative_l2 <= limits.relative_l2:
+        reasons.append(f"relative L2 {result.relative_l2:.3g} > {limits.relative_l2:.3g}")
+    if not result.top1_agreement >= limits.top1_agreement:
+        reasons.append(f"top-1 agreement {result.top1_agreement:.5f} < {limits.top1_agreement:g}")
+    if reasons:
+        return "failed", tuple(reasons)
+    if not result.spread >= limits.spread:
+        return "inconclusive", (
+            f"the logits hardly vary between images: spread {result.spread:.3g} "
+            f"< {limits.spread:.3g}",
+        )
+    return "passed", ()
+
+
+def check_parity(
+    reference_fn: Reference,
+    session: Session,
+    images: NDArray[np.float32],
+    batches: Sequence[int] = DEFAULT_BATCHES,
+    limits: Limits | None = None,
+) -> ParityReport:
+    """Compare ``session`` with ``reference_fn`` at every batch size of ``batches``.
+
+    ``images`` is [N, channels, height, width]. The largest batch size runs over all images, the
+    others over the first 64 (over all, if fewer); a batch size above that number is filled by
+    repeating images, so that it is really run. Every size also answers one image copied into
+    the whole batch, and one batch in another order. Raises ``ConfigError`` without images or batch
+    sizes, and what ``session`` raises.
+    """
+    if len(images) < 1 or not batches or min(batches) < 1:
+        raise ConfigError("parity needs at least one image and batch sizes of at least 1")
+    limits = limits or Limits()
+    largest = max(batches)
+    reference = _in_batches(reference_fn, images, largest)
+    if len(reference) != len(images):
+        raise ValueError("the reference does not answer each image with one row of logits")
+    entries = []
+    for batch in sorted(set(batches)):
+        num_images = len(images) if batch == largest else min(len(images), SMALL_BATCH_IMAGES)
+        # Slices, not copies: all images may be most of the memory.
+        rows, wanted = images[:num_images], reference[:num_images]
+        if num_images < batch:
+            repeated = np.arange(batch) % num_images
+            rows, wanted = rows[repeated], wanted[repeated]
+        entries.append(_at_batch(session, rows, wanted, batch, limits))
+    session.check_provider()
+    return ParityReport(tuple(entries), limits)
+
+
+def self_test(
+    reference_fn: Reference,
+    faulty_sessions: Iterable[tuple[str, Session]],
+    images: NDArray[np.float32],
+    limits: Limits | None = None,
+) -> SelfTest:
+    """Show the gate faulty copies of the model (by name) on a few images.
+
+    A gate that lets one through proves nothing when it lets the model through.
+    """
+    reference = np.asarray(reference_fn(images))
+    rejected: list[str] = []
+    accepted: list[str] = []
+    for name, session in faulty_sessions:
+        verdict, _ = gate(compare(reference, session.run(images)), limits)
+        (rejected if verdict == "failed" else accepted).append(name)
+    return SelfTest(tuple(rejected), tuple(accepted))
+
+
+def _at_batch(
+    session: Session,
+    images: NDArray[np.float32],
+    reference: NDArray[Any],
+    batch: int,
+    limits: Limits,
+) -> BatchParity:
+    result = compare(reference, _in_batches(session.run, images, batch))
+    verdict, reasons = gate(result, limits)
+    identical, permuted = _row_invariance(session, images[:batch])
+    broken = [
+        f"{what} differ by relative L2 {distance:.3g} > {limits.relative_l2:.3g}"
+        for what, distance in (
+            ("answers to copies of one image", identical),
+            ("answers to a reordered batch", permuted),
+        )
+        if not distance <= limits.relative_l2
+    ]
+    if broken:
+        reasons = (*reasons, *broken) if verdict == "failed" else tuple(broken)
+        verdict = "failed"
+    return BatchParity(batch, len(images), result, identical, permuted, verdict, reasons)
+
+
+def _row_invariance(session: Session, rows: NDArray[np.float32]) -> tuple[float, float]:
+    """Largest distance between identical rows, and between a batch and itself reordered."""
+    if len(rows) == 1:
+        return 0.0, 0.0
+    copies = session.run(np.repeat(rows[:1], len(rows), axis=0))
+    order = _scrambled(len(rows))
+    straight, reordered = session.run(rows), session.run(rows[order])
+    if not len(rows) == len(copies) == len(straight) == len(reordered):
+        return math.inf, math.inf
+    if not copies.shape == straight.shape == reordered.shape:
+        return math.inf, math.inf
+    return _row_distance(copies, copies[:1]), _row_distance(reordered, straight[order])
+
+
+def _scrambled(num_rows: int) -> NDArray[np.intp]:
+    """A fixed order that is neither a rotation nor a reversal: those hide whole-batch shifts."""
+    scattered = np.arange(1, num_rows + 1, dtype=np.uint64) * np.uint64(2654435761)
+    return np.argsort(scattered % np.uint64(2**32), kind="stable")
+
+
+def _row_distance(rows: NDArray[Any], wanted: NDArray[Any]) -> float:
+    rows, wanted = np.broadcast_arrays(rows.astype(np.float64), wanted.astype(np.float64))
+    if not (np.isfinite(rows).all() and np.isfinite(wanted).all()):
+        return math.inf
+    return max(_ratio(row - target, target) for row, target in zip(rows, wanted, strict=True))
+
+
+def _in_batches(answer: Reference, images: NDArray[np.float32], batch: int) -> NDArray[Any]:
+    """Answers to all images in order; an array of no rows if a batch is answered by other rows."""
+    answers = []
+    for at in range(0, len(images), batch):
+        rows = images[at : at + batch]
+        answers.append(np.asarray(answer(rows)))
+        if answers[-1].shape[:1] != (len(rows),) or answers[-1].shape[1:] != answers[0].shape[1:]:
+            return np.empty((0, 0), np.float32)
+    return np.concatenate(answers)
+
+
+def _spread(reference: NDArray[np.float64]) -> float:
+    varying = reference
+    if reference.shape[1] > 1:
+        varying = varying - varying.mean(axis=1, keepdims=True)
+    return _ratio(varying - varying.mean(axis=0, keepdims=True), reference)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float:
+    """||part|| / ||whole||; zero over zero is 0, anything else over zero is infinite."""
+    above, below = float(np.linalg.norm(part)), float(np.linalg.norm(whole))
+    if below > 0.0:
+        return above / below
+    return 0.0 if above == 0.0 else math.inf
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return max(known) if len(known) == len(values) else None
+
+
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    seen = set(verdicts)
+    if "failed" in seen:
+        return "failed"
+    return "inconclusive" if "inconclusive" in seen else "passed"
+
+
+def _json_number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,365 @@
+"""Sessions that run where they were told to, or not at all.
+
+ONNX Runtime answers a request for CUDA with a working CPU session when a library is missing, and
+may place single nodes on the CPU. A CUDA session is handed out here only after its provider, its
+options and the place of every node were checked; the provider is checked again after every use.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError, ValidationFailedError
+
+from .devices import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    NO_CUDA_HINT,
+    CpuDevice,
+    CudaDevice,
+    Device,
+    check_provider,
+    describe_cpu,
+    misplaced,
+    placement,
+    prove_cuda,
+)
+from .model_file import INPUT_NAME, OUTPUT_NAME, ModelDescription, check_model, describe
+from .runtime import (
+    LOG_ERRORS,
+    LOG_FATAL,
+    captured_log,
+    is_out_of_memory,
+    load_problem,
+    load_runtime,
+    problem,
+    runtime_errors,
+)
+
+__all__ = [
+    "BoundRun",
+    "CpuDevice",
+    "CudaDevice",
+    "OnnxSession",
+    "ProviderStatus",
+    "loadable_providers",
+    "open_session",
+    "resolve_device",
+]
+
+Result = TypeVar("Result")
+
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+_DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
+
+
+@dataclass(frozen=True)
+class ProviderStatus:
+    """One execution provider: is it in the build (``listed``), does it run a model (``loads``)."""
+
+    name: str
+    listed: bool
+    loads: bool
+    problem: str | None
+    """Why it does not load, in one line; None if it does."""
+
+
+class OnnxSession:
+    """A model on a known device. Made by ``open_session``."""
+
+    def __init__(
+        self, runtime: Any, session: Any, device: Device, description: ModelDescription
+    ) -> None:
+        self._runtime = runtime
+        self._session = session
+        self._errors = runtime_errors(runtime)
+        self._run_options = runtime.RunOptions()
+        # What goes wrong in a run arrives as an exception; its native log line would be a second
+        # report, on the terminal.
+        self._run_options.log_severity_level = LOG_FATAL
+        self.device = device
+        self.description = description
+
+    @property
+    def provider(self) -> str:
+        """Name of the execution provider that this session was checked to use."""
+        return CUDA_PROVIDER if isinstance(self.device, CudaDevice) else CPU_PROVIDER
+
+    @property
+    def num_nodes_placed(self) -> dict[str, int]:
+        """Number of nodes on each execution provider."""
+        return {name: len(nodes) for name, nodes in placement(self._session).items()}
+
+    def check_provider(self) -> None:
+        """Raise ``ValidationFailedError`` if the session has changed its provider."""
+        check_provider(self._session, self.provider)
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits [N, classes] of ``images`` [N, channels, height, width].
+
+        Raises ``ConfigError`` for images of another shape or type, ``OutOfMemoryError``, and
+        ``ValidationFailedError`` if the runtime fails or has left its device.
+        """
+        self._check_images(images)
+        feeds = {INPUT_NAME: np.ascontiguousarray(images)}
+        outputs = self.attempt(lambda: self._session.run([OUTPUT_NAME], feeds, self._run_options))
+        self.check_provider()
+        logits: NDArray[np.float32] = outputs[0]
+        return logits
+
+    def bind(self, images: NDArray[np.float32]) -> "BoundRun":
+        """Put ``images`` and room for their logits on the device; raises as ``run`` does."""
+        self._check_images(images)
+        return self.attempt(lambda: BoundRun(self, images))
+
+    def attempt(self, action: Callable[[], Result]) -> Result:
+        """Call ``action`` and turn the runtime's exceptions into errors of d2nas."""
+        try:
+            return action()
+        except self._errors as error:
+            if is_out_of_memory(error):
+                raise _out_of_memory(self.device.label, error) from error
+            raise ValidationFailedError(
+                f"the model fails on {self.device.label} ({problem(error)})"
+            ) from error
+
+    def _check_images(self, images: NDArray[np.float32]) -> None:
+        wanted = self.description.input_shape
+        if images.dtype != np.float32 or images.shape[1:] != wanted or len(images) < 1:
+            raise ConfigError(
+                f"the model takes float32 images of shape [N, {', '.join(map(str, wanted))}], "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+
+
+class BoundRun:
+    """One batch that already lies on the device: calling it runs the model and waits for it."""
+
+    def __init__(self, owner: OnnxSession, images: NDArray[np.float32]) -> None:
+        values = owner._runtime.OrtValue
+        device = owner.device
+        where = ("cuda", device.index) if isinstance(device, CudaDevice) else ("cpu", 0)
+        shape = [len(images), owner.description.num_classes]
+        self._owner = owner
+        self._input = values.ortvalue_from_numpy(np.ascontiguousarray(images), *where)
+        self._output = values.ortvalue_from_shape_and_type(shape, np.float32, *where)
+        self._binding = owner._session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT_NAME, self._input)
+        self._binding.bind_ortvalue_output(OUTPUT_NAME, self._output)
+
+    def __call__(self) -> None:
+        """Run once; return when the logits are complete on the device."""
+        self._owner.attempt(self._run)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Copy the logits [N, classes] of the last run from the device."""
+        logits: NDArray[np.float32] = self._output.numpy()
+        return logits
+
+    def _run(self) -> None:
+        self._owner._session.run_with_iobinding(self._binding, self._owner._run_options)
+        self._binding.synchronize_outputs()
+
+
+def open_session(
+    model: bytes, *, device: str, num_threads: int | None = None, what: str = "model"
+) -> OnnxSession:
+    """Open ``model`` on ``device``: ``cpu``, ``cuda`` or ``cuda:N``; never on another one.
+
+    ``num_threads`` is for the CPU; None takes all that this process may use. Raises
+    ``DamagedArtifactError`` for a model that ``check_model`` refuses (``what`` names it),
+    ``ConfigError`` for a device that cannot be had in this installation, ``OutOfMemoryError``,
+    and ``ValidationFailedError`` if the device does not load or would not run the whole model.
+    """
+    found = _DEVICE.fullmatch(device)
+    if found is None:
+        raise ConfigError(f"device {device!r} is not cpu, cuda or cuda:N")
+    if num_threads is not None and num_threads < 1:
+        raise ConfigError(f"num_threads={num_threads} must be at least 1")
+    description = describe(check_model(model, what=what))
+    runtime = load_runtime()
+    if device == "cpu":
+        return _open_cpu(runtime, model, num_threads or _available_threads(), description)
+    return _open_cuda(runtime, model, int(found[1] or 0), description)
+
+
+def resolve_device(device: str) -> str:
+    """Return ``device``, with ``auto`` replaced by ``cuda`` if CUDA runs a model, else ``cpu``."""
+    if device != "auto":
+        return device
+    return "cuda" if _try_device(load_runtime(), "cuda", CUDA_PROVIDER).loads else "cpu"
+
+
+def loadable_providers() -> list[ProviderStatus]:
+    """Try CUDA, TensorRT (if it is in the build) and the CPU with a tiny model each.
+
+    What a build lists says nothing about what loads, so both are reported.
+    """
+    runtime = load_runtime()
+    statuses = [_try_device(runtime, "cuda", CUDA_PROVIDER)]
+    if TENSORRT_PROVIDER in runtime.get_available_providers():
+        statuses.append(_try_tensorrt(runtime))
+    statuses.append(_try_device(runtime, "cpu", CPU_PROVIDER))
+    return statuses
+
+
+def _open_cpu(
+    runtime: Any, model: bytes, num_threads: int, description: ModelDescription
+) -> OnnxSession:
+    options = _session_options(runtime)
+    # Set even when it is the default, so that the label's number is the session's.
+    options.intra_op_num_threads = num_threads
+    device = describe_cpu(num_threads)
+    try:
+        with captured_log():
+            session = runtime.InferenceSession(
+                model, options, providers=[CPU_PROVIDER], enable_fallback=0
+            )
+    except runtime_errors(runtime) as error:
+        if is_out_of_memory(error):
+            raise _out_of_memory(device.label, error) from error
+        raise ValidationFailedError(
+            f"ONNX Runtime does not load the model on {device.label} ({problem(error)})"
+        ) from error
+    check_provider(session, CPU_PROVIDER)
+    return OnnxSession(runtime, session, device, description)
+
+
+def _open_cuda(
+    runtime: Any, model: bytes, index: int, description: ModelDescription
+) -> OnnxSession:
+    if CUDA_PROVIDER not in runtime.get_available_providers():
+        raise ConfigError(
+            "CUDA was asked for, but this ONNX Runtime is built without CUDA",
+            hint="pip uninstall onnxruntime, then pip install onnxruntime-gpu; "
+            "or validate.device=cpu",
+        )
+    log: list[str] = []
+    try:
+        with captured_log() as log:
+            _preload_cuda(runtime)
+            session = _cuda_session(runtime, model, index, _strict_options(runtime))
+    except runtime_errors(runtime) as error:
+        if is_out_of_memory(error):
+            raise _out_of_memory(f"cuda:{index}", error) from error
+        reason = load_problem("".join(log))
+        if reason is not None:
+            why = f"it does not load ({reason})"
+        else:
+            why = _nodes_without_kernel(runtime, model, index) or problem(error)
+        raise ValidationFailedError(
+            f"CUDA was asked for (cuda:{index}), but {why}", hint=NO_CUDA_HINT
+        ) from error
+    device = prove_cuda(session, index)
+    return OnnxSession(runtime, session, device, description)
+
+
+def _preload_cuda(runtime: Any) -> None:
+    # The wheels of torch bring the CUDA libraries, in folders that no loader searches.
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+
+
+def _cuda_session(runtime: Any, model: bytes, index: int, options: Any) -> Any:
+    provider_options = {
+        "device_id": str(index),
+        # Full float32 products: the parity tolerance is for these.
+        "use_tf32": "0",
+        # An exhaustive search costs seconds at every new batch size and gains nothing steady.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    return runtime.InferenceSession(
+        model, options, providers=[(CUDA_PROVIDER, provider_options)], enable_fallback=0
+    )
+
+
+def _session_options(runtime: Any) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = LOG_ERRORS
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _strict_options(runtime: Any) -> Any:
+    options = _session_options(runtime)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _nodes_without_kernel(runtime: Any, model: bytes, index: int) -> str | None:
+    """Name the nodes that made a strict session fail, by a lenient one that is thrown away."""
+    try:
+        with captured_log():
+            session = _cuda_session(runtime, model, index, _session_options(runtime))
+    except runtime_errors(runtime):
+        return None
+    if list(session.get_providers())[:1] != [CUDA_PROVIDER]:
+        return "ONNX Runtime did not load it and would have used the CPU"
+    return misplaced(session)
+
+
+def _out_of_memory(where: str, error: BaseException) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"out of memory on {where} ({problem(error)})",
+        hint="use smaller batches (validate.parity_batches, validate.latency_batches)",
+    )
+
+
+def _available_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _try_device(runtime: Any, device: str, provider: str) -> ProviderStatus:
+    listed = provider in runtime.get_available_providers()
+    try:
+        session = open_session(_probe_model(), device=device, num_threads=1)
+        session.run(np.ones((2, *session.description.input_shape), np.float32))
+    except D2NasError as error:
+        return ProviderStatus(provider, listed, loads=False, problem=str(error))
+    return ProviderStatus(provider, listed, loads=True, problem=None)
+
+
+def _try_tensorrt(runtime: Any) -> ProviderStatus:
+    log: list[str] = []
+    reason: str | None = None
+    try:
+        with captured_log() as log:
+            _preload_cuda(runtime)
+            session = runtime.InferenceSession(
+                _probe_model(),
+                _strict_options(runtime),
+                providers=[(TENSORRT_PROVIDER, {})],
+                enable_fallback=0,
+            )
+        if list(session.get_providers())[:1] != [TENSORRT_PROVIDER]:
+            reason = load_problem("".join(log)) or "ONNX Runtime would have used the CPU"
+    except runtime_errors(runtime) as error:
+        reason = problem(error, "".join(log))
+    return ProviderStatus(TENSORRT_PROVIDER, listed=True, loads=reason is None, problem=reason)
+
+
+def _probe_model() -> bytes:
+    """Return a tiny classifier with a convolution: that is what needs cuDNN."""
+    kernel = helper.make_tensor("kernel", onnx.TensorProto.FLOAT, [2, 1, 3, 3], [0.5] * 18)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", [INPUT_NAME, "kernel"], ["features"], name="conv"),
+            helper.make_node("GlobalAveragePool", ["features"], ["pooled"], name="pool"),
+            helper.make_node("Flatten", ["pooled"], [OUTPUT_NAME], name="flatten"),
+        ],
+        "probe",
+        [helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info(OUTPUT_NAME, onnx.TensorProto.FLOAT, ["batch", 2])],
+        [kernel],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
