@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import DataConfig, RetrainConfig
-from .data import ImageData, Normalizer, augment_pixels, batch_indices, cutout
+from .data import ImageData, Normalizer
 from .data import steps_per_epoch as count_steps
 from .errors import ConfigError
 from .genotype import Genotype
@@ -26,7 +26,7 @@ from .ops import initialize, set_noise_generator
 from .randomness import generator
 from .schedules import linear, warmup_cosine
 from .state import Trainee, TrainState
-from .training import StepReport, memory_errors, place, require_finite
+from .training import Batches, StepReport, memory_errors, place, require_finite
 
 _SUMS = ("loss", "correct", "clipped")
 
@@ -55,9 +55,15 @@ class Retraining:
                 hint="set retrain.auxiliary=false, or data.image_size=32",
             )
         self.config, self.seed, self.device = config, seed, device
-        self.augmentation = augmentation
-        self.train_set = data.train.to(device)
-        self.normalizer = Normalizer(data.mean, data.std)
+        self.batches = Batches(
+            data.train.to(device),
+            Normalizer(data.mean, data.std),
+            augmentation,
+            config.batch_size,
+            config.cutout,
+            seed,
+            "retrain",
+        )
         with torch.random.fork_rng(devices=[]):
             self.network = Network(
                 genotype,
@@ -77,7 +83,7 @@ class Retraining:
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
-        self.steps_per_epoch = count_steps(len(self.train_set), config.batch_size)
+        self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         self.metrics: list[dict[str, Any]] = []
         self.trainee = Trainee(
@@ -119,26 +125,6 @@ class Retraining:
         epoch = step // self.steps_per_epoch
         return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the augmented, normalised batch of a step, and its labels."""
-        indices = batch_indices(
-            len(self.train_set),
-            self.config.batch_size,
-            seed=self.seed,
-            purpose="retrain",
-            step=step,
-        ).to(self.device)
-        draws = generator(self.seed, "retrain-augmentation", step)
-        pixels = augment_pixels(
-            self.train_set.images_NCHW[indices],
-            crop_padding=self.augmentation.crop_padding,
-            flip=self.augmentation.flip,
-            generator=draws,
-        )
-        images = cutout(self.normalizer(pixels), size=self.config.cutout, generator=draws)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.train_set.labels_N[indices]
-
     def deployed_weights(self) -> dict[str, Tensor]:
         """Return the weights without the training-only auxiliary head, as CPU copies."""
         return {
@@ -166,7 +152,7 @@ class Retraining:
 def train_step(retraining: Retraining, step: int) -> None:
     """Run one step. Raises ``NonFiniteError`` before an update that is not finite."""
     config, network = retraining.config, retraining.network
-    images, labels = retraining.batch(step)
+    images, labels = retraining.batches.batch(step)
     for group in retraining.optimizer.param_groups:
         group["lr"] = retraining.lr_at(step)
     draws = generator(retraining.seed, "drop-path", step)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import DataConfig, SearchConfig
-from .data import ImageData, ImageSet, Normalizer, augment_pixels, batch_indices, cutout
+from .data import ImageData, Normalizer
 from .data import steps_per_epoch as count_steps
 from .derive import derive_genotype
 from .ops import initialize, set_noise_generator
@@ -28,16 +28,9 @@ from .schedules import cosine, temperature
 from .spaces import CELL_TYPES, SearchSpace
 from .state import Trainee, TrainState
 from .supernet import Supernet
-from .training import StepReport, memory_errors, place, require_finite
+from .training import Batches, StepReport, memory_errors, place, require_finite, stem_for
 
 _SUMS = ("arch_loss", "arch_correct", "weight_loss", "weight_correct", "clipped", "branch_loss")
-
-
-def stem_for(stem: str, image_size: int) -> str:
-    """Resolve ``stem="auto"``: the ImageNet stem from 96 pixels on."""
-    if stem != "auto":
-        return stem
-    return "imagenet" if image_size >= 96 else "cifar"
 
 
 class Search:
@@ -57,10 +50,18 @@ class Search:
         augmentation: DataConfig,
     ) -> None:
         self.config, self.space, self.seed, self.device = config, space, seed, device
-        self.augmentation = augmentation
-        self.weight_half = data.weight_half.to(device)
-        self.arch_half = data.arch_half.to(device)
-        self.normalizer = Normalizer(data.mean, data.std)
+        self.weight_batches, self.arch_batches = (
+            Batches(
+                half.to(device),
+                Normalizer(data.mean, data.std),
+                augmentation,
+                config.batch_size,
+                config.cutout,
+                seed,
+                purpose,
+            )
+            for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
+        )
         length = config.num_cells if config.branch_length == "num_cells" else config.branch_length
         with torch.random.fork_rng(devices=[]):
             self.supernet = Supernet(
@@ -88,7 +89,7 @@ class Search:
             betas=(config.arch_beta1, config.arch_beta2),
             weight_decay=config.arch_weight_decay,
         )
-        self.steps_per_epoch = count_steps(len(self.weight_half), config.batch_size)
+        self.steps_per_epoch = count_steps(len(data.weight_half), config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         self.metrics: list[dict[str, Any]] = []
         self.trainee = Trainee(
@@ -129,21 +130,6 @@ class Search:
         """Return SGD's learning rate of a step: cosine by epoch, as DARTS."""
         progress = (step // self.steps_per_epoch) / self.config.epochs
         return cosine(progress, self.config.weight_lr, self.config.weight_lr_min)
-
-    def batch(self, half: ImageSet, purpose: str, step: int) -> tuple[Tensor, Tensor]:
-        """Return the augmented, normalised batch of a step, and its labels."""
-        indices = batch_indices(
-            len(half), self.config.batch_size, seed=self.seed, purpose=purpose, step=step
-        ).to(self.device)
-        draws = generator(self.seed, f"{purpose}-augmentation", step)
-        pixels = augment_pixels(
-            half.images_NCHW[indices],
-            crop_padding=self.augmentation.crop_padding,
-            flip=self.augmentation.flip,
-            generator=draws,
-        )
-        images = cutout(self.normalizer(pixels), size=self.config.cutout, generator=draws)
-        return images.contiguous(memory_format=torch.channels_last), half.labels_N[indices]
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, (self.trainee.sums / self.steps_per_epoch).tolist(), strict=True))
@@ -186,7 +172,7 @@ def architecture_step(search: Search, step: int) -> None:
     Only the gates' gradients are computed: the weights are not touched (ROME v2, Eq. 11).
     """
     config, parameters = search.config, list(search.logits.parameters())
-    images, labels = search.batch(search.arch_half, "architecture", step)
+    images, labels = search.arch_batches.batch(step)
     search.arch_optimizer.zero_grad()
     for index in range(config.draws):
         draws = generator(search.seed, "architecture-draw", step * config.draws + index)
@@ -221,7 +207,7 @@ def weight_step(search: Search, step: int) -> None:
     paper is silent: no decay either). The clip norm is the whole sum's.
     """
     config = search.config
-    images, labels = search.batch(search.weight_half, "weights", step)
+    images, labels = search.weight_batches.batch(step)
     for group in search.weight_optimizer.param_groups:
         group["lr"] = search.weight_lr_at(step)
     search.weight_optimizer.zero_grad()

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import ImageSet, Normalizer
+from .config import DataConfig
+from .data import ImageSet, Normalizer, augment_pixels, batch_indices, cutout
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
+from .randomness import generator
 
 EVALUATION_BATCH = 256
 
@@ -47,6 +49,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def stem_for(stem: str, image_size: int) -> str:
+    """Resolve ``stem="auto"``: the ImageNet stem from 96 pixels on."""
+    if stem != "auto":
+        return stem
+    return "imagenet" if image_size >= 96 else "cifar"
+
+
 def place(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module to ``device``, convolution weights channels-last (faster on CPU and CUDA)."""
     module.to(device)
@@ -54,6 +63,36 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(child, nn.Conv2d):
             child.weight.data = child.weight.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The augmented batches of one image set: each a function of the seed, ``purpose`` and step."""
+
+    images: ImageSet
+    normalizer: Normalizer
+    augmentation: DataConfig
+    batch_size: int
+    cutout_size: int
+    seed: int
+    purpose: str
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the normalised images (N, C, H, W), channels-last, and the labels (N,)."""
+        indices = batch_indices(
+            len(self.images), self.batch_size, seed=self.seed, purpose=self.purpose, step=step
+        ).to(self.images.labels_N.device)
+        draws = generator(self.seed, f"{self.purpose}-augmentation", step)
+        pixels = augment_pixels(
+            self.images.images_NCHW[indices],
+            crop_padding=self.augmentation.crop_padding,
+            flip_probability=0.5 if self.augmentation.flip else 0.0,
+            generator=draws,
+        )
+        images = self.normalizer(pixels)
+        if self.cutout_size:
+            images = cutout(images, size=self.cutout_size, generator=draws)
+        return images.contiguous(memory_format=torch.channels_last), self.images.labels_N[indices]
 
 
 def require_finite(step: int, values: Iterable[tuple[str, Tensor]]) -> None:

@@ -1,0 +1,182 @@
+"""The bundle: ``exported/`` is a Triton model repository, with what a person needs beside it.
+
+``<name>/config.pbtxt``, ``labels.txt`` and ``<n>/model.onnx`` are what a server reads. The other
+files describe the version that ``config.pbtxt`` serves. Everything is a function of stored
+versions, so a missing or damaged bundle is written again without running a stage.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from d2nas.strict_json import parse_json
+
+from .stages import STAGES
+from .store import FileSystem, Version, safe_run_name
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def write_bundle(
+    exported: Path, name: str, versions: dict[str, Version], file_system: FileSystem | None = None
+) -> Path:
+    """Write or repair ``exported/name`` from a validated run's versions; returns its folder.
+
+    The same model keeps its number, a new one gets the next. Files that are right already are not
+    touched. Raises ``StorageError``, ``DamagedArtifactError``.
+    """
+    disk = file_system or FileSystem()
+    folder = exported.absolute() / safe_run_name(name)
+    model = versions["export"].read("model.onnx")
+    number = _number_of(folder, hashlib.sha256(model).hexdigest())
+    disk.make_folder(folder / str(number))
+    files = {f"{number}/model.onnx": model, **_documents(name, number, versions)}
+    sums = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+    for path, data in files.items():
+        _put(disk, folder / path, data)
+    # Older models stay listed as they were when they were written.
+    sums = {**_listed_models(folder), **sums}
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
+    _put(disk, folder / CHECKSUMS, lines.encode())
+    return folder
+
+
+def _number_of(folder: Path, digest: str) -> int:
+    known = _listed_models(folder)
+    for path, listed in known.items():
+        if listed == digest:
+            return int(path.split("/")[0])
+    taken = [int(path.split("/")[0]) for path in known]
+    if folder.is_dir():
+        taken += [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
+    return max(taken, default=0) + 1
+
+
+def _listed_models(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    listed = {}
+    for line in lines:
+        digest, _, path = line.partition("  ")
+        number, _, file_name = path.partition("/")
+        if file_name == "model.onnx" and number.isdecimal() and len(digest) == 64:
+            listed[path] = digest
+    return listed
+
+
+def _put(disk: FileSystem, path: Path, data: bytes) -> None:
+    try:
+        if path.read_bytes() == data:
+            return
+    except OSError:
+        pass  # missing or unreadable: written below
+    disk.replace_file(path, data)
+
+
+def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
+    report = parse_json(versions["validate"].read("report.json"), what="report.json")
+    preprocess = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
+    lineage = {stage: versions[stage].id for stage in STAGES}
+    report |= {"bundle_version": number, "lineage": lineage}
+    labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
+    return {
+        "config.pbtxt": _triton_config(name, number, report).encode(),
+        "labels.txt": labels.encode(),
+        "preprocess.json": _pretty(preprocess),
+        "genotype.json": versions["derive"].read("genotype.json"),
+        "genotype.svg": versions["derive"].read("genotype.svg"),
+        "golden.safetensors": versions["validate"].read("golden.safetensors"),
+        "report.json": _pretty(report),
+        "MODEL_CARD.md": _model_card(name, number, report, preprocess).encode(),
+    }
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _triton_config(name: str, number: int, report: dict[str, Any]) -> str:
+    channels, height, width = report["model"]["input_shape"]
+    largest = max(entry["batch"] for entry in report["parity"]["batches"])
+    return f"""name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {largest}
+input [
+  {{ name: "images" data_type: TYPE_FP32 dims: [ {channels}, {height}, {width} ] }}
+]
+output [
+  {{
+    name: "logits"
+    data_type: TYPE_FP32
+    dims: [ {report["model"]["num_classes"]} ]
+    label_filename: "labels.txt"
+  }}
+]
+dynamic_batching {{ }}
+version_policy: {{ specific: {{ versions: [ {number} ] }} }}
+"""
+
+
+def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict[str, Any]) -> str:
+    data, accuracy, parity = report["data"], report["accuracy"], report["parity"]
+    latency = "\n".join(
+        f"| {entry['batch']} | {entry['device']} | {entry['provider']} "
+        f"| {_milliseconds(entry['p50_ms'])} | {_milliseconds(entry['p90_ms'])} "
+        f"| {_milliseconds(entry['p99_ms'])} | {entry['samples']} |"
+        for entry in report["latency"]
+    )
+    lineage = "\n".join(f"- {stage}: `{version}`" for stage, version in report["lineage"].items())
+    size, channels = preprocess["image_size"], preprocess["channels"]
+    return f"""# {name}, version {number}
+
+Image classifier for {len(preprocess["class_names"])} classes; its architecture was found by D2NAS
+on the data it classifies. Served as is by Triton (this folder lies in a model repository) or by
+ONNX Runtime.
+
+- Input `images`: float32 [batch, {channels}, {size}, {size}], prepared as `preprocess.json` says
+- Output `logits`: float32 [batch, {len(preprocess["class_names"])}], classes in the order of
+  `labels.txt`
+- {report["params"]:,} parameters, {report["macs"]:,} MACs ({report["macs_convention"]})
+
+## Evidence
+
+- Test accuracy {100 * accuracy["onnx"]:.2f} % (ONNX Runtime), {100 * accuracy["torch"]:.2f} %
+  (PyTorch), on {accuracy["test_images"]} images that no stage saw before; weights of the last epoch
+- Parity {parity["verdict"]}: relative L2 {parity["relative_l2"]:.2e}, largest difference
+  {parity["max_abs"]:.2e}, top-1 agreement {100 * parity["top1_agreement"]:.2f} %
+- The gate rejected every deliberately faulty copy: {", ".join(report["self_test"]["rejected"])}
+- Trained on {report["trained_on"]}; validated on {report["device"]["label"]}
+
+| batch | device | provider | p50 ms | p90 ms | p99 ms | runs |
+|---|---|---|---|---|---|---|
+{latency}
+
+## Data
+
+{data["name"]}: {data["train"]} training images ({data["weight_half"]} for the weights and
+{data["arch_half"]} for the architecture during the search, all of them for the final training),
+{data["test"]} test images. Content digest `{data["digest"]}`.
+
+## Limits
+
+Measured on one test set and one device, as stated above. The model answers every image with one of
+its classes, also images of nothing it was trained on.
+
+## Lineage
+
+{lineage}
+
+`golden.safetensors` holds prepared inputs and the logits to expect; `{CHECKSUMS}` the digests of
+all files (`sha256sum -c {CHECKSUMS}`).
+"""
+
+
+def _milliseconds(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"

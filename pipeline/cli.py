@@ -1,0 +1,361 @@
+"""The command line: parse, hand to the runner, show the result; the only place that exits.
+
+    d2nas run quickstart
+
+Everything heavy is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from d2nas.errors import ConfigError, D2NasError, StoppedError
+
+if TYPE_CHECKING:
+    from .console import Console
+    from .runner import Reuse
+    from .store import Store
+
+app = typer.Typer(
+    name="d2nas",
+    help="Neural architecture search that ends in a deployed model: images in, validated ONNX out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
+ExportedOption = Annotated[
+    Path, typer.Option("--exported", help="Model repository that bundles go to.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a config key; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Data on stdout, talk on stderr.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start over: reuse no version and no checkpoint.")
+]
+DataRootOption = Annotated[
+    str | None, typer.Option("--data-root", help="Folder of the images (data.root).")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the run; default: the preset's.")
+]
+PresetArgument = Annotated[
+    str, typer.Argument(metavar="PRESET", help="A preset, or the path of a TOML file.")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
+]
+DEFAULT_STORE = Path(".d2nas")
+DEFAULT_EXPORTED = Path("exported")
+_debug = False
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    global _debug
+    _debug = False
+    try:
+        result = typer.main.get_command(app).main(
+            arguments, prog_name="d2nas", standalone_mode=False
+        )
+        return result if isinstance(result, int) else 0
+    except D2NasError as error:
+        if _debug:
+            traceback.print_exc()
+        _console().error(str(error), error.hint)
+        return error.shell_code if isinstance(error, StoppedError) else error.exit_code
+    except BrokenPipeError:
+        # The reader has left (`d2nas ls | head`): nobody to tell. Python would complain at exit.
+        sys.stdout = open("/dev/null", "w") if Path("/dev/null").exists() else sys.stdout  # noqa: SIM115
+        return 0
+    except (typer.Abort, KeyboardInterrupt):
+        _console().error("stopped", None)
+        return 130
+    except Exception as error:  # noqa: BLE001 - the boundary: what arrives here is a usage error or a bug
+        return _usage_or_bug(error)
+
+
+def _usage_or_bug(error: Exception) -> int:
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        _console().error(format_message(), "d2nas --help, or d2nas COMMAND --help")
+        return 2
+    if _debug:
+        traceback.print_exc()
+    reason = str(error).strip().splitlines() or [""]
+    _console().error(
+        f"this is a bug in d2nas: {type(error).__name__}: {reason[0][:300]}",
+        "d2nas --debug COMMAND shows where; please report it",
+    )
+    return 1
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    if version:
+        from d2nas._version import __version__
+
+        typer.echo(f"d2nas {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("run")
+def run_command(
+    preset: PresetArgument,
+    name: NameOption = None,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    exported: ExportedOption = DEFAULT_EXPORTED,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
+) -> None:
+    """Search, derive, retrain, export and validate; continues where it was interrupted."""
+    from .commands import configure, run_all, show_plan
+    from .presets import run_name
+
+    config = configure(preset, settings, data_root)
+    run_title = name or run_name(preset)
+    if plan:
+        show_plan(run_title, config, store, as_json=as_json)
+    else:
+        run_all(run_title, config, store, exported, reuse=_reuse(fresh), as_json=as_json)
+
+
+@app.command("search")
+def search_command(
+    preset: PresetArgument,
+    name: NameOption = None,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Search an architecture: writes architecture logits."""
+    from .commands import configure, run_search
+    from .presets import run_name
+
+    config = configure(preset, settings, data_root)
+    run_search(name or run_name(preset), config, store, reuse=_reuse(fresh), as_json=as_json)
+
+
+@app.command("derive")
+def derive_command(
+    target: TargetArgument,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Derive the genotype from a search's logits."""
+    from .commands import run_stage_on, show_stage
+
+    result = run_stage_on("derive", target, settings, store, reuse=_reuse(fresh))
+    show_stage(result, "derive", as_json=as_json)
+
+
+@app.command("retrain")
+def retrain_command(
+    target: TargetArgument,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Train the derived network from scratch."""
+    from .commands import run_stage_on, show_stage
+
+    result = run_stage_on(
+        "retrain", target, settings, store, reuse=_reuse(fresh), data_root=data_root
+    )
+    show_stage(result, "retrain", as_json=as_json)
+
+
+@app.command("export")
+def export_command(
+    target: TargetArgument,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Export the trained network to one ONNX file."""
+    from .commands import run_stage_on, show_stage
+
+    result = run_stage_on("export", target, settings, store, reuse=_reuse(fresh))
+    show_stage(result, "export", as_json=as_json)
+
+
+@app.command("validate")
+def validate_command(
+    target: TargetArgument,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (validate.device).")
+    ] = None,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    exported: ExportedOption = DEFAULT_EXPORTED,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Validate the ONNX model on its runtime, and write the bundle."""
+    from .commands import run_stage_on, show_run
+
+    if device is not None:
+        settings = [*(settings or []), f"validate.device={device}"]
+    result = run_stage_on(
+        "validate", target, settings, store, reuse=_reuse(fresh), data_root=data_root
+    )
+    show_run(result, exported, as_json=as_json)
+
+
+@app.command("ls")
+def list_command(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs and versions."""
+    from .listing import list_rows
+
+    rows = list_rows(_store(store), run)
+    if as_json:
+        _console().data(rows)
+        return
+    columns = ("version", "created", "metrics", "id")
+    cells = [(row["ref"], row["created"], row["metrics"], row["id"][:12]) for row in rows]
+    _console().table("versions", columns, cells)
+
+
+@app.command("show")
+def show_command(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[TARGET]", help="RUN, RUN/STAGE@vN or an id.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="PRESET", help="Show a preset's values.")
+    ] = None,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a version: metrics, lineage, files, configuration. Or a preset's configuration."""
+    from .commands import configure
+    from .listing import config_rows, describe_target, fact_rows
+
+    if (target is None) == (config is None):
+        raise ConfigError("show needs a TARGET or --config PRESET, not both")
+    if config is not None:
+        values = configure(config, settings)
+        if as_json:
+            _console().data(values.to_dict())
+        else:
+            _console().facts(config, config_rows(values))
+        return
+    described = describe_target(_store(store), str(target))
+    if as_json:
+        _console().data(described)
+    else:
+        _console().facts(str(target), fact_rows(described))
+
+
+@app.command("verify")
+def verify_command(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TARGET]...", help="Versions and all they were made from."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> int:
+    """Hash every file of the store again; exit code 4 if anything is damaged."""
+    report = _store(store).verify(targets or [])
+    damaged = [
+        {"name": entry.name, "path": str(entry.path), "problem": entry.problem}
+        for entry in report.damaged
+    ]
+    console = _console()
+    if as_json:
+        console.data({"checked": report.checked, "damaged": damaged})
+    else:
+        console.table("damaged", ("name", "problem"), [(d["name"], d["problem"]) for d in damaged])
+        console.say(f"{report.checked} checked, {len(damaged)} damaged")
+    if damaged:
+        hint = "d2nas run with the same preset rebuilds what is missing, once it is removed"
+        console.error(f"{len(damaged)} of {report.checked} are damaged", hint)
+    return 4 if damaged else 0
+
+
+@app.command("gc")
+def gc_command(
+    store: StoreOption = DEFAULT_STORE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what interrupted commands left and what no run refers to."""
+    opened = _store(store)
+    garbage = opened.find_garbage() if dry_run else opened.collect_garbage()
+    rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in garbage]
+    if as_json:
+        _console().data(rows)
+    else:
+        title = "would be removed" if dry_run else "removed"
+        cells = [(str(item.path), item.reason, f"{item.size:,}") for item in garbage]
+        _console().table(title, ("path", "reason", "bytes"), cells)
+
+
+@app.command("doctor")
+def doctor_command(
+    store: StoreOption = DEFAULT_STORE,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine can do, and what to do about each gap."""
+    from .doctor import examine
+
+    findings = examine(store, data_root)
+    if as_json:
+        _console().data([finding.to_dict() for finding in findings])
+        return
+    rows = [(f.subject, f.state, f.detail, f.advice or "") for f in findings]
+    _console().table("this machine", ("what", "state", "detail", "what to do"), rows)
+
+
+def _console() -> "Console":
+    from .console import Console
+
+    return Console()
+
+
+def _store(root: Path) -> "Store":
+    from .store import Store
+
+    return Store(root)
+
+
+def _reuse(fresh: bool) -> "Reuse":
+    from .runner import Reuse
+
+    return Reuse.NOTHING if fresh else Reuse.EVERYTHING

@@ -1,0 +1,109 @@
+"""What the commands do once their arguments are parsed (no torch).
+
+``cli`` declares the arguments and exits; here a command finds its inputs, runs, and shows what came
+out.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2nas.config import Config, build_config, read_space
+from d2nas.strict_json import parse_json
+
+from .bundle import write_bundle
+from .console import Console, report_rows
+from .listing import describe, fact_rows, inputs_of
+from .presets import read_preset
+from .runner import Reuse, Runner, RunResult, StopFlag
+from .stages import STAGES
+from .store import Store
+
+
+def configure(preset: str, settings: Sequence[str] | None, data_root: str | None = None) -> Config:
+    """Return a preset's configuration with overrides on top. Raises ``ConfigError``."""
+    values = read_preset(preset)
+    if data_root is not None:
+        values.setdefault("data", {})["root"] = data_root
+    config = build_config(values, settings or (), what=preset)
+    read_space(config.search.space)
+    return config
+
+
+def run_all(
+    run: str, config: Config, store: Path, exported: Path, *, reuse: Reuse, as_json: bool
+) -> None:
+    """Bring every stage of a run up to date, write the bundle and show the result."""
+    result = _with_runner(store, lambda runner: runner.run(run, config, STAGES, reuse))
+    show_run(result, exported, as_json=as_json)
+
+
+def run_search(run: str, config: Config, store: Path, *, reuse: Reuse, as_json: bool) -> None:
+    """Run the search alone and show its version."""
+    result = _with_runner(store, lambda runner: runner.run_one(run, "search", config, {}, reuse))
+    show_stage(result, "search", as_json=as_json)
+
+
+def run_stage_on(
+    stage: str,
+    target: str,
+    settings: Sequence[str] | None,
+    store: Path,
+    *,
+    reuse: Reuse,
+    data_root: str | None = None,
+) -> RunResult:
+    """Run a later stage on a run's newest version, or on the version that ``target`` names."""
+    run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
+    return _with_runner(store, lambda runner: runner.run_one(run, stage, config, parents, reuse))
+
+
+def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
+    """Write the bundle of a validated run, and show the closing table or its data."""
+    folder = write_bundle(exported, result.run, result.versions)
+    report = parse_json(result.versions["validate"].read("report.json"), what="report.json")
+    if not as_json:
+        Console().facts(f"run {result.run}", report_rows(report, str(folder)))
+        return
+    keys = ("genotype", "params", "macs", "accuracy", "parity", "latency", "device", "data")
+    Console().data(
+        {**_references(result), **{key: report[key] for key in keys}, "bundle": str(folder)}
+    )
+
+
+def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
+    """Show the version of one stage."""
+    version = result.versions[stage]
+    if as_json:
+        Console().data({**_references(result), **describe(version)})
+    else:
+        Console().facts(str(version.reference), fact_rows(describe(version)))
+
+
+def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:
+    """Show which stages would run, and what they are estimated to take."""
+    from .plan import COLUMNS, make_plan, plan_rows
+
+    console = Console()
+    plan = make_plan(Runner(Store(store), console, StopFlag()), run, config)
+    if as_json:
+        console.data(plan)
+    else:
+        console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
+
+
+def _references(result: RunResult) -> dict[str, Any]:
+    return {
+        "run": result.run,
+        "versions": {stage: version.reference for stage, version in result.versions.items()},
+        "executed": result.executed,
+    }
+
+
+def _with_runner(store: Path, action: Callable[[Runner], RunResult]) -> RunResult:
+    console = Console()
+    try:
+        with StopFlag().installed() as stop:
+            return action(Runner(Store(store), console, stop))
+    finally:
+        console.close()

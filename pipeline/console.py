@@ -1,0 +1,220 @@
+"""Everything a person sees: progress bars on a terminal, plain lines elsewhere, data on stdout.
+
+Talk goes to stderr. Colour never carries meaning; ``NO_COLOR`` is honoured by rich.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from d2nas.genotype import Genotype
+
+LINE_SECONDS = 5.0
+"""Least time between two progress lines where there is no terminal."""
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, once there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f} {task.fields['unit']}s/s")
+
+
+class Console:
+    """Shows a run; implements the runner's ``Display``."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = RichConsole(highlight=False)
+        self._err = RichConsole(stderr=True, highlight=False)
+        self._clock = clock
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._total = self._first = 0
+        self._unit = "step"
+        self._began = self._last_line = 0.0
+
+    # What the runner says
+
+    def say(self, line: str) -> None:
+        """Show a line on stderr."""
+        self._err.print(Text(line), soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Show a warning on stderr."""
+        self._err.print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
+
+    def stage_current(self, stage: str, reference: str) -> None:
+        """Say that a stage need not run."""
+        self.say(f"{stage}: up to date ({reference})")
+
+    def stage_begins(self, stage: str, total: int, done: int, unit: str) -> None:
+        """Start a stage's bar, or note when its lines are due."""
+        self._stop_progress()
+        self._total, self._first, self._unit = total, done, unit
+        self._began = self._last_line = self._clock()
+        if self._err.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description:<8}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _RateColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._err,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                stage, total=total, completed=done, unit=unit, note=""
+            )
+
+    def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
+        """Move the bar; where there is none, print a line now and then."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done)
+            if row is not None:
+                self._progress.update(self._task, note=_summary(row))
+            return
+        now = self._clock()
+        if row is None or (now - self._last_line < LINE_SECONDS and done < self._total):
+            return
+        self._last_line = now
+        rate = (done - self._first) / max(1e-9, now - self._began)
+        left = (self._total - done) / max(1e-9, rate)
+        self.say(
+            f"{stage}: {self._unit} {done}/{self._total}, {rate:.2f} {self._unit}s/s, "
+            f"{left:.0f} s left, {_summary(row)}"
+        )
+
+    def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
+        """Say that a stage is committed."""
+        self._stop_progress()
+        self.say(f"{stage}: done in {seconds:.1f} s ({reference})")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._stop_progress()
+
+    def _stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    # Results
+
+    def error(self, message: str, hint: str | None) -> None:
+        """Show an error: one line what and where, one line what to do."""
+        self._stop_progress()
+        self._err.print(Text(f"error: {_one_line(message)}", style="red"), soft_wrap=True)
+        if hint:
+            self._err.print(Text(f"hint: {_one_line(hint)}"), soft_wrap=True)
+
+    def data(self, value: Any) -> None:
+        """Write JSON to stdout."""
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show rows: a table on a terminal, tab-separated lines elsewhere."""
+        if not self._out.is_terminal:
+            for row in (columns, *rows):
+                sys.stdout.write("\t".join(_one_line(cell) for cell in row) + "\n")
+            return
+        table = Table(title=title, title_justify="left", show_lines=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._out.print(table)
+
+    def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Show named values: a table on a terminal, ``name: value`` lines elsewhere."""
+        if not self._out.is_terminal:
+            sys.stdout.writelines(f"{name}: {_one_line(value)}\n" for name, value in rows)
+            return
+        table = Table(title=title, title_justify="left", show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(Text(name), Text(value))
+        self._out.print(table)
+
+
+def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]:
+    """Return the closing table of a run as (name, value) rows."""
+    genotype = Genotype.from_dict(report["genotype"])
+    accuracy, parity, data = report["accuracy"], report["parity"], report["data"]
+    retrain = report["retrain"]
+    rows = [
+        ("normal cell", genotype.describe("normal")),
+        ("reduction cell", genotype.describe("reduce")),
+        ("without weights", f"{report['parameterless_normal']} of 8 in the normal cell"),
+        ("network", f"{retrain['num_cells']} cells x {retrain['init_channels']} channels"),
+        ("parameters", f"{report['params']:,}"),
+        ("MACs", f"{report['macs']:,} ({report['macs_convention']})"),
+        (
+            "data",
+            f"{data['name']}: {data['train']} training images, {data['test']} test images",
+        ),
+        (
+            "test accuracy",
+            f"{100 * accuracy['onnx']:.2f} % (torch {100 * accuracy['torch']:.2f} %), last epoch",
+        ),
+        (
+            "parity",
+            f"{parity['verdict']}: relative L2 {parity['relative_l2']:.1e}, "
+            f"max {parity['max_abs']:.1e}",
+        ),
+    ]
+    rows += [
+        (
+            f"latency, batch {entry['batch']}",
+            f"{_percentiles(entry)} ({entry['samples']} runs"
+            f"{'' if entry['stable'] else ', unstable'})",
+        )
+        for entry in report["latency"]
+    ]
+    return [
+        *rows,
+        ("device", f"{report['device']['label']} ({report['device']['provider']})"),
+        ("bundle", bundle),
+    ]
+
+
+def _percentiles(entry: Mapping[str, Any]) -> str:
+    known = [
+        f"{name} {entry[f'{name}_ms']:.2f} ms"
+        for name in ("p50", "p90", "p95", "p99")
+        if entry.get(f"{name}_ms") is not None
+    ]
+    return ", ".join(known) or f"mean {entry['mean_ms']:.2f} ms"
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    """Return an epoch's row in a few words."""
+    if "arch_accuracy" in row:
+        return (
+            f"epoch {row['epoch'] + 1}, accuracy {row['weight_accuracy']:.3f} / "
+            f"{row['arch_accuracy']:.3f} (weights / architecture half), "
+            f"without weights {row['parameterless_normal']} of 8"
+        )
+    return f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,181 @@
+"""What the store holds, for people and scripts: rows of ``ls``, descriptions of ``show``, inputs of
+single stages (no torch).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from d2nas.config import Config, build_config
+from d2nas.errors import ConfigError, DamagedArtifactError
+
+from .stages import PARENTS, STAGES
+from .store import Store, Version
+
+
+def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
+    """Return a row per version, checkpoints too. Raises ``ConfigError`` for an unknown run."""
+    references = store.references(run)
+    if run is not None and not references:
+        raise _no_run(store, run)
+    rows = []
+    for reference in references:
+        version = store.open(reference.name)
+        rows.append(
+            {
+                "ref": reference.name,
+                "id": reference.id,
+                "path": str(version.path),
+                "kind": version.manifest.kind,
+                "parents": dict(version.manifest.parents),
+                "created": str(reference.note.get("created", "")),
+                "facts": dict(version.manifest.facts),
+                "metrics": _in_words(version.manifest.facts),
+            }
+        )
+    return rows
+
+
+def describe_target(store: Store, target: str) -> dict[str, Any]:
+    """Describe a version by reference or id, or, for a run's name, its newest stage."""
+    if "/" not in target:
+        newest = [stage for stage in STAGES if store.references(target, stage)] if target else []
+        if newest:
+            target = f"{target}/{newest[-1]}"
+    version = store.open(target)
+    return {**describe(version), "lineage": _lineage(store, version)}
+
+
+def describe(version: Version) -> dict[str, Any]:
+    """Return everything a version says of itself, as JSON values."""
+    manifest = version.manifest
+    return {
+        "ref": version.reference,
+        "id": version.id,
+        "path": str(version.path),
+        "kind": manifest.kind,
+        "facts": dict(manifest.facts),
+        "parents": dict(manifest.parents),
+        "files": {name: entry.size for name, entry in manifest.files.items()},
+        "config": manifest.config,
+        "seed": manifest.seed,
+        "libraries": dict(manifest.versions),
+        "note": {key: value for key, value in (version.note or {}).items() if key != "config"},
+    }
+
+
+def _lineage(store: Store, version: Version) -> list[dict[str, str]]:
+    """Return all ancestors, nearest first, each once."""
+    found: dict[str, dict[str, str]] = {}
+    waiting = [version]
+    while waiting:
+        for role, parent_id in waiting.pop(0).manifest.parents.items():
+            if parent_id not in found:
+                parent = store.open_id(parent_id)
+                found[parent_id] = {
+                    "role": role,
+                    "ref": parent.reference or "",
+                    "id": parent_id,
+                }
+                waiting.append(parent)
+    return list(found.values())
+
+
+def inputs_of(
+    store: Store, stage: str, target: str, overrides: Sequence[str], data_root: str | None
+) -> tuple[str, Config, dict[str, Version]]:
+    """Return the run, configuration and parents with which ``stage`` runs on ``target``.
+
+    ``target`` is a run (its newest version is taken) or a version of the stage before. The
+    configuration is that version's run's, with ``overrides`` on top. Raises ``ConfigError``.
+    """
+    nearest = PARENTS[stage][-1]
+    run = target.partition("/")[0]
+    if "/" in target:
+        version = store.open(target)
+        if version.stage != nearest:
+            raise ConfigError(
+                f"{stage} starts from a {nearest} version, {target} is of {version.stage}",
+                hint=f"give {run} or {run}/{nearest}@vN",
+            )
+    else:
+        if not store.references(run):
+            raise _no_run(store, run)
+        found = store.latest(run, nearest)
+        if found is None:
+            raise ConfigError(
+                f"run {run} has no {nearest} version yet", hint=f"d2nas {nearest} {run} first"
+            )
+        version = found
+    parents = {nearest: version}
+    for role in PARENTS[stage]:
+        if role not in parents:
+            parents[role] = store.open_id(version.manifest.parents[role])
+    ordered = {role: parents[role] for role in PARENTS[stage]}
+    return run, _config_of(version, overrides, data_root), ordered
+
+
+def _config_of(version: Version, overrides: Sequence[str], data_root: str | None) -> Config:
+    values = (version.note or {}).get("config")
+    if not isinstance(values, dict):
+        raise DamagedArtifactError(f"{version.reference}: its reference holds no configuration")
+    if data_root is not None:
+        values = {**values, "data": {**values.get("data", {}), "root": data_root}}
+    return build_config(values, overrides, what=str(version.reference))
+
+
+def _no_run(store: Store, run: str) -> ConfigError:
+    runs = sorted({reference.run for reference in store.references()})
+    hint = "runs: " + ", ".join(runs) if runs else "d2nas run quickstart makes the first one"
+    return ConfigError(f"no run {run!r} in the store {store.root}", hint=hint)
+
+
+def fact_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a description as (name, value) rows."""
+    rows = [(key, str(described[key])) for key in ("ref", "id", "path") if described.get(key)]
+    rows += [(name, _value(value)) for name, value in described["facts"].items()]
+    rows += [
+        (f"from {entry['role']}", f"{entry['ref']} {entry['id']}")
+        for entry in described.get("lineage", [])
+    ]
+    rows += [(f"file {name}", f"{size:,} bytes") for name, size in described["files"].items()]
+    for section, values in described["config"].items():
+        rows.append((f"config {section}", _value(values)))
+    rows.append(("seed", str(described["seed"])))
+    rows.append(("libraries", _value(described["libraries"])))
+    rows += [(name, _value(value)) for name, value in described["note"].items()]
+    return rows
+
+
+def config_rows(config: Config) -> list[tuple[str, str]]:
+    """Return every configuration key with its value."""
+    return [
+        (f"{section}.{field}", _value(value))
+        for section, fields in config.to_dict().items()
+        for field, value in fields.items()
+    ]
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    known = (
+        ("step", "step {}"),
+        ("arch_accuracy", "architecture half {:.3f}"),
+        ("parameterless_normal", "without weights {} of 8"),
+        ("train_accuracy", "training accuracy {:.4f}"),
+        ("params", "{:,} parameters"),
+        ("num_nodes", "{} nodes"),
+        ("relative_l2", "parity {:.1e}"),
+    )
+    words = [text.format(facts[key]) for key, text in known if facts.get(key) is not None]
+    if isinstance(facts.get("accuracy"), dict):
+        words.insert(0, f"test accuracy {facts['accuracy']['onnx']:.4f}")
+    return ", ".join(words)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_value(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return str(value)

@@ -1,0 +1,354 @@
+"""Runs stages: which are current, which must run; locks, checkpoints, signals, commits (no torch).
+
+The only place that commits. A stage whose key (its config, its parents' ids, the data's digest,
+its code schema) is in the store is not run again.
+"""
+
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from d2nas._version import __version__
+from d2nas.config import Config
+from d2nas.data_sources import content_digest
+from d2nas.errors import ConfigError, StoppedError
+
+from .stages import CODE_SCHEMA, PARENTS, READS_DATA, Context, run_stage, stage_config, stage_key
+from .store import Store, Version
+
+if TYPE_CHECKING:
+    from d2nas.data import ImageData
+    from d2nas.state import TrainState
+
+CHECKPOINT_SECONDS = 20.0
+"""Time between checkpoints of a training loop; what a kill can cost."""
+
+KEPT_CHECKPOINTS = 2
+DEFAULT_DATA_ROOT = Path("~/.cache/d2nas/data")
+_RECORDED_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
+
+
+class Reuse(Enum):
+    """What a run may take from the store."""
+
+    EVERYTHING = "everything"
+    """Finished versions, and checkpoints of unfinished ones."""
+    NOTHING = "nothing"
+    """Start over."""
+
+
+class Display(Protocol):
+    """What the runner tells the user through."""
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+
+    def warn(self, line: str) -> None:
+        """Show a line that asks for action."""
+
+    def stage_current(self, stage: str, reference: str) -> None:
+        """A stage need not run."""
+
+    def stage_begins(self, stage: str, total: int, done: int, unit: str) -> None:
+        """A stage's steps begin."""
+
+    def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
+        """Steps were finished; with a row of metrics at an epoch's end."""
+
+    def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
+        """A stage was committed."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The versions a run stands on, by stage, and which stages ran this time."""
+
+    run: str
+    versions: dict[str, Version]
+    executed: list[str]
+
+
+@dataclass
+class StopFlag:
+    """Set by the first SIGINT or SIGTERM, looked at between steps; the second leaves at once."""
+
+    signal_number: int | None = None
+
+    def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise StoppedError(signal_number, "stopped at once by a second signal")
+        self.signal_number = signal_number
+
+    @contextmanager
+    def installed(self) -> Iterator["StopFlag"]:
+        """Handle both signals inside the ``with`` (main thread only)."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class Runner:
+    """Executes stages of one run against a store."""
+
+    def __init__(self, store: Store, display: Display, stop: StopFlag) -> None:
+        self.store, self.display, self.stop = store, display, stop
+        self._data: ImageData | None = None
+
+    def run(self, run: str, config: Config, stages: Sequence[str], reuse: Reuse) -> RunResult:
+        """Bring ``stages`` up to date, in order, each on the one before it.
+
+        Raises ``BusyError`` if the run is in use, ``StoppedError`` after a signal, and whatever a
+        stage raises; finished stages stay committed.
+        """
+        with self.store.lock_run(run):
+            digest = self.data_digest(config)
+            versions: dict[str, Version] = {}
+            executed: list[str] = []
+            for stage in stages:
+                parents = {role: versions[role] for role in PARENTS[stage]}
+                found = self.current(run, stage, config, parents, digest)
+                if found is None or reuse is Reuse.NOTHING:
+                    found = self._execute(run, stage, config, parents, digest, reuse)
+                    executed.append(stage)
+                else:
+                    self.display.stage_current(stage, str(found.reference))
+                versions[stage] = found
+            return RunResult(run, versions, executed)
+
+    def run_one(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        reuse: Reuse,
+    ) -> RunResult:
+        """Run one stage on the given parents; raises as ``run`` does."""
+        with self.store.lock_run(run):
+            digest = self.data_digest(config) if stage in READS_DATA else None
+            found = self.current(run, stage, config, parents, digest)
+            if found is not None and reuse is Reuse.EVERYTHING:
+                self.display.stage_current(stage, str(found.reference))
+                return RunResult(run, {**parents, stage: found}, [])
+            found = self._execute(run, stage, config, parents, digest, reuse)
+            return RunResult(run, {**parents, stage: found}, [stage])
+
+    def current(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        data_digest: str | None,
+    ) -> Version | None:
+        """Return the version that makes running ``stage`` unnecessary, or None."""
+        ids = {role: version.id for role, version in parents.items()}
+        return self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+
+    def data_digest(self, config: Config) -> str:
+        """Return the digest of the images' content; hashes of unchanged files are remembered."""
+        cache = _FileHashes(self.store)
+        digest = content_digest(config.data, default_root=data_folder(), cache=cache)
+        cache.save()
+        return digest
+
+    def _load_data(self, config: Config, digest: str | None) -> "ImageData":
+        from d2nas.data import load_data
+
+        if self._data is None:
+            self._data = load_data(config.data, seed=config.run.seed, default_root=data_folder())
+            for line in self._data.summary_lines():
+                warning = line.removeprefix("warning: ")
+                if warning != line:
+                    self.display.warn(warning)
+                else:
+                    self.display.say(line)
+        if digest is not None and self._data.digest != digest:
+            raise ConfigError("the images changed while they were read", hint="run again")
+        return self._data
+
+    def _execute(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        digest: str | None,
+        reuse: Reuse,
+    ) -> Version:
+        ids = {role: version.id for role, version in parents.items()}
+        commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
+        hooks = _StageHooks(self, commit)
+        if reuse is Reuse.NOTHING:
+            self.store.drop_states(run, f"{stage}-state")
+        self._check_stop(f"before {stage}")
+        started = time.monotonic()
+        with self.store.stage() as work:
+            facts = run_stage(
+                stage,
+                Context(config, parents, work, hooks, lambda: self._load_data(config, digest)),
+            )
+            seconds = time.monotonic() - started
+            version = commit.make(self.store, work, stage, stage, facts, seconds)
+        self.display.stage_ends(stage, str(version.reference), seconds)
+        self._check_stop(f"after {stage}, which is done")
+        return version
+
+    def _check_stop(self, when: str) -> None:
+        if self.stop.signal_number is not None:
+            raise StoppedError(
+                self.stop.signal_number,
+                f"stopped {when}",
+                hint="the same command continues from there",
+            )
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """What all versions of one execution share: the stage's own and its checkpoints."""
+
+    run: str
+    stage: str
+    config: Config
+    parents: Mapping[str, str]
+    key: str
+
+    def make(
+        self,
+        store: Store,
+        work: Any,
+        stage: str,
+        kind: str,
+        facts: Mapping[str, Any],
+        seconds: float | None,
+    ) -> Version:
+        return store.commit(
+            work,
+            run=self.run,
+            stage=stage,
+            kind=kind,
+            key=self.key,
+            parents=self.parents,
+            config=stage_config(self.stage, self.config),
+            seed=self.config.run.seed,
+            code_schema=CODE_SCHEMA[self.stage],
+            versions=library_versions(),
+            facts=facts,
+            note={
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "host": platform.node(),
+                "command": sys.argv[1:],
+                "seconds": seconds,
+                "config": self.config.to_dict(),
+            },
+        )
+
+
+class _StageHooks:
+    """The hooks of one stage execution."""
+
+    def __init__(
+        self, runner: Runner, commit: _Commit, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._runner, self._commit, self._clock = runner, commit, clock
+        self._last_checkpoint = clock()
+
+    def say(self, line: str) -> None:
+        self._runner.display.say(line)
+
+    def warn(self, line: str) -> None:
+        self._runner.display.warn(line)
+
+    def begin(self, total: int, done: int, unit: str) -> None:
+        self._runner.display.stage_begins(self._commit.stage, total, done, unit)
+        self._last_checkpoint = self._clock()
+
+    def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
+        self._runner.display.stage_advances(self._commit.stage, done, row)
+
+    def resume(self) -> "TrainState | None":
+        version = self._runner.store.find(
+            self._commit.run, f"{self._commit.stage}-state", self._commit.key
+        )
+        if version is None:
+            return None
+        from d2nas.state import TrainState
+
+        from .store.codec import decode_state
+
+        tensors, scalars = decode_state(version.read)
+        self.say(f"continues at step {scalars['step']} ({version.reference})")
+        return TrainState(scalars["step"], tensors, scalars["metrics"])
+
+    def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
+        stopping = self._runner.stop.signal_number is not None
+        if not stopping and self._clock() - self._last_checkpoint < CHECKPOINT_SECONDS:
+            return
+        from .store.codec import encode_state
+
+        state = capture(step)
+        store, stage = self._runner.store, f"{self._commit.stage}-state"
+        with store.stage() as work:
+            files = encode_state(state.tensors, {"step": state.step, "metrics": state.metrics})
+            for name, data in files.items():
+                work.write(name, data)
+            version = self._commit.make(store, work, stage, "state", {"step": step}, None)
+        store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
+        self._last_checkpoint = self._clock()
+        self._runner._check_stop(f"at step {step}, saved as {version.reference}")
+
+
+class _FileHashes:
+    """The digest cache of image files, kept as one cached value of the store."""
+
+    NAME = "image-hashes"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, str] = store.cached(self.NAME, "v1") or {}
+        self._used: dict[str, str] = {}
+        self._added = 0
+
+    def get(self, key: str) -> str | None:
+        value = self._known.get(key)
+        if value is not None:
+            self._used[key] = value
+        return value
+
+    def set(self, key: str, value: str) -> None:
+        self._used[key] = value
+        self._added += 1
+
+    def save(self) -> None:
+        if self._added:
+            self._store.store_cache(self.NAME, "v1", self._used)
+
+
+def data_folder() -> Path:
+    """Return the folder of downloaded data sets where ``data.root`` names none."""
+    return DEFAULT_DATA_ROOT.expanduser()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a manifest records, without importing the libraries."""
+    versions = {"d2nas": __version__, "python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _RECORDED_LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,114 @@
+"""The contract of a stage, and what decides whether it must run again (no torch).
+
+A stage is a function ``run(context) -> facts``. It reads opened versions, writes only into its
+staging area, reports through hooks, and neither commits nor prints: the runner commits, the
+console draws. ``pipeline.stages.search`` and its siblings are imported when they run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from d2nas.config import Config, read_space
+from d2nas.strict_json import digest
+
+if TYPE_CHECKING:
+    from d2nas.data import ImageData
+    from d2nas.state import TrainState
+
+    from ..store import Staging, Version
+
+STAGES = ("search", "derive", "retrain", "export", "validate")
+
+PARENTS: Mapping[str, tuple[str, ...]] = {
+    "search": (),
+    "derive": ("search",),
+    "retrain": ("derive",),
+    "export": ("derive", "retrain"),
+    "validate": ("derive", "retrain", "export"),
+}
+"""What each stage reads; the last one is the version it continues from."""
+
+READS_DATA = frozenset({"search", "retrain", "validate"})
+
+CODE_SCHEMA: Mapping[str, int] = {
+    "search": 1,
+    "derive": 1,
+    "retrain": 1,
+    "export": 1,
+    "validate": 1,
+}
+"""Grows when a stage's code changes what it writes, so that its old versions are not reused."""
+
+Facts = dict[str, Any]
+
+
+class Hooks(Protocol):
+    """How a stage speaks to the outside."""
+
+    def say(self, line: str) -> None:
+        """Tell the user something worth a line."""
+
+    def warn(self, line: str) -> None:
+        """Tell the user something to act on."""
+
+    def begin(self, total: int, done: int, unit: str) -> None:
+        """Announce the stage's number of steps, and how many a resume skips."""
+
+    def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
+        """Report finished steps and, at an epoch's end, its row of metrics."""
+
+    def resume(self) -> "TrainState | None":
+        """Return the last checkpoint of this very stage, or None."""
+
+    def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
+        """Offer a checkpoint at a step boundary; raises ``StoppedError`` after a signal."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything one execution of a stage gets."""
+
+    config: Config
+    inputs: "Mapping[str, Version]"
+    work: "Staging"
+    hooks: Hooks
+    data: "Callable[[], ImageData]"
+
+
+def run_stage(stage: str, context: Context) -> Facts:
+    """Run one stage; returns the facts for its manifest."""
+    module = import_module(f".{stage}", __name__)
+    facts: Facts = module.run(context)
+    return facts
+
+
+def stage_config(stage: str, config: Config) -> dict[str, Any]:
+    """Return the part of the configuration that a stage depends on.
+
+    Where the images lie is not part of it: their content's digest is.
+    """
+    values = config.to_dict()
+    part: dict[str, Any] = {stage: values[stage]}
+    if stage == "search":
+        part["space"] = read_space(config.search.space).to_dict()
+    if stage in READS_DATA:
+        part["data"] = {key: value for key, value in values["data"].items() if key != "root"}
+        part["run"] = values["run"]
+    return part
+
+
+def stage_key(
+    stage: str, config: Config, parents: Mapping[str, str], data_digest: str | None
+) -> str:
+    """Return the digest of all that decides a stage's result: same key, nothing to run."""
+    return digest(
+        {
+            "stage": stage,
+            "code_schema": CODE_SCHEMA[stage],
+            "config": stage_config(stage, config),
+            "parents": dict(parents),
+            "data": data_digest if stage in READS_DATA else None,
+        }
+    )

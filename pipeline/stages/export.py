@@ -1,0 +1,50 @@
+"""Export: trained weights to one ONNX file that says where it came from."""
+
+from d2nas._version import __version__
+from d2nas.errors import ConfigError
+from d2nas.network import WEIGHTS_FILE, load_network
+from d2nas.strict_json import canonical_json, parse_json
+
+from ..onnx_io.export import export_onnx
+from ..onnx_io.model_file import check_model, describe
+from . import Context, Facts
+from .retrain import PREPROCESS_FILE
+
+MODEL_FILE = "model.onnx"
+
+
+def run(context: Context) -> Facts:
+    """Write ``model.onnx``: weights inside, batch axis free, lineage in its metadata.
+
+    Raises ``ConfigError`` for a genotype with ``noise``, which has no deterministic model.
+    """
+    derived, retrained = context.inputs["derive"], context.inputs["retrain"]
+    network = load_network(retrained.path)
+    if any(name == "noise" for name, _ in (*network.genotype.normal, *network.genotype.reduce)):
+        raise ConfigError(
+            "a genotype with noise cannot be exported: its answers are random",
+            hint="search in another space, for example search.space=S3",
+        )
+    context.hooks.begin(1, 0, "model")
+    preprocess = parse_json(retrained.read(PREPROCESS_FILE), what=PREPROCESS_FILE)
+    size = preprocess["image_size"]
+    data = export_onnx(
+        network,
+        input_shape=(preprocess["channels"], size, size),
+        opset=context.config.export.opset,
+        metadata={
+            "d2nas.version": __version__,
+            "d2nas.search": derived.manifest.parents["search"],
+            "d2nas.derive": derived.id,
+            "d2nas.retrain": retrained.id,
+            "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,
+            "d2nas.data_digest": str(retrained.manifest.facts["data_digest"]),
+            "d2nas.seed": str(retrained.manifest.seed),
+            "d2nas.genotype": network.genotype.to_json().strip(),
+            "d2nas.preprocess": canonical_json(preprocess).decode().strip(),
+        },
+    )
+    context.work.write(MODEL_FILE, data)
+    context.hooks.advance(1, None)
+    description = describe(check_model(data, what=MODEL_FILE))
+    return {"bytes": len(data), **description.to_dict()}

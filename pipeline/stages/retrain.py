@@ -1,0 +1,68 @@
+"""Retrain: the derived network from scratch, on all images that are not test images."""
+
+from d2nas.cost import count_cost
+from d2nas.data import preprocessing
+from d2nas.genotype import Genotype
+from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
+from d2nas.retrain import Retraining
+from d2nas.strict_json import canonical_json
+from d2nas.training import resolve_device, stem_for
+
+from ..store.codec import encode_tensors
+from . import Context, Facts
+from .derive import GENOTYPE_FILE
+from .loop import encode_rows, run_loop
+from .search import METRICS_FILE
+
+PREPROCESS_FILE = "preprocess.json"
+
+
+def run(context: Context) -> Facts:
+    """Write the weights, what builds the network, how images are prepared, and the metrics."""
+    config = context.config
+    device = resolve_device(config.retrain.device)
+    data = context.data()
+    derived = context.inputs["derive"]
+    genotype = Genotype.from_json(
+        derived.read(GENOTYPE_FILE), what=f"{derived.reference}: {GENOTYPE_FILE}"
+    )
+    stem = stem_for(config.retrain.stem, data.image_size)
+    retraining = Retraining(
+        config.retrain,
+        genotype,
+        data,
+        stem=stem,
+        seed=config.run.seed,
+        device=device,
+        augmentation=config.data,
+    )
+    description = describe_network(
+        genotype,
+        num_cells=config.retrain.num_cells,
+        init_channels=config.retrain.init_channels,
+        num_classes=len(data.class_names),
+        in_channels=data.channels,
+        stem=stem,
+    )
+    shape = (data.channels, data.image_size, data.image_size)
+    cost = count_cost(build_described(description, what=DESCRIPTION_FILE), shape)
+    context.hooks.say(
+        f"retrain {config.retrain.num_cells} cells x {config.retrain.init_channels} channels on "
+        f"{device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
+    )
+    run_loop(retraining, context.hooks)
+    context.work.write(WEIGHTS_FILE, encode_tensors(retraining.deployed_weights()))
+    context.work.write(DESCRIPTION_FILE, canonical_json(description))
+    context.work.write(
+        PREPROCESS_FILE,
+        canonical_json({**preprocessing(data), "class_names": list(data.class_names)}),
+    )
+    context.work.write(METRICS_FILE, encode_rows(retraining.metrics))
+    return {
+        "device": device.type,
+        "data_digest": data.digest,
+        "steps": retraining.num_steps,
+        "train_accuracy": retraining.metrics[-1]["accuracy"],
+        "params": cost.params,
+        "macs": cost.macs,
+    }

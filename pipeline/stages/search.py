@@ -1,0 +1,45 @@
+"""Search: images to architecture logits, by D2NAS."""
+
+from d2nas.config import read_space
+from d2nas.search import Search
+from d2nas.training import resolve_device
+
+from ..store.codec import encode_tensors
+from . import Context, Facts
+from .loop import encode_rows, run_loop
+
+LOGITS_FILE = "logits.safetensors"
+METRICS_FILE = "metrics.jsonl"
+
+
+def run(context: Context) -> Facts:
+    """Write ``logits.safetensors`` and ``metrics.jsonl`` (a row per epoch)."""
+    config = context.config
+    device = resolve_device(config.search.device)
+    data = context.data()
+    search = Search(
+        config.search,
+        read_space(config.search.space),
+        data,
+        seed=config.run.seed,
+        device=device,
+        augmentation=config.data,
+    )
+    context.hooks.say(
+        f"search in {search.space.name} on {device}: {search.num_steps} steps of "
+        f"2 x {config.search.draws} sub-networks, {len(search.supernet.heads)} branches"
+    )
+    run_loop(search, context.hooks)
+    context.work.write(LOGITS_FILE, encode_tensors(search.logits.state_dict()))
+    context.work.write(METRICS_FILE, encode_rows(search.metrics))
+    last = search.metrics[-1]
+    return {
+        "device": device.type,
+        "data_digest": data.digest,
+        "steps": search.num_steps,
+        "passes": 2 * config.search.draws * search.num_steps,
+        "arch_accuracy": last["arch_accuracy"],
+        "op_entropy": last["op_entropy"],
+        "edge_entropy": last["edge_entropy"],
+        "parameterless_normal": last["parameterless_normal"],
+    }
