@@ -5,7 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, Crash, FaultyFileSystem, commit, contents, files_of, leftovers
+from faults import (
+    FAULTS,
+    Crash,
+    FaultyFileSystem,
+    commit,
+    contents,
+    files_of,
+    leftovers,
+)
 
 from d2nas.errors import DamagedArtifactError, StorageError
 from pipeline.store import Reference, Store, garbage
