@@ -60,7 +60,7 @@ def count_cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     return Cost(sum(parameter.numel() for parameter in module.parameters()), macs)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all live tensors made (or listed as ``alive``) while it is active.
 
     Each storage counts once, in blocks of 512 bytes, until it is collected. Works on real tensors
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, alive: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -115,4 +115,4 @@ def peak_memory(step: Callable[[], Any], *, alive: Iterable[Tensor] = ()) -> int
     gc.collect()
     with LiveBytes(alive) as live:
         step()
-    return live.peak
+    return int(live.peak)

@@ -117,7 +117,8 @@ class Genotype:
             raise ConfigError(
                 f"no published genotype {name!r}", hint="published: " + ", ".join(PUBLISHED)
             )
-        return cls(*(_read_short(cell) for cell in PUBLISHED[name]))
+        normal, reduce = PUBLISHED[name]
+        return cls(_read_short(normal), _read_short(reduce))
 
 
 def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:

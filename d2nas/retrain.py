@@ -166,7 +166,7 @@ def train_step(retraining: Retraining, step: int) -> None:
             auxiliary, labels, label_smoothing=config.label_smoothing
         )
     retraining.optimizer.zero_grad()
-    total.backward()
+    torch.autograd.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     require_finite(step, [("the training loss", total), ("the gradient norm", norm)])
     retraining.trainee.sums[0] += loss.detach()

@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from .spaces import CELL_TYPES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
 
 # same_node[e, f] = 1 where edges e and f enter the same node.
-_SAME_NODE_EE = torch.block_diag(*(torch.ones(len(rows), len(rows)) for rows in NODE_EDGES))
+_SAME_NODE_EE = torch.tensor(
+    [[float(e in rows) for e in range(14)] for rows in NODE_EDGES for _ in rows]
+)
 
 
 class ArchLogits(nn.Module):

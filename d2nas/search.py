@@ -185,7 +185,7 @@ def architecture_step(search: Search, step: int) -> None:
         set_noise_generator(search.supernet, draws)
         for branch in search.supernet.branches(images, draw):
             loss = F.cross_entropy(branch.logits, labels)
-            (loss / config.draws).backward(inputs=parameters)
+            torch.autograd.backward(loss / config.draws, inputs=parameters)
         search.trainee.sums[0] += loss.detach() / config.draws
         search.trainee.sums[1] += _correct(branch.logits, labels) / config.draws
         require_finite(step, [("the validation loss", loss)])
@@ -219,7 +219,7 @@ def weight_step(search: Search, step: int) -> None:
         set_noise_generator(search.supernet, draws)
         for branch in search.supernet.branches(images, draw):
             loss = F.cross_entropy(branch.logits, labels)
-            loss.backward()
+            torch.autograd.backward(loss)
             search.trainee.sums[5] += loss.detach() / (config.draws * num_branches)
         search.trainee.sums[2] += loss.detach() / config.draws
         search.trainee.sums[3] += _correct(branch.logits, labels) / config.draws

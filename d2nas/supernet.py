@@ -172,7 +172,8 @@ class Supernet(nn.Module):
         previous, current = self.stem(x)
         first = 0
         for border, head in zip(self.borders, self.heads, strict=True):
-            for cell in self.cells[first:border]:  # type: ignore[union-attr]
+            for cell in list(self.cells)[first:border]:
+                assert isinstance(cell, SuperCell)
                 cell_draw = draw.cell(cell.cell_type)
                 if self.recompute == "cell":
                     output = _recomputed(cell, previous, current, cell_draw)

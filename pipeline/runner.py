@@ -24,7 +24,7 @@ from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
 from .stages import CODE_SCHEMA, PARENTS, READS_DATA, Context, run_stage, stage_config, stage_key
-from .store import Store, Version
+from .store import STATE_STAGES, Store, Version
 
 if TYPE_CHECKING:
     from d2nas.data import ImageData
@@ -159,6 +159,22 @@ class Runner:
         ids = {role: version.id for role, version in parents.items()}
         return self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
 
+    def resumable_step(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        data_digest: str | None,
+    ) -> int:
+        """Return the step at which a stage's last checkpoint continues; 0 without one."""
+        if f"{stage}-state" not in STATE_STAGES:
+            return 0
+        ids = {role: version.id for role, version in parents.items()}
+        key = stage_key(stage, config, ids, data_digest)
+        state = self.store.find(run, f"{stage}-state", key)
+        return 0 if state is None else int(state.manifest.facts["step"])
+
     def data_digest(self, config: Config) -> str:
         """Return the digest of the images' content; hashes of unchanged files are remembered."""
         cache = _FileHashes(self.store)
@@ -193,7 +209,7 @@ class Runner:
         ids = {role: version.id for role, version in parents.items()}
         commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
         hooks = _StageHooks(self, commit)
-        if reuse is Reuse.NOTHING:
+        if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
             self.store.drop_states(run, f"{stage}-state")
         self._check_stop(f"before {stage}")
         started = time.monotonic()

@@ -1,0 +1,191 @@
+"""What this machine can do, and what to do about each gap: versions, CUDA, runtime, data, disk."""
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from d2nas._version import __version__
+from d2nas.config import DATA_NAMES
+from d2nas.data_sources import on_disk
+from d2nas.errors import D2NasError
+
+from .runner import data_folder
+
+MIN_FREE_BYTES = 2 * 2**30
+_MIN_PYTHON = (3, 11)
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "scikit-learn",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``state`` is ``ok``, ``absent`` or ``problem``."""
+
+    subject: str
+    state: str
+    detail: str
+    advice: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
+
+
+def examine(store: Path, data_root: str | None) -> list[Finding]:
+    """Look at everything; a check that fails is a finding, never an error."""
+    root = Path(data_root).expanduser() if data_root else data_folder()
+    findings = [_python(), *_versions()]
+    for check in (_torch_cuda, _runtime_providers):
+        findings += _guarded(check)
+    findings += [_data(name, root) for name in DATA_NAMES if name != "folder" or data_root]
+    findings.append(_space(store))
+    return findings
+
+
+def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return check()
+    except (ImportError, OSError, RuntimeError, D2NasError) as error:
+        reason = " ".join(str(error).split())[:200]
+        subject = check.__name__.strip("_").replace("_", " ")
+        return [Finding(subject, "problem", reason, "install d2nas again: pip install .")]
+
+
+def _python() -> Finding:
+    fits = sys.version_info >= _MIN_PYTHON
+    return Finding(
+        "python",
+        "ok" if fits else "problem",
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        None if fits else "d2nas needs Python 3.11 or newer",
+    )
+
+
+def _versions() -> list[Finding]:
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    findings = [
+        Finding(
+            "libraries",
+            "ok",
+            ", ".join(
+                f"{name} {version}" for name, version in {"d2nas": __version__, **found}.items()
+            ),
+        )
+    ]
+    if "onnxruntime" in found and "onnxruntime-gpu" in found:
+        findings.append(
+            Finding(
+                "onnxruntime twice",
+                "problem",
+                "onnxruntime and onnxruntime-gpu overwrite each other's files",
+                "pip uninstall both, then pip install onnxruntime-gpu",
+            )
+        )
+    return findings
+
+
+def _torch_cuda() -> list[Finding]:
+    import torch
+
+    if torch.version.cuda is None:
+        return [
+            Finding(
+                "torch on CUDA",
+                "absent",
+                "this torch is built without CUDA",
+                "pip install a CUDA build of torch; everything runs on the CPU without it",
+            )
+        ]
+    findings = [_driver(torch.version.cuda)]
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        problem = _try_device(index)
+        findings.append(
+            Finding(
+                f"cuda:{index}",
+                "ok" if problem is None else "problem",
+                f"{name}, {memory:.0f} GiB" + ("" if problem is None else f": {problem}"),
+                None if problem is None else "check the driver with nvidia-smi",
+            )
+        )
+    return findings
+
+
+def _driver(cuda: str) -> Finding:
+    import torch
+
+    if torch.cuda.device_count():
+        return Finding("torch on CUDA", "ok", f"built for CUDA {cuda}, the driver answers")
+    return Finding(
+        "torch on CUDA",
+        "absent",
+        f"built for CUDA {cuda}, but no device answers",
+        "install an NVIDIA driver (580 or newer for CUDA 13); on CPU everything still runs",
+    )
+
+
+def _try_device(index: int) -> str | None:
+    import torch
+
+    try:
+        torch.ones(8, device=f"cuda:{index}").sum().item()
+    except RuntimeError as error:
+        return " ".join(str(error).split())[:120]
+    return None
+
+
+def _runtime_providers() -> list[Finding]:
+    from .onnx_io.session import loadable_providers
+
+    return [
+        Finding(
+            f"ONNX Runtime on {status.name.removesuffix('ExecutionProvider')}",
+            "ok" if status.loads else "absent",
+            f"{'listed' if status.listed else 'not listed'}, "
+            + ("loads and runs a model" if status.loads else f"does not load: {status.problem}"),
+            None if status.loads else "needed only to validate or serve on that provider",
+        )
+        for status in loadable_providers()
+    ]
+
+
+def _data(name: str, root: Path) -> Finding:
+    status = on_disk(name, root)
+    return Finding(
+        f"data {name}",
+        "ok" if status.present else "absent",
+        status.where,
+        None if status.present else status.advice,
+    )
+
+
+def _space(store: Path) -> Finding:
+    folder = store.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return Finding(
+        "free space",
+        "ok" if free >= MIN_FREE_BYTES else "problem",
+        f"{free / 2**30:.1f} GiB where the store is ({folder})",
+        None if free >= MIN_FREE_BYTES else "free some, or give --store on another disk",
+    )

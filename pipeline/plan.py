@@ -1,0 +1,325 @@
+"""What a run would do: stages, steps, and estimates of time, memory and disk.
+
+Time: a few real steps of each loop on made-up images of the real shape, scaled up. Memory: the live
+bytes of one step under fake tensors, which compute nothing. Both are estimates and shown as such.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from d2nas.config import Config, DataConfig
+from d2nas.data_sources import list_config
+
+from .runner import Runner, data_folder
+from .stages import PARENTS, STAGES
+
+COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
+MEASURED_PIXELS = 2**14
+"""Pixels of a measured batch; a larger configured batch is scaled from it."""
+
+_KNOWN_SHAPES = {
+    # training images, channels, height and width, classes
+    "fashion-mnist": (60_000, 1, 28, 10),
+    "cifar10": (50_000, 3, 32, 10),
+    "cifar100": (50_000, 3, 32, 100),
+    "svhn": (73_257, 3, 32, 10),
+}
+_NUM_DIGITS = 1_797
+_EXPORT_SECONDS_PER_CELL = 0.8
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What an estimate needs to know of a data set."""
+
+    num_train: int
+    channels: int
+    image_size: int
+    num_classes: int
+
+
+def data_shape(config: DataConfig) -> DataShape:
+    """Return the shape of the configured data set without reading images.
+
+    Raises ``ConfigError`` for a folder that cannot be used.
+    """
+    if config.name == "digits":
+        held = round(_NUM_DIGITS * config.test_fraction)
+        shape = DataShape(_NUM_DIGITS - held, 1, 8, 10)
+    elif config.name in _KNOWN_SHAPES:
+        shape = DataShape(*_KNOWN_SHAPES[config.name])
+    else:
+        listing = list_config(config, data_folder())
+        num_train = len(listing.train)
+        if listing.validation and listing.test:
+            num_train += len(listing.validation)
+        elif not listing.validation and not listing.test:
+            num_train -= round(num_train * config.test_fraction)
+        size = 224 if config.name == "imagenet" else 32
+        shape = DataShape(num_train, 3, size, len(listing.class_names))
+    return DataShape(
+        shape.num_train,
+        config.channels or shape.channels,
+        config.image_size or shape.image_size,
+        shape.num_classes,
+    )
+
+
+def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
+    """Return the plan as JSON values; a stage after one that must run must run too."""
+    digest = runner.data_digest(config)
+    parents: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    estimate = _Estimates(config)
+    for stage in STAGES:
+        known = all(role in parents for role in PARENTS[stage])
+        inputs = {role: parents[role] for role in PARENTS[stage]} if known else {}
+        version = runner.current(run, stage, config, inputs, digest) if known else None
+        if version is not None:
+            parents[stage] = version
+            rows.append({"stage": stage, "state": "up to date", "ref": version.reference})
+            continue
+        done = runner.resumable_step(run, stage, config, inputs, digest) if known else 0
+        state = f"continues at step {done}" if done else "runs"
+        rows.append({"stage": stage, "state": state, **estimate.of(stage, done)})
+    return {
+        "run": run,
+        "stages": rows,
+        "executes": [row["stage"] for row in rows if row["state"] != "up to date"],
+        "seconds": sum(row.get("seconds", 0.0) for row in rows),
+        "estimated": True,
+    }
+
+
+def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the plan's stages as cells for ``COLUMNS``, and a line of totals."""
+    rows = [
+        (
+            row["stage"],
+            row["state"],
+            str(row.get("steps", "")),
+            _duration(row["seconds"]) if "seconds" in row else "",
+            _mebibytes(row.get("peak_bytes")),
+            _mebibytes(row.get("disk_bytes")),
+            str(row.get("ref", row.get("note", ""))),
+        )
+        for row in plan["stages"]
+    ]
+    disk = sum(row.get("disk_bytes", 0) for row in plan["stages"])
+    total = _duration(plan["seconds"]) if plan["executes"] else "nothing to do"
+    return [*rows, ("total", "estimate", "", total, "", _mebibytes(disk), "")]
+
+
+class _Estimates:
+    """Measures what it is asked for, once per stage."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._shape = data_shape(config.data)
+
+    def of(self, stage: str, done: int) -> dict[str, Any]:
+        """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
+        if stage in ("search", "retrain"):
+            estimate = self._search() if stage == "search" else self._retrain()
+            steps = estimate["steps"]
+            estimate["seconds"] *= max(0, steps - done) / steps
+            return estimate
+        seconds = {
+            "derive": 1.0,
+            "export": 5.0 + _EXPORT_SECONDS_PER_CELL * self._config.retrain.num_cells,
+            "validate": 10.0
+            + self._config.validate_.latency_seconds * len(self._config.validate_.latency_batches),
+        }
+        return {"steps": 1, "seconds": seconds[stage], "note": "time by rule of thumb"}
+
+    def _search(self) -> dict[str, Any]:
+        from d2nas.search import Search, search_step
+
+        config = self._config.search
+        batch = min(config.batch_size, self._measured_batch())
+        # One draw and no warm-up: the time of K draws is K times that of one.
+        one = config.model_copy(
+            update={"draws": 1, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
+        )
+        search = Search(one, *self._search_arguments(), **self._options(config.device))
+        search.supernet.train()
+        per_draw = _seconds_per_call(lambda step: search_step(search, step))
+        half = self._shape.num_train - round(
+            self._shape.num_train * self._config.data.validation_fraction
+        )
+        steps = max(1, half // config.batch_size) * config.epochs
+        weights = sum(parameter.numel() for parameter in search.supernet.parameters())
+        return {
+            "steps": steps,
+            "seconds": per_draw * config.draws * steps * config.batch_size / batch,
+            "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * weights,
+            "disk_bytes": 2 * 8 * weights,
+            "note": f"timed with one draw of {batch} images",
+        }
+
+    def _retrain(self) -> dict[str, Any]:
+        from d2nas.retrain import Retraining, train_step
+        from d2nas.training import stem_for
+
+        config = self._config.retrain
+        batch = min(config.batch_size, self._measured_batch())
+        small = config.model_copy(update={"batch_size": batch})
+        stem = stem_for(config.stem, self._shape.image_size)
+        retraining = Retraining(
+            small, _typical(), self._data(), stem=stem, **self._options(config.device)
+        )
+        retraining.network.train()
+        per_step = _seconds_per_call(lambda step: train_step(retraining, step))
+        steps = max(1, self._shape.num_train // config.batch_size) * config.epochs
+        weights = sum(parameter.numel() for parameter in retraining.network.parameters())
+        return {
+            "steps": steps,
+            "seconds": per_step * steps * config.batch_size / batch,
+            "peak_bytes": self._peak_of_network(config.batch_size, stem) + 12 * weights,
+            "disk_bytes": (2 * 8 + 4) * weights,
+            "note": f"timed with DARTS_V2 and {batch} images",
+        }
+
+    def _measured_batch(self) -> int:
+        return max(2, MEASURED_PIXELS // self._shape.image_size**2)
+
+    def _options(self, device: str) -> dict[str, Any]:
+        from d2nas.training import resolve_device
+
+        return {
+            "seed": 0,
+            "device": resolve_device(device),
+            "augmentation": self._config.data,
+        }
+
+    def _search_arguments(self) -> tuple[Any, Any]:
+        from d2nas.config import read_space
+
+        return read_space(self._config.search.space), self._data()
+
+    def _data(self) -> Any:
+        """Return made-up images of the real shape: two measured batches of them."""
+        import torch
+
+        from d2nas.data import ImageData, ImageSet
+
+        shape = self._shape
+        num_images = 2 * self._measured_batch()
+        size = (num_images, shape.channels, shape.image_size, shape.image_size)
+        pixels = torch.arange(size[0] * size[1] * size[2] * size[3]) % 251
+        labels = torch.arange(num_images) % shape.num_classes
+        images = ImageSet(pixels.reshape(size).to(torch.uint8), labels)
+        return ImageData(
+            name="estimate",
+            class_names=tuple(str(index) for index in range(shape.num_classes)),
+            train=images,
+            weight_half=images,
+            arch_half=images,
+            test=images,
+            mean=(0.5,) * shape.channels,
+            std=(0.25,) * shape.channels,
+            digest="0" * 64,
+            image_size=shape.image_size,
+            channels=shape.channels,
+        )
+
+    def _peak_of_supernet(self, batch: int) -> int:
+        """Return the activations' peak for a draw of separable convolutions."""
+        from d2nas.config import read_space
+        from d2nas.sampling import CellDraw, Draw
+        from d2nas.spaces import NODE_EDGES
+        from d2nas.supernet import Supernet
+        from d2nas.training import stem_for
+
+        config = self._config.search
+        space = read_space(config.space)
+        edges = tuple(edge for rows in NODE_EDGES for edge in (rows[0], rows[1]))
+        cells = []
+        for cell_type in ("normal", "reduce"):
+            candidates = space.candidates(cell_type)
+            columns = (
+                next((c for c, name in enumerate(candidates[edge]) if "sep" in name), 0)
+                for edge in edges
+            )
+            cells.append(CellDraw(edges, tuple(columns), None))
+        length = config.num_cells if config.branch_length == "num_cells" else config.branch_length
+
+        def build() -> Callable[[Any], Any]:
+            supernet = Supernet(
+                space,
+                num_cells=config.num_cells,
+                init_channels=config.init_channels,
+                num_classes=self._shape.num_classes,
+                in_channels=self._shape.channels,
+                stem=stem_for(config.stem, self._shape.image_size),
+                branch_length=length,
+                recompute=config.recompute,
+            )
+            return lambda images: (b.logits for b in supernet.branches(images, Draw(*cells)))
+
+        return self._fake_peak(build, batch)
+
+    def _peak_of_network(self, batch: int, stem: str) -> int:
+        from d2nas.network import Network
+
+        config = self._config.retrain
+
+        def build() -> Callable[[Any], Any]:
+            network = Network(
+                _typical(),
+                num_cells=config.num_cells,
+                init_channels=config.init_channels,
+                num_classes=self._shape.num_classes,
+                in_channels=self._shape.channels,
+                stem=stem,
+            )
+            return lambda images: (network(images),)
+
+        return self._fake_peak(build, batch)
+
+    def _fake_peak(self, build: Callable[[], Callable[[Any], Any]], batch: int) -> int:
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        from d2nas.cost import peak_memory
+
+        shape = self._shape
+        with torch.random.fork_rng(devices=[]), FakeTensorMode():
+            outputs_of = build()
+            size = shape.image_size
+            images = torch.empty(batch, shape.channels, size, size)
+            labels = torch.zeros(batch, dtype=torch.int64)
+
+            def step() -> None:
+                for logits in outputs_of(images):
+                    loss = torch.nn.functional.cross_entropy(logits, labels)
+                    torch.autograd.backward(loss)
+
+            return peak_memory(step, alive=[images])
+
+
+def _typical() -> Any:
+    from d2nas.genotype import Genotype
+
+    return Genotype.published("DARTS_V2")
+
+
+def _seconds_per_call(call: Callable[[int], None]) -> float:
+    call(0)  # the first pays for memory and kernel selection
+    started = time.perf_counter()
+    call(1)
+    return time.perf_counter() - started
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.0f} MiB"
