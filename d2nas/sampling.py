@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .spaces import CELL_TYPES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
+from .spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
 
 # same_node[e, f] = 1 where edges e and f enter the same node.
 _SAME_NODE_EE = torch.tensor(
-    [[float(e in rows) for e in range(14)] for rows in NODE_EDGES for _ in rows]
+    [[float(edge in rows) for edge in range(len(EDGES))] for rows in NODE_EDGES for _ in rows]
 )
 
 

@@ -1,11 +1,13 @@
 """Fixtures that several test modules share, and what CPU-only machines skip."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from faults import memory_folder
+from toy import Place
 
 # Two test processes on two cores would otherwise fight for both.
 torch.set_num_threads(1)
@@ -24,3 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device that torch can use"))
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run. Copy it (see ``finished``) before changing anything."""
+    place = Place(tmp_path_factory.mktemp("finished"))
+    assert place.run("run", str(place.preset)) == 0
+    return place.folder
+
+
+@pytest.fixture
+def finished(finished_folder: Path, tmp_path: Path) -> Place:
+    """A finished toy run of the test's own."""
+    folder = tmp_path / "place"
+    shutil.copytree(finished_folder, folder)
+    return Place(folder)

@@ -1,0 +1,70 @@
+"""A whole run in seconds: the real stages on real digits, only small."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import run
+
+TOY = """
+[data]
+name = "digits"
+crop_padding = 1
+flip = false
+
+[search]
+num_cells = 3
+init_channels = 4
+epochs = 2
+batch_size = 128
+draws = 1
+weight_lr = 0.1
+arch_lr = 0.05
+
+[retrain]
+num_cells = 4
+init_channels = 8
+auxiliary = false
+epochs = 3
+warmup_epochs = 1
+batch_size = 128
+lr = 0.1
+drop_path = 0.1
+cutout = 2
+
+[validate]
+latency_batches = [1, 4]
+latency_samples = 20
+latency_seconds = 0.5
+"""
+
+
+class Place:
+    """A store and an export folder of their own, with the toy preset beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store, self.exported = folder / "store", folder / "exported"
+        self.preset = folder / "toy.toml"
+        self.preset.write_text(TOY)
+
+    def arguments(self, command: str, *arguments: str) -> list[str]:
+        """The command with this place's folders."""
+        places = ["--store", str(self.store)]
+        if command in ("run", "validate"):
+            places += ["--exported", str(self.exported)]
+        return [command, *arguments, *places]
+
+    def run(self, command: str, *arguments: str) -> int:
+        """Run a command in this process and return its exit code."""
+        return run(self.arguments(command, *arguments))
+
+    def json(self, capfd: pytest.CaptureFixture[str], command: str, *arguments: str) -> Any:
+        """Run a command with --json, expect success, and return its data."""
+        capfd.readouterr()
+        code = self.run(command, *arguments, "--json")
+        captured = capfd.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out)
