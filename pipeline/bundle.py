@@ -12,7 +12,6 @@ from typing import Any
 
 from d2nas.strict_json import parse_json
 
-from .stages import STAGES
 from .store import FileSystem, Version, safe_run_name
 
 CHECKSUMS = "SHA256SUMS"
@@ -79,7 +78,7 @@ def _put(disk: FileSystem, path: Path, data: bytes) -> None:
 def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
     preprocess = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
-    lineage = {stage: versions[stage].id for stage in STAGES}
+    lineage = {**report["lineage"], "validate": versions["validate"].id}
     report |= {"bundle_version": number, "lineage": lineage}
     labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
     return {

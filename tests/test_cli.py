@@ -1,0 +1,195 @@
+"""The command line's manners: help at once, one-line errors, data apart from talk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from toy import Place
+
+from pipeline.cli import app, run
+from pipeline.presets import preset_names, read_preset
+
+COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
+COMMANDS += ["ls", "show", "verify", "gc", "doctor"]
+MAX_OPTIONS = 8
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def expect_error(
+    capfd: pytest.CaptureFixture[str], place: Place, code: int, *arguments: str
+) -> str:
+    """Run; expect the code, one error line with one hint line, nothing on stdout, no version."""
+    capfd.readouterr()
+    assert place.run(*arguments) == code
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sum(line.startswith("hint: ") for line in lines) <= 1
+    assert "Traceback" not in captured.err
+    versions = place.store / "versions"
+    assert not versions.exists() or not list(versions.iterdir())
+    return captured.err
+
+
+def test_the_commands_and_their_options_are_these() -> None:
+    group = typer.main.get_command(app)
+    assert sorted(group.commands) == sorted(COMMANDS)
+    for name, command in group.commands.items():
+        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        assert len(options) <= MAX_OPTIONS, name
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    script = (
+        "import sys; from pipeline.cli import run; "
+        f"code = run({[*command, '--help']!r}); "
+        "heavy = {'torch', 'numpy', 'pydantic', 'onnx', 'onnxruntime', 'sklearn'}; "
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr); raise SystemExit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    assert "Usage: d2nas" in done.stdout
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capfd.readouterr().out.startswith("d2nas 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "quickstrat"], ["quickstrat", "did you mean quickstart?"]),
+        (["run", "quickstart", "--set", "retrain.epoch=3"], ["did you mean retrain.epochs?"]),
+        (["run", "quickstart", "--set", "retrian.epochs=3"], ["did you mean retrain.epochs?"]),
+        (["run", "quickstart", "--set", "retrain.epochs=many"], ["retrain.epochs"]),
+        (["run", "quickstart", "--set", "retrain.epochs=1.5"], ["retrain.epochs"]),
+        (["run", "quickstart", "--set", "retrain.lr=nan"], ["retrain.lr", "finite"]),
+        (["run", "quickstart", "--set", "epochs=3"], ["section.field=value"]),
+        (["run", "quickstart", "--set", "search.space=S9"], ["S9"]),
+        (["run", "quickstart", "--set", "search.branch_length=9"], ["branch_length"]),
+        (["run", "quickstart", "--set", "retrain.auxiliary=true"], ["auxiliary", "8-pixel"]),
+        (["run", "folder", "--data-root", "nowhere-at-all"], ["nowhere-at-all"]),
+        (["run", "folder"], ["--data-root"]),
+        (["run", "missing.toml"], ["missing.toml"]),
+        (["run", "quickstart", "--name", "../evil"], ["../evil"]),
+        (["run", "quickstart", "--frsh"], ["--frsh"]),
+        (["derive", "nothing"], ["nothing", "quickstart"]),
+        (["show", "nothing"], ["nothing"]),
+        (["show"], ["TARGET"]),
+        (["ls", "nothing"], ["nothing"]),
+    ],
+)
+def test_bad_calls_give_one_line_a_hint_and_code_2(
+    capfd: pytest.CaptureFixture[str], place: Place, arguments: list[str], words: list[str]
+) -> None:
+    if "retrain.auxiliary=true" in arguments:
+        # Found only when the network is built: with the toy, that comes soon.
+        arguments = ["search", str(place.preset), *arguments[2:]]
+        assert place.run(*arguments) == 0
+        place.run("derive", "toy")
+        assert place.run("retrain", "toy") == 2
+        error = capfd.readouterr().err
+    else:
+        error = expect_error(capfd, place, 2, *arguments)
+    for word in words:
+        assert word in error
+
+
+def test_a_folder_with_one_class_is_refused(
+    capfd: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    (images / "cat").mkdir(parents=True)
+    for index in range(6):
+        Image.new("RGB", (9, 12), (index, 0, 0)).save(images / "cat" / f"{index}.png")
+    error = expect_error(capfd, place, 2, "run", "folder", "--data-root", str(images))
+    assert "class" in error
+
+
+def test_a_folder_of_anyones_images_is_searched(
+    capfd: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    for label, colour in (("cat", 40), ("dog", 200)):
+        (images / label).mkdir(parents=True)
+        for index in range(30 if label == "cat" else 5):
+            shade = (colour, colour, (7 * index) % 255)
+            Image.new("RGB", (20 + index, 31), shade).save(images / label / f"{index}.png")
+    settings = ["data.name=folder", "data.image_size=13", "search.batch_size=8"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    code = place.run("search", str(place.preset), *arguments, "--data-root", str(images))
+    error = capfd.readouterr().err
+    assert code == 0, error
+    assert "2 classes, 3 x 13 x 13 pixels" in error
+    assert "cat 24, dog 4" in error
+    assert "warning: imbalanced" in error
+
+
+def test_control_the_same_folder_balanced_gives_no_warning(
+    capfd: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    for label, colour in (("cat", 40), ("dog", 200)):
+        (images / label).mkdir(parents=True)
+        for index in range(8):
+            shade = (colour, colour, 7 * index)
+            Image.new("RGB", (20, 31), shade).save(images / label / f"{index}.png")
+    settings = ["data.name=folder", "data.image_size=13", "search.batch_size=4"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    assert place.run("search", str(place.preset), *arguments, "--data-root", str(images)) == 0
+    assert "imbalanced" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_can_be_shown(
+    capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert read_preset(name)
+    assert run(["show", "--config", name, "--json"]) == 0
+    values = json.loads(capfd.readouterr().out)
+    assert set(values) == {"run", "data", "search", "derive", "retrain", "export", "validate"}
+
+
+def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) -> None:
+    plan = place.json(capfd, "run", str(place.preset), "--plan")
+    assert plan["executes"] == ["search", "derive", "retrain", "export", "validate"]
+    search, retrain = plan["stages"][0], plan["stages"][2]
+    assert search["steps"] == 2 * (719 // 128)
+    assert retrain["steps"] == 3 * (1438 // 128)
+    for row in (search, retrain):
+        assert row["seconds"] > 0
+        assert row["peak_bytes"] > 0
+        assert row["disk_bytes"] > 0
+    assert not (place.store / "versions").exists()
+
+
+def test_doctor_tells_what_loads_and_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    findings = {finding["subject"]: finding for finding in json.loads(capfd.readouterr().out)}
+    assert findings["python"]["state"] == "ok"
+    assert findings["data digits"]["state"] == "ok"
+    assert findings["ONNX Runtime on CPU"]["state"] == "ok"
+    assert "GiB" in findings["free space"]["detail"]
+    for finding in findings.values():
+        assert finding["state"] == "ok" or finding["advice"]
+
+
+def test_an_empty_store_verifies_and_lists_nothing(
+    capfd: pytest.CaptureFixture[str], place: Place
+) -> None:
+    assert place.json(capfd, "verify") == {"checked": 0, "damaged": []}
+    assert place.json(capfd, "ls") == []
+    assert place.json(capfd, "gc") == []

@@ -1,0 +1,215 @@
+"""The house rules: imports one way, lint, types, sizes, banned calls, what the wheel installs."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    path for package in ("d2nas", "pipeline") for path in (ROOT / package).rglob("*.py")
+)
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def tool(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+
+
+def lint_imports(cwd: Path) -> subprocess.CompletedProcess[str]:
+    script = "import sys; sys.path.insert(0, ''); from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return tool("-c", script, "--no-cache", cwd=cwd)
+
+
+def test_imports_go_one_way() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def copy_of_sources(folder: Path) -> None:
+    for path in SOURCES:
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text())
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+
+
+def test_control_an_upward_import_is_reported(tmp_path: Path) -> None:
+    copy_of_sources(tmp_path)
+    low = tmp_path / "d2nas" / "spaces.py"
+    low.write_text(low.read_text() + "\nfrom . import search  # upward\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode != 0
+    assert "d2nas.spaces" in done.stdout
+
+
+def test_every_module_stands_in_the_import_contract() -> None:
+    (contract,) = CONFIG["tool"]["importlinter"]["contracts"]
+    listed = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts[:2])
+        if parts[1] != "__init__":
+            assert module in listed, module
+
+
+def test_ruff_is_clean() -> None:
+    done = tool("-m", "ruff", "check", "--no-cache", ".")
+    assert done.returncode == 0, done.stdout
+    done = tool("-m", "ruff", "format", "--no-cache", "--check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_types_are_strict() -> None:
+    done = tool("-m", "mypy")
+    assert done.returncode == 0, done.stdout
+
+
+def test_control_mypy_is_strict(tmp_path: Path) -> None:
+    (tmp_path / "loose.py").write_text("def loose(x):\n    return x\n")
+    done = tool(
+        "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(tmp_path / "loose.py")
+    )
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno <= 60, node.name
+
+
+BANNED_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "torch.load",
+    "torch.save",
+    "torch.manual_seed",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.load",
+}
+BANNED_IMPORTS = {"pickle", "yaml", "marshal", "shelve", "dill"}
+ONE_HOME = {
+    "typer": "pipeline/cli.py",
+    "rich": "pipeline/console.py",
+    "onnx": "pipeline/onnx_io/",
+    "onnxruntime": "pipeline/onnx_io/",
+    "filelock": "pipeline/store/",
+}
+WITHOUT_TORCH = ("errors", "spaces", "genotype", "config", "strict_json", "verified_folder")
+
+
+def problems(source: str, name: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in BANNED_CALLS:
+            found.append(f"{name}:{node.lineno} calls {ast.unparse(node.func)}")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append(f"{name}:{node.lineno} bare except")
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [node.module or ""]
+        for module in modules:
+            top = module.split(".")[0]
+            if top in BANNED_IMPORTS:
+                found.append(f"{name}:{node.lineno} imports {module}")
+            if top in ONE_HOME and not name.startswith(ONE_HOME[top]):
+                found.append(f"{name}:{node.lineno} imports {module} outside {ONE_HOME[top]}")
+            if top == "torch" and name.removeprefix("d2nas/").removesuffix(".py") in WITHOUT_TORCH:
+                found.append(f"{name}:{node.lineno} imports torch")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_banned_is_used(path: Path) -> None:
+    assert problems(path.read_text(), path.relative_to(ROOT).as_posix()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import pickle",
+        "eval('1')",
+        "import torch\ntorch.load('x')",
+        "try:\n    pass\nexcept:\n    pass",
+        "import onnxruntime",
+        "from typer import Typer",
+    ],
+)
+def test_control_a_planted_call_is_reported(planted: str) -> None:
+    assert problems(planted, "d2nas/data.py")
+
+
+def test_the_wheel_installs_exactly_two_packages(tmp_path: Path) -> None:
+    copy_of_sources(tmp_path / "source")
+    source = tmp_path / "source"
+    for extra in (ROOT / "pipeline" / "presets").glob("*.toml"):
+        (source / "pipeline" / "presets" / extra.name).write_text(extra.read_text())
+    for name in ("README.md", "d2nas/py.typed", "pipeline/py.typed"):
+        (source / name).write_text((ROOT / name).read_text())
+    for stray in ("exported", "benchmarks", "tests"):
+        (source / stray).mkdir()
+        (source / stray / "stray.py").write_text("")
+    done = tool(
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"d2nas", "pipeline"}
+    packaged = {name for name in names if name.endswith(".py")}
+    assert packaged == {path.relative_to(ROOT).as_posix() for path in SOURCES}
+    assert "pipeline/presets/quickstart.toml" in names
+
+
+def test_importing_the_library_loads_neither_torch_nor_the_application() -> None:
+    script = "import sys, d2nas; print(sorted({'torch', 'pipeline'} & set(sys.modules)))"
+    assert tool("-c", script).stdout.strip() == "[]"
+
+
+def test_a_foreign_pipeline_is_named_and_not_run(tmp_path: Path) -> None:
+    foreign = tmp_path / "pipeline"
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("raise SystemExit('foreign code ran')\n")
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import d2nas; "
+        "from d2nas.__main__ import main; main()"
+    )
+    done = tool("-c", script)
+    assert done.returncode == 2
+    assert str(foreign) in done.stderr
+    assert "foreign code ran" not in done.stderr
+
+
+def test_the_readme_has_two_commands_that_need_nothing_else() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    setup, test = blocks[0], blocks[1]
+    assert "d2nas run quickstart" in setup
+    assert test.strip() == ".ci/run"
+    for block in (setup, test):
+        assert "git clone" not in block
+        assert not re.search(r"\bcd ", block)
