@@ -24,7 +24,10 @@ def tool(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def lint_imports(cwd: Path) -> subprocess.CompletedProcess[str]:
-    script = "import sys; sys.path.insert(0, ''); from importlinter.cli import lint_imports_command; lint_imports_command()"
+    script = (
+        "import sys; sys.path.insert(0, ''); "
+        "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    )
     return tool("-c", script, "--no-cache", cwd=cwd)
 
 
