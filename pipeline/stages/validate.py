@@ -48,8 +48,7 @@ def run(context: Context) -> Facts:
     session = open_session(model, device=device, what=f"{exported.reference}: {MODEL_FILE}")
     data = context.data()
     images = _test_images(data)
-    steps = 2 + len(config.latency_batches)
-    context.hooks.begin(steps, 0, "check")
+    context.hooks.begin(2 + len(config.latency_batches), 0, "check")
     context.hooks.say(f"validate on {session.device.label}: {len(images)} test images")
 
     network = load_network(context.inputs["retrain"].path)
@@ -73,14 +72,7 @@ def run(context: Context) -> Facts:
         "onnx": _accuracy(onnx_logits, labels),
         "test_images": len(images),
     }
-    latency = []
-    for done, batch in enumerate(config.latency_batches, start=3):
-        record = measure_latency(
-            session, batch, samples=config.latency_samples, seconds=config.latency_seconds
-        )
-        latency.append(record.to_dict())
-        context.hooks.advance(done, None)
-    session.check_provider()
+    latency = _latencies(context, session)
     report = _report(context, data, session)
     report |= {
         "accuracy": accuracy,
@@ -101,6 +93,19 @@ def run(context: Context) -> Facts:
         "relative_l2": parity.relative_l2,
         "max_abs": parity.max_abs,
     }
+
+
+def _latencies(context: Context, session: OnnxSession) -> list[dict[str, Any]]:
+    config = context.config.validate_
+    records = []
+    for done, batch in enumerate(config.latency_batches, start=3):
+        record = measure_latency(
+            session, batch, samples=config.latency_samples, seconds=config.latency_seconds
+        )
+        records.append(record.to_dict())
+        context.hooks.advance(done, None)
+    session.check_provider()
+    return records
 
 
 class _Recorded:
