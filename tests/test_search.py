@@ -1,0 +1,313 @@
+"""The search and retraining loops: what a step does to logits and weights, and what stops it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from d2nas import SPACES
+from d2nas import search as search_module
+from d2nas.config import Config, build_config
+from d2nas.data import ImageData, load_data
+from d2nas.errors import ConfigError, DamagedArtifactError, NonFiniteError, OutOfMemoryError
+from d2nas.genotype import Genotype
+from d2nas.randomness import generator
+from d2nas.retrain import Retraining, train_step
+from d2nas.sampling import sample
+from d2nas.schedules import cosine, temperature, warmup_cosine
+from d2nas.search import Search, architecture_step, search_step, weight_step
+from d2nas.state import TrainState
+from d2nas.training import memory_errors, resolve_device
+
+SETTINGS = {
+    "data": {"name": "digits", "crop_padding": 1, "flip": False},
+    "search": {
+        "num_cells": 3,
+        "init_channels": 4,
+        "epochs": 2,
+        "batch_size": 240,
+        "draws": 3,
+        "arch_lr": 0.01,
+    },
+    "retrain": {
+        "num_cells": 3,
+        "init_channels": 4,
+        "auxiliary": False,
+        "epochs": 2,
+        "batch_size": 480,
+        "drop_path": 0.3,
+        "cutout": 2,
+    },
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    return load_data(configured().data, seed=0, default_root=Path("unused"))
+
+
+def configured(*overrides: str) -> Config:
+    return build_config(SETTINGS, overrides)
+
+
+def search_of(data: ImageData, *overrides: str, space: str = "S0") -> Search:
+    config = configured(*overrides)
+    search = Search(
+        config.search, SPACES[space], data, seed=0, device=CPU, augmentation=config.data
+    )
+    search.supernet.train()
+    return search
+
+
+def retraining_of(data: ImageData, *overrides: str) -> Retraining:
+    config = configured(*overrides)
+    return Retraining(
+        config.retrain,
+        Genotype.published("DARTS_V2"),
+        data,
+        stem="cifar",
+        seed=0,
+        device=CPU,
+        augmentation=config.data,
+    )
+
+
+def values(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def changed(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
+    after = values(module)
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_architecture_step_moves_the_logits_and_no_weight(data: ImageData) -> None:
+    search = search_of(data)
+    logits, weights = values(search.logits), values(search.supernet)
+    architecture_step(search, 0)
+    assert changed(logits, search.logits) == set(logits)
+    assert changed(weights, search.supernet) == set()
+    assert all(parameter.grad is None for parameter in search.supernet.parameters())
+
+
+def test_the_weight_step_moves_sampled_weights_and_no_logit(data: ImageData) -> None:
+    search = search_of(data)
+    logits, weights = values(search.logits), values(search.supernet)
+    weight_step(search, 0)
+    assert changed(logits, search.logits) == set()
+    moved = changed(weights, search.supernet)
+    assert {"stem.conv.weight", "heads.2.weight"} <= moved
+    assert moved != set(weights)  # what no draw sampled stays
+
+
+def test_architecture_comes_first_and_waits_for_the_warm_up(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(search_module, "architecture_step", lambda *_: order.append("logits"))
+    monkeypatch.setattr(search_module, "weight_step", lambda *_: order.append("weights"))
+    search = search_of(data, "search.warmup_epochs=1")
+    for step in range(search.num_steps):
+        search_step(search, step)
+    assert search.steps_per_epoch == 2
+    assert order == ["weights", "weights", "logits", "weights", "logits", "weights"]
+
+
+def gradients_of_draws(search: Search, purpose: str, architecture: bool) -> list[torch.Tensor]:
+    """The gradient of each of the K draws of step 0, computed one by one."""
+    batches = search.arch_batches if architecture else search.weight_batches
+    images, labels = batches.batch(0)
+    parameters = list((search.logits if architecture else search.supernet).parameters())
+    result = []
+    for index in range(search.config.draws):
+        draw = sample(search.logits, search.temperature_at(0), generator(0, purpose, index))
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for branch in search.supernet.branches(images, draw):
+            loss = F.cross_entropy(branch.logits, labels)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            total = [
+                sums if gradient is None else sums + gradient
+                for sums, gradient in zip(total, gradients, strict=True)
+            ]
+        result.append(torch.cat([gradient.flatten() for gradient in total]))
+    return result
+
+
+def test_architecture_gradients_are_averaged_over_k_draws_on_one_batch(data: ImageData) -> None:
+    search = search_of(data)
+    singles = gradients_of_draws(search, "architecture-draw", True)
+    assert not torch.equal(singles[0], singles[1])
+    search.arch_optimizer.step = lambda: None  # type: ignore[method-assign]
+    architecture_step(search, 0)
+    got = torch.cat([parameter.grad.flatten() for parameter in search.logits.parameters()])
+    torch.testing.assert_close(got, torch.stack(singles).mean(0), rtol=1e-4, atol=1e-7)
+
+
+def test_weight_gradients_are_summed_over_k_draws_on_one_batch(data: ImageData) -> None:
+    search = search_of(data, "search.clip_norm=1e9")
+    singles = gradients_of_draws(search, "weight-draw", False)
+    search.weight_optimizer.step = lambda: None  # type: ignore[method-assign]
+    weight_step(search, 0)
+    got = torch.cat(
+        [
+            (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+            for p in search.supernet.parameters()
+        ]
+    )
+    torch.testing.assert_close(got, torch.stack(singles).sum(0), rtol=1e-3, atol=1e-5)
+
+
+def test_the_halves_are_disjoint_and_hold_no_test_image(data: ImageData) -> None:
+    search = search_of(data)
+    assert len(data.weight_half) + len(data.arch_half) == len(data.train)
+    assert search.weight_batches.images is not search.arch_batches.images
+    assert len(data.train) + len(data.test) == 1797
+
+
+def test_no_global_generator_moves(data: ImageData) -> None:
+    before = torch.random.get_rng_state()
+    search = search_of(data)
+    search_step(search, 0)
+    retraining = retraining_of(data)
+    train_step(retraining, 0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def final_tensors(loop: Search | Retraining) -> dict[str, torch.Tensor]:
+    return loop.capture(loop.num_steps).tensors
+
+
+@pytest.mark.parametrize("build", [search_of, retraining_of])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_loop_stopped_at_any_step_ends_bit_equal(
+    data: ImageData, build: type[Search | Retraining], stop: int
+) -> None:
+    whole = build(data)
+    rows = [report.metrics for report in whole.run()]
+    first = build(data)
+    for report in first.run():
+        if report.step + 1 == stop:
+            state = first.capture(stop)
+            break
+    second = build(data)
+    for _ in second.run(state):
+        pass
+    wanted, got = final_tensors(whole), final_tensors(second)
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert whole.metrics == second.metrics
+    assert [row for row in rows if row is not None] == whole.metrics
+
+
+@pytest.mark.parametrize("build", [search_of, retraining_of])
+@pytest.mark.parametrize("left_out", ["sums", "moments", "statistics", "step"])
+def test_control_leaving_out_part_of_the_state_is_seen(
+    data: ImageData, build: type[Search | Retraining], left_out: str
+) -> None:
+    whole = build(data)
+    for _ in whole.run():
+        pass
+    first = build(data)
+    stop = 3
+    for report in first.run():
+        if report.step + 1 == stop:
+            break
+    state = first.capture(stop)
+    tensors, step = dict(state.tensors), state.step
+    if left_out == "sums":
+        tensors["sums"] = torch.zeros_like(tensors["sums"])
+    elif left_out == "moments":
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(("sgd.", "adam."))}
+    elif left_out == "statistics":
+        tensors = {
+            name: torch.zeros_like(tensor) if name.endswith("running_mean") else tensor
+            for name, tensor in tensors.items()
+        }
+    else:
+        step -= 1
+    second = build(data)
+    for _ in second.run(TrainState(step, tensors, state.metrics)):
+        pass
+    wanted, got = final_tensors(whole), final_tensors(second)
+    same = all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert not (same and whole.metrics == second.metrics)
+
+
+def test_a_state_that_does_not_fit_is_refused_by_name(data: ImageData) -> None:
+    state = search_of(data).capture(1)
+    missing = {name: t for name, t in state.tensors.items() if name != "logits.normal_ops"}
+    with pytest.raises(DamagedArtifactError, match=r"logits\.normal_ops is missing"):
+        search_of(data).trainee.restore(TrainState(1, missing, []))
+    extra = {**state.tensors, "stranger": torch.zeros(1)}
+    with pytest.raises(DamagedArtifactError, match="stranger"):
+        search_of(data).trainee.restore(TrainState(1, extra, []))
+    wider = search_of(data, "search.init_channels=8")
+    with pytest.raises(DamagedArtifactError, match="supernet"):
+        wider.trainee.restore(state)
+
+
+@pytest.fixture(params=["search", "retrain"])
+def poisoned(request: pytest.FixtureRequest, data: ImageData) -> Search | Retraining:
+    """A loop whose classifier holds a NaN, so that loss and gradients are not finite."""
+    loop = search_of(data) if request.param == "search" else retraining_of(data)
+    network = loop.supernet if isinstance(loop, Search) else loop.network
+    with torch.no_grad():
+        next(reversed(list(network.parameters()))).fill_(float("nan"))
+    return loop
+
+
+def test_a_step_that_is_not_finite_is_not_taken(poisoned: Search | Retraining) -> None:
+    network = poisoned.supernet if isinstance(poisoned, Search) else poisoned.network
+    before = values(network)
+    with pytest.raises(NonFiniteError, match="step 0"):
+        next(iter(poisoned.run()))
+    after = values(network)
+    assert all(torch.equal(before[n].nan_to_num(7), after[n].nan_to_num(7)) for n in before)
+
+
+def test_control_without_the_check_the_weights_become_nan(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d2nas.retrain.require_finite", lambda *_: None)
+    retraining = retraining_of(data)
+    with torch.no_grad():
+        retraining.network.classifier.bias.fill_(float("nan"))
+    next(iter(retraining.run()))
+    assert torch.isnan(retraining.network.stem.conv.weight).all()
+
+
+def test_out_of_memory_names_the_batch() -> None:
+    with pytest.raises(OutOfMemoryError, match="batch size 96"), memory_errors(96, CPU):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="something else"), memory_errors(96, CPU):
+        raise RuntimeError("something else")
+
+
+def test_devices_are_resolved_by_use() -> None:
+    assert resolve_device("cpu") == CPU
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert resolve_device("auto") == CPU
+    with pytest.raises(ConfigError, match="cuda"):
+        resolve_device("cuda")
+
+
+def test_schedules() -> None:
+    assert [temperature(epoch, 50, 10.0, 0.1) for epoch in (0, 49)] == [10.0, pytest.approx(0.1)]
+    assert cosine(0.0, 0.05, 0.001) == 0.05
+    assert cosine(1.0, 0.05, 0.001) == pytest.approx(0.001)
+    rates = [warmup_cosine(step, 10, 4, 0.4, 0.0) for step in range(10)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rates[4] == 0.4
+    assert sorted(rates[4:], reverse=True) == rates[4:]
+
+
+def test_space_s4_searches_and_trains_with_noise(data: ImageData) -> None:
+    search = search_of(data, "search.draws=1", space="S4")
+    search_step(search, 0)
+    again = search_of(data, "search.draws=1", space="S4")
+    search_step(again, 0)
+    wanted, got = final_tensors(search), final_tensors(again)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
