@@ -26,9 +26,22 @@ from .ops import initialize, set_noise_generator
 from .randomness import generator
 from .schedules import linear, warmup_cosine
 from .state import Trainee, TrainState
-from .training import Batches, StepReport, memory_errors, place, require_finite
+from .training import Batches, StepReport, memory_errors, place, require_finite, stem_for
 
 _SUMS = ("loss", "correct", "clipped")
+
+
+def check_auxiliary(config: RetrainConfig, image_size: int) -> None:
+    """Raise ``ConfigError`` if an auxiliary head is wanted that does not fit the images.
+
+    Cheap, so that it can be asked before a search is spent.
+    """
+    stem = stem_for(config.stem, image_size)
+    if config.auxiliary and not auxiliary_fits(image_size, stem):
+        raise ConfigError(
+            f"the auxiliary head does not fit {image_size}-pixel images with the {stem} stem",
+            hint="set retrain.auxiliary=false, or data.image_size=32",
+        )
 
 
 class Retraining:
@@ -43,17 +56,11 @@ class Retraining:
         genotype: Genotype,
         data: ImageData,
         *,
-        stem: str,
         seed: int,
         device: torch.device,
         augmentation: DataConfig,
     ) -> None:
-        if config.auxiliary and not auxiliary_fits(data.image_size, stem):
-            raise ConfigError(
-                f"the auxiliary head does not fit {data.image_size}-pixel images "
-                f"with the {stem} stem",
-                hint="set retrain.auxiliary=false, or data.image_size=32",
-            )
+        check_auxiliary(config, data.image_size)
         self.config, self.seed, self.device = config, seed, device
         self.batches = Batches(
             data.train.to(device),
@@ -71,7 +78,7 @@ class Retraining:
                 init_channels=config.init_channels,
                 num_classes=len(data.class_names),
                 in_channels=data.channels,
-                stem=stem,
+                stem=stem_for(config.stem, data.image_size),
                 auxiliary=config.auxiliary,
             )
         initialize(self.network, generator(seed, "network-weights"))

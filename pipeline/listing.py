@@ -9,29 +9,44 @@ from d2nas.config import Config, build_config
 from d2nas.errors import ConfigError, DamagedArtifactError
 
 from .stages import PARENTS, STAGES
-from .store import Store, Version
+from .store import STATE_STAGES, Store, Version
 
 
 def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
-    """Return a row per version, checkpoints too. Raises ``ConfigError`` for an unknown run."""
-    references = store.references(run)
-    if run is not None and not references:
-        raise _no_run(store, run)
-    rows = []
-    for reference in references:
-        version = store.open(reference.name)
-        rows.append(
-            {
-                "ref": reference.name,
-                "id": reference.id,
-                "path": str(version.path),
-                "kind": version.manifest.kind,
-                "parents": dict(version.manifest.parents),
-                "created": str(reference.note.get("created", "")),
-                "facts": dict(version.manifest.facts),
-                "metrics": _in_words(version.manifest.facts),
-            }
-        )
+    """Return a row per version, checkpoints too, read from the references alone.
+
+    A damaged reference is a row that says so; ``verify`` looks at the versions themselves. Raises
+    ``ConfigError`` for an unknown run.
+    """
+    references, damaged = store.scan_references()
+    rows: list[dict[str, Any]] = [
+        {
+            "ref": reference.name,
+            "id": reference.id,
+            "path": str(store.root / "versions" / reference.id),
+            "kind": "state" if reference.stage in STATE_STAGES else reference.stage,
+            "created": str(reference.note.get("created", "")),
+            "facts": reference.note.get("facts", {}),
+            "metrics": _in_words(reference.note.get("facts", {})),
+        }
+        for reference in references
+    ]
+    rows += [
+        {
+            "ref": damage.name,
+            "id": "",
+            "path": str(damage.path),
+            "kind": "damaged",
+            "created": "",
+            "facts": {},
+            "metrics": damage.problem,
+        }
+        for damage in damaged
+    ]
+    if run is not None:
+        rows = [row for row in rows if row["ref"].partition("/")[0] == run]
+        if not rows:
+            raise _no_run(store, run)
     return rows
 
 
@@ -59,7 +74,11 @@ def describe(version: Version) -> dict[str, Any]:
         "config": manifest.config,
         "seed": manifest.seed,
         "libraries": dict(manifest.versions),
-        "note": {key: value for key, value in (version.note or {}).items() if key != "config"},
+        "note": {
+            key: value
+            for key, value in (version.note or {}).items()
+            if key not in ("config", "facts")
+        },
     }
 
 
@@ -124,7 +143,7 @@ def _config_of(version: Version, overrides: Sequence[str], data_root: str | None
 
 
 def _no_run(store: Store, run: str) -> ConfigError:
-    runs = sorted({reference.run for reference in store.references()})
+    runs = sorted({reference.run for reference in store.scan_references()[0]})
     hint = "runs: " + ", ".join(runs) if runs else "d2nas run quickstart makes the first one"
     return ConfigError(f"no run {run!r} in the store {store.root}", hint=hint)
 

@@ -167,9 +167,7 @@ class _Estimates:
         batch = min(config.batch_size, self._measured_batch())
         small = config.model_copy(update={"batch_size": batch})
         stem = stem_for(config.stem, self._shape.image_size)
-        retraining = Retraining(
-            small, _typical(), self._data(), stem=stem, **self._options(config.device)
-        )
+        retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
         retraining.network.train()
         per_step = _seconds_per_call(lambda step: train_step(retraining, step))
         steps = max(1, self._shape.num_train // config.batch_size) * config.epochs

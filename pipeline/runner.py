@@ -107,6 +107,7 @@ class Runner:
     def __init__(self, store: Store, display: Display, stop: StopFlag) -> None:
         self.store, self.display, self.stop = store, display, stop
         self._data: ImageData | None = None
+        self._will_retrain = False
 
     def run(self, run: str, config: Config, stages: Sequence[str], reuse: Reuse) -> RunResult:
         """Bring ``stages`` up to date, in order, each on the one before it.
@@ -114,6 +115,7 @@ class Runner:
         Raises ``BusyError`` if the run is in use, ``StoppedError`` after a signal, and whatever a
         stage raises; finished stages stay committed.
         """
+        self._will_retrain = "retrain" in stages
         with self.store.lock_run(run):
             digest = self.data_digest(config)
             versions: dict[str, Version] = {}
@@ -187,6 +189,10 @@ class Runner:
 
         if self._data is None:
             self._data = load_data(config.data, seed=config.run.seed, default_root=data_folder())
+            if self._will_retrain:
+                from d2nas.retrain import check_auxiliary
+
+                check_auxiliary(config.retrain, self._data.image_size)
             for line in self._data.summary_lines():
                 warning = line.removeprefix("warning: ")
                 if warning != line:
@@ -269,6 +275,7 @@ class _Commit:
                 "host": platform.node(),
                 "command": sys.argv[1:],
                 "seconds": seconds,
+                "facts": dict(facts),
                 "config": self.config.to_dict(),
             },
         )

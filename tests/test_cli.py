@@ -95,15 +95,7 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
 def test_bad_calls_give_one_line_a_hint_and_code_2(
     capfd: pytest.CaptureFixture[str], place: Place, arguments: list[str], words: list[str]
 ) -> None:
-    if "retrain.auxiliary=true" in arguments:
-        # Found only when the network is built: with the toy, that comes soon.
-        arguments = ["search", str(place.preset), *arguments[2:]]
-        assert place.run(*arguments) == 0
-        place.run("derive", "toy")
-        assert place.run("retrain", "toy") == 2
-        error = capfd.readouterr().err
-    else:
-        error = expect_error(capfd, place, 2, *arguments)
+    error = expect_error(capfd, place, 2, *arguments)
     for word in words:
         assert word in error
 

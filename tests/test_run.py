@@ -265,6 +265,16 @@ def test_a_flipped_bit_anywhere_is_found(
     assert finished.run("verify") == 0
 
 
+def test_listing_survives_damage_and_names_it(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reference = finished.store / "runs" / "toy" / "derive" / "v1.json"
+    flip(reference, 0.5)
+    rows = {row["ref"]: row for row in finished.json(capfd, "ls", "toy")}
+    assert rows["toy/derive@v1"]["kind"] == "damaged"
+    assert rows["toy/validate@v1"]["metrics"].startswith("test accuracy")
+
+
 def test_a_damaged_input_stops_the_next_stage(
     finished: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,6 @@ def retraining_of(data: ImageData, *overrides: str) -> Retraining:
         config.retrain,
         Genotype.published("DARTS_V2"),
         data,
-        stem="cifar",
         seed=0,
         device=CPU,
         augmentation=config.data,

@@ -31,7 +31,6 @@ def run(context: Context) -> Facts:
         config.retrain,
         genotype,
         data,
-        stem=stem,
         seed=config.run.seed,
         device=device,
         augmentation=config.data,
