@@ -9,7 +9,6 @@ images are not seen here.
         ...
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from .network import DropPath, Network, auxiliary_fits
 from .ops import initialize, set_noise_generator
 from .randomness import generator
 from .schedules import linear, warmup_cosine
-from .state import Trainee, TrainState
-from .training import Batches, StepReport, memory_errors, place, require_finite, stem_for
+from .state import Trainee
+from .training import Batches, Loop, place, require_finite, stem_for
 
-_SUMS = ("loss", "correct", "clipped")
+_SUMS = ("loss", "accuracy", "clip_rate")
 
 
 def check_auxiliary(config: RetrainConfig, image_size: int) -> None:
@@ -44,7 +43,7 @@ def check_auxiliary(config: RetrainConfig, image_size: int) -> None:
         )
 
 
-class Retraining:
+class Retraining(Loop):
     """A retraining in progress: network, optimizer and data.
 
     Raises ``ConfigError`` where the auxiliary head does not fit the image size.
@@ -62,6 +61,7 @@ class Retraining:
     ) -> None:
         check_auxiliary(config, data.image_size)
         self.config, self.seed, self.device = config, seed, device
+        self.batch_size = config.batch_size
         self.batches = Batches(
             data.train.to(device),
             Normalizer(data.mean, data.std),
@@ -92,30 +92,16 @@ class Retraining:
         )
         self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
-        self.metrics: list[dict[str, Any]] = []
+        self.metrics = []
         self.trainee = Trainee(
             modules={"network": self.network},
             optimizers={"sgd": self.optimizer},
             sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
         )
 
-    def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
-        """Run every step, from ``state`` on if given; yields after each one."""
-        first = 0
-        if state is not None:
-            self.trainee.restore(state)
-            self.metrics = list(state.metrics)
-            first = state.step
-        self.network.train()
-        for step in range(first, self.num_steps):
-            with memory_errors(self.config.batch_size, self.device):
-                train_step(self, step)
-            row = self._close_epoch(step) if (step + 1) % self.steps_per_epoch == 0 else None
-            yield StepReport(step, row)
-
-    def capture(self, step: int) -> TrainState:
-        """Return the state with which the run continues at ``step``."""
-        return self.trainee.capture(step, self.metrics)
+    def take_step(self, step: int) -> None:
+        """Run ``train_step``."""
+        train_step(self, step)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then cosine (DARTS: by epoch)."""
@@ -140,20 +126,13 @@ class Retraining:
             if not name.startswith("auxiliary_head.")
         }
 
-    def _close_epoch(self, step: int) -> dict[str, Any]:
-        sums = dict(zip(_SUMS, (self.trainee.sums / self.steps_per_epoch).tolist(), strict=True))
-        self.trainee.sums.zero_()
-        row = {
-            "epoch": step // self.steps_per_epoch,
-            "step": step + 1,
-            "loss": sums["loss"],
-            "accuracy": sums["correct"],
-            "clip_rate": sums["clipped"],
+    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+        """Return loss, training accuracy, clip rate, learning rate and drop-path probability."""
+        return {
+            **dict(zip(_SUMS, means, strict=True)),
             "lr": self.lr_at(step),
             "drop_path": self.drop_path_at(step),
         }
-        self.metrics.append(row)
-        return row
 
 
 def train_step(retraining: Retraining, step: int) -> None:

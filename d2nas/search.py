@@ -10,7 +10,6 @@ gradients of the weights *summed*. One sub-network, and of it one branch, is ali
     genotype = derive_genotype(search.logits, search.space)
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,14 +25,21 @@ from .randomness import generator
 from .sampling import ArchLogits, sample
 from .schedules import cosine, temperature
 from .spaces import CELL_TYPES, SearchSpace
-from .state import Trainee, TrainState
+from .state import Trainee
 from .supernet import Supernet
-from .training import Batches, StepReport, memory_errors, place, require_finite, stem_for
+from .training import Batches, Loop, place, require_finite, stem_for
 
-_SUMS = ("arch_loss", "arch_correct", "weight_loss", "weight_correct", "clipped", "branch_loss")
+_SUMS = (
+    "arch_loss",
+    "arch_accuracy",
+    "weight_loss",
+    "weight_accuracy",
+    "clip_rate",
+    "branch_loss",
+)
 
 
-class Search:
+class Search(Loop):
     """A search in progress: supernet, architecture logits, both optimizers, and the data.
 
     Logits and weights are disjoint: Adam moves the former, SGD the latter.
@@ -50,6 +56,7 @@ class Search:
         augmentation: DataConfig,
     ) -> None:
         self.config, self.space, self.seed, self.device = config, space, seed, device
+        self.batch_size = config.batch_size
         self.weight_batches, self.arch_batches = (
             Batches(
                 half.to(device),
@@ -91,30 +98,17 @@ class Search:
         )
         self.steps_per_epoch = count_steps(len(data.weight_half), config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
-        self.metrics: list[dict[str, Any]] = []
+        self.metrics = []
+        self.network = self.supernet
         self.trainee = Trainee(
             modules={"supernet": self.supernet, "logits": self.logits},
             optimizers={"sgd": self.weight_optimizer, "adam": self.arch_optimizer},
             sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
         )
 
-    def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
-        """Run every step, from ``state`` on if given; yields after each one."""
-        first = 0
-        if state is not None:
-            self.trainee.restore(state)
-            self.metrics = list(state.metrics)
-            first = state.step
-        self.supernet.train()
-        for step in range(first, self.num_steps):
-            with memory_errors(self.config.batch_size, self.device):
-                search_step(self, step)
-            row = self._close_epoch(step) if (step + 1) % self.steps_per_epoch == 0 else None
-            yield StepReport(step, row)
-
-    def capture(self, step: int) -> TrainState:
-        """Return the state with which the run continues at ``step``."""
-        return self.trainee.capture(step, self.metrics)
+    def take_step(self, step: int) -> None:
+        """Run ``search_step``."""
+        search_step(self, step)
 
     def temperature_at(self, step: int) -> float:
         """Return the Gumbel-softmax temperature of a step."""
@@ -131,20 +125,13 @@ class Search:
         progress = (step // self.steps_per_epoch) / self.config.epochs
         return cosine(progress, self.config.weight_lr, self.config.weight_lr_min)
 
-    def _close_epoch(self, step: int) -> dict[str, Any]:
-        sums = dict(zip(_SUMS, (self.trainee.sums / self.steps_per_epoch).tolist(), strict=True))
-        self.trainee.sums.zero_()
+    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+        """Return losses, accuracies, temperature, entropies and the genotype so far."""
+        means_by_name = dict(zip(_SUMS, means, strict=True))
         genotype = derive_genotype(self.logits, self.space)
         entropies = {cell: self.logits.entropy(cell) for cell in CELL_TYPES}
-        row = {
-            "epoch": step // self.steps_per_epoch,
-            "step": step + 1,
-            "arch_loss": sums["arch_loss"],
-            "arch_accuracy": sums["arch_correct"],
-            "weight_loss": sums["weight_loss"],
-            "weight_accuracy": sums["weight_correct"],
-            "branch_loss": sums["branch_loss"],
-            "clip_rate": sums["clipped"],
+        return {
+            **means_by_name,
             "temperature": self.temperature_at(step),
             "weight_lr": self.weight_lr_at(step),
             "op_entropy": {cell: entropies[cell][0] for cell in CELL_TYPES},
@@ -152,8 +139,6 @@ class Search:
             "parameterless_normal": genotype.parameterless_normal,
             "genotype": genotype.to_dict(),
         }
-        self.metrics.append(row)
-        return row
 
 
 def search_step(search: Search, step: int) -> None:

@@ -12,6 +12,7 @@ from .config import DataConfig
 from .data import ImageSet, Normalizer, augment_pixels, batch_indices, cutout
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .randomness import generator
+from .state import Trainee, TrainState
 
 EVALUATION_BATCH = 256
 
@@ -93,6 +94,62 @@ class Batches:
         if self.cutout_size:
             images = cutout(images, size=self.cutout_size, generator=draws)
         return images.contiguous(memory_format=torch.channels_last), self.images.labels_N[indices]
+
+
+class Loop:
+    """What search and retraining are: steps in order, epochs of equal length, resumable anywhere.
+
+    A subclass sets these attributes, and says what a step does and what an epoch's row holds.
+    """
+
+    network: nn.Module
+    """What is set to training mode."""
+    trainee: Trainee
+    device: torch.device
+    batch_size: int
+    num_steps: int
+    steps_per_epoch: int
+    metrics: list[dict[str, Any]]
+    """One row per finished epoch."""
+
+    def take_step(self, step: int) -> None:
+        """Run one step."""
+        raise NotImplementedError
+
+    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+        """Return the row of the epoch that ``step`` completes; ``means`` are the sums' per step."""
+        raise NotImplementedError
+
+    def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
+        """Run every step, from ``state`` on if given; yields after each one.
+
+        Raises ``NonFiniteError``, ``OutOfMemoryError``, and ``DamagedArtifactError`` for a state
+        that does not fit.
+        """
+        first = 0
+        if state is not None:
+            self.trainee.restore(state)
+            self.metrics = list(state.metrics)
+            first = state.step
+        self.network.train()
+        for step in range(first, self.num_steps):
+            with memory_errors(self.batch_size, self.device):
+                self.take_step(step)
+            row = None
+            if (step + 1) % self.steps_per_epoch == 0:
+                row = self._close_epoch(step)
+            yield StepReport(step, row)
+
+    def capture(self, step: int) -> TrainState:
+        """Return the state with which the run continues at ``step``."""
+        return self.trainee.capture(step, self.metrics)
+
+    def _close_epoch(self, step: int) -> dict[str, Any]:
+        means: list[float] = (self.trainee.sums / self.steps_per_epoch).tolist()
+        self.trainee.sums.zero_()
+        place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
+        self.metrics.append(place_in_run | self.describe_epoch(step, means))
+        return self.metrics[-1]
 
 
 def require_finite(step: int, values: Iterable[tuple[str, Tensor]]) -> None:

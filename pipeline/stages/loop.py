@@ -1,25 +1,12 @@
 """Drive a training loop under hooks: progress, checkpoints, resume."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from d2nas.state import TrainState
 from d2nas.strict_json import canonical_json
-from d2nas.training import StepReport
+from d2nas.training import Loop
 
 from . import Hooks
-
-
-class Loop(Protocol):
-    """A search or a retraining."""
-
-    num_steps: int
-
-    def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
-        """Run the steps that are left."""
-
-    def capture(self, step: int) -> TrainState:
-        """Return the state before ``step``."""
 
 
 def run_loop(loop: Loop, hooks: Hooks) -> None:
