@@ -301,7 +301,7 @@ def verify_command(
         console.table("damaged", ("name", "problem"), [(d["name"], d["problem"]) for d in damaged])
         console.say(f"{report.checked} checked, {len(damaged)} damaged")
     if damaged:
-        hint = "d2nas run with the same preset rebuilds what is missing, once it is removed"
+        hint = "d2nas run PRESET --fresh makes the run's versions again"
         console.error(f"{len(damaged)} of {report.checked} are damaged", hint)
     return 4 if damaged else 0
 

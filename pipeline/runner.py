@@ -122,8 +122,10 @@ class Runner:
             executed: list[str] = []
             for stage in stages:
                 parents = {role: versions[role] for role in PARENTS[stage]}
-                found = self.current(run, stage, config, parents, digest)
-                if found is None or reuse is Reuse.NOTHING:
+                found = None
+                if reuse is Reuse.EVERYTHING:
+                    found = self.current(run, stage, config, parents, digest)
+                if found is None:
                     found = self._execute(run, stage, config, parents, digest, reuse)
                     executed.append(stage)
                 else:
@@ -142,8 +144,10 @@ class Runner:
         """Run one stage on the given parents; raises as ``run`` does."""
         with self.store.lock_run(run):
             digest = self.data_digest(config) if stage in READS_DATA else None
-            found = self.current(run, stage, config, parents, digest)
-            if found is not None and reuse is Reuse.EVERYTHING:
+            found = None
+            if reuse is Reuse.EVERYTHING:
+                found = self.current(run, stage, config, parents, digest)
+            if found is not None:
                 self.display.stage_current(stage, str(found.reference))
                 return RunResult(run, {**parents, stage: found}, [])
             found = self._execute(run, stage, config, parents, digest, reuse)

@@ -288,6 +288,19 @@ def test_a_damaged_input_stops_the_next_stage(
         load_network(retrained.path)
 
 
+def test_a_fresh_run_replaces_what_is_damaged(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    retrained = Store(finished.store).open("toy/retrain")
+    flip(retrained.path / "weights.safetensors", 0.5)
+    assert finished.run("run", str(finished.preset)) == 4
+    assert "hint:" in capfd.readouterr().err
+    assert finished.run("verify") == 4
+    assert finished.run("run", str(finished.preset), "--fresh") == 0
+    assert Store(finished.store).open("toy/retrain@v1").id == retrained.id
+    assert finished.run("verify") == 0
+
+
 def test_control_the_trained_network_loads_when_it_is_whole(finished: Place) -> None:
     network = load_network(Store(finished.store).open("toy/retrain").path)
     assert not network.training

@@ -34,7 +34,7 @@ def kind_of(stage: str) -> str:
 
 def rebuild_hint(run: str, stage: str) -> str:
     """Return the line that says how a damaged version is made again."""
-    return f"rebuild it with: d2nas {stage.removesuffix('-state')} {run}"
+    return f"rebuild it with: d2nas {stage.removesuffix('-state')} {run} --fresh"
 
 
 @dataclass(frozen=True)
