@@ -121,7 +121,7 @@ def test_repair_gives_the_same_name_back(lineage: Store) -> None:
     ):
         damage()
         error = refusal(lineage, TARGET)
-        assert error.hint == "rebuild it with: d2nas search quickstart"
+        assert error.hint == "rebuild it with: d2nas search quickstart --fresh"
         assert TARGET in str(error)
         repaired = commit(lineage, contents(2))
         assert repaired.reference == TARGET
