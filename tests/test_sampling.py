@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -137,6 +138,21 @@ def losses_of_branches(
 LABELS = torch.arange(3)
 
 
+@torch.no_grad()
+def central_difference(
+    function: Callable[[], float], parameter: torch.Tensor, index: int, step: float = 1e-5
+) -> float:
+    """The slope of ``function`` along one element of ``parameter``, which is put back."""
+    flat = parameter.view(-1)
+    value = float(flat[index])
+    ends = []
+    for sign in (1, -1):
+        flat[index] = value + sign * step
+        ends.append(function())
+    flat[index] = value
+    return (ends[0] - ends[1]) / (2 * step)
+
+
 @pytest.mark.parametrize("branch_length", [1, 2, 4])
 @pytest.mark.parametrize("edge_gate_scale", [1.0, 2.0])
 def test_gradient_of_every_logit_is_that_of_the_relaxed_loss(
@@ -190,24 +206,15 @@ def test_gradient_of_every_logit_is_that_of_the_relaxed_loss(
             draws.append(CellDraw(cells[cell].edges, cells[cell].operations, op_gates * edge_gates))
         return float(losses_of_branches(supernet, Draw(*draws), backbone))
 
-    step = 1e-5
     checked = moved = 0
-    with torch.no_grad():
-        for parameter in logits.parameters():
-            for index in range(parameter.numel()):
-                flat = parameter.view(-1)
-                value = float(flat[index])
-                ends = []
-                for sign in (1, -1):
-                    flat[index] = value + sign * step
-                    ends.append(relaxed_loss())
-                flat[index] = value
-                numeric = (ends[0] - ends[1]) / (2 * step)
-                assert float(parameter.grad.view(-1)[index]) == pytest.approx(
-                    numeric, rel=2e-5, abs=1e-8
-                )
-                checked += 1
-                moved += abs(numeric) > 1e-6
+    for parameter in logits.parameters():
+        for index in range(parameter.numel()):
+            numeric = central_difference(relaxed_loss, parameter, index)
+            assert float(parameter.grad.view(-1)[index]) == pytest.approx(
+                numeric, rel=2e-5, abs=1e-8
+            )
+            checked += 1
+            moved += abs(numeric) > 1e-6
     assert checked == 2 * (14 * 3 + 14)
     assert moved > 60  # 2 x 8 edges x 3 operations, and the edges of nodes with a choice
 
