@@ -12,8 +12,9 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .cost import Cost, count_cost, peak_memory
-    from .derive import derive_genotype
+    from .derive import derive_darts, derive_genotype
     from .genotype import Genotype
+    from .mixed_supernet import MixedSupernet
     from .network import DropPath, Network, load_network
     from .sampling import ArchLogits, sample
     from .spaces import SPACES, SearchSpace
@@ -25,11 +26,13 @@ _HOMES = {
     "Cost": "cost",
     "DropPath": "network",
     "Genotype": "genotype",
+    "MixedSupernet": "mixed_supernet",
     "Network": "network",
     "SPACES": "spaces",
     "SearchSpace": "spaces",
     "Supernet": "supernet",
     "count_cost": "cost",
+    "derive_darts": "derive",
     "derive_genotype": "derive",
     "load_network": "network",
     "peak_memory": "cost",
@@ -43,11 +46,13 @@ __all__ = [
     "Cost",
     "DropPath",
     "Genotype",
+    "MixedSupernet",
     "Network",
     "SearchSpace",
     "Supernet",
     "__version__",
     "count_cost",
+    "derive_darts",
     "derive_genotype",
     "load_network",
     "peak_memory",

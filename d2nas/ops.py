@@ -6,29 +6,56 @@ bias, batch norm, in this order. ``affine`` is False while searching, True in a 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .errors import ConfigError
 from .spaces import NUM_INPUTS
+from .units import (
+    AvgPoolStep,
+    ConvStep,
+    FactorizedStep,
+    MaxPoolStep,
+    NormalizedUnit,
+    shift_by_pixel,
+)
 
 
-class ReLUConvBN(nn.Sequential):
+class ConvUnit(NormalizedUnit):
+    """ReLU (unless ``rectify`` is off), convolutions without bias, batch norm."""
+
+    def __init__(self, *convs: nn.Conv2d, affine: bool, rectify: bool = True) -> None:
+        super().__init__()
+        self.relu = nn.ReLU() if rectify else nn.Identity()
+        self.convs = nn.ModuleList(convs)
+        self.norm = nn.BatchNorm2d(convs[-1].out_channels, affine=affine)
+        self.steps = tuple(ConvStep(conv) for conv in convs)
+        self.rectify = rectify
+
+    def weights(self) -> Sequence[Tensor]:
+        """Return the convolutions' weights."""
+        return [conv.weight for conv in self.convs]  # type: ignore[misc]
+
+    def plain(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, C', ceil(H / stride), ceil(W / stride))."""
+        x_NCHW = self.relu(x_NCHW)
+        for conv in self.convs:
+            x_NCHW = conv(x_NCHW)
+        output: Tensor = self.norm(x_NCHW)
+        return output
+
+
+class ReLUConvBN(ConvUnit):
     """ReLU, 1x1 convolution, batch norm: brings an input to the cell's width."""
 
     def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels, affine=affine),
-        )
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), affine=affine)
 
 
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(NormalizedUnit):
     """Halves height and width without losing pixels: two 1x1 stride-2 convolutions, one of them on
     the input shifted by a pixel in both axes; concatenation; batch norm.
 
@@ -45,16 +72,39 @@ class FactorizedReduce(nn.Module):
         self.conv_even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.conv_odd = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+        self.steps = (FactorizedStep(),)
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
+    def weights(self) -> Sequence[Tensor]:
+        """Return both convolutions' weights."""
+        return self.conv_even.weight, self.conv_odd.weight
+
+    def plain(self, x_NCHW: Tensor) -> Tensor:
         """Return (N, out_channels, ceil(H / 2), ceil(W / 2))."""
         x_NCHW = self.relu(x_NCHW)
-        shifted_NCHW = x_NCHW[:, :, 1:, 1:]
-        odd_height, odd_width = x_NCHW.shape[2] % 2, x_NCHW.shape[3] % 2
-        if odd_height or odd_width:
-            shifted_NCHW = F.pad(shifted_NCHW, (0, odd_width, 0, odd_height))
-        halves = (self.conv_even(x_NCHW), self.conv_odd(shifted_NCHW))
+        halves = (self.conv_even(x_NCHW), self.conv_odd(shift_by_pixel(x_NCHW)))
         output: Tensor = self.norm(torch.cat(halves, dim=1))
+        return output
+
+
+class NormalizedPool(NormalizedUnit):
+    """A 3x3 pooling and batch norm: DARTS's form of it in a search network."""
+
+    rectify = False
+
+    def __init__(self, name: str, channels: int, stride: int) -> None:
+        super().__init__()
+        self.pool = OPERATIONS[name](channels, stride, False)
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        step = MaxPoolStep if name == "max_pool_3x3" else AvgPoolStep
+        self.steps = (step(stride),)
+
+    def weights(self) -> Sequence[Tensor]:
+        """Return nothing: pooling has no weights."""
+        return ()
+
+    def plain(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, C, ceil(H / stride), ceil(W / stride))."""
+        output: Tensor = self.norm(self.pool(x_NCHW))
         return output
 
 
@@ -100,36 +150,30 @@ class Zero(nn.Module):
 
 def _depthwise_unit(
     channels: int, kernel: int, stride: int, dilation: int, affine: bool
-) -> list[nn.Module]:
-    return [
-        nn.ReLU(),
-        nn.Conv2d(
-            channels,
-            channels,
-            kernel,
-            stride=stride,
-            padding=dilation * (kernel // 2),
-            dilation=dilation,
-            groups=channels,
-            bias=False,
-        ),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
-    ]
+) -> ConvUnit:
+    spatial = nn.Conv2d(
+        channels,
+        channels,
+        kernel,
+        stride=stride,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        groups=channels,
+        bias=False,
+    )
+    return ConvUnit(spatial, nn.Conv2d(channels, channels, 1, bias=False), affine=affine)
 
 
 def _separable(kernel: int) -> Callable[[int, int, bool], nn.Module]:
     # Applied twice; only the first of the two carries the stride.
     return lambda channels, stride, affine: nn.Sequential(
-        *_depthwise_unit(channels, kernel, stride, 1, affine),
-        *_depthwise_unit(channels, kernel, 1, 1, affine),
+        _depthwise_unit(channels, kernel, stride, 1, affine),
+        _depthwise_unit(channels, kernel, 1, 1, affine),
     )
 
 
 def _dilated(kernel: int) -> Callable[[int, int, bool], nn.Module]:
-    return lambda channels, stride, affine: nn.Sequential(
-        *_depthwise_unit(channels, kernel, stride, 2, affine)
-    )
+    return lambda channels, stride, affine: _depthwise_unit(channels, kernel, stride, 2, affine)
 
 
 def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
@@ -172,23 +216,21 @@ def build_candidate(name: str, channels: int, stride: int) -> nn.Module:
     """Build an operation of a supernet: no affine batch norm, and each pooling is normalised too
     (DARTS's search network), so that candidates are compared at equal scale.
     """
-    operation = OPERATIONS[name](channels, stride, False)
     if name in ("max_pool_3x3", "avg_pool_3x3"):
-        return nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
-    return operation
+        return NormalizedPool(name, channels, stride)
+    return OPERATIONS[name](channels, stride, False)
 
 
-class CifarStem(nn.Module):
+class CifarStem(ConvUnit):
     """3x3 convolution and batch norm at full resolution; both cell inputs are its output."""
 
     def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        super().__init__(conv, affine=True, rectify=False)
 
-    def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return the two inputs of cell 0."""
-        output = self.norm(self.conv(x_NCHW))
+        output = super().forward(x_NCHW)
         return output, output
 
 
@@ -199,23 +241,19 @@ class ImageNetStem(nn.Module):
         super().__init__()
         if width % 2:
             raise ConfigError(f"{width} channels: the imagenet stem needs an even number")
-        self.quarter = nn.Sequential(
-            nn.Conv2d(in_channels, width // 2, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width // 2),
-            nn.ReLU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-        self.eighth = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+
+        def halve(inputs: int, outputs: int, *, rectify: bool = True) -> ConvUnit:
+            conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+            return ConvUnit(conv, affine=True, rectify=rectify)
+
+        self.to_half = halve(in_channels, width // 2, rectify=False)
+        self.to_quarter = halve(width // 2, width)
+        self.to_eighth = halve(width, width)
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two inputs of cell 0; the first has twice the second's height and width."""
-        quarter = self.quarter(x_NCHW)
-        return quarter, self.eighth(quarter)
+        quarter = self.to_quarter(self.to_half(x_NCHW))
+        return quarter, self.to_eighth(quarter)
 
 
 def build_stem(stem: str, in_channels: int, width: int) -> CifarStem | ImageNetStem:

@@ -14,21 +14,20 @@ and branch cells, of which only the latter are updated during the search (its Fi
 single-path supernet. Only the eight sampled edges of a cell are ever computed.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from .errors import ConfigError
-from .ops import CellPlan, Noise, build_candidate, build_stem, plan_cells, preprocess_inputs
+from .ops import CellPlan, build_candidate, build_stem, plan_cells, preprocess_inputs
+from .recomputation import RECOMPUTE, recomputed
 from .sampling import CellDraw, Draw
-from .spaces import EDGES, EDGES_PER_NODE, NODES, SearchSpace
-
-RECOMPUTE = ("none", "cell", "op")
+from .spaces import EDGES, NODE_EDGES, NODES, SearchSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,49 +38,60 @@ class Branch:
     logits: Tensor
 
 
-@contextlib.contextmanager
-def _frozen_statistics(module: nn.Module, noise_states: dict[Noise, Tensor]) -> Iterator[None]:
-    """Compute again without counting the batch twice and with the noise of the first time."""
-    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    later = {noise: _generator(noise).get_state() for noise in noise_states}
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    for noise, state in noise_states.items():
-        _generator(noise).set_state(state)
-    try:
-        yield
-    finally:
-        for norm, momentum, count in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, count
-        for noise, state in later.items():
-            _generator(noise).set_state(state)
+@dataclass(frozen=True, slots=True)
+class SharedInputs:
+    """What all draws on one batch have in common: the cell inputs that come from the stem.
+
+    ``inputs``: by (cell, which input), at the cell's width. ``sources``: the same tensors with
+    their graph, where ``inputs`` are cut from it.
+    """
+
+    inputs: dict[tuple[int, int], Tensor]
+    sources: dict[tuple[int, int], Tensor]
+
+    def backward(self) -> None:
+        """Run the stem's backward, once, on what all branches left in the inputs' gradients."""
+        reached = [key for key, leaf in self.inputs.items() if leaf.grad is not None]
+        if reached:
+            torch.autograd.backward(
+                [self.sources[key] for key in reached], [self.inputs[key].grad for key in reached]
+            )
 
 
-def _generator(noise: Noise) -> torch.Generator:
-    assert noise.generator is not None  # callers hold only those with one
-    return noise.generator
+class _GatedSum(torch.autograd.Function):
+    """The sum of ``terms``, each times its gate: ``gates[first]`` and those that follow.
 
+    Sampled gates are exactly one; where that is known on the host, nothing is multiplied.
+    """
 
-def _recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """Run ``module``, keep only its inputs, and run it again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return module(*inputs)
-    noise_states = {
-        child: child.generator.get_state()
-        for child in module.modules()
-        if isinstance(child, Noise) and child.generator is not None
-    }
-    return checkpoint(
-        module,
-        *inputs,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (
-            contextlib.nullcontext(),
-            _frozen_statistics(module, noise_states),
-        ),
-    )
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, first: int, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(gates, *terms)
+        own = gates[first : first + len(terms)]
+        ctx.first, ctx.open = first, gates.device.type == "cpu" and bool((own == 1).all())
+        if not ctx.open:
+            terms = tuple(term * gate for term, gate in zip(terms, own, strict=True))
+        return reduce(torch.add, terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        gates, *terms = ctx.saved_tensors
+        own = gates[ctx.first : ctx.first + len(terms)]
+        products = None
+        if ctx.needs_input_grad[0]:
+            products = torch.zeros_like(gates)
+            sums = [(gradient * term).sum(dtype=gates.dtype) for term in terms]
+            products[ctx.first : ctx.first + len(terms)] = torch.stack(sums)
+        return (
+            products,
+            None,
+            *(
+                None if not need else gradient if ctx.open else gradient * gate
+                for need, gate in zip(ctx.needs_input_grad[2:], own, strict=True)
+            ),
+        )
 
 
 class SuperCell(nn.Module):
@@ -100,23 +110,48 @@ class SuperCell(nn.Module):
             for edge, operations in enumerate(space.candidates(plan.cell_type))
         )
 
-    def forward(self, input0: Tensor, input1: Tensor, draw: CellDraw) -> Tensor:
-        """Return the concatenated nodes, (N, 4C, H, W)."""
-        states = [self._block(self.preprocess0, input0), self._block(self.preprocess1, input1)]
-        gates = None if draw.gates is None else draw.gates.to(input1.device)
-        for first in range(0, EDGES_PER_NODE * len(NODES), EDGES_PER_NODE):
-            terms = []
-            for index in range(first, first + EDGES_PER_NODE):
-                edge = draw.edges[index]
-                operation = self.candidates[edge][draw.operations[index]]  # type: ignore[index]
-                term = self._block(operation, states[EDGES[edge][0]])
-                terms.append(term if gates is None else term * gates[index])
-            states.append(terms[0] + terms[1])
+    def forward(
+        self,
+        input0: Tensor,
+        input1: Tensor,
+        draw: CellDraw,
+        prepared: tuple[bool, bool] = (False, False),
+    ) -> Tensor:
+        """Return the concatenated nodes, (N, 4C, H, W).
+
+        ``prepared`` says which input has been through the cell's preprocessing already. Any number
+        of sampled edges may enter a node, from one on.
+        """
+        states = [
+            given if ready else self._block(preprocess, given)
+            for preprocess, given, ready in zip(
+                (self.preprocess0, self.preprocess1), (input0, input1), prepared, strict=True
+            )
+        ]
+        operations = dict(zip(draw.edges, draw.operations, strict=True))
+        gates = draw.gates
+        if gates is not None and gates.device != states[0].device:
+            gates = gates.to(states[0].device)
+        first = 0
+        for node_edges in NODE_EDGES:
+            terms = [
+                self._block(self.candidates[edge][operations[edge]], states[EDGES[edge][0]])  # type: ignore[index]
+                for edge in node_edges
+                if edge in operations
+            ]
+            states.append(
+                reduce(torch.add, terms) if gates is None else _GatedSum.apply(gates, first, *terms)
+            )
+            first += len(terms)
         return torch.cat(states[-len(NODES) :], dim=1)
 
     def _block(self, block: nn.Module, x_NCHW: Tensor) -> Tensor:
-        output: Tensor = _recomputed(block, x_NCHW) if self.recompute == "op" else block(x_NCHW)
+        output: Tensor = recomputed(block, x_NCHW) if self.recompute == "op" else block(x_NCHW)
         return output
+
+
+def _call(module: nn.Module, *inputs: Any) -> Any:
+    return module(*inputs)
 
 
 class Supernet(nn.Module):
@@ -162,27 +197,71 @@ class Supernet(nn.Module):
             for border in self.borders
         )
 
-    def branches(self, x: Tensor, draw: Draw) -> Iterator[Branch]:
+    def share(self, x: Tensor) -> SharedInputs:
+        """Compute once, for all draws on normalised images ``x`` (N, C, H, W), what does not
+        depend on the draw: the stem, and the preprocessing of its output.
+
+        Hand the result to ``branches`` in place of the images, and call its ``backward`` after
+        the last branch of the last draw.
+        """
+        sources = self._stem_inputs(x)
+        leaves = {
+            key: source.detach().requires_grad_(source.requires_grad)
+            for key, source in sources.items()
+        }
+        return SharedInputs(leaves, sources)
+
+    def branches(self, x: Tensor | SharedInputs, draw: Draw) -> Iterator[Branch]:
         """Run the sub-network ``draw`` on normalised images ``x`` (N, C, H, W), branch by branch.
 
         Compute a branch's loss and run its backward before taking the next branch: its graph is
         then freed and only two detached feature maps live on. Branch losses add. The last
         branch's logits are the sub-network's prediction.
         """
-        previous, current = self.stem(x)
+        prepared, carried = ({}, [*self.stem(x)]) if isinstance(x, Tensor) else (dict(x.inputs), [])
         first = 0
         for border, head in zip(self.borders, self.heads, strict=True):
-            for cell in list(self.cells)[first:border]:
-                assert isinstance(cell, SuperCell)
-                cell_draw = draw.cell(cell.cell_type)
-                if self.recompute == "cell":
-                    output = _recomputed(cell, previous, current, cell_draw)
-                else:
-                    output = cell(previous, current, cell_draw)
-                previous, current = current, output
-            yield Branch(border - 1, head(current.mean((2, 3))))
-            previous, current, output = previous.detach(), current.detach(), None
+            for position in range(first, border):
+                carried = [*carried, self._run_cell(position, prepared, carried, draw)][-2:]
+            assert isinstance(head, nn.Linear)
+            yield Branch(border - 1, head(carried[-1].mean((2, 3), dtype=head.weight.dtype)))
+            carried = [features.detach() for features in carried]
             first = border
+
+    def _run_cell(
+        self,
+        position: int,
+        prepared: dict[tuple[int, int], Tensor],
+        carried: list[Tensor],
+        draw: Draw,
+    ) -> Tensor:
+        cell = self.cells[position]
+        assert isinstance(cell, SuperCell)
+        ready = ((position, 0) in prepared, (position, 1) in prepared)
+        # The last two outputs; fewer at the start where the stem's have been prepared.
+        offset = len(carried) - 2
+        arguments = [
+            prepared.pop((position, which)) if ready[which] else carried[offset + which]
+            for which in (0, 1)
+        ]
+        run = recomputed if self.recompute == "cell" else _call
+        output: Tensor = run(cell, *arguments, draw.cell(cell.cell_type), ready)
+        return output
+
+    def _stem_inputs(self, x: Tensor) -> dict[tuple[int, int], Tensor]:
+        """Return the inputs of cell 0, and input 0 of cell 1, through their preprocessing."""
+        run = recomputed if self.recompute == "op" else _call
+        first, second = run(self.stem, x)
+        cells = [cell for cell in self.cells if isinstance(cell, SuperCell)]
+        inputs = {
+            (0, 0): run(cells[0].preprocess0, first),
+            (0, 1): run(cells[0].preprocess1, second),
+        }
+        if len(cells) > 1:
+            # Past the first border no gradient may reach the stem.
+            cut = second.detach() if self.borders[0] == 1 else second
+            inputs[1, 0] = run(cells[1].preprocess0, cut)
+        return inputs
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
         """Return the prediction of the sub-network ``draw``, logits (N, classes)."""

@@ -66,6 +66,19 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
+def channels_last(images_NCHW: Tensor) -> Tensor:
+    """Return the images with their channels next to each other in memory.
+
+    With one channel both layouts are the same bytes, and PyTorch takes the strides of the other
+    one, in which all that follows would be computed: here they are set as meant.
+    """
+    images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = images_NCHW.shape
+    if channels > 1:
+        return images_NCHW
+    return images_NCHW.as_strided(images_NCHW.shape, (height * width, 1, width, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Batches:
     """The augmented batches of one image set: each a function of the seed, ``purpose`` and step."""
@@ -93,7 +106,7 @@ class Batches:
         images = self.normalizer(pixels)
         if self.cutout_size:
             images = cutout(images, size=self.cutout_size, generator=draws)
-        return images.contiguous(memory_format=torch.channels_last), self.images.labels_N[indices]
+        return channels_last(images), self.images.labels_N[indices]
 
 
 class Loop:
@@ -200,7 +213,7 @@ def predict(
 ) -> Tensor:
     """Return the logits (N, classes) of all images, in order, on the CPU."""
     parts = [
-        network(normalizer(images.images_NCHW[start : start + batch_size]))
+        network(channels_last(normalizer(images.images_NCHW[start : start + batch_size])))
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(parts).cpu()

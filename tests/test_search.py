@@ -97,7 +97,7 @@ def test_the_weight_step_moves_sampled_weights_and_no_logit(data: ImageData) -> 
     weight_step(search, 0)
     assert changed(logits, search.logits) == set()
     moved = changed(weights, search.supernet)
-    assert {"stem.conv.weight", "heads.2.weight"} <= moved
+    assert {"stem.convs.0.weight", "heads.2.weight"} <= moved
     assert moved != set(weights)  # what no draw sampled stays
 
 
@@ -274,7 +274,7 @@ def test_control_without_the_check_the_weights_become_nan(
     with torch.no_grad():
         retraining.network.classifier.bias.fill_(float("nan"))
     next(iter(retraining.run()))
-    assert torch.isnan(retraining.network.stem.conv.weight).all()
+    assert torch.isnan(retraining.network.stem.convs[0].weight).all()
 
 
 def test_out_of_memory_names_the_batch() -> None:

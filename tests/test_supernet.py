@@ -62,7 +62,7 @@ def test_gradients_stay_inside_their_branch(branch_length: int) -> None:
         supernet.zero_grad()
         F.cross_entropy(branch.logits, LABELS).backward()
         assert touched_cells(supernet) == list(range(first, branch.position + 1))
-        stem_touched = supernet.stem.conv.weight.grad is not None
+        stem_touched = supernet.stem.convs[0].weight.grad is not None
         assert stem_touched == (first == 0)
         first = branch.position + 1
         positions.append(branch.position)
@@ -77,7 +77,7 @@ def test_control_entangled_gradients_cross_every_border() -> None:
     (branch,) = supernet.branches(IMAGES, draw_of())
     F.cross_entropy(branch.logits, LABELS).backward()
     assert touched_cells(supernet) == list(range(CELLS))
-    assert supernet.stem.conv.weight.grad is not None
+    assert supernet.stem.convs[0].weight.grad is not None
 
 
 def test_prediction_does_not_depend_on_where_gradients_are_cut() -> None:
@@ -235,7 +235,7 @@ def test_recomputed_gradients_equal_the_kept_ones(
 
 def test_control_unfrozen_statistics_would_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     supernet = supernet_of(1, "op")
-    monkeypatch.setattr("d2nas.supernet._frozen_statistics", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("d2nas.recomputation._frozen_statistics", lambda *_: contextlib.nullcontext())
     for branch in supernet.branches(IMAGES, draw_of()):
         F.cross_entropy(branch.logits, LABELS).backward()
     counts = {int(b) for n, b in supernet.named_buffers() if n.endswith("num_batches_tracked")}

@@ -1,0 +1,67 @@
+"""Computing a block again in the backward pass, in place of keeping what its forward made.
+
+The second forward is the first one to the bit: the same noise, and batch norm statistics that do
+not count the batch twice.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .ops import Noise
+
+RECOMPUTE = ("none", "cell", "op")
+"""What a supernet computes again: nothing, whole cells, or one operation (or edge) at a time."""
+
+
+@contextlib.contextmanager
+def _frozen_statistics(module: nn.Module, noise_states: dict[Noise, Tensor]) -> Iterator[None]:
+    """Compute again without counting the batch twice and with the noise of the first time."""
+    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    later = {noise: _generator(noise).get_state() for noise in noise_states}
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for noise, state in noise_states.items():
+        _generator(noise).set_state(state)
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+        for noise, state in later.items():
+            _generator(noise).set_state(state)
+
+
+def _generator(noise: Noise) -> torch.Generator:
+    assert noise.generator is not None  # callers hold only those with one
+    return noise.generator
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """Run ``module``, keep only its inputs, and run it again in the backward pass.
+
+    Gradients, outputs and batch norm statistics are those of ``module(*inputs)``. Noise without a
+    generator of its own is outside this promise: it would be drawn anew.
+    """
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+    noise_states = {
+        child: child.generator.get_state()
+        for child in module.modules()
+        if isinstance(child, Noise) and child.generator is not None
+    }
+    return checkpoint(
+        module,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (
+            contextlib.nullcontext(),
+            _frozen_statistics(module, noise_states),
+        ),
+    )
