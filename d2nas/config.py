@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +25,19 @@ PositiveReal = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 DATA_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder")
+
+
+MethodName = Literal[
+    "d2nas",
+    "entangled",
+    "darts",
+    "darts-second-order",
+    "gdas",
+    "pc-darts-4",
+    "pc-darts-2",
+    "random",
+]
+METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 
 class Section(BaseModel):
@@ -55,6 +68,15 @@ class DataConfig(Section):
     """Part of the training images that the architecture step sees (paper: a half)."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Part held out as test images where the data set has none of its own."""
+    train_images: Positive | None = None
+    """Training images kept, by seed, each class by its share; none keeps all (else: a reduced
+    protocol)."""
+    evaluation: Literal["test", "held-out"] = "test"
+    """What accuracy is measured on: held-out takes training images and leaves the test unread."""
+    held_out_images: Positive = 5000
+    """How many training images evaluation=held-out takes, each class by its share."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Seed of all splits, so that a study's seeds see the same images; none: run.seed."""
     crop_padding: NonNegative = 4
     """Random shift while training, in pixels (DARTS: 4 at 32 x 32)."""
     flip: bool = True
@@ -62,9 +84,11 @@ class DataConfig(Section):
 
 
 class SearchConfig(Section):
-    """D2NAS search. Defaults: the paper's CIFAR-10 setting."""
+    """The search. Defaults: the paper's CIFAR-10 setting."""
 
-    method: Literal["d2nas"] = "d2nas"
+    method: MethodName = "d2nas"
+    """d2nas, entangled (= ROME), or a rival: darts, darts-second-order, gdas, pc-darts-4 (a quarter
+    of the channels), pc-darts-2, random (uniform, nothing trained)."""
     space: str = "S0"
     """S0 to S4, or the path of a TOML file."""
     num_cells: Positive = 8
@@ -74,12 +98,15 @@ class SearchConfig(Section):
     branch_length: Positive | Literal["num_cells"] = 1
     """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME)."""
     recompute: Literal["none", "cell", "op"] = "none"
+    """What the backward pass computes again in place of keeping it; same gradients, less memory."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the features; weights, statistics and sums stay in fp32."""
     epochs: Positive = 50
     warmup_epochs: NonNegative = 0
     """Epochs before the architecture moves (ours; the paper names none)."""
     batch_size: Positive = 64
     draws: Positive = 7
-    """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet)."""
+    """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); rivals have one."""
     weight_lr: PositiveReal = 0.05
     weight_lr_min: NonNegativeReal = 0.001
     weight_momentum: Rate = 0.9

@@ -7,14 +7,15 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import randomness
 from .config import DataConfig
-from .data_readers import TEST, TRAIN, VALIDATION, Pool, check_fits, open_pool
+from .data_readers import check_fits, open_pool
+from .data_sources import content_digest
+from .data_splits import epoch_order, split_pool
 
 MAX_IMBALANCE = 5
 _MAX_CLASSES_LISTED = 20
@@ -51,10 +52,12 @@ class ImageSet:
 class ImageData:
     """One data set, split and described.
 
-    ``train`` is every image that is not test; ``weight_half`` and ``arch_half`` are its two parts,
-    which the weight step and the architecture step see (views of ``train``, which lists one after
-    the other). ``mean`` and ``std`` are per channel, of ``train`` alone, for values 0 to 1.
-    ``digest`` is that of ``data_sources.content_digest``.
+    ``train`` is every image that is not test, or fewer where the data is reduced; ``weight_half``
+    and ``arch_half`` are its two parts, which the weight step and the architecture step see (views
+    of ``train``, which lists one after the other). ``test`` is what accuracy is measured on: the
+    data set's test images, or held-out training images. ``mean`` and ``std`` are per channel, of
+    ``train`` alone, for values 0 to 1. ``digest`` is that of ``data_sources.content_digest``: of
+    the whole data set, whatever was left out.
     """
 
     name: str
@@ -68,6 +71,8 @@ class ImageData:
     digest: str
     image_size: int
     channels: int
+    evaluation: Literal["test", "held-out"] = "test"
+    """What ``test`` is."""
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of training images per class, in label order."""
@@ -90,11 +95,15 @@ class ImageData:
             if not count
         ]
         if untested:
-            lines.append(f"classes without test images: {len(untested)}, first {untested[0]}")
+            lines.append(
+                f"classes without {self.evaluation} images: {len(untested)}, first {untested[0]}"
+            )
         known = set(_image_hashes(self.train))
         num_leaked = sum(image in known for image in _image_hashes(self.test))
         if num_leaked:
-            lines.append(f"test images that are training images too, by pixel: {num_leaked}")
+            lines.append(
+                f"{self.evaluation} images that are training images too, by pixel: {num_leaked}"
+            )
         return tuple(lines)
 
     def summary_lines(self) -> list[str]:
@@ -108,7 +117,8 @@ class ImageData:
         return [
             f"{self.name}: {len(counts)} classes, {self.channels} x {size} x {size} pixels",
             f"{len(self.train)} training images ({len(self.weight_half)} for weights, "
-            f"{len(self.arch_half)} for the architecture), {len(self.test)} test images",
+            f"{len(self.arch_half)} for the architecture), "
+            f"{len(self.test)} {self.evaluation} images",
             f"training images per class: {per_class}",
             *(f"warning: {line}" for line in self.warnings),
         ]
@@ -143,14 +153,20 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
 
     Test images are the published ones, the folder's test/ or, without test/, its val/; else
     ``test_fraction`` of each class. The architecture half is val/ where test/ is there too, else
-    ``validation_fraction`` of each class. ``seed`` decides both draws. Raises ``ConfigError`` for
-    data that can't be used, ``DamagedArtifactError`` for a published file with a wrong checksum.
+    ``validation_fraction`` of each class. With ``evaluation="held-out"`` those test images are left
+    out, and some of the others stand in for them; see ``data_splits.split_pool``, also
+    for ``train_images``. ``split_seed``, else ``seed``, decides all these draws. Raises
+    ``ConfigError`` for data that can't be used, ``DamagedArtifactError`` for a published file with
+    a wrong checksum.
     """
     pool = open_pool(config, default_root=default_root)
-    check_fits(config.name, len(pool.labels), pool.channels, pool.image_size)
-    parts = _split(pool, config, seed)
+    parts = split_pool(pool, config, seed=seed if config.split_seed is None else config.split_seed)
     order = torch.cat(parts)
+    check_fits(config.name, len(order), pool.channels, pool.image_size)
     images, digest = pool.read(order)
+    if len(order) < len(pool.labels):
+        # A folder's reader knows the images it read; the digest is of the whole data set.
+        digest = content_digest(config, default_root=default_root)
     num_weight, num_arch, _ = (len(part) for part in parts)
     num_train = num_weight + num_arch
     labels = pool.labels[order]
@@ -171,24 +187,8 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
         digest=digest,
         image_size=pool.image_size,
         channels=pool.channels,
+        evaluation=config.evaluation,
     )
-
-
-def stratified_split(
-    labels_N: Tensor, fraction: float, *, keep: int, seed: int, purpose: str
-) -> tuple[Tensor, Tensor]:
-    """Return indices of the images that stay and of those held out, both ascending.
-
-    Of each class ``fraction`` is held out, rounded, but at least one image, and at most so many
-    that ``keep`` stay.
-    """
-    held_out = torch.zeros(len(labels_N), dtype=torch.bool)
-    for label in range(int(labels_N.max()) + 1 if len(labels_N) else 0):
-        members = (labels_N == label).nonzero().flatten()
-        num_held = min(max(1, int(len(members) * fraction + 0.5)), max(0, len(members) - keep))
-        order = epoch_order(len(members), seed=seed, purpose=purpose, epoch=label)
-        held_out[members[order[:num_held]]] = True
-    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
 def channel_statistics(images_NCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -211,11 +211,6 @@ def channel_statistics(images_NCHW: Tensor) -> tuple[tuple[float, ...], tuple[fl
         means.append(total / num_values / 255)
         deviations.append(max(variance**0.5, 1.0) / 255)
     return tuple(means), tuple(deviations)
-
-
-def epoch_order(num_images: int, *, seed: int, purpose: str, epoch: int) -> Tensor:
-    """Return the order of the images in one epoch: an int64 permutation of ``num_images``."""
-    return torch.randperm(num_images, generator=randomness.generator(seed, purpose, epoch))
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -301,31 +296,6 @@ def preprocessing(data: ImageData) -> dict[str, Any]:
         "std": list(data.std),
         "formula": "(pixel / 255 - mean) / std, by channel",
     }
-
-
-def _split(pool: Pool, config: DataConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the indices of the weight half, the architecture half and the test images."""
-    train, validation, test = (
-        (pool.parts == part).nonzero().flatten() for part in (TRAIN, VALIDATION, TEST)
-    )
-    if len(test) and len(validation):
-        return train, validation, test
-    if len(validation):
-        test = validation
-    if not len(test):
-        # Two stay, one for each half.
-        kept, held = stratified_split(
-            pool.labels[train], config.test_fraction, keep=2, seed=seed, purpose="test-split"
-        )
-        train, test = train[kept], train[held]
-    kept, held = stratified_split(
-        pool.labels[train],
-        config.validation_fraction,
-        keep=1,
-        seed=seed,
-        purpose="validation-split",
-    )
-    return train[kept], train[held], test
 
 
 def _image_hashes(images: ImageSet) -> list[bytes]:

@@ -6,7 +6,7 @@ import torch
 
 from .errors import ConfigError, NonFiniteError
 from .genotype import Genotype, Pair
-from .sampling import ArchLogits, choosable
+from .sampling import ArchLogits
 from .spaces import EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
 
 
@@ -46,7 +46,7 @@ def _check(logits: ArchLogits, space: SearchSpace) -> None:
 
 def _derive(logits: ArchLogits, cell_type: str) -> tuple[Pair, ...]:
     # Compared as logits: the softmax could round two different ones to the same number.
-    mask_EO = choosable(logits.space, cell_type)
+    mask_EO = logits.choosable(cell_type)
     columns = logits.ops(cell_type).detach().masked_fill(~mask_EO, -torch.inf).tolist()
     best = [row.index(max(row)) for row in columns]
     return _pairs(logits, cell_type, logits.edges(cell_type).tolist(), best)

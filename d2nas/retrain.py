@@ -25,7 +25,7 @@ from .ops import initialize, set_noise_generator
 from .randomness import generator
 from .schedules import linear, warmup_cosine
 from .state import Trainee
-from .training import Batches, Loop, place, require_finite, stem_for
+from .training import Batches, FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
 
 _SUMS = ("loss", "accuracy", "clip_rate")
 
@@ -83,8 +83,9 @@ class Retraining(Loop):
             )
         initialize(self.network, generator(seed, "network-weights"))
         place(self.network, device)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
+        self.watch = FiniteWatch(device)
+        self.optimizer = sgd(
+            self.network,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -102,6 +103,10 @@ class Retraining(Loop):
     def take_step(self, step: int) -> None:
         """Run ``train_step``."""
         train_step(self, step)
+
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` for the first step whose update was not finite."""
+        self.watch.check()
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then cosine (DARTS: by epoch)."""
@@ -136,7 +141,9 @@ class Retraining(Loop):
 
 
 def train_step(retraining: Retraining, step: int) -> None:
-    """Run one step. Raises ``NonFiniteError`` before an update that is not finite."""
+    """Run one step. An update that is not finite is not made; ``NonFiniteError`` names the step,
+    at once on the CPU, else at the next checkpoint or end of an epoch.
+    """
     config, network = retraining.config, retraining.network
     images, labels = retraining.batches.batch(step)
     for group in retraining.optimizer.param_groups:
@@ -154,8 +161,10 @@ def train_step(retraining: Retraining, step: int) -> None:
     retraining.optimizer.zero_grad()
     torch.autograd.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    require_finite(step, [("the training loss", total), ("the gradient norm", norm)])
     retraining.trainee.sums[0] += loss.detach()
     retraining.trainee.sums[1] += (logits.detach().argmax(dim=1) == labels).double().mean()
     retraining.trainee.sums[2] += norm > config.clip_norm
-    retraining.optimizer.step()
+    finite = retraining.watch.add(step, "the training loss", total.detach())
+    finite = finite & retraining.watch.add(step, "the gradient norm", norm)
+    step_if_finite(retraining.optimizer, finite)
+    retraining.watch.check_if_free()

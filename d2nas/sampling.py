@@ -25,8 +25,10 @@ class ArchLogits(nn.Module):
     """The architecture parameters of a space, in this order: ``normal_ops``, ``reduce_ops``
     (14 x columns), ``normal_edges``, ``reduce_edges`` (14).
 
-    Start: 1e-3 x N(0, 1), as DARTS's code. They stay on the CPU whatever device computes: they
-    are a few hundred numbers, and which operations run is decided on the host.
+    Start: operations 1e-3 x N(0, 1), as DARTS's code; edges 0, so that no edge is ahead before
+    anything was learned (ours; for methods without edge logits they stay there). They stay on the
+    CPU whatever device computes: a few hundred numbers, and which operations run is decided on
+    the host.
     """
 
     def __init__(self, space: SearchSpace, *, generator: torch.Generator | None = None) -> None:
@@ -37,8 +39,15 @@ class ArchLogits(nn.Module):
             **{f"{cell}_edges": (len(space.normal),) for cell in CELL_TYPES},
         }
         for name, shape in shapes.items():
-            start = 1e-3 * torch.randn(shape, generator=generator)
+            start = torch.zeros(shape)
+            if name.endswith("_ops"):
+                start = 1e-3 * torch.randn(shape, generator=generator)
             self.register_parameter(name, nn.Parameter(start))
+        self._choosable = {
+            (cell_type, none_too): choosable(space, cell_type, none_too=none_too)
+            for cell_type in CELL_TYPES
+            for none_too in (False, True)
+        }
 
     def ops(self, cell_type: str) -> Tensor:
         """Return the operation logits (E, O) of ``"normal"`` or ``"reduce"``."""
@@ -50,13 +59,17 @@ class ArchLogits(nn.Module):
         parameter: Tensor = getattr(self, f"{cell_type}_edges")
         return parameter
 
+    def choosable(self, cell_type: str, *, none_too: bool = False) -> Tensor:
+        """Return the mask (E, O) of columns that may be chosen, see the function of this name."""
+        return self._choosable[cell_type, none_too]
+
     def entropy(self, cell_type: str) -> tuple[float, float]:
         """Return the mean entropies, in nats, of the operation choices (per edge) and of the edge
         choices (per node), both without noise and at temperature 1.
         """
         with torch.no_grad():
             ops_EO, edges_E = choice_probabilities(
-                self.ops(cell_type), self.edges(cell_type), choosable(self.space, cell_type)
+                self.ops(cell_type), self.edges(cell_type), self.choosable(cell_type)
             )
             per_edge = -torch.xlogy(ops_EO, ops_EO).sum(1).mean()
             all_edges = -torch.xlogy(edges_E, edges_E).sum() / len(NODE_EDGES)
@@ -88,10 +101,11 @@ class Draw:
         """Return the draw of ``"normal"`` or ``"reduce"``."""
         return self.normal if cell_type == "normal" else self.reduce
 
-    def without_gates(self) -> "Draw":
-        """Return the same sub-network, with nothing to compute for the architecture."""
+    def with_gates(self, normal: Tensor | None, reduce: Tensor | None) -> "Draw":
+        """Return the same sub-network with other gates; None: nothing to compute for them."""
         return Draw(
-            *(CellDraw(draw.edges, draw.operations, None) for draw in (self.normal, self.reduce))
+            CellDraw(self.normal.edges, self.normal.operations, normal),
+            CellDraw(self.reduce.edges, self.reduce.operations, reduce),
         )
 
 
@@ -103,17 +117,17 @@ class GumbelNoise:
     edges: Tensor
 
 
-def choosable(space: SearchSpace, cell_type: str) -> Tensor:
+def choosable(space: SearchSpace, cell_type: str, *, none_too: bool = False) -> Tensor:
     """Return the mask (E, O) of columns that may be sampled or derived.
 
     Excluded: columns past an edge's last candidate, and ``none``, which would break the in-degree
-    of two (ROME 3.3). In S3 this leaves S2's operations.
+    of two (ROME 3.3; in S3 this leaves S2's operations), unless ``none_too``, as in GDAS.
     """
     edges = space.candidates(cell_type)
     mask = torch.zeros(len(edges), space.num_columns(cell_type), dtype=torch.bool)
     for row, operations in enumerate(edges):
         for column, operation in enumerate(operations):
-            mask[row, column] = operation != "none"
+            mask[row, column] = none_too or operation != "none"
     return mask
 
 
@@ -203,7 +217,7 @@ def sample_cell(
     soft edge choices in the backward: they sum to 1 while two gates are open (ours).
     """
     ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
-    mask_EO = choosable(logits.space, cell_type)
+    mask_EO = logits.choosable(cell_type)
     with torch.no_grad():
         soft_EO, soft_E = choice_probabilities(ops_EO, edges_E, mask_EO, noise, temperature)
         perturbed_E = edges_E + noise.edges.to(edges_E.dtype)
@@ -248,4 +262,24 @@ def sample(
         )
         for cell_type in CELL_TYPES
     )
+    return Draw(*cells)
+
+
+def sample_operations(logits: ArchLogits, tau: float, generator: torch.Generator) -> Draw:
+    """Draw an operation for *every* edge of both cell types, ``none`` among them: GDAS's sampling
+    (arXiv 1910.04465, Eq. 4-6). The gates' gradients reach the operation logits alone.
+    """
+    cells = []
+    for cell_type in CELL_TYPES:
+        ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
+        mask_EO = logits.choosable(cell_type, none_too=True)
+        noise = draw_noise(logits.space.num_columns(cell_type), generator)
+        with torch.no_grad():
+            soft_EO, soft_E = choice_probabilities(ops_EO, edges_E, mask_EO, noise, tau)
+            operations = soft_EO.argmax(dim=1)
+        edges = torch.arange(len(operations))
+        gates: Tensor = _StraightThrough.apply(
+            ops_EO, edges_E, soft_EO, soft_E, (edges, operations), (1.0 / tau, 0.0)
+        )
+        cells.append(CellDraw(tuple(edges.tolist()), tuple(operations.tolist()), gates))
     return Draw(*cells)

@@ -1,46 +1,52 @@
-"""The D2NAS search: K sampled sub-networks per step and half, architecture first, then weights.
+"""The search loop: any method's two halves per step, architecture first unless the method says.
 
-A step (the paper's section 4, ROME v2's Algorithm 1): K draws on one batch of the architecture
-half, gradients of the logits *averaged*; then K other draws on one batch of the weight half,
-gradients of the weights *summed*. One sub-network, and of it one branch, is alive at a time.
-
-    search = Search(config, SPACES["S0"], data, seed=0, device=torch.device("cpu"))
-    for report in search.run():
-        ...
-    genotype = derive_genotype(search.logits, search.space)
+search = Search(config, SPACES["S0"], data, seed=0, device=torch.device("cpu"))
+for report in search.run():
+    ...
+genotype = search.method.derive()
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import nn
 
 from .config import DataConfig, SearchConfig
+from .cost import LiveBytes
 from .data import ImageData, Normalizer
 from .data import steps_per_epoch as count_steps
-from .derive import derive_genotype
-from .ops import initialize, set_noise_generator
+from .method import Batch, Measured, Method, Sizes, StepContext
+from .methods import METHODS, searched_space
+from .ops import initialize
 from .randomness import generator
-from .sampling import ArchLogits, sample
 from .schedules import cosine, temperature
 from .spaces import CELL_TYPES, SearchSpace
 from .state import Trainee
-from .supernet import Supernet
-from .training import Batches, Loop, place, require_finite, stem_for
+from .training import (
+    Batches,
+    FiniteWatch,
+    Loop,
+    compute_type,
+    place,
+    sgd,
+    stem_for,
+    step_if_finite,
+)
 
 _SUMS = (
     "arch_loss",
     "arch_accuracy",
     "weight_loss",
     "weight_accuracy",
-    "clip_rate",
     "branch_loss",
+    "clip_rate",
+    "peak_bytes",
 )
+_PEAK = _SUMS.index("peak_bytes")
 
 
 class Search(Loop):
-    """A search in progress: supernet, architecture logits, both optimizers, and the data.
+    """A search in progress: a method's supernet and logits, both optimizers, and the data.
 
     Logits and weights are disjoint: Adam moves the former, SGD the latter.
     """
@@ -55,7 +61,8 @@ class Search(Loop):
         device: torch.device,
         augmentation: DataConfig,
     ) -> None:
-        self.config, self.space, self.seed, self.device = config, space, seed, device
+        self.config, self.seed, self.device = config, seed, device
+        self.space = searched_space(config.method, space)
         self.batch_size = config.batch_size
         self.weight_batches, self.arch_batches = (
             Batches(
@@ -69,46 +76,72 @@ class Search(Loop):
             )
             for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
         )
-        length = config.num_cells if config.branch_length == "num_cells" else config.branch_length
-        with torch.random.fork_rng(devices=[]):
-            self.supernet = Supernet(
-                space,
-                num_cells=config.num_cells,
-                init_channels=config.init_channels,
-                num_classes=len(data.class_names),
-                in_channels=data.channels,
-                stem=stem_for(config.stem, data.image_size),
-                branch_length=length,
-                recompute=config.recompute,
-            )
-        initialize(self.supernet, generator(seed, "supernet-weights"))
+        self.method = _build(config, self.space, data, seed)
+        self.supernet, self.logits = self.method.supernet, self.method.logits
         place(self.supernet, device)
-        self.logits = ArchLogits(space, generator=generator(seed, "architecture-logits"))
-        self.weight_optimizer = torch.optim.SGD(
-            self.supernet.parameters(),
-            lr=config.weight_lr,
-            momentum=config.weight_momentum,
-            weight_decay=config.weight_decay,
-        )
-        self.arch_optimizer = torch.optim.Adam(
-            self.logits.parameters(),
-            lr=config.arch_lr,
-            betas=(config.arch_beta1, config.arch_beta2),
-            weight_decay=config.arch_weight_decay,
-        )
-        self.steps_per_epoch = count_steps(len(data.weight_half), config.batch_size)
-        self.num_steps = self.steps_per_epoch * config.epochs
+        self.input_type = compute_type(config.precision, device)
+        self.watch = FiniteWatch(device)
+        # A method without passes has nothing to train: one step closes its only epoch.
+        self.trains = sum(self.method.passes) > 0
+        optimizers: dict[str, torch.optim.Optimizer] = {}
+        if self.trains:
+            self.weight_optimizer = optimizers["sgd"] = sgd(
+                self.supernet,
+                lr=config.weight_lr,
+                momentum=config.weight_momentum,
+                weight_decay=config.weight_decay,
+            )
+            self.arch_optimizer = optimizers["adam"] = torch.optim.Adam(
+                self.logits.parameters(),
+                lr=config.arch_lr,
+                betas=(config.arch_beta1, config.arch_beta2),
+                weight_decay=config.arch_weight_decay,
+            )
+        epoch = count_steps(len(data.weight_half), config.batch_size)
+        self.steps_per_epoch = epoch if self.trains else 1
+        self.num_steps = epoch * config.epochs if self.trains else 1
         self.metrics = []
         self.network = self.supernet
         self.trainee = Trainee(
             modules={"supernet": self.supernet, "logits": self.logits},
-            optimizers={"sgd": self.weight_optimizer, "adam": self.arch_optimizer},
+            optimizers=optimizers,
             sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
         )
 
     def take_step(self, step: int) -> None:
-        """Run ``search_step``."""
-        search_step(self, step)
+        """Run ``search_step``; in the first step of an epoch also measure its peak memory."""
+        if not self.trains:
+            return
+        if step % self.steps_per_epoch:
+            search_step(self, step)
+        elif self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            search_step(self, step)
+            self._record_peak(torch.cuda.max_memory_allocated(self.device))
+        else:
+            with LiveBytes(self.resident()) as live:
+                search_step(self, step)
+            self._record_peak(live.peak)
+
+    def _record_peak(self, peak: int) -> None:
+        # Kept with the sums, which a checkpoint holds; they are divided by the steps.
+        self.trainee.sums[_PEAK] = float(peak * self.steps_per_epoch)
+
+    def resident(self) -> list[torch.Tensor]:
+        """Return what is alive between two steps: weights, buffers, moments."""
+        modules, optimizers = self.trainee.modules.values(), self.trainee.optimizers.values()
+        moments = [moment for one in optimizers for moment in one.state.values()]
+        return [
+            *(value for module in modules for value in module.state_dict().values()),
+            *(value for moment in moments for value in moment.values() if torch.is_tensor(value)),
+        ]
+
+    @property
+    def num_passes(self) -> int:
+        """Sub-network passes of the whole search: the warm-up has no architecture half."""
+        architecture, weights = self.method.passes
+        warmup = self.config.warmup_epochs * self.steps_per_epoch
+        return weights * self.num_steps + architecture * (self.num_steps - warmup)
 
     def temperature_at(self, step: int) -> float:
         """Return the Gumbel-softmax temperature of a step."""
@@ -125,13 +158,24 @@ class Search(Loop):
         progress = (step // self.steps_per_epoch) / self.config.epochs
         return cosine(progress, self.config.weight_lr, self.config.weight_lr_min)
 
+    def batch(self, batches: Batches, step: int) -> Batch:
+        """Return the step's batch in the type that is computed in."""
+        images, labels = batches.batch(step)
+        return Batch(images.to(self.input_type), labels)
+
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` for the first step whose update was not finite."""
+        self.watch.check()
+
     def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
-        """Return losses, accuracies, temperature, entropies and the genotype so far."""
-        means_by_name = dict(zip(_SUMS, means, strict=True))
-        genotype = derive_genotype(self.logits, self.space)
+        """Return losses, accuracies, temperature, entropies, memory and the genotype so far."""
+        genotype = self.method.derive()
         entropies = {cell: self.logits.entropy(cell) for cell in CELL_TYPES}
+        trained = dict(zip(_SUMS, means, strict=True)) if self.trains else {}
+        if trained:
+            trained["peak_bytes"] = round(trained["peak_bytes"])
         return {
-            **means_by_name,
+            **trained,
             "temperature": self.temperature_at(step),
             "weight_lr": self.weight_lr_at(step),
             "op_entropy": {cell: entropies[cell][0] for cell in CELL_TYPES},
@@ -141,79 +185,85 @@ class Search(Loop):
         }
 
 
-def search_step(search: Search, step: int) -> None:
-    """Run one step: the architecture's half (after the warm-up), then the weights' half.
+def _build(config: SearchConfig, space: SearchSpace, data: ImageData, seed: int) -> Method:
+    sizes = Sizes(
+        num_cells=config.num_cells,
+        init_channels=config.init_channels,
+        num_classes=len(data.class_names),
+        in_channels=data.channels,
+        stem=stem_for(config.stem, data.image_size),
+    )
+    with torch.random.fork_rng(devices=[]):
+        method = METHODS[config.method](
+            config, space, sizes, generator(seed, "architecture-logits")
+        )
+    initialize(method.supernet, generator(seed, "supernet-weights"))
+    return method
 
-    Raises ``NonFiniteError`` before an update that is not finite.
+
+def search_step(search: Search, step: int) -> None:
+    """Run one step: both halves in the method's order, the architecture's after the warm-up.
+
+    An update that is not finite is not made; ``NonFiniteError`` then names the step, at once on
+    the CPU, else when the host next hears from the device.
     """
+    halves = [weight_step]
     if step >= search.config.warmup_epochs * search.steps_per_epoch:
-        architecture_step(search, step)
-    weight_step(search, step)
+        halves.insert(1 if search.method.weights_first else 0, architecture_step)
+    for half in halves:
+        half(search, step)
 
 
 def architecture_step(search: Search, step: int) -> None:
-    """Update the logits with the mean gradient of K draws on one batch of the architecture half.
-
-    Only the gates' gradients are computed: the weights are not touched (ROME v2, Eq. 11).
-    """
-    config, parameters = search.config, list(search.logits.parameters())
-    images, labels = search.arch_batches.batch(step)
+    """Update the logits by the method's gradient on one batch of the architecture half."""
     search.arch_optimizer.zero_grad()
-    for index in range(config.draws):
-        draws = generator(search.seed, "architecture-draw", step * config.draws + index)
-        draw = sample(
-            search.logits,
-            search.temperature_at(step),
-            draws,
-            edge_gate_scale=config.edge_gate_scale,
-        )
-        set_noise_generator(search.supernet, draws)
-        for branch in search.supernet.branches(images, draw):
-            loss = F.cross_entropy(branch.logits, labels)
-            torch.autograd.backward(loss / config.draws, inputs=parameters)
-        search.trainee.sums[0] += loss.detach() / config.draws
-        search.trainee.sums[1] += _correct(branch.logits, labels) / config.draws
-        require_finite(step, [("the validation loss", loss)])
-    require_finite(
-        step,
-        (
-            (f"the gradient of {name}", parameter.grad)
-            for name, parameter in search.logits.named_parameters()
-            if parameter.grad is not None
-        ),
+    batch = search.batch(search.arch_batches, step)
+    measured = search.method.architecture_gradients(
+        batch, _context(search, step, "architecture-draw")
     )
+    _add(search, 0, measured)
+    # The logits' gradients have just come from the device: the one place a step waits for it.
+    search.watch.add(step, "the validation loss", measured.loss)
+    for name, parameter in search.logits.named_parameters():
+        if parameter.grad is not None:
+            search.watch.add(step, f"the gradient of {name}", parameter.grad)
+    search.watch.check()
     search.arch_optimizer.step()
 
 
 def weight_step(search: Search, step: int) -> None:
-    """Update the weights with the summed gradient of K draws on one batch of the weight half.
+    """Update the weights by the method's gradient on one batch of the weight half.
 
     Weights that no draw sampled keep their value and momentum (ROME v2, Eq. 12; ours where the
-    paper is silent: no decay either). The clip norm is the whole sum's.
+    paper is silent: no decay either). The clip norm is that of all gradients together.
     """
     config = search.config
-    images, labels = search.weight_batches.batch(step)
     for group in search.weight_optimizer.param_groups:
         group["lr"] = search.weight_lr_at(step)
     search.weight_optimizer.zero_grad()
-    num_branches = len(search.supernet.heads)
-    for index in range(config.draws):
-        draws = generator(search.seed, "weight-draw", step * config.draws + index)
-        with torch.no_grad():
-            draw = sample(search.logits, search.temperature_at(step), draws).without_gates()
-        set_noise_generator(search.supernet, draws)
-        for branch in search.supernet.branches(images, draw):
-            loss = F.cross_entropy(branch.logits, labels)
-            torch.autograd.backward(loss)
-            search.trainee.sums[5] += loss.detach() / (config.draws * num_branches)
-        search.trainee.sums[2] += loss.detach() / config.draws
-        search.trainee.sums[3] += _correct(branch.logits, labels) / config.draws
-        require_finite(step, [("the training loss", loss)])
-    norm = torch.nn.utils.clip_grad_norm_(search.supernet.parameters(), config.clip_norm)
-    require_finite(step, [("the gradient norm", norm)])
-    search.trainee.sums[4] += norm > config.clip_norm
-    search.weight_optimizer.step()
+    batch = search.batch(search.weight_batches, step)
+    measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
+    _add(search, 2, measured)
+    search.trainee.sums[4] += measured.branch_loss
+    norm = nn.utils.clip_grad_norm_(search.supernet.parameters(), config.clip_norm)
+    search.trainee.sums[5] += norm > config.clip_norm
+    finite = search.watch.add(step, "the training loss", measured.loss)
+    finite = finite & search.watch.add(step, "the gradient norm", norm)
+    step_if_finite(search.weight_optimizer, finite)
+    search.watch.check_if_free()
 
 
-def _correct(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(dim=1) == labels).double().mean()
+def _context(search: Search, step: int, purpose: str) -> StepContext:
+    draws = search.config.draws
+    return StepContext(
+        temperature=search.temperature_at(step),
+        draws=lambda index: generator(search.seed, purpose, step * draws + index),
+        weight_batch=lambda: search.batch(search.weight_batches, step),
+        weight_lr=search.weight_lr_at(step),
+        weight_optimizer=search.weight_optimizer,
+    )
+
+
+def _add(search: Search, first: int, measured: Measured) -> None:
+    search.trainee.sums[first] += measured.loss
+    search.trainee.sums[first + 1] += measured.accuracy

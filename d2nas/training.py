@@ -1,7 +1,7 @@
 """What search and retraining share: devices, finite checks, memory errors, evaluation, progress."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,11 +153,16 @@ class Loop:
                 row = self._close_epoch(step)
             yield StepReport(step, row)
 
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` if a step so far was not taken for that reason."""
+
     def capture(self, step: int) -> TrainState:
-        """Return the state with which the run continues at ``step``."""
+        """Return the state with which the run continues at ``step``. Raises as ``check``."""
+        self.check()
         return self.trainee.capture(step, self.metrics)
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
+        self.check()
         means: list[float] = (self.trainee.sums / self.steps_per_epoch).tolist()
         self.trainee.sums.zero_()
         place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
@@ -165,17 +170,91 @@ class Loop:
         return self.metrics[-1]
 
 
-def require_finite(step: int, values: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise ``NonFiniteError`` naming the first of ``values`` that is not finite.
+class FiniteWatch:
+    """Remembers which losses, gradients and norms were finite, without waiting for the device.
 
-    Called before the optimizer's step, so that the step is not taken.
+    A step whose update would not be finite is not made (``step_if_finite``); the host may learn of
+    it later. On the CPU there is nothing to wait for and it learns at once.
     """
-    for name, value in values:
-        if not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(
-                f"{name} is not finite at step {step}; the step was not taken",
-                hint="the last checkpoint is intact; try a lower learning rate or a warm-up",
-            )
+
+    def __init__(self, device: torch.device) -> None:
+        self._free = device.type == "cpu"
+        self._pending: list[tuple[int, str, Tensor]] = []
+
+    def add(self, step: int, name: str, value: Tensor) -> Tensor:
+        """Note whether ``value``, called ``name``, is finite; returns that as a 0-d tensor."""
+        finite = torch.isfinite(value).all()
+        self._pending.append((step, name, finite))
+        return finite
+
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` naming the first value noted that was not finite."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        device = pending[-1][2].device
+        finite = torch.stack([flag.to(device) for _, _, flag in pending]).tolist()
+        for (step, name, _), fine in zip(pending, finite, strict=True):
+            if not fine:
+                raise NonFiniteError(
+                    f"{name} is not finite at step {step}; the step was not taken",
+                    hint="the last checkpoint is intact; try a lower learning rate or a warm-up",
+                )
+
+    def check_if_free(self) -> None:
+        """Check where that costs no waiting."""
+        if self._free:
+            self.check()
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Take the step of a fused optimizer if ``finite`` (0-d, on the device) is true.
+
+    Decided on the device, by the switch that fused optimizers have for loss scaling.
+    """
+    optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def sgd(
+    module: nn.Module, *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False
+) -> torch.optim.SGD:
+    """Return fused SGD on all parameters of ``module``, which is on its device already.
+
+    Momentum starts at zero, which is the same as starting with the first gradient: the fused step
+    takes no mixture of parameters with and without, and a search samples new ones at every step.
+    """
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        fused=True,
+    )
+    if momentum:
+        for parameter in module.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type that features are computed in: ``fp32`` or ``bf16``.
+
+    Weights, statistics and sums stay in float32. Raises ``ConfigError`` where the device has no
+    bfloat16.
+    """
+    if precision == "fp32":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bf16",
+            hint="set search.precision=fp32",
+        )
+    return torch.bfloat16
 
 
 @contextlib.contextmanager

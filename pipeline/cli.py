@@ -229,6 +229,24 @@ def validate_command(
     show_run(result, exported, as_json=as_json)
 
 
+@app.command("study")
+def study_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: the grid and its settings.")],
+    store: StoreOption = DEFAULT_STORE,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the cells, and stop.")] = False,
+) -> int:
+    """Compare methods, spaces and seeds, with random cells beside; continues cell by cell."""
+    from .commands import plan_study, run_study
+
+    if plan:
+        plan_study(file, store, data_root, as_json=as_json)
+        return 0
+    return run_study(file, store, data_root, reuse=_reuse(fresh), as_json=as_json)
+
+
 @app.command("ls")
 def list_command(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,

@@ -4,9 +4,9 @@
 out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from d2nas.config import Config, build_config, read_space
 from d2nas.strict_json import parse_json
@@ -18,6 +18,18 @@ from .presets import read_preset
 from .runner import Reuse, Runner, RunResult, StopFlag
 from .stages import STAGES
 from .store import Store
+from .study import read_study
+from .study_report import (
+    COLUMNS,
+    correlation_line,
+    rank_correlations,
+    settings_line,
+    summarise,
+    table_rows,
+)
+from .study_run import StudyRun
+
+Result = TypeVar("Result")
 
 
 def configure(preset: str, settings: Sequence[str] | None, data_root: str | None = None) -> Config:
@@ -40,7 +52,7 @@ def run_all(
 
 def run_search(run: str, config: Config, store: Path, *, reuse: Reuse, as_json: bool) -> None:
     """Run the search alone and show its version."""
-    result = _with_runner(store, lambda runner: runner.run_one(run, "search", config, {}, reuse))
+    result = _with_runner(store, lambda runner: runner.run(run, config, ("search",), reuse))
     show_stage(result, "search", as_json=as_json)
 
 
@@ -55,7 +67,9 @@ def run_stage_on(
 ) -> RunResult:
     """Run a later stage on a run's newest version, or on the version that ``target`` names."""
     run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
-    return _with_runner(store, lambda runner: runner.run_one(run, stage, config, parents, reuse))
+    return _with_runner(
+        store, lambda runner: runner.run(run, config, (stage,), reuse, given=parents)
+    )
 
 
 def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
@@ -92,6 +106,68 @@ def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:
         console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
 
 
+def run_study(
+    file: Path, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool
+) -> int:
+    """Run what is left of a study, show all of it, and return the exit code.
+
+    That is 0, or the code of the first cell that has no result.
+    """
+    study = read_study(file, data_root=data_root)
+
+    def run(runner: Runner) -> StudyRun:
+        study_run = StudyRun(runner, study)
+        study_run.run(reuse)
+        return study_run
+
+    finished = _with_runner(store, run)
+    rows = finished.rows()
+    if as_json:
+        Console().data(rows)
+    else:
+        _show_study(study.name, rows)
+    failure = finished.first_failure()
+    if failure is None:
+        return 0
+    failed = sum(row["error"] is not None for row in rows)
+    Console().error(
+        f"{failed} of {len(rows)} cells have no result; the first: {failure.message}",
+        failure.hint or "the same command runs them again",
+    )
+    return failure.exit_code
+
+
+def plan_study(file: Path, store: Path, data_root: str | None, *, as_json: bool) -> None:
+    """Show a study's cells and how far each is; runs nothing."""
+    console = Console()
+    study = read_study(file, data_root=data_root)
+    rows = StudyRun(Runner(Store(store), console, StopFlag()), study).plan()
+    if as_json:
+        console.data(rows)
+        return
+    columns = ("variant", "data", "space", "method", "seed", "state", "run")
+    console.table(
+        f"study {study.name}", columns, [tuple(str(row[name]) for name in columns) for row in rows]
+    )
+    console.say(f"{sum(row['finished'] for row in rows)} of {len(rows)} cells are finished")
+
+
+def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    console = Console()
+    summaries = summarise(rows)
+    for data, variant in dict.fromkeys((line["data"], line["variant"]) for line in summaries):
+        block = [line for line in summaries if (line["data"], line["variant"]) == (data, variant)]
+        first = next(row for row in rows if (row["data"], row["variant"]) == (data, variant))
+        console.table(
+            f"study {name}: {data}, {variant}",
+            COLUMNS,
+            table_rows(block),
+            note=settings_line(first),
+        )
+    for found in rank_correlations(rows):
+        console.note(correlation_line(found))
+
+
 def _references(result: RunResult) -> dict[str, Any]:
     return {
         "run": result.run,
@@ -100,7 +176,7 @@ def _references(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _with_runner(store: Path, action: Callable[[Runner], RunResult]) -> RunResult:
+def _with_runner(store: Path, action: Callable[[Runner], Result]) -> Result:
     console = Console()
     try:
         with StopFlag().installed() as stop:

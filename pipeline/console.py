@@ -129,11 +129,15 @@ class Console:
         """Write JSON to stdout."""
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show rows: a table on a terminal, tab-separated lines elsewhere."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
+    ) -> None:
+        """Show rows: a table on a terminal, tab-separated lines elsewhere; ``note`` under them."""
         if not self._out.is_terminal:
             for row in (columns, *rows):
                 sys.stdout.write("\t".join(_one_line(cell) for cell in row) + "\n")
+            if note:
+                self.note(note)
             return
         table = Table(title=title, title_justify="left", show_lines=False)
         for column in columns:
@@ -141,6 +145,15 @@ class Console:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._out.print(table)
+        if note:
+            self.note(note)
+
+    def note(self, line: str) -> None:
+        """Show a line that belongs to a result; marked with # where lines are data."""
+        if self._out.is_terminal:
+            self._out.print(Text(line), soft_wrap=True)
+        else:
+            sys.stdout.write(f"# {_one_line(line)}\n")
 
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Show named values: a table on a terminal, ``name: value`` lines elsewhere."""
@@ -213,7 +226,9 @@ def _summary(row: Mapping[str, Any]) -> str:
             f"{row['arch_accuracy']:.3f} (weights / architecture half), "
             f"without weights {row['parameterless_normal']} of 8"
         )
-    return f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}"
+    if "loss" in row:
+        return f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}"
+    return f"without weights {row['parameterless_normal']} of 8"  # random: nothing was trained
 
 
 def _one_line(text: str) -> str:

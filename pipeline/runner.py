@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from d2nas._version import __version__
-from d2nas.config import Config
+from d2nas.config import Config, DataConfig
 from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
@@ -104,21 +104,38 @@ class StopFlag:
 class Runner:
     """Executes stages of one run against a store."""
 
-    def __init__(self, store: Store, display: Display, stop: StopFlag) -> None:
-        self.store, self.display, self.stop = store, display, stop
-        self._data: ImageData | None = None
+    def __init__(
+        self,
+        store: Store,
+        display: Display,
+        stop: StopFlag,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store, self.display, self.stop, self.clock = store, display, stop, clock
+        self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
         self._will_retrain = False
 
-    def run(self, run: str, config: Config, stages: Sequence[str], reuse: Reuse) -> RunResult:
+    def run(
+        self,
+        run: str,
+        config: Config,
+        stages: Sequence[str],
+        reuse: Reuse,
+        *,
+        given: Mapping[str, Version] | None = None,
+        then: Sequence[str] = (),
+    ) -> RunResult:
         """Bring ``stages`` up to date, in order, each on the one before it.
 
+        ``given`` holds versions of earlier stages, of any run; ``then`` names stages that will
+        follow in another call, so that what is wrong for them is found before time is spent.
         Raises ``BusyError`` if the run is in use, ``StoppedError`` after a signal, and whatever a
         stage raises; finished stages stay committed.
         """
-        self._will_retrain = "retrain" in stages
+        self._will_retrain = "retrain" in (*stages, *then)
         with self.store.lock_run(run):
-            digest = self.data_digest(config)
-            versions: dict[str, Version] = {}
+            digest = self.data_digest(config) if READS_DATA & set(stages) else None
+            versions = dict(given or {})
             executed: list[str] = []
             for stage in stages:
                 parents = {role: versions[role] for role in PARENTS[stage]}
@@ -132,26 +149,6 @@ class Runner:
                     self.display.stage_current(stage, str(found.reference))
                 versions[stage] = found
             return RunResult(run, versions, executed)
-
-    def run_one(
-        self,
-        run: str,
-        stage: str,
-        config: Config,
-        parents: Mapping[str, Version],
-        reuse: Reuse,
-    ) -> RunResult:
-        """Run one stage on the given parents; raises as ``run`` does."""
-        with self.store.lock_run(run):
-            digest = self.data_digest(config) if stage in READS_DATA else None
-            found = None
-            if reuse is Reuse.EVERYTHING:
-                found = self.current(run, stage, config, parents, digest)
-            if found is not None:
-                self.display.stage_current(stage, str(found.reference))
-                return RunResult(run, {**parents, stage: found}, [])
-            found = self._execute(run, stage, config, parents, digest, reuse)
-            return RunResult(run, {**parents, stage: found}, [stage])
 
     def current(
         self,
@@ -189,23 +186,31 @@ class Runner:
         return digest
 
     def _load_data(self, config: Config, digest: str | None) -> "ImageData":
+        seed = config.run.seed if config.data.split_seed is None else config.data.split_seed
+        if self._data is None or self._data[0] != (config.data, seed):
+            self._data = None  # two data sets at once could be too much
+            data = self._read_data(config)
+            self._data = (config.data, seed), data
+        data = self._data[1]
+        if self._will_retrain:
+            from d2nas.retrain import check_auxiliary
+
+            check_auxiliary(config.retrain, data.image_size)
+        if digest is not None and data.digest != digest:
+            raise ConfigError("the images changed while they were read", hint="run again")
+        return data
+
+    def _read_data(self, config: Config) -> "ImageData":
         from d2nas.data import load_data
 
-        if self._data is None:
-            self._data = load_data(config.data, seed=config.run.seed, default_root=data_folder())
-            if self._will_retrain:
-                from d2nas.retrain import check_auxiliary
-
-                check_auxiliary(config.retrain, self._data.image_size)
-            for line in self._data.summary_lines():
-                warning = line.removeprefix("warning: ")
-                if warning != line:
-                    self.display.warn(warning)
-                else:
-                    self.display.say(line)
-        if digest is not None and self._data.digest != digest:
-            raise ConfigError("the images changed while they were read", hint="run again")
-        return self._data
+        data = load_data(config.data, seed=config.run.seed, default_root=data_folder())
+        for line in data.summary_lines():
+            warning = line.removeprefix("warning: ")
+            if warning != line:
+                self.display.warn(warning)
+            else:
+                self.display.say(line)
+        return data
 
     def _execute(
         self,
@@ -218,23 +223,23 @@ class Runner:
     ) -> Version:
         ids = {role: version.id for role, version in parents.items()}
         commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
-        hooks = _StageHooks(self, commit)
+        hooks = _StageHooks(self, commit, self.clock)
         if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
             self.store.drop_states(run, f"{stage}-state")
-        self._check_stop(f"before {stage}")
-        started = time.monotonic()
+        self.check_stop(f"before {stage}")
+        started = self.clock()
         with self.store.stage() as work:
             facts = run_stage(
                 stage,
                 Context(config, parents, work, hooks, lambda: self._load_data(config, digest)),
             )
-            seconds = time.monotonic() - started
-            version = commit.make(self.store, work, stage, stage, facts, seconds)
-        self.display.stage_ends(stage, str(version.reference), seconds)
-        self._check_stop(f"after {stage}, which is done")
+            version = commit.make(self.store, work, stage, stage, facts, hooks.seconds())
+        self.display.stage_ends(stage, str(version.reference), self.clock() - started)
+        self.check_stop(f"after {stage}, which is done")
         return version
 
-    def _check_stop(self, when: str) -> None:
+    def check_stop(self, when: str) -> None:
+        """Raise ``StoppedError`` if a signal asked for a stop."""
         if self.stop.signal_number is not None:
             raise StoppedError(
                 self.stop.signal_number,
@@ -288,11 +293,18 @@ class _Commit:
 class _StageHooks:
     """The hooks of one stage execution."""
 
-    def __init__(
-        self, runner: Runner, commit: _Commit, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, runner: Runner, commit: _Commit, clock: Callable[[], float]) -> None:
         self._runner, self._commit, self._clock = runner, commit, clock
-        self._last_checkpoint = clock()
+        self._started = self._last_checkpoint = clock()
+        self._earlier: float | None = 0.0
+
+    def seconds(self) -> float | None:
+        """Return the stage's time so far, with the executions it continues.
+
+        None if one of them did not record its time. What a killed execution did after its last
+        checkpoint is done again and counted once.
+        """
+        return None if self._earlier is None else self._earlier + self._clock() - self._started
 
     def say(self, line: str) -> None:
         self._runner.display.say(line)
@@ -317,6 +329,7 @@ class _StageHooks:
 
         from .store.codec import decode_state
 
+        self._earlier = (version.note or {}).get("seconds")
         tensors, scalars = decode_state(version.read)
         self.say(f"continues at step {scalars['step']} ({version.reference})")
         return TrainState(scalars["step"], tensors, scalars["metrics"])
@@ -333,10 +346,10 @@ class _StageHooks:
             files = encode_state(state.tensors, {"step": state.step, "metrics": state.metrics})
             for name, data in files.items():
                 work.write(name, data)
-            version = self._commit.make(store, work, stage, "state", {"step": step}, None)
+            version = self._commit.make(store, work, stage, "state", {"step": step}, self.seconds())
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()
-        self._runner._check_stop(f"at step {step}, saved as {version.reference}")
+        self._runner.check_stop(f"at step {step}, saved as {version.reference}")
 
 
 class _FileHashes:

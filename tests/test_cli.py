@@ -14,7 +14,7 @@ from pipeline.cli import app, run
 from pipeline.presets import preset_names, read_preset
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
-COMMANDS += ["ls", "show", "verify", "gc", "doctor"]
+COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor"]
 MAX_OPTIONS = 8
 
 

@@ -19,9 +19,9 @@ from d2nas.data import (
     channel_statistics,
     load_data,
     preprocessing,
-    stratified_split,
 )
 from d2nas.data_sources import content_digest
+from d2nas.data_splits import stratified_split
 from d2nas.errors import ConfigError
 
 

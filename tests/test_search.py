@@ -269,7 +269,8 @@ def test_a_step_that_is_not_finite_is_not_taken(poisoned: Search | Retraining) -
 def test_control_without_the_check_the_weights_become_nan(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d2nas.retrain.require_finite", lambda *_: None)
+    monkeypatch.setattr("d2nas.retrain.step_if_finite", lambda optimizer, _: optimizer.step())
+    monkeypatch.setattr("d2nas.training.FiniteWatch.check", lambda _: None)
     retraining = retraining_of(data)
     with torch.no_grad():
         retraining.network.classifier.bias.fill_(float("nan"))

@@ -235,7 +235,9 @@ def test_recomputed_gradients_equal_the_kept_ones(
 
 def test_control_unfrozen_statistics_would_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     supernet = supernet_of(1, "op")
-    monkeypatch.setattr("d2nas.recomputation._frozen_statistics", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "d2nas.recomputation._frozen_statistics", lambda *_: contextlib.nullcontext()
+    )
     for branch in supernet.branches(IMAGES, draw_of()):
         F.cross_entropy(branch.logits, LABELS).backward()
     counts = {int(b) for n, b in supernet.named_buffers() if n.endswith("num_batches_tracked")}

@@ -20,22 +20,28 @@ if TYPE_CHECKING:
     from ..store import Staging, Version
 
 STAGES = ("search", "derive", "retrain", "export", "validate")
+"""What a run consists of."""
+
+STUDY_STAGES = ("search", "derive", "retrain", "evaluate")
+"""What a cell of a study consists of."""
 
 PARENTS: Mapping[str, tuple[str, ...]] = {
     "search": (),
     "derive": ("search",),
     "retrain": ("derive",),
+    "evaluate": ("retrain",),
     "export": ("derive", "retrain"),
     "validate": ("derive", "retrain", "export"),
 }
 """What each stage reads; the last one is the version it continues from."""
 
-READS_DATA = frozenset({"search", "retrain", "validate"})
+READS_DATA = frozenset({"search", "retrain", "evaluate", "validate"})
 
 CODE_SCHEMA: Mapping[str, int] = {
-    "search": 1,
-    "derive": 1,
-    "retrain": 1,
+    "search": 2,
+    "derive": 2,
+    "retrain": 2,
+    "evaluate": 1,
     "export": 1,
     "validate": 1,
 }
@@ -90,7 +96,7 @@ def stage_config(stage: str, config: Config) -> dict[str, Any]:
     Where the images lie is not part of it: their content's digest is.
     """
     values = config.to_dict()
-    part: dict[str, Any] = {stage: values[stage]}
+    part: dict[str, Any] = {stage: values[stage]} if stage in values else {}
     if stage == "search":
         part["space"] = read_space(config.search.space).to_dict()
     if stage in READS_DATA:

@@ -1,7 +1,7 @@
 """Derive: architecture logits to the most probable genotype, its cost and its drawing."""
 
 from d2nas.cost import MACS_CONVENTION, count_cost
-from d2nas.derive import derive_genotype
+from d2nas.methods import derive_for
 from d2nas.network import Network, load_weights
 from d2nas.sampling import ArchLogits
 from d2nas.spaces import SearchSpace
@@ -20,12 +20,12 @@ DRAWING_FILE = "genotype.svg"
 def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``."""
     search = context.inputs["search"]
-    space = SearchSpace.from_dict(search.manifest.config["space"])
+    space = SearchSpace.from_dict(search.manifest.facts["searched_space"])
     logits = ArchLogits(space)
     what = f"{search.reference}: {LOGITS_FILE}"
     load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
     context.hooks.begin(1, 0, "genotype")
-    genotype = derive_genotype(logits, space)
+    genotype = derive_for(search.manifest.config["search"]["method"], logits)
     cost = count_cost(Network(genotype), (3, 32, 32))
     context.work.write(GENOTYPE_FILE, genotype.to_json().encode())
     context.work.write(

@@ -1,4 +1,4 @@
-"""Search: images to architecture logits, by D2NAS."""
+"""Search: images to architecture logits, by D2NAS or one of its rivals."""
 
 from d2nas.config import read_space
 from d2nas.search import Search
@@ -25,9 +25,10 @@ def run(context: Context) -> Facts:
         device=device,
         augmentation=config.data,
     )
+    passes = sum(search.method.passes)
     context.hooks.say(
-        f"search in {search.space.name} on {device}: {search.num_steps} steps of "
-        f"2 x {config.search.draws} sub-networks, {len(search.supernet.heads)} branches"
+        f"search in {search.space.name} by {config.search.method} on {device}: "
+        f"{search.num_steps} steps of {passes} sub-network passes"
     )
     run_loop(search, context.hooks)
     context.work.write(LOGITS_FILE, encode_tensors(search.logits.state_dict()))
@@ -36,9 +37,11 @@ def run(context: Context) -> Facts:
     return {
         "device": device.type,
         "data_digest": data.digest,
+        "method": config.search.method,
+        "searched_space": search.space.to_dict(),
         "steps": search.num_steps,
-        "passes": 2 * config.search.draws * search.num_steps,
-        "arch_accuracy": last["arch_accuracy"],
+        "passes": search.num_passes,
+        "arch_accuracy": last.get("arch_accuracy"),
         "op_entropy": last["op_entropy"],
         "edge_entropy": last["edge_entropy"],
         "parameterless_normal": last["parameterless_normal"],

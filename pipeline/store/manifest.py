@@ -13,7 +13,7 @@ from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import MANIFEST_NAME, is_file_name
 
 SCHEMA: Literal[1] = 1
-KINDS = ("search", "derive", "retrain", "export", "validate", "state")
+KINDS = ("search", "derive", "retrain", "evaluate", "export", "validate", "state")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -37,7 +37,7 @@ class Manifest(Record):
     """Schema 1."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
-    kind: Literal["search", "derive", "retrain", "export", "validate", "state"]
+    kind: Literal["search", "derive", "retrain", "evaluate", "export", "validate", "state"]
     key: Digest
     """Digest of all that decides whether the stage must run again."""
     files: dict[str, FileEntry]

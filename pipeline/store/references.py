@@ -20,8 +20,17 @@ from .manifest import Digest, Record, problem_of
 
 SCHEMA: Literal[1] = 1
 STATE_STAGES = ("search-state", "retrain-state")
-STAGES = ("search-state", "search", "derive", "retrain-state", "retrain", "export", "validate")
-"""In the order of a run."""
+STAGES = (
+    "search-state",
+    "search",
+    "derive",
+    "retrain-state",
+    "retrain",
+    "evaluate",
+    "export",
+    "validate",
+)
+"""In the order of a run; evaluate is part of a study only."""
 
 _MAX_BYTES = 4 * 1024 * 1024
 _FILE_NAME = re.compile(r"v([1-9][0-9]{0,8})\.json")
@@ -34,6 +43,8 @@ def kind_of(stage: str) -> str:
 
 def rebuild_hint(run: str, stage: str) -> str:
     """Return the line that says how a damaged version is made again."""
+    if stage == "evaluate":
+        return f"run {run} is of a study, rebuild it with: d2nas study FILE --fresh"
     return f"rebuild it with: d2nas {stage.removesuffix('-state')} {run} --fresh"
 
 

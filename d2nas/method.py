@@ -1,0 +1,109 @@
+"""What every search method is to the search loop: a supernet, logits, and two gradients.
+
+The loop (``search``) owns data, optimizers, schedules and checks. A method says how a batch of the
+architecture half becomes a gradient of the logits, and one of the weight half a gradient of the
+weights. One sub-network's forward and backward on one batch is a *pass*, the unit in which
+searches of different methods are compared.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .genotype import Genotype
+from .sampling import ArchLogits
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Normalised images (N, C, H, W) and labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What a method may use in one half of a step, besides the half's batch.
+
+    ``draws(k)``: the generator of the half's k-th sub-network. ``weight_batch``, ``weight_lr`` and
+    ``weight_optimizer`` are for methods that look a weight step ahead.
+    """
+
+    temperature: float
+    draws: Callable[[int], torch.Generator]
+    weight_batch: Callable[[], Batch]
+    weight_lr: float
+    weight_optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Means over a half's sub-networks, as 0-dimensional tensors on the device.
+
+    ``loss`` and ``accuracy`` (a fraction) are of the sub-network's prediction, ``branch_loss`` is
+    the mean over all branches.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    branch_loss: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The layout of a supernet; see ``Supernet``."""
+
+    num_cells: int
+    init_channels: int
+    num_classes: int
+    in_channels: int
+    stem: str
+
+
+class Method:
+    """One way to search: base of all.
+
+    ``passes``: sub-network passes of a step's architecture and weight half. ``weights_first``:
+    the order of the halves.
+    """
+
+    supernet: nn.Module
+    logits: ArchLogits
+    passes: tuple[int, int]
+    weights_first = False
+
+    def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Fill the gradients of the logits, which are empty before."""
+        raise NotImplementedError
+
+    def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Fill the gradients of the supernet's weights, which are empty before."""
+        raise NotImplementedError
+
+    def derive(self) -> Genotype:
+        """Return the genotype that the logits stand for by the method's own rule."""
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Compute no gradient of the module's weights: less to keep, and a third less to compute."""
+    parameters = list(module.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy, with its graph, and the accuracy of logits (N, classes)."""
+    correct = (logits.detach().argmax(dim=1) == labels).double().mean()
+    return F.cross_entropy(logits, labels), correct

@@ -1,0 +1,46 @@
+"""Evaluate: the trained network's accuracy in torch, on the test or on held-out images.
+
+For studies, which compare networks and deploy none: no model file, no latency.
+"""
+
+from d2nas.data import Normalizer
+from d2nas.network import load_network
+from d2nas.strict_json import canonical_json, parse_json
+from d2nas.training import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
+
+from . import Context, Facts
+from .retrain import PREPROCESS_FILE
+
+EVALUATION_FILE = "evaluation.json"
+
+
+def run(context: Context) -> Facts:
+    """Write ``evaluation.json``: accuracy (a fraction), images, which ones, and their digest.
+
+    The images are normalised as the retraining did it. ``retrain.device`` says where this runs.
+    """
+    config = context.config
+    device = resolve_device(config.retrain.device)
+    data = context.data()
+    retrained = context.inputs["retrain"]
+    network = load_network(retrained.path).to(device).eval()
+    preprocess = parse_json(
+        retrained.read(PREPROCESS_FILE), what=f"{retrained.reference}: {PREPROCESS_FILE}"
+    )
+    normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    context.hooks.begin(1, 0, "evaluation")
+    with memory_errors(EVALUATION_BATCH, device):
+        logits = predict(network, data.test.to(device), normalizer)
+    evaluation = {
+        "accuracy": accuracy(logits, data.test.labels_N),
+        "images": len(data.test),
+        "evaluation": data.evaluation,
+        "data_digest": data.digest,
+    }
+    context.work.write(EVALUATION_FILE, canonical_json(evaluation))
+    context.hooks.advance(1, None)
+    context.hooks.say(
+        f"evaluate on {device}: accuracy {evaluation['accuracy']:.4f} on "
+        f"{len(data.test)} {data.evaluation} images"
+    )
+    return {"device": device.type, **evaluation}

@@ -1,0 +1,312 @@
+"""A study: a grid of methods, spaces, data sets and seeds out of one TOML file (no torch).
+
+    preset = "cifar10"                  # what all cells start from; a preset or a TOML file
+    methods = ["d2nas", "gdas"]         # random is added: it is what a search must beat
+    spaces = ["S0"]
+    seeds = [0, 1, 2]
+    data = ["cifar10"]                  # default: the preset's
+    [settings]                          # on top of the preset, keys as in --set
+    "retrain.epochs" = 100
+    [[variant]]                         # named blocks of the grid; what they leave out is as above
+    name = "long"
+    methods = ["random"]
+    [variant.settings]
+    "retrain.epochs" = 600
+
+Paths in it are taken from the working directory, as everywhere.
+"""
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from d2nas.config import (
+    DATA_NAMES,
+    METHOD_NAMES,
+    Config,
+    Section,
+    build_config,
+    parse_toml,
+    read_space,
+    read_text,
+)
+from d2nas.errors import ConfigError
+from d2nas.strict_json import digest
+
+from .presets import read_preset
+from .stages import stage_config
+
+RANDOM = "random"
+
+_AXIS_OF = {
+    "search.method": "methods",
+    "search.space": "spaces",
+    "data.name": "data",
+    "run.seed": "seeds",
+}
+_EXAMPLE = 'for example methods = ["d2nas"], spaces = ["S0"], seeds = [0, 1, 2]'
+_MAX_RUN_NAME = 64
+
+
+class _Block(Section):
+    """What the file's top and its variants have in common; None: as above."""
+
+    methods: Annotated[list[str], Field(min_length=1)] | None = None
+    spaces: Annotated[list[str], Field(min_length=1)] | None = None
+    data: Annotated[list[str], Field(min_length=1)] | None = None
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Variant(_Block):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,23}$")]
+
+
+class _File(_Block):
+    preset: str | None = None
+    variant: list[_Variant] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network of a study: searched, derived, retrained, evaluated."""
+
+    variant: str
+    method: str
+    space: str
+    data: str
+    seed: int
+    config: Config
+    run: str
+    """Name of its run in the store."""
+    search_run: str
+    """Run that holds its search: another one's, where a variant searches the very same."""
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"{self.variant}, {self.data}, {self.space}, {self.method}, seed {self.seed}"
+
+    @property
+    def setting(self) -> str:
+        """Digest of how it is trained and measured: equal ones can be compared."""
+        return setting_of(self.config)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid, in the order in which its cells run: by variant, then by seed."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+def read_study(path: Path, *, data_root: str | None = None) -> Study:
+    """Read a study's file; ``data_root`` overrides ``data.root`` of every cell.
+
+    Random cells are added to every variant, data set and space, unless another variant has them
+    with the same data and retraining. Raises ``ConfigError`` naming the key.
+    """
+    what = str(path)
+    file = _parse(parse_toml(read_text(path), what=what), what)
+    base = {} if file.preset is None else read_preset(file.preset)
+    build_config(base, what=file.preset or what)
+    if data_root is not None:
+        base.setdefault("data", {})["root"] = data_root
+    variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
+    drafts = [
+        _Draft(variant, method, space, data, seed, _configure(variant, method, space, data, seed))
+        for variant in variants
+        for seed in variant.seeds
+        for data in variant.data
+        for space in variant.spaces
+        for method in variant.methods
+    ]
+    drafts += _missing_random(variants, drafts)
+    order = {variant.name: number for number, variant in enumerate(variants)}
+    drafts.sort(key=lambda d: (order[d.variant.name], d.variant.seeds.index(d.seed)))
+    return Study(path.stem, tuple(_cells(path.stem, drafts)))
+
+
+def setting_of(config: Config) -> str:
+    """Digest of the retraining and the images, whatever was searched, and wherever it ran."""
+    values = config.to_dict()
+    for section, place in (("retrain", "device"), ("data", "root")):
+        del values[section][place]
+    return digest({"retrain": values["retrain"], "data": values["data"]})
+
+
+def run_name(study: str, *parts: str) -> str:
+    """Return a name that the store takes for a run; what is too long ends in a digest instead."""
+    name = re.sub(r"[^a-z0-9]+", "-", "-".join((study, *parts)).lower()).strip("-")
+    if len(name) <= _MAX_RUN_NAME:
+        return name
+    return f"{name[: _MAX_RUN_NAME - 9]}-{digest([study, *parts])[:8]}"
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A variant with nothing left out."""
+
+    name: str
+    methods: list[str]
+    spaces: list[str]
+    data: list[str]
+    seeds: list[int]
+    values: dict[str, dict[str, Any]]
+    what: str
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A cell without its runs."""
+
+    variant: _Resolved
+    method: str
+    space: str
+    data: str
+    seed: int
+    config: Config
+
+
+def _parse(values: dict[str, Any], what: str) -> _File:
+    _check_keys(values, _File, what)
+    variants = values.get("variant", [])
+    for number, block in enumerate(variants if isinstance(variants, list) else [], start=1):
+        if isinstance(block, dict):
+            _check_keys(block, _Variant, f"{what}: variant {number}")
+    try:
+        return _File.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        raise ConfigError(f"{what}: {where}: {message}", hint=_EXAMPLE) from None
+
+
+def _check_keys(values: Mapping[str, Any], block: type[_Block], what: str) -> None:
+    for key in values:
+        if key not in block.model_fields:
+            raise _unknown(what, "key", key, sorted(block.model_fields))
+
+
+def _unknown(what: str, kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {close[0]}?" if close else "known: " + ", ".join(known)
+    return ConfigError(f"{what}: unknown {kind} {name!r}", hint=hint)
+
+
+def _variants(file: _File, what: str) -> list[_Variant]:
+    names = [variant.name for variant in file.variant]
+    _require_unique(names, f"{what}: variant")
+    return file.variant or [_Variant(name="base")]
+
+
+def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) -> _Resolved:
+    where = f"{what}: variant {variant.name}" if file.variant else what
+    axes: dict[str, list[Any]] = {}
+    for axis in ("methods", "spaces", "data", "seeds"):
+        values = getattr(variant, axis) or getattr(file, axis)
+        if values is None and axis == "data":
+            values = [build_config(base).data.name]
+        if values is None:
+            raise ConfigError(f"{where}: {axis} is missing", hint=_EXAMPLE)
+        _require_unique(values, f"{where}: {axis}")
+        axes[axis] = values
+    for axis, kind, known in (
+        ("methods", "method", METHOD_NAMES),
+        ("data", "data set", DATA_NAMES),
+    ):
+        for name in axes[axis]:
+            if name not in known:
+                raise _unknown(where, kind, name, known)
+    for space in axes["spaces"]:
+        read_space(space)
+    merged = copy.deepcopy(base)
+    for settings, place in ((file.settings, what), (variant.settings, where)):
+        for section, field, value in _flat(settings, f"{place}: settings"):
+            merged.setdefault(section, {})[field] = value
+    return _Resolved(name=variant.name, values=merged, what=where, **axes)
+
+
+def _require_unique(values: list[Any], what: str) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"{what}: {value!r} is there twice", hint="name each one once")
+
+
+def _flat(settings: Mapping[str, Any], what: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield (section, field, value); TOML reads a key with a dot as a table unless it is quoted."""
+    for key, value in settings.items():
+        section, dot, field = key.partition(".")
+        pairs = {field: value} if dot else value
+        if not isinstance(pairs, Mapping):
+            raise ConfigError(
+                f"{what}: {key!r} is not section.field", hint='for example "retrain.epochs" = 10'
+            )
+        for name, setting in pairs.items():
+            axis = _AXIS_OF.get(f"{section}.{name}")
+            if axis is not None:
+                raise ConfigError(
+                    f"{what}: {section}.{name} is an axis of the grid", hint=f"name it in {axis}"
+                )
+            yield section, name, setting
+
+
+def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int) -> Config:
+    values = copy.deepcopy(variant.values)
+    for section, field, value in (
+        ("search", "method", method),
+        ("search", "space", space),
+        ("data", "name", data),
+        ("run", "seed", seed),
+    ):
+        values.setdefault(section, {})[field] = value
+    return build_config(values, what=variant.what)
+
+
+def _missing_random(variants: list[_Resolved], drafts: list[_Draft]) -> list[_Draft]:
+    """Return the random cells that no variant has for some retraining, data set and space."""
+    covered = {
+        (draft.space, setting_of(draft.config)) for draft in drafts if draft.method == RANDOM
+    }
+    added = []
+    for variant in variants:
+        for data in variant.data:
+            for space in variant.spaces:
+                configs = [
+                    (seed, _configure(variant, RANDOM, space, data, seed)) for seed in variant.seeds
+                ]
+                key = space, setting_of(configs[0][1])
+                if key not in covered:
+                    covered.add(key)
+                    added += [
+                        _Draft(variant, RANDOM, space, data, seed, config)
+                        for seed, config in configs
+                    ]
+    return added
+
+
+def _cells(study: str, drafts: list[_Draft]) -> Iterator[Cell]:
+    first_run: dict[str, str] = {}
+    for draft in drafts:
+        cell = Cell(
+            variant=draft.variant.name,
+            method=draft.method,
+            space=draft.space,
+            data=draft.data,
+            seed=draft.seed,
+            config=draft.config,
+            run=run_name(
+                study, draft.variant.name, draft.method, draft.space, draft.data, str(draft.seed)
+            ),
+            search_run="",
+        )
+        key = digest([stage_config("search", cell.config), cell.config.data.root])
+        yield replace(cell, search_run=first_run.setdefault(key, cell.run))

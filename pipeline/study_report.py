@@ -1,0 +1,208 @@
+"""What a study's rows say together: means, spread, percentiles among random cells, rank agreement.
+
+Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here errors are percent.
+"""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .study import RANDOM
+
+MIN_RANKED = 5
+"""Fewest networks for which a rank correlation is shown."""
+
+COLUMNS = (
+    "data",
+    "variant",
+    "space",
+    "method",
+    "n",
+    "failed",
+    "error %",
+    "num",
+    "params",
+    "MACs",
+    "percentile",
+    "passes",
+    "search s",
+    "device",
+)
+
+Row = Mapping[str, Any]
+
+
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return one line per variant, data set, space and method, in the order of the rows.
+
+    ``error`` and ``error_sd`` are mean and sample standard deviation in percent (None without or
+    with one value); ``percentile`` says how many percent of the ``random`` cells with the same
+    data and retraining have a lower accuracy than the mean (ties count half; None for the random
+    cells themselves). A failed cell counts in ``failed`` and nowhere else.
+    """
+    return [_summary(key, group, rows) for key, group in _grouped(rows).items()]
+
+
+def percentile(value: float, among: Sequence[float]) -> float | None:
+    """Return how many percent of ``among`` are below ``value``; ties count half."""
+    if not among:
+        return None
+    below = sum(other < value for other in among)
+    equal = sum(other == value for other in among)
+    return 100 * (below + equal / 2) / len(among)
+
+
+def rank_correlations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return, for each data set and pair of variants, Spearman's rank correlation of accuracies.
+
+    Over cells of the same method, space and seed that trained the same genotype; pairs with fewer
+    than ``MIN_RANKED`` are left out. None where all accuracies of a variant are equal.
+    """
+    found = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        by_variant = {
+            variant: {
+                (row["method"], row["space"], row["seed"], row["genotype_digest"]): row["accuracy"]
+                for row in rows
+                if (row["data"], row["variant"]) == (data, variant) and row["accuracy"] is not None
+            }
+            for variant in dict.fromkeys(row["variant"] for row in rows)
+        }
+        for one, other in itertools.combinations(by_variant, 2):
+            common = [key for key in by_variant[one] if key in by_variant[other]]
+            if len(common) >= MIN_RANKED:
+                pairs = [(by_variant[one][key], by_variant[other][key]) for key in common]
+                found.append(
+                    {
+                        "data": data,
+                        "variants": (one, other),
+                        "n": len(pairs),
+                        "spearman": _spearman(pairs),
+                    }
+                )
+    return found
+
+
+def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return summaries as cells for ``COLUMNS``."""
+    return [
+        (
+            *(line[key] for key in ("data", "variant", "space", "method")),
+            str(line["n"]),
+            str(line["failed"]),
+            _with_spread(line["error"], line["error_sd"]),
+            _number(line["parameterless_normal"], ".1f"),
+            _number(line["params"], ",.0f"),
+            _number(line["macs"], ",.0f"),
+            _of_random(line),
+            _number(line["passes"], ",.0f"),
+            _number(line["search_seconds"], ",.0f"),
+            line["device"] or "",
+        )
+        for line in summaries
+    ]
+
+
+def settings_line(row: Row) -> str:
+    """Say in one line how a row's network was searched, trained and measured."""
+    search, retrain = row["settings"]["search"], row["settings"]["retrain"]
+    train = row["settings"]["train_images"]
+    measured = f"{row['images']:,} " if row["images"] else ""
+    what = "test images" if row["evaluation"] == "test" else "held-out images, not the test images"
+    return (
+        f"trained {retrain['num_cells']} cells x {retrain['init_channels']} channels, "
+        f"{retrain['epochs']} epochs, batch {retrain['batch_size']}, "
+        f"{'all' if train is None else f'{train:,}'} training images; "
+        f"error on {measured}{what}; "
+        f"searched {search['num_cells']} cells x {search['init_channels']} channels, "
+        f"{search['epochs']} epochs, batch {search['batch_size']}"
+    )
+
+
+def correlation_line(found: Mapping[str, Any]) -> str:
+    """Say a rank correlation in one line."""
+    one, other = found["variants"]
+    value = "undefined" if found["spearman"] is None else f"{found['spearman']:.2f}"
+    return (
+        f"{found['data']}: rank correlation (Spearman) of {one} and {other}: {value} "
+        f"over {found['n']} genotypes trained in both"
+    )
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("variant", "data", "space", "method"))
+        groups.setdefault(key, []).append(row)
+    # All methods of a space together, whatever order they ran in.
+    places = [list(dict.fromkeys(key[axis] for key in groups)) for axis in range(3)]
+    return dict(
+        sorted(
+            groups.items(),
+            key=lambda item: [places[axis].index(item[0][axis]) for axis in range(3)],
+        )
+    )
+
+
+def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    variant, data, space, method = key
+    done = [row for row in group if row["error"] is None]
+    accuracies = [row["accuracy"] for row in done]
+    errors = [100 * (1 - accuracy) for accuracy in accuracies]
+    random = [
+        row["accuracy"]
+        for row in rows
+        if row["method"] == RANDOM
+        and row["error"] is None
+        and (row["data"], row["space"]) == (data, space)
+        and row["setting"] == group[0]["setting"]
+    ]
+    compared = method != RANDOM and accuracies
+    return {
+        "variant": variant,
+        "data": data,
+        "space": space,
+        "method": method,
+        "n": len(done),
+        "failed": len(group) - len(done),
+        "error": statistics.fmean(errors) if errors else None,
+        "error_sd": statistics.stdev(errors) if len(errors) > 1 else None,
+        "percentile": percentile(statistics.fmean(accuracies), random) if compared else None,
+        "num_random": len(random),
+        **{
+            name: _mean(row[name] for row in done)
+            for name in ("parameterless_normal", "params", "macs", "passes", "search_seconds")
+        },
+        "device": ", ".join(sorted({row["device"] for row in done if row["device"]})),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    known = list(values)
+    return None if not known or None in known else statistics.fmean(known)
+
+
+def _spearman(pairs: list[tuple[float, float]]) -> float | None:
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    ones, others = zip(*pairs, strict=True)
+    if len(set(ones)) == 1 or len(set(others)) == 1:
+        return None
+    return float(spearmanr(ones, others).statistic)
+
+
+def _with_spread(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} +- {spread:.2f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _of_random(line: Mapping[str, Any]) -> str:
+    if line["percentile"] is None:
+        return ""
+    return f"{line['percentile']:.0f} of {line['num_random']} random"

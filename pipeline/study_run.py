@@ -1,0 +1,189 @@
+"""Run a study cell by cell: what is finished is kept, what fails is reported, the rest goes on.
+
+Several processes may work on one study: each takes the cells that no other one holds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from d2nas.errors import BusyError, D2NasError, StoppedError
+
+from .runner import Reuse, Runner
+from .stages import PARENTS, STUDY_STAGES
+from .store import Version
+from .study import Cell, Study
+
+SEARCH_STAGES, TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell has no result. Not the error itself: its traceback would hold the tensors."""
+
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class StudyRun:
+    """A study on its way; ``failures`` holds those of ``run``."""
+
+    def __init__(self, runner: Runner, study: Study) -> None:
+        self.runner, self.study = runner, study
+        self.failures: dict[Cell, Failure] = {}
+        self._searched: set[str] = set()
+        self._digests: dict[tuple[str, str | None], str] = {}
+
+    def run(self, reuse: Reuse) -> None:
+        """Run every cell that is not finished; those that another process holds at the end again.
+
+        Raises ``StoppedError`` after a signal. Other errors of ours are kept in ``failures``.
+        """
+        waiting = list(self.study.cells)
+        while waiting:
+            busy = [cell for cell in waiting if not self._attempt(cell, reuse)]
+            if len(busy) == len(waiting):
+                return
+            waiting = busy
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row per cell, read from the store, so that other processes' cells count too."""
+        return [self._row(cell) for cell in self.study.cells]
+
+    def first_failure(self) -> Failure | None:
+        """Return the failure of the first cell that has one."""
+        return next(
+            (self.failures[cell] for cell in self.study.cells if cell in self.failures), None
+        )
+
+    def plan(self) -> list[dict[str, Any]]:
+        """Return a row per cell with its ``state``: finished, or which stage is next."""
+        return [
+            {
+                **_names(cell),
+                "finished": state == "finished",
+                "state": state,
+            }
+            for cell, state in ((cell, self._state(cell)) for cell in self.study.cells)
+        ]
+
+    def _attempt(self, cell: Cell, reuse: Reuse) -> bool:
+        """Run one cell; false if it is in use elsewhere."""
+        self.runner.check_stop(f"before the cell {cell.title}")
+        display, failure = self.runner.display, None
+        try:
+            if reuse is Reuse.EVERYTHING and len(self._finished(cell)) == len(STUDY_STAGES):
+                self.failures.pop(cell, None)
+                return True
+            number = self.study.cells.index(cell) + 1
+            display.say(f"cell {number} of {len(self.study.cells)}: {cell.title}")
+            self._run_stages(cell, reuse)
+        except StoppedError:
+            raise
+        except D2NasError as error:
+            failure = _failure_of(error)
+        if failure is None:
+            self.failures.pop(cell, None)
+            return True
+        self.failures[cell] = failure
+        if failure.exit_code == BusyError.exit_code:
+            display.say(f"{cell.title}: {failure.message}")
+            return False
+        display.warn(f"{cell.title}: {failure.message}")
+        return True
+
+    def _run_stages(self, cell: Cell, reuse: Reuse) -> None:
+        # A search that another variant shares is started over once, not once per variant.
+        again = Reuse.EVERYTHING if cell.search_run in self._searched else reuse
+        derived = self.runner.run(
+            cell.search_run, cell.config, SEARCH_STAGES, again, then=TRAIN_STAGES
+        )
+        self._searched.add(cell.search_run)
+        self.runner.run(cell.run, cell.config, TRAIN_STAGES, reuse, given=derived.versions)
+
+    def _finished(self, cell: Cell) -> dict[str, Version]:
+        """Return the versions of the stages that need not run."""
+        digest, found = self._digest(cell), dict[str, Version]()
+        for stage in STUDY_STAGES:
+            parents = {role: found[role] for role in PARENTS[stage]}
+            version = self.runner.current(_run_of(cell, stage), stage, cell.config, parents, digest)
+            if version is None:
+                break
+            found[stage] = version
+        return found
+
+    def _digest(self, cell: Cell) -> str:
+        key = cell.config.data.name, cell.config.data.root
+        if key not in self._digests:
+            self._digests[key] = self.runner.data_digest(cell.config)
+        return self._digests[key]
+
+    def _state(self, cell: Cell) -> str:
+        found = self._finished(cell)
+        if len(found) == len(STUDY_STAGES):
+            return "finished"
+        stage = STUDY_STAGES[len(found)]
+        parents = {role: found[role] for role in PARENTS[stage]}
+        step = self.runner.resumable_step(
+            _run_of(cell, stage), stage, cell.config, parents, self._digest(cell)
+        )
+        return f"{stage} continues at step {step}" if step else f"{stage} is next"
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        try:
+            versions = self._finished(cell)
+        except D2NasError as error:
+            self.failures.setdefault(cell, _failure_of(error))
+            versions = {}
+        if len(versions) == len(STUDY_STAGES):
+            self.failures.pop(cell, None)
+            return _describe(cell, versions, None)
+        failure = self.failures.get(cell)
+        return _describe(cell, versions, "not finished" if failure is None else failure.message)
+
+
+def _failure_of(error: D2NasError) -> Failure:
+    return Failure(" ".join(str(error).split()), error.hint, error.exit_code)
+
+
+def _run_of(cell: Cell, stage: str) -> str:
+    return cell.search_run if stage in SEARCH_STAGES else cell.run
+
+
+def _names(cell: Cell) -> dict[str, Any]:
+    names = ("variant", "method", "space", "data", "seed", "run")
+    return {name: getattr(cell, name) for name in names}
+
+
+def _describe(cell: Cell, versions: Mapping[str, Version], error: str | None) -> dict[str, Any]:
+    facts = {
+        stage: versions[stage].manifest.facts if stage in versions else {} for stage in STUDY_STAGES
+    }
+    seconds = {stage: (version.note or {}).get("seconds") for stage, version in versions.items()}
+    settings = {
+        section: {
+            name: getattr(getattr(cell.config, section), name)
+            for name in ("num_cells", "init_channels", "epochs", "batch_size")
+        }
+        for section in ("search", "retrain")
+    }
+    return {
+        **_names(cell),
+        "genotype": facts["derive"].get("genotype"),
+        "genotype_digest": facts["derive"].get("genotype_digest"),
+        "accuracy": facts["evaluate"].get("accuracy"),
+        "evaluation": cell.config.data.evaluation,
+        "images": facts["evaluate"].get("images"),
+        "params": facts["retrain"].get("params"),
+        "macs": facts["retrain"].get("macs"),
+        "parameterless_normal": facts["derive"].get("parameterless_normal"),
+        "passes": facts["search"].get("passes"),
+        "search_seconds": seconds.get("search"),
+        "retrain_seconds": seconds.get("retrain"),
+        "device": facts["search"].get("device"),
+        "retrain_device": facts["retrain"].get("device"),
+        "settings": {**settings, "train_images": cell.config.data.train_images},
+        "setting": cell.setting,
+        "error": error,
+    }
