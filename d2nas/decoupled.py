@@ -17,7 +17,7 @@ from .method import Batch, Measured, Method, Sizes, StepContext, frozen, measure
 from .ops import set_noise_generator
 from .sampling import ArchLogits, Draw, sample
 from .spaces import SearchSpace
-from .supernet import Supernet
+from .supernet import SharedInputs, Supernet
 
 
 class SinglePath(Method):
@@ -89,29 +89,33 @@ class SinglePath(Method):
         ]
         gated = [draw.with_gates(*own) for draw, own in zip(draws, leaves, strict=True)]
         with frozen(self.supernet):
-            return leaves, self._run(batch, gated, generators)
+            shared = self.supernet.share(batch.images)
+            return leaves, self._run(shared, batch.labels, gated, generators)
 
     def run(
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
     ) -> Measured:
         """Run every draw's forward and backward on one batch; gradients of weights add."""
-        return self._run(batch, [draw.with_gates(None, None) for draw in draws], generators)
+        bare = [draw.with_gates(None, None) for draw in draws]
+        return self._run(batch.images, batch.labels, bare, generators)
 
     def _run(
-        self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
+        self,
+        x: Tensor | SharedInputs,
+        labels: Tensor,
+        draws: Sequence[Draw],
+        generators: Sequence[torch.Generator],
     ) -> Measured:
         supernet, num_draws = self.supernet, len(draws)
-        totals = [torch.zeros((), device=batch.images.device) for _ in range(3)]
-        shared = supernet.share(batch.images)
+        totals = [torch.zeros((), device=labels.device) for _ in range(3)]
         for draw, generator in zip(draws, generators, strict=True):
             set_noise_generator(supernet, generator)
-            for branch in supernet.branches(shared, draw):
-                loss, accuracy = measure(branch.logits, batch.labels)
+            for branch in supernet.branches(x, draw):
+                loss, accuracy = measure(branch.logits, labels)
                 torch.autograd.backward(loss)
                 totals[2] += loss.detach() / (num_draws * len(supernet.borders))
             totals[0] += loss.detach() / num_draws
             totals[1] += accuracy / num_draws
-        shared.backward()
         return Measured(*totals)
 
 

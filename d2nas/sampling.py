@@ -6,7 +6,7 @@ straight-through gradients (the paper's section 4, equal to ROME v2, arXiv 2011.
 Shape letters: E = 14 edges, O = operation columns, S = 8 sampled edges.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -88,6 +88,18 @@ class CellDraw:
     edges: tuple[int, ...]
     operations: tuple[int, ...]
     gates: Tensor | None
+    are_ones: bool = field(default=False, init=False)
+    """Whether the gates are known to be ones, so that nothing has to be multiplied. Not to be set
+    by hand: a copy with other gates does not keep it."""
+
+    @classmethod
+    def of_ones(
+        cls, edges: tuple[int, ...], operations: tuple[int, ...], gates: Tensor | None
+    ) -> "CellDraw":
+        """Return a draw whose gates hold ones; what they hold is not looked at."""
+        draw = cls(edges, operations, gates)
+        object.__setattr__(draw, "are_ones", True)
+        return draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +114,10 @@ class Draw:
         return self.normal if cell_type == "normal" else self.reduce
 
     def with_gates(self, normal: Tensor | None, reduce: Tensor | None) -> "Draw":
-        """Return the same sub-network with other gates; None: nothing to compute for them."""
+        """Return the same sub-network with other gates that hold ones, or without (None)."""
         return Draw(
-            CellDraw(self.normal.edges, self.normal.operations, normal),
-            CellDraw(self.reduce.edges, self.reduce.operations, reduce),
+            CellDraw.of_ones(self.normal.edges, self.normal.operations, normal),
+            CellDraw.of_ones(self.reduce.edges, self.reduce.operations, reduce),
         )
 
 
@@ -237,7 +249,7 @@ def sample_cell(
         (torch.tensor(edges), torch.tensor(operations)),
         (1.0 / temperature, edge_gate_scale / temperature),
     )
-    return CellDraw(edges, operations, gates)
+    return CellDraw.of_ones(edges, operations, gates)
 
 
 def sample(
@@ -281,5 +293,6 @@ def sample_operations(logits: ArchLogits, tau: float, generator: torch.Generator
         gates: Tensor = _StraightThrough.apply(
             ops_EO, edges_E, soft_EO, soft_E, (edges, operations), (1.0 / tau, 0.0)
         )
-        cells.append(CellDraw(tuple(edges.tolist()), tuple(operations.tolist()), gates))
+        rows = tuple(edges.tolist()), tuple(operations.tolist())
+        cells.append(CellDraw.of_ones(*rows, gates))
     return Draw(*cells)

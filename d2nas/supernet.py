@@ -38,38 +38,22 @@ class Branch:
     logits: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class SharedInputs:
-    """What all draws on one batch have in common: the cell inputs that come from the stem.
-
-    ``inputs``: by (cell, which input), at the cell's width. ``sources``: the same tensors with
-    their graph, where ``inputs`` are cut from it.
-    """
-
-    inputs: dict[tuple[int, int], Tensor]
-    sources: dict[tuple[int, int], Tensor]
-
-    def backward(self) -> None:
-        """Run the stem's backward, once, on what all branches left in the inputs' gradients."""
-        reached = [key for key, leaf in self.inputs.items() if leaf.grad is not None]
-        if reached:
-            torch.autograd.backward(
-                [self.sources[key] for key in reached], [self.inputs[key].grad for key in reached]
-            )
+SharedInputs = dict[tuple[int, int], Tensor]
+"""By (cell, which of its inputs): what comes from the stem, brought to the cell's width."""
 
 
 class _GatedSum(torch.autograd.Function):
     """The sum of ``terms``, each times its gate: ``gates[first]`` and those that follow.
 
-    Sampled gates are exactly one; where that is known on the host, nothing is multiplied.
+    Where the gates ``are_ones``, nothing is multiplied.
     """
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, first: int, *terms: Tensor) -> Tensor:
+    def forward(ctx: Any, gates: Tensor, first: int, are_ones: bool, *terms: Tensor) -> Tensor:
         ctx.save_for_backward(gates, *terms)
+        ctx.first, ctx.are_ones = first, are_ones
         own = gates[first : first + len(terms)]
-        ctx.first, ctx.open = first, gates.device.type == "cpu" and bool((own == 1).all())
-        if not ctx.open:
+        if not are_ones:
             terms = tuple(term * gate for term, gate in zip(terms, own, strict=True))
         return reduce(torch.add, terms)
 
@@ -87,9 +71,10 @@ class _GatedSum(torch.autograd.Function):
         return (
             products,
             None,
+            None,
             *(
-                None if not need else gradient if ctx.open else gradient * gate
-                for need, gate in zip(ctx.needs_input_grad[2:], own, strict=True)
+                None if not need else gradient if ctx.are_ones else gradient * gate
+                for need, gate in zip(ctx.needs_input_grad[3:], own, strict=True)
             ),
         )
 
@@ -140,7 +125,9 @@ class SuperCell(nn.Module):
                 if edge in operations
             ]
             states.append(
-                reduce(torch.add, terms) if gates is None else _GatedSum.apply(gates, first, *terms)
+                reduce(torch.add, terms)
+                if gates is None
+                else _GatedSum.apply(gates, first, draw.are_ones, *terms)
             )
             first += len(terms)
         return torch.cat(states[-len(NODES) :], dim=1)
@@ -148,6 +135,14 @@ class SuperCell(nn.Module):
     def _block(self, block: nn.Module, x_NCHW: Tensor) -> Tensor:
         output: Tensor = recomputed(block, x_NCHW) if self.recompute == "op" else block(x_NCHW)
         return output
+
+
+def _pool(features_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the global mean, (N, C). Divided after the sum, so that what flows back is one number
+    per image and channel seen through a view, and not a map.
+    """
+    height, width = features_NCHW.shape[2:]
+    return features_NCHW.sum((2, 3), dtype=dtype) / (height * width)
 
 
 def _call(module: nn.Module, *inputs: Any) -> Any:
@@ -197,34 +192,37 @@ class Supernet(nn.Module):
             for border in self.borders
         )
 
+    @torch.no_grad()
     def share(self, x: Tensor) -> SharedInputs:
         """Compute once, for all draws on normalised images ``x`` (N, C, H, W), what does not
         depend on the draw: the stem, and the preprocessing of its output.
 
-        Hand the result to ``branches`` in place of the images, and call its ``backward`` after
-        the last branch of the last draw.
+        For draws that ask for no gradient of the weights: nothing flows back into it. Where the
+        weights learn, keeping the stem's graph for all draws would cost more memory than a
+        branch saves.
         """
-        sources = self._stem_inputs(x)
-        leaves = {
-            key: source.detach().requires_grad_(source.requires_grad)
-            for key, source in sources.items()
-        }
-        return SharedInputs(leaves, sources)
+        first, second = self.stem(x)
+        cells = [cell for cell in self.cells if isinstance(cell, SuperCell)]
+        shared = {(0, 0): cells[0].preprocess0(first), (0, 1): cells[0].preprocess1(second)}
+        if len(cells) > 1:
+            shared[1, 0] = cells[1].preprocess0(second)
+        return shared
 
     def branches(self, x: Tensor | SharedInputs, draw: Draw) -> Iterator[Branch]:
-        """Run the sub-network ``draw`` on normalised images ``x`` (N, C, H, W), branch by branch.
+        """Run the sub-network ``draw`` on normalised images ``x`` (N, C, H, W), or on what
+        ``share`` made of them, branch by branch.
 
         Compute a branch's loss and run its backward before taking the next branch: its graph is
         then freed and only two detached feature maps live on. Branch losses add. The last
         branch's logits are the sub-network's prediction.
         """
-        prepared, carried = ({}, [*self.stem(x)]) if isinstance(x, Tensor) else (dict(x.inputs), [])
+        prepared, carried = (dict(x), []) if isinstance(x, dict) else ({}, self._run_stem(x))
         first = 0
         for border, head in zip(self.borders, self.heads, strict=True):
             for position in range(first, border):
                 carried = [*carried, self._run_cell(position, prepared, carried, draw)][-2:]
             assert isinstance(head, nn.Linear)
-            yield Branch(border - 1, head(carried[-1].mean((2, 3), dtype=head.weight.dtype)))
+            yield Branch(border - 1, head(_pool(carried[-1], head.weight.dtype)))
             carried = [features.detach() for features in carried]
             first = border
 
@@ -248,20 +246,9 @@ class Supernet(nn.Module):
         output: Tensor = run(cell, *arguments, draw.cell(cell.cell_type), ready)
         return output
 
-    def _stem_inputs(self, x: Tensor) -> dict[tuple[int, int], Tensor]:
-        """Return the inputs of cell 0, and input 0 of cell 1, through their preprocessing."""
-        run = recomputed if self.recompute == "op" else _call
-        first, second = run(self.stem, x)
-        cells = [cell for cell in self.cells if isinstance(cell, SuperCell)]
-        inputs = {
-            (0, 0): run(cells[0].preprocess0, first),
-            (0, 1): run(cells[0].preprocess1, second),
-        }
-        if len(cells) > 1:
-            # Past the first border no gradient may reach the stem.
-            cut = second.detach() if self.borders[0] == 1 else second
-            inputs[1, 0] = run(cells[1].preprocess0, cut)
-        return inputs
+    def _run_stem(self, x: Tensor) -> list[Tensor]:
+        run = _call if self.recompute == "none" else recomputed
+        return [*run(self.stem, x)]
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
         """Return the prediction of the sub-network ``draw``, logits (N, classes)."""
