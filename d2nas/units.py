@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .batch_norm import normalize, normalize_gradients
 from .depthwise import ConvSpec, convolution_gradients, convolve
 
 
@@ -220,19 +221,7 @@ class _NormalizedSteps(torch.autograd.Function):
             sources.append(current)
             current, extra = step.forward(current, _cast(own, x_NCHW.dtype))
             extras.append(extra)
-        assert norm.momentum is not None  # a cumulative average is not used here
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        output, mean, inverse_std = torch.native_batch_norm(
-            current,
-            scale,
-            shift,
-            norm.running_mean,
-            norm.running_var,
-            True,
-            norm.momentum,
-            norm.eps,
-        )
+        output, mean, inverse_std = normalize(current, norm)
         kept = output if scale is None else current
         statistics = (mean, inverse_std, scale)
         ctx.save_for_backward(x_NCHW, kept, *statistics, *sources[1:], *extras, *weights)
@@ -249,8 +238,14 @@ class _NormalizedSteps(torch.autograd.Function):
         # Only the weights' gradient looks at the values of the first step's input.
         if ctx.rectify and any(wanteds[0]):
             sources[0] = x_NCHW.relu()
-        gradient, grad_scale, grad_shift = _norm_gradients(
-            gradients[0], kept, mean, inverse_std, scale, ctx.needs_input_grad[4], ctx.epsilon
+        gradient, grad_scale, grad_shift = normalize_gradients(
+            gradients[0],
+            kept,
+            mean,
+            inverse_std,
+            scale,
+            want_affine=any(ctx.needs_input_grad[4:6]),
+            epsilon=ctx.epsilon,
         )
         grad_weights: list[Tensor | None] = []
         for index in reversed(range(num_steps)):
@@ -283,36 +278,6 @@ def _cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [weight.to(dtype) for weight in weights]
 
 
-def _norm_gradients(
-    grad_NCHW: Tensor,
-    kept_NCHW: Tensor,
-    mean: Tensor,
-    inverse_std: Tensor,
-    scale: Tensor | None,
-    wanted_affine: bool,
-    epsilon: float,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return batch norm's gradients: of its input, of the scale and of the shift."""
-    if scale is None:
-        # The kept output is an input already normalised; its own deviation comes in as a factor.
-        scale, mean, inverse_std = inverse_std, torch.zeros_like(mean), torch.ones_like(mean)
-    gradients: tuple[Tensor, Tensor | None, Tensor | None] = (
-        torch.ops.aten.native_batch_norm_backward(
-            grad_NCHW,
-            kept_NCHW,
-            scale,
-            None,
-            None,
-            mean,
-            inverse_std,
-            True,
-            epsilon,
-            [True, wanted_affine, wanted_affine],
-        )
-    )
-    return gradients
-
-
 class NormalizedUnit(nn.Module):
     """Base of the units: subclasses set ``steps``, and say what they are module by module.
 
@@ -337,7 +302,8 @@ class NormalizedUnit(nn.Module):
         """Return (N, C', ceil(H / stride), ceil(W / stride))."""
         if not (self.lean and self.norm.training) or self._is_watched():
             return self.plain(x_NCHW)
-        if torch.is_autocast_enabled(x_NCHW.device.type):
+        kind = x_NCHW.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return self._run_in_autocast(x_NCHW)
         return self._run(x_NCHW)
 
@@ -349,14 +315,23 @@ class NormalizedUnit(nn.Module):
         return output
 
     def _run_in_autocast(self, x_NCHW: Tensor) -> Tensor:
-        # The unit casts its weights to its input's type: autocast only has to say which.
+        # The unit casts its weights to its input's type: autocast only has to say which. It leaves
+        # float64 as it is, and what has no weights.
         kind = x_NCHW.device.type
+        if self.weights() and x_NCHW.dtype != torch.float64:
+            x_NCHW = x_NCHW.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False):
-            return self._run(x_NCHW.to(torch.get_autocast_dtype(kind)))
+            return self._run(x_NCHW)
 
     def _is_watched(self) -> bool:
         """Whether someone's hook waits for a module inside to run."""
-        return any(child._forward_hooks or child._forward_pre_hooks for child in self.modules())
+        return any(
+            child._forward_hooks
+            or child._forward_pre_hooks
+            or child._backward_hooks
+            or child._backward_pre_hooks
+            for child in self.modules()
+        )
 
 
 def keep_everything(module: nn.Module) -> None:

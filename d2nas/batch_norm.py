@@ -1,0 +1,123 @@
+"""Batch norm over the batch, forward and backward, with a fast way for few channels on a CPU.
+
+PyTorch's channels-last kernel works along the channels: with four of them it does a quarter of
+what it could, and takes five times as long as the arithmetic needs. The same sums over rows of
+``width x channels`` neighbours use whole vectors, whatever the number of channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+_FEW_CHANNELS = 8
+"""Up to this many the rows are faster than PyTorch's own kernel (measured)."""
+
+
+def normalize(x_NCHW: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output of ``norm`` in training mode, the batch's mean and one over its deviation
+    (both (C,), of at least float32). Updates the running statistics.
+    """
+    assert norm.momentum is not None  # a cumulative average is not used here
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    if not _has_fast_way(x_NCHW):
+        return torch.native_batch_norm(
+            x_NCHW,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            True,
+            norm.momentum,
+            norm.eps,
+        )
+    rows, count = _rows(x_NCHW), x_NCHW.numel() // x_NCHW.shape[1]
+    mean = _per_channel(rows, x_NCHW) / count
+    centred = rows - _repeated(mean, rows)
+    variance = _per_channel(centred * centred, x_NCHW) / count
+    inverse_std = (variance + norm.eps).rsqrt()
+    if norm.weight is None:
+        output = centred.mul_(_repeated(inverse_std, rows))
+    else:
+        factor = _repeated(norm.weight.detach() * inverse_std, rows)
+        output = torch.addcmul(_repeated(norm.bias.detach(), rows), centred, factor)
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / max(1, count - 1)), norm.momentum)
+    return _as_map(output, x_NCHW), mean, inverse_std
+
+
+def normalize_gradients(
+    grad_NCHW: Tensor,
+    kept_NCHW: Tensor,
+    mean: Tensor,
+    inverse_std: Tensor,
+    scale: Tensor | None,
+    *,
+    want_affine: bool,
+    epsilon: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the gradients of the input, of the scale and of the shift, given the output's.
+
+    ``kept_NCHW`` is the input, with ``scale``; without, it is the output, which is the input
+    normalised.
+    """
+    if not _has_fast_way(kept_NCHW):
+        if scale is None:
+            # An input already normalised; its own deviation comes in as a factor.
+            scale, mean, inverse_std = inverse_std, torch.zeros_like(mean), torch.ones_like(mean)
+        gradients: tuple[Tensor, Tensor | None, Tensor | None] = (
+            torch.ops.aten.native_batch_norm_backward(
+                grad_NCHW,
+                kept_NCHW,
+                scale,
+                None,
+                None,
+                mean,
+                inverse_std,
+                True,
+                epsilon,
+                [True, want_affine, want_affine],
+            )
+        )
+        return gradients
+    rows, grad, count = _rows(kept_NCHW), _rows(grad_NCHW), grad_NCHW.numel() // len(mean)
+    if scale is not None:
+        rows = (rows - _repeated(mean, rows)).mul_(_repeated(inverse_std, rows))
+    products = grad * rows
+    grad_shift, grad_scale = _per_channel(grad, grad_NCHW), _per_channel(products, grad_NCHW)
+    factor = inverse_std if scale is None else inverse_std * scale
+    total = torch.addcmul(
+        _repeated(-grad_shift * factor / count, rows), grad, _repeated(factor, rows), out=products
+    )
+    total.addcmul_(rows, _repeated(-grad_scale * factor / count, rows))
+    gradient = _as_map(total, kept_NCHW)
+    return (gradient, grad_scale, grad_shift) if want_affine else (gradient, None, None)
+
+
+def _has_fast_way(x_NCHW: Tensor) -> bool:
+    return (
+        x_NCHW.device.type == "cpu"
+        and x_NCHW.shape[1] <= _FEW_CHANNELS
+        and x_NCHW.dtype in (torch.float32, torch.float64)
+        and x_NCHW.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _rows(x_NCHW: Tensor) -> Tensor:
+    """Return (N x H, W x C)."""
+    channels, width = x_NCHW.shape[1], x_NCHW.shape[3]
+    return x_NCHW.permute(0, 2, 3, 1).reshape(-1, width * channels)
+
+
+def _as_map(rows: Tensor, like_NCHW: Tensor) -> Tensor:
+    batch, channels, height, width = like_NCHW.shape
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _per_channel(rows: Tensor, like_NCHW: Tensor) -> Tensor:
+    channels, width = like_NCHW.shape[1], like_NCHW.shape[3]
+    return rows.sum(0).view(width, channels).sum(0)
+
+
+def _repeated(values_C: Tensor, rows: Tensor) -> Tensor:
+    return values_C.repeat(rows.shape[1] // len(values_C))
