@@ -14,7 +14,7 @@ from torch import Tensor
 from .derive import derive_genotype
 from .genotype import Genotype
 from .method import Batch, Measured, Method, Sizes, StepContext, frozen, measure
-from .ops import set_noise_generator
+from .ops import Noise
 from .sampling import ArchLogits, Draw, sample
 from .spaces import SearchSpace
 from .supernet import SharedInputs, Supernet
@@ -48,6 +48,7 @@ class SinglePath(Method):
             branch_length=branch_length,
             recompute=recompute,
         )
+        self._noises = [child for child in self.supernet.modules() if isinstance(child, Noise)]
         self.logits = ArchLogits(space, generator=generator)
         self.draws = draws
         self.passes = (draws, draws)
@@ -109,7 +110,8 @@ class SinglePath(Method):
         supernet, num_draws = self.supernet, len(draws)
         totals = [torch.zeros((), device=labels.device) for _ in range(3)]
         for draw, generator in zip(draws, generators, strict=True):
-            set_noise_generator(supernet, generator)
+            for noise in self._noises:
+                noise.generator = generator
             for branch in supernet.branches(x, draw):
                 loss, accuracy = measure(branch.logits, labels)
                 torch.autograd.backward(loss)

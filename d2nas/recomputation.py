@@ -5,7 +5,7 @@ not count the batch twice.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ RECOMPUTE = ("none", "cell", "op")
 
 
 @contextlib.contextmanager
-def _frozen_statistics(module: nn.Module, noise_states: dict[Noise, Tensor]) -> Iterator[None]:
+def _frozen_statistics(
+    norms: Sequence[nn.BatchNorm2d], noise_states: dict[Noise, Tensor]
+) -> Iterator[None]:
     """Compute again without counting the batch twice and with the noise of the first time."""
-    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     later = {noise: _generator(noise).get_state() for noise in noise_states}
     for norm in norms:
@@ -42,17 +43,21 @@ def _generator(noise: Noise) -> torch.Generator:
     return noise.generator
 
 
-def recomputed(module: nn.Module, *inputs: Any) -> Any:
+def recomputed(module: nn.Module, *inputs: Any, parts: Iterable[nn.Module] | None = None) -> Any:
     """Run ``module``, keep only its inputs, and run it again in the backward pass.
 
-    Gradients, outputs and batch norm statistics are those of ``module(*inputs)``. Noise without a
-    generator of its own is outside this promise: it would be drawn anew.
+    ``parts``: those of its modules that will run, where that is known; a supernet's cell need not
+    look at the candidates that were not sampled. Gradients, outputs and batch norm statistics are
+    those of ``module(*inputs)``. Noise without a generator of its own is outside this promise: it
+    would be drawn anew.
     """
     if not torch.is_grad_enabled():
         return module(*inputs)
+    running = [child for part in parts or (module,) for child in part.modules()]
+    norms = [child for child in running if isinstance(child, nn.BatchNorm2d)]
     noise_states = {
         child: child.generator.get_state()
-        for child in module.modules()
+        for child in running
         if isinstance(child, Noise) and child.generator is not None
     }
     return checkpoint(
@@ -62,6 +67,6 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
         preserve_rng_state=False,
         context_fn=lambda: (
             contextlib.nullcontext(),
-            _frozen_statistics(module, noise_states),
+            _frozen_statistics(norms, noise_states),
         ),
     )

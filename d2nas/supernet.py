@@ -132,6 +132,12 @@ class SuperCell(nn.Module):
             first += len(terms)
         return torch.cat(states[-len(NODES) :], dim=1)
 
+    def parts(self, draw: CellDraw) -> list[nn.Module]:
+        """Return the modules that a draw runs."""
+        pairs = zip(draw.edges, draw.operations, strict=True)
+        candidates = [self.candidates[edge][column] for edge, column in pairs]  # type: ignore[index]
+        return [self.preprocess0, self.preprocess1, *candidates]
+
     def _block(self, block: nn.Module, x_NCHW: Tensor) -> Tensor:
         output: Tensor = recomputed(block, x_NCHW) if self.recompute == "op" else block(x_NCHW)
         return output
@@ -143,10 +149,6 @@ def _pool(features_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
     """
     height, width = features_NCHW.shape[2:]
     return features_NCHW.sum((2, 3), dtype=dtype) / (height * width)
-
-
-def _call(module: nn.Module, *inputs: Any) -> Any:
-    return module(*inputs)
 
 
 class Supernet(nn.Module):
@@ -242,13 +244,15 @@ class Supernet(nn.Module):
             prepared.pop((position, which)) if ready[which] else carried[offset + which]
             for which in (0, 1)
         ]
-        run = recomputed if self.recompute == "cell" else _call
-        output: Tensor = run(cell, *arguments, draw.cell(cell.cell_type), ready)
+        cell_draw = draw.cell(cell.cell_type)
+        if self.recompute != "cell":
+            output: Tensor = cell(*arguments, cell_draw, ready)
+            return output
+        output = recomputed(cell, *arguments, cell_draw, ready, parts=cell.parts(cell_draw))
         return output
 
     def _run_stem(self, x: Tensor) -> list[Tensor]:
-        run = _call if self.recompute == "none" else recomputed
-        return [*run(self.stem, x)]
+        return [*(self.stem(x) if self.recompute == "none" else recomputed(self.stem, x))]
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
         """Return the prediction of the sub-network ``draw``, logits (N, classes)."""
