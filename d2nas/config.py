@@ -105,6 +105,9 @@ class SearchConfig(Section):
     warmup_epochs: NonNegative = 0
     """Epochs before the architecture moves (ours; the paper names none)."""
     batch_size: Positive = 64
+    image_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
+    is 10 % of all for the weights and 10 % for the architecture)."""
     draws: Positive = 7
     """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); rivals have one."""
     weight_lr: PositiveReal = 0.05

@@ -13,8 +13,9 @@ from torch import nn
 
 from .config import DataConfig, SearchConfig
 from .cost import LiveBytes
-from .data import ImageData, Normalizer
+from .data import ImageData, ImageSet, Normalizer
 from .data import steps_per_epoch as count_steps
+from .data_splits import stratified_choice
 from .method import Batch, Measured, Method, Sizes, StepContext
 from .methods import METHODS, searched_space
 from .ops import initialize
@@ -64,6 +65,10 @@ class Search(Loop):
         self.config, self.seed, self.device = config, seed, device
         self.space = searched_space(config.method, space)
         self.batch_size = config.batch_size
+        halves = [
+            _part(half, config.image_fraction, seed, purpose)
+            for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
+        ]
         self.weight_batches, self.arch_batches = (
             Batches(
                 half.to(device),
@@ -74,7 +79,7 @@ class Search(Loop):
                 seed,
                 purpose,
             )
-            for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
+            for half, purpose in zip(halves, ("weights", "architecture"), strict=True)
         )
         self.method = _build(config, self.space, data, seed)
         self.supernet, self.logits = self.method.supernet, self.method.logits
@@ -97,7 +102,7 @@ class Search(Loop):
                 betas=(config.arch_beta1, config.arch_beta2),
                 weight_decay=config.arch_weight_decay,
             )
-        epoch = count_steps(len(data.weight_half), config.batch_size)
+        epoch = count_steps(len(halves[0]), config.batch_size)
         self.steps_per_epoch = epoch if self.trains else 1
         self.num_steps = epoch * config.epochs if self.trains else 1
         self.metrics = []
@@ -183,6 +188,18 @@ class Search(Loop):
             "parameterless_normal": genotype.parameterless_normal,
             "genotype": genotype.to_dict(),
         }
+
+
+def _part(half: ImageSet, fraction: float, seed: int, purpose: str) -> ImageSet:
+    """Return ``fraction`` of the images, at least one of each class."""
+    if fraction == 1.0:
+        return half
+    labels = half.labels_N.cpu()
+    count = max(round(fraction * len(half)), len(set(labels.tolist())))
+    chosen, _ = stratified_choice(
+        labels, count, least=1, seed=seed, purpose=f"{purpose}-image-fraction"
+    )
+    return half.select(chosen)
 
 
 def _build(config: SearchConfig, space: SearchSpace, data: ImageData, seed: int) -> Method:

@@ -231,7 +231,9 @@ def validate_command(
 
 @app.command("study")
 def study_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: the grid and its settings.")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="table-1, -2, -3, -5, or a TOML file's path.")
+    ],
     store: StoreOption = DEFAULT_STORE,
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
@@ -242,9 +244,9 @@ def study_command(
     from .commands import plan_study, run_study
 
     if plan:
-        plan_study(file, store, data_root, as_json=as_json)
+        plan_study(study, store, data_root, as_json=as_json)
         return 0
-    return run_study(file, store, data_root, reuse=_reuse(fresh), as_json=as_json)
+    return run_study(study, store, data_root, reuse=_reuse(fresh), as_json=as_json)
 
 
 @app.command("ls")

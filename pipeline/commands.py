@@ -106,14 +106,12 @@ def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:
         console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
 
 
-def run_study(
-    file: Path, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool
-) -> int:
+def run_study(name: str, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool) -> int:
     """Run what is left of a study, show all of it, and return the exit code.
 
     That is 0, or the code of the first cell that has no result.
     """
-    study = read_study(file, data_root=data_root)
+    study = read_study(name, data_root=data_root)
 
     def run(runner: Runner) -> StudyRun:
         study_run = StudyRun(runner, study)
@@ -137,10 +135,10 @@ def run_study(
     return failure.exit_code
 
 
-def plan_study(file: Path, store: Path, data_root: str | None, *, as_json: bool) -> None:
+def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) -> None:
     """Show a study's cells and how far each is; runs nothing."""
     console = Console()
-    study = read_study(file, data_root=data_root)
+    study = read_study(name, data_root=data_root)
     rows = StudyRun(Runner(Store(store), console, StopFlag()), study).plan()
     if as_json:
         console.data(rows)

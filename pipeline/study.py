@@ -32,15 +32,14 @@ from d2nas.config import (
     Config,
     Section,
     build_config,
-    parse_toml,
     read_space,
-    read_text,
 )
 from d2nas.errors import ConfigError
 from d2nas.strict_json import digest
 
 from .presets import read_preset
 from .stages import stage_config
+from .studies import read_study_file
 
 RANDOM = "random"
 
@@ -107,14 +106,14 @@ class Study:
     cells: tuple[Cell, ...]
 
 
-def read_study(path: Path, *, data_root: str | None = None) -> Study:
-    """Read a study's file; ``data_root`` overrides ``data.root`` of every cell.
+def read_study(name: str, *, data_root: str | None = None) -> Study:
+    """Read a study by name or path; ``data_root`` overrides ``data.root`` of every cell.
 
     Random cells are added to every variant, data set and space, unless another variant has them
     with the same data and retraining. Raises ``ConfigError`` naming the key.
     """
-    what = str(path)
-    file = _parse(parse_toml(read_text(path), what=what), what)
+    what, title = name, Path(name).stem
+    file = _parse(read_study_file(name), what)
     base = {} if file.preset is None else read_preset(file.preset)
     build_config(base, what=file.preset or what)
     if data_root is not None:
@@ -131,7 +130,7 @@ def read_study(path: Path, *, data_root: str | None = None) -> Study:
     drafts += _missing_random(variants, drafts)
     order = {variant.name: number for number, variant in enumerate(variants)}
     drafts.sort(key=lambda d: (order[d.variant.name], d.variant.seeds.index(d.seed)))
-    return Study(path.stem, tuple(_cells(path.stem, drafts)))
+    return Study(title, tuple(_cells(title, drafts)))
 
 
 def setting_of(config: Config) -> str:

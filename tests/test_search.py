@@ -311,3 +311,18 @@ def test_space_s4_searches_and_trains_with_noise(data: ImageData) -> None:
     search_step(again, 0)
     wanted, got = final_tensors(search), final_tensors(again)
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+
+
+def test_image_fraction_keeps_a_part_of_each_half_and_every_class(data: ImageData) -> None:
+    """The paper's ImageNet search sees 10 % + 10 %: a fifth of each half."""
+    search = search_of(data, "search.image_fraction=0.2")
+    halves = search.weight_batches.images, search.arch_batches.images
+    assert [len(half) for half in halves] == [
+        round(0.2 * len(data.weight_half)),
+        round(0.2 * len(data.arch_half)),
+    ]
+    for half, whole in zip(halves, (data.weight_half, data.arch_half), strict=True):
+        counts = torch.bincount(half.labels_N, minlength=10)
+        shares = 0.2 * torch.bincount(whole.labels_N, minlength=10)
+        assert (counts - shares).abs().max() < 1
+    assert len(search_of(data).weight_batches.images) == len(data.weight_half)

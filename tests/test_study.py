@@ -23,6 +23,7 @@ from pipeline.console import Console
 from pipeline.runner import Reuse, Runner, StopFlag
 from pipeline.stages import STUDY_STAGES, stage_config
 from pipeline.store import Store, safe_run_name
+from pipeline.studies import study_names
 from pipeline.study import Study, read_study, run_name
 from pipeline.study_report import (
     correlation_line,
@@ -63,7 +64,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def read(place: Place, text: str) -> Study:
-    return read_study(write(place, text))
+    return read_study(str(write(place, text)))
 
 
 def cells(study: Study) -> list[tuple[Any, ...]]:
@@ -174,7 +175,7 @@ def test_the_data_set_is_the_presets_unless_the_file_names_some(place):
 
 
 def test_the_data_root_is_every_cells(place):
-    study = read_study(write(place), data_root="/somewhere")
+    study = read_study(str(write(place)), data_root="/somewhere")
     assert {cell.config.data.root for cell in study.cells} == {"/somewhere"}
 
 
@@ -251,7 +252,7 @@ def test_a_faulty_file_is_one_line_with_a_hint(place, capfd, text, words):
 def test_control_the_same_file_without_the_fault_is_read(tmp_path):
     path = tmp_path / "good.toml"
     path.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in GOOD.items()))
-    assert {cell.method for cell in read_study(path).cells} == {"d2nas", "random"}
+    assert {cell.method for cell in read_study(str(path)).cells} == {"d2nas", "random"}
 
 
 @pytest.mark.parametrize("axis", GOOD)
@@ -261,7 +262,7 @@ def test_a_missing_axis_is_named(tmp_path, axis):
         "\n".join(f"{name} = {json.dumps(value)}" for name, value in GOOD.items() if name != axis)
     )
     with pytest.raises(ConfigError, match=f"{axis} is missing"):
-        read_study(path)
+        read_study(str(path))
 
 
 def test_every_method_of_the_configuration_can_be_a_cell(place):
@@ -734,7 +735,7 @@ class _StopError(D2NasError):
 
 def test_the_time_of_an_interrupted_search_is_the_sum_of_its_parts(place, monkeypatch):
     ticks = iter(range(10_000))
-    cell = read_study(write(place)).cells[0]
+    cell = read_study(str(write(place))).cells[0]
     store, stop = Store(place.store), StopFlag()
     monkeypatch.setattr(runner_module, "CHECKPOINT_SECONDS", 0.0)
 
@@ -763,3 +764,19 @@ def test_the_time_of_an_interrupted_search_is_the_sum_of_its_parts(place, monkey
     # The second part's ticks, less those before its clock starts and after its commit.
     assert saved.note["seconds"] < total < saved.note["seconds"] + second_part
     assert total - saved.note["seconds"] > second_part - 6
+
+
+def test_the_studies_that_come_along_are_whole() -> None:
+    """Every one can be read, has random cells, and the tables' sizes are R-DARTS's and DARTS's."""
+    assert study_names() == ["table-1", "table-2", "table-3", "table-5"]
+    for name in study_names():
+        study = read_study(name)
+        assert "random" in {cell.method for cell in study.cells}
+        assert len({cell.run for cell in study.cells}) == len(study.cells)
+    sizes = {
+        cell.data: (cell.config.retrain.num_cells, cell.config.retrain.init_channels)
+        for cell in read_study("table-5").cells
+    }
+    assert sizes == {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
+    with pytest.raises(ConfigError, match="unknown study"):
+        read_study("table-4")
