@@ -129,7 +129,15 @@ class SearchConfig(Section):
 
 
 class DeriveConfig(Section):
-    """Derivation is exact: argmax of the learned distribution (ROME 3.3)."""
+    """Derivation: the most probable cell (ROME 3.3), or the best of several (ours)."""
+
+    candidates: Positive = 1
+    """Cells to compare on the architecture half: the most probable one and samples of the learned
+    distribution; 1 compares nothing (paper)."""
+    rank_by: Literal["supernet", "training"] = "supernet"
+    """By the supernet's weights, or by a short training of each on the weight half."""
+    rank_epochs: Positive = 5
+    """Epochs of that training; its other settings are retrain's."""
 
 
 class RetrainConfig(Section):
@@ -200,6 +208,10 @@ class Config(Section):
             raise ValueError(
                 f"search.warmup_epochs ({self.search.warmup_epochs}) must be below "
                 f"search.epochs ({self.search.epochs})"
+            )
+        if self.derive.candidates > 1 and self.search.method not in ("d2nas", "entangled"):
+            raise ValueError(
+                f"derive.candidates: {self.search.method} learns no distribution to sample from"
             )
         if self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")

@@ -63,7 +63,6 @@ class Search(Loop):
         augmentation: DataConfig,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
-        self.space = searched_space(config.method, space)
         self.batch_size = config.batch_size
         halves = [
             _part(half, config.image_fraction, seed, purpose)
@@ -81,8 +80,9 @@ class Search(Loop):
             )
             for half, purpose in zip(halves, ("weights", "architecture"), strict=True)
         )
-        self.method = _build(config, self.space, data, seed)
+        self.method = build_method(config, data, space, seed=seed)
         self.supernet, self.logits = self.method.supernet, self.method.logits
+        self.space = self.logits.space
         place(self.supernet, device)
         self.input_type = compute_type(config.precision, device)
         self.watch = FiniteWatch(device)
@@ -202,7 +202,8 @@ def _part(half: ImageSet, fraction: float, seed: int, purpose: str) -> ImageSet:
     return half.select(chosen)
 
 
-def _build(config: SearchConfig, space: SearchSpace, data: ImageData, seed: int) -> Method:
+def build_method(config: SearchConfig, data: ImageData, space: SearchSpace, *, seed: int) -> Method:
+    """Return a search's method before its first step, with fresh weights and logits."""
     sizes = Sizes(
         num_cells=config.num_cells,
         init_channels=config.init_channels,
@@ -212,7 +213,10 @@ def _build(config: SearchConfig, space: SearchSpace, data: ImageData, seed: int)
     )
     with torch.random.fork_rng(devices=[]):
         method = METHODS[config.method](
-            config, space, sizes, generator(seed, "architecture-logits")
+            config,
+            searched_space(config.method, space),
+            sizes,
+            generator(seed, "architecture-logits"),
         )
     initialize(method.supernet, generator(seed, "supernet-weights"))
     return method

@@ -23,7 +23,8 @@ from d2nas.config import Config, DataConfig
 from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
-from .stages import CODE_SCHEMA, PARENTS, READS_DATA, Context, run_stage, stage_config, stage_key
+from .events import Events
+from .stages import CODE_SCHEMA, PARENTS, Context, reads_data, run_stage, stage_config, stage_key
 from .store import STATE_STAGES, Store, Version
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class Runner:
         """
         self._will_retrain = "retrain" in (*stages, *then)
         with self.store.lock_run(run):
-            digest = self.data_digest(config) if READS_DATA & set(stages) else None
+            needed = any(reads_data(stage, config) for stage in stages)
+            digest = self.data_digest(config) if needed else None
             versions = dict(given or {})
             executed: list[str] = []
             for stage in stages:
@@ -228,11 +230,9 @@ class Runner:
             self.store.drop_states(run, f"{stage}-state")
         self.check_stop(f"before {stage}")
         started = self.clock()
-        with self.store.stage() as work:
-            facts = run_stage(
-                stage,
-                Context(config, parents, work, hooks, lambda: self._load_data(config, digest)),
-            )
+        with self.store.stage() as work, hooks.events:
+            context = Context(config, parents, work, hooks, lambda: self._load_data(config, digest))
+            facts = run_stage(stage, context)
             version = commit.make(self.store, work, stage, stage, facts, hooks.seconds())
         self.display.stage_ends(stage, str(version.reference), self.clock() - started)
         self.check_stop(f"after {stage}, which is done")
@@ -297,6 +297,8 @@ class _StageHooks:
         self._runner, self._commit, self._clock = runner, commit, clock
         self._started = self._last_checkpoint = clock()
         self._earlier: float | None = 0.0
+        folder = runner.store.root / "events" / commit.run / commit.stage
+        self.events = Events(folder, runner.display.warn)
 
     def seconds(self) -> float | None:
         """Return the stage's time so far, with the executions it continues.
@@ -318,6 +320,10 @@ class _StageHooks:
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         self._runner.display.stage_advances(self._commit.stage, done, row)
+        self.events.add(done, row)
+
+    def pause(self) -> None:
+        self._runner.check_stop(f"in {self._commit.stage}, which starts over")
 
     def resume(self) -> "TrainState | None":
         version = self._runner.store.find(

@@ -231,7 +231,9 @@ def test_a_killed_run_continues_at_its_last_checkpoint(
     assert place.run("search", str(place.preset)) == 0
     assert "continues at step" in capfd.readouterr().err
     searched = Store(place.store).open("toy/search")
-    assert searched.id == Store(finished_folder / "store").open("toy/search").id
+    whole = Store(finished_folder / "store").open("toy/search")
+    assert searched.manifest.files == whole.manifest.files
+    assert searched.id == whole.id
 
 
 def test_fresh_starts_over(finished: Place, capfd: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,13 @@ PARENTS: Mapping[str, tuple[str, ...]] = {
 }
 """What each stage reads; the last one is the version it continues from."""
 
-READS_DATA = frozenset({"search", "retrain", "evaluate", "validate"})
+
+def reads_data(stage: str, config: Config) -> bool:
+    """Whether a stage looks at the images; derive does where it compares candidates."""
+    if stage == "derive":
+        return config.derive.candidates > 1
+    return stage in ("search", "retrain", "evaluate", "validate")
+
 
 CODE_SCHEMA: Mapping[str, int] = {
     "search": 2,
@@ -64,6 +70,9 @@ class Hooks(Protocol):
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         """Report finished steps and, at an epoch's end, its row of metrics."""
+
+    def pause(self) -> None:
+        """Let a signal through where nothing can be saved; raises ``StoppedError`` after one."""
 
     def resume(self) -> "TrainState | None":
         """Return the last checkpoint of this very stage, or None."""
@@ -97,9 +106,11 @@ def stage_config(stage: str, config: Config) -> dict[str, Any]:
     """
     values = config.to_dict()
     part: dict[str, Any] = {stage: values[stage]} if stage in values else {}
+    if stage == "derive" and config.derive.candidates > 1:
+        part["retrain"] = values["retrain"]
     if stage == "search":
         part["space"] = read_space(config.search.space).to_dict()
-    if stage in READS_DATA:
+    if reads_data(stage, config):
         part["data"] = {key: value for key, value in values["data"].items() if key != "root"}
         part["run"] = values["run"]
     return part
@@ -115,6 +126,6 @@ def stage_key(
             "code_schema": CODE_SCHEMA[stage],
             "config": stage_config(stage, config),
             "parents": dict(parents),
-            "data": data_digest if stage in READS_DATA else None,
+            "data": data_digest if reads_data(stage, config) else None,
         }
     )

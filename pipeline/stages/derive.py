@@ -1,31 +1,50 @@
-"""Derive: architecture logits to the most probable genotype, its cost and its drawing."""
+"""Derive: architecture logits to a genotype, its cost and its drawing.
+
+The genotype is the method's own answer. With ``derive.candidates`` above 1 it is the best of
+several cells on the architecture half; the test images are not touched.
+"""
+
+from collections.abc import Iterator
 
 from d2nas.cost import MACS_CONVENTION, count_cost
+from d2nas.data import Normalizer
+from d2nas.genotype import Genotype
 from d2nas.methods import derive_for
 from d2nas.network import Network, load_weights
 from d2nas.sampling import ArchLogits
+from d2nas.search import build_method
+from d2nas.select import Candidate, best, rank_by_supernet, rank_by_training, sample_candidates
 from d2nas.spaces import SearchSpace
 from d2nas.strict_json import canonical_json
+from d2nas.supernet import Supernet
+from d2nas.training import place, resolve_device
 
 from ..drawing import draw_genotype
 from ..store.codec import decode_tensors
 from . import Context, Facts
-from .search import LOGITS_FILE
+from .search import LOGITS_FILE, SUPERNET_FILE
 
 GENOTYPE_FILE = "genotype.json"
 COST_FILE = "cost.json"
 DRAWING_FILE = "genotype.svg"
+CANDIDATES_FILE = "candidates.json"
 
 
 def run(context: Context) -> Facts:
-    """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``."""
+    """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
+    selection step also ``candidates.json``, every candidate with its accuracy.
+    """
     search = context.inputs["search"]
     space = SearchSpace.from_dict(search.manifest.facts["searched_space"])
     logits = ArchLogits(space)
     what = f"{search.reference}: {LOGITS_FILE}"
     load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
-    context.hooks.begin(1, 0, "genotype")
-    genotype = derive_for(search.manifest.config["search"]["method"], logits)
+    if context.config.derive.candidates == 1:
+        context.hooks.begin(1, 0, "genotype")
+        genotype = derive_for(search.manifest.config["search"]["method"], logits)
+        context.hooks.advance(1, None)
+    else:
+        genotype = _select(context, logits)
     cost = count_cost(Network(genotype), (3, 32, 32))
     context.work.write(GENOTYPE_FILE, genotype.to_json().encode())
     context.work.write(
@@ -40,11 +59,63 @@ def run(context: Context) -> Facts:
         ),
     )
     context.work.write(DRAWING_FILE, draw_genotype(genotype).encode())
-    context.hooks.advance(1, None)
     return {
         "genotype": genotype.to_dict(),
         "genotype_digest": genotype.digest,
         "parameterless_normal": genotype.parameterless_normal,
         "params_20x36": cost.params,
         "macs_20x36": cost.macs,
+        "candidates": context.config.derive.candidates,
     }
+
+
+def _select(context: Context, logits: ArchLogits) -> Genotype:
+    """Compare candidates, write them down, and return the best."""
+    derive, seed = context.config.derive, context.config.run.seed
+    genotypes = sample_candidates(logits, derive.candidates, seed=seed)
+    if len(genotypes) < derive.candidates:
+        context.hooks.warn(f"the learned distribution gave only {len(genotypes)} different cells")
+    context.hooks.begin(len(genotypes), 0, "candidate")
+    candidates: list[Candidate] = []
+    for candidate in _ranking(context, logits.space, genotypes):
+        candidates.append(candidate)
+        context.hooks.advance(len(candidates), None)
+        context.hooks.pause()
+    rows = [
+        {"genotype": candidate.genotype.to_dict(), "accuracy": candidate.accuracy}
+        for candidate in candidates
+    ]
+    context.work.write(CANDIDATES_FILE, canonical_json(rows))
+    return best(candidates).genotype
+
+
+def _ranking(
+    context: Context, space: SearchSpace, genotypes: list[Genotype]
+) -> Iterator[Candidate]:
+    config, data = context.config, context.data()
+    device = resolve_device(config.search.device)
+    if config.derive.rank_by == "training":
+        epochs = config.derive.rank_epochs
+        short = {"epochs": epochs, "warmup_epochs": min(config.retrain.warmup_epochs, epochs - 1)}
+        yield from rank_by_training(
+            config.retrain.model_copy(update=short),
+            genotypes,
+            data,
+            seed=config.run.seed,
+            device=device,
+            augmentation=config.data,
+        )
+        return
+    search = context.inputs["search"]
+    what = f"{search.reference}: {SUPERNET_FILE}"
+    supernet = build_method(config.search, data, space, seed=config.run.seed).supernet
+    load_weights(supernet, decode_tensors(search.read(SUPERNET_FILE), what=what), what=what)
+    place(supernet, device)
+    assert isinstance(supernet, Supernet)  # the configuration allows no other method here
+    yield from rank_by_supernet(
+        supernet,
+        genotypes,
+        data.arch_half.to(device),
+        Normalizer(data.mean, data.std),
+        seed=config.run.seed,
+    )

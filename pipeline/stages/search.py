@@ -9,11 +9,14 @@ from . import Context, Facts
 from .loop import encode_rows, run_loop
 
 LOGITS_FILE = "logits.safetensors"
+SUPERNET_FILE = "supernet.safetensors"
 METRICS_FILE = "metrics.jsonl"
 
 
 def run(context: Context) -> Facts:
-    """Write ``logits.safetensors`` and ``metrics.jsonl`` (a row per epoch)."""
+    """Write ``logits.safetensors``, ``metrics.jsonl`` (a row per epoch) and the supernet's weights,
+    which a selection step in derive may ask.
+    """
     config = context.config
     device = resolve_device(config.search.device)
     data = context.data()
@@ -32,6 +35,7 @@ def run(context: Context) -> Facts:
     )
     run_loop(search, context.hooks)
     context.work.write(LOGITS_FILE, encode_tensors(search.logits.state_dict()))
+    context.work.write(SUPERNET_FILE, encode_tensors(search.supernet.state_dict()))
     context.work.write(METRICS_FILE, encode_rows(search.metrics))
     last = search.metrics[-1]
     return {

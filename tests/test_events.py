@@ -1,0 +1,170 @@
+"""TensorBoard's event files: what is written, once per step, and what they leave alone."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils import tensorboard
+from toy import Place
+
+from pipeline import events
+from pipeline.runner import _StageHooks
+from pipeline.store import Store
+
+STEPS_PER_EPOCH = 719 // 240
+SETTINGS = ["epochs=3", "batch_size=240", "device=cpu", "space=S2", "init_channels=2"]
+FAST = [word for setting in SETTINGS for word in ("--set", f"search.{setting}")]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def scalars(place: Place, stage: str) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a stage: (step, value) by name, in the order of writing."""
+    reader = EventAccumulator(str(place.store / "events" / "toy" / stage))
+    reader.Reload()
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+    }
+
+
+def rows_of(place: Place, stage: str) -> list[dict[str, Any]]:
+    content = Store(place.store).open(f"toy/{stage}").read("metrics.jsonl")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def assert_shows(place: Place, stage: str) -> None:
+    """Every number of every row, once, at its step."""
+    rows, shown = rows_of(place, stage), scalars(place, stage)
+    for row in rows:
+        for name, value in row.items():
+            found = {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+            if not isinstance(value, dict):
+                found = {name: value}
+            for tag, number in found.items():
+                if isinstance(number, int | float) and tag != "step":
+                    at_step = [v for step, v in shown[tag] if step == row["step"]]
+                    assert at_step == [pytest.approx(number, rel=1e-6, abs=1e-7)], tag
+    assert {len(points) for points in shown.values()} == {len(rows)}
+
+
+def test_an_epochs_numbers_can_be_watched(place: Place) -> None:
+    assert place.run("search", str(place.preset), *FAST) == 0
+    assert_shows(place, "search")
+    shown = scalars(place, "search")
+    assert {"arch_loss", "weight_accuracy", "temperature", "op_entropy/normal"} <= shown.keys()
+    assert [step for step, _ in shown["arch_loss"]] == [
+        STEPS_PER_EPOCH * epoch for epoch in (1, 2, 3)
+    ]
+    assert not any("genotype" in tag for tag in shown)
+
+
+def test_a_run_has_a_folder_for_each_loop(finished: Place) -> None:
+    folder = finished.store / "events" / "toy"
+    assert {path.name for path in folder.iterdir()} == {"search", "retrain"}
+    assert_shows(finished, "search")
+    assert_shows(finished, "retrain")
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, saved: int, dies: int) -> None:
+    """Save a checkpoint at one step, and die at a later one."""
+    real = _StageHooks.checkpoint
+
+    def checkpoint(hooks: _StageHooks, step: int, capture: Any) -> None:
+        if step == dies:
+            raise RuntimeError("killed")
+        if step == saved:
+            hooks._last_checkpoint = float("-inf")
+            real(hooks, step, capture)
+
+    monkeypatch.setattr(_StageHooks, "checkpoint", checkpoint)
+
+
+def run_interrupted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die after an epoch that no checkpoint holds yet, and run again to the end."""
+    second = 2 * STEPS_PER_EPOCH
+    with monkeypatch.context() as patch:
+        interrupt(patch, saved=second - 1, dies=second + 1)
+        assert place.run("search", str(place.preset), *FAST) == 1
+    assert [step for step, _ in scalars(place, "search")["arch_loss"]] == [
+        STEPS_PER_EPOCH,
+        second,
+    ]
+    assert place.run("search", str(place.preset), *FAST) == 0
+
+
+def test_a_resumed_run_shows_every_step_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_interrupted(place, monkeypatch)
+    assert_shows(place, "search")
+
+
+def test_control_without_the_purge_a_step_is_shown_twice(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unpurged(folder: Path, _: int) -> Any:
+        return tensorboard.SummaryWriter(str(folder))
+
+    monkeypatch.setattr(events, "_open", unpurged)
+    run_interrupted(place, monkeypatch)
+    steps = [step for step, _ in scalars(place, "search")["arch_loss"]]
+    assert sorted(steps) == [STEPS_PER_EPOCH * epoch for epoch in (1, 2, 2, 3)]
+
+
+def test_another_run_of_the_stage_replaces_what_is_shown(place: Place) -> None:
+    assert place.run("search", str(place.preset), *FAST) == 0
+    assert place.run("search", str(place.preset), *FAST, "--set", "search.arch_lr=0.01") == 0
+    assert_shows(place, "search")
+
+
+def test_nothing_is_written_where_tensorboard_is_absent_and_the_version_is_the_same(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with_it = place.json(capfd, "search", str(place.preset), *FAST)
+    (tmp_path / "other").mkdir()
+    other = Place(tmp_path / "other")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    capfd.readouterr()
+    assert other.run("search", str(other.preset), *FAST, "--json") == 0
+    captured = capfd.readouterr()
+    assert not (other.store / "events").exists()
+    assert "tensorboard" not in captured.err
+    assert "warning" not in captured.err
+    assert (place.store / "events").exists()
+    assert json.loads(captured.out)["id"] == with_it["id"]
+
+
+def test_verify_and_gc_leave_the_events_alone(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.read_bytes() for p in (finished.store / "events").rglob("*") if p.is_file()}
+    assert before
+    assert finished.json(capfd, "verify")["damaged"] == []
+    assert not any("events" in str(row) for row in finished.json(capfd, "gc"))
+    Store(finished.store).collect_garbage()
+    after = {p: p.read_bytes() for p in (finished.store / "events").rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_a_disk_that_refuses_them_is_a_warning_and_no_error(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place.store.mkdir()
+    (place.store / "events").write_text("in the way")
+    assert place.run("search", str(place.preset), *FAST) == 0
+    talk = capfd.readouterr().err
+    assert talk.count("no more events are written") == 1
+    assert len(rows_of(place, "search")) == 3
+
+
+def test_nothing_is_loaded_before_the_first_row(tmp_path: Path) -> None:
+    written: list[str] = []
+    with events.Events(tmp_path / "events", written.append) as opened:
+        opened.add(1, None)
+    assert not (tmp_path / "events").exists()
+    assert written == []
