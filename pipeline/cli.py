@@ -142,6 +142,9 @@ def run_command(
 @app.command("search")
 def search_command(
     preset: PresetArgument,
+    method: Annotated[
+        str | None, typer.Option("--method", help="d2nas or a rival (search.method).")
+    ] = None,
     name: NameOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -153,6 +156,8 @@ def search_command(
     from .commands import configure, run_search
     from .presets import run_name
 
+    if method is not None:
+        settings = [*(settings or []), f"search.method={method}"]
     config = configure(preset, settings, data_root)
     run_search(name or run_name(preset), config, store, reuse=_reuse(fresh), as_json=as_json)
 

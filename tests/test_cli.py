@@ -185,3 +185,12 @@ def test_an_empty_store_verifies_and_lists_nothing(
     assert place.json(capfd, "verify") == {"checked": 0, "damaged": []}
     assert place.json(capfd, "ls") == []
     assert place.json(capfd, "gc") == []
+
+
+def test_a_rival_searches_behind_the_same_command(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = place.json(capfd, "search", str(place.preset), "--method", "random")
+    assert found["facts"]["method"] == "random"
+    assert place.run("search", str(place.preset), "--method", "grid") == 2
+    assert "search.method" in capfd.readouterr().err
