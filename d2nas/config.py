@@ -97,6 +97,8 @@ class SearchConfig(Section):
     """Auto: imagenet from 96 pixels on."""
     branch_length: Positive | Literal["num_cells"] = 1
     """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME)."""
+    branch_head: Literal["linear", "separable"] = "linear"
+    """Head of a branch (ours): linear on pooled features, or a separable unit before it."""
     recompute: Literal["none", "cell", "op"] = "none"
     """What the backward pass computes again in place of keeping it; same gradients, less memory."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -37,6 +37,7 @@ class SinglePath(Method):
         draws: int,
         branch_length: int,
         recompute: str,
+        branch_head: str = "linear",
     ) -> None:
         self.supernet = Supernet(
             space,
@@ -47,6 +48,7 @@ class SinglePath(Method):
             stem=sizes.stem,
             branch_length=branch_length,
             recompute=recompute,
+            branch_head=branch_head,
         )
         self._noises = [child for child in self.supernet.modules() if isinstance(child, Noise)]
         self.logits = ArchLogits(space, generator=generator)
@@ -134,6 +136,7 @@ class Decoupled(SinglePath):
         branch_length: int,
         recompute: str,
         edge_gate_scale: float,
+        branch_head: str = "linear",
     ) -> None:
         super().__init__(
             space,
@@ -142,6 +145,7 @@ class Decoupled(SinglePath):
             draws=draws,
             branch_length=branch_length,
             recompute=recompute,
+            branch_head=branch_head,
         )
         self.edge_gate_scale = edge_gate_scale
 

@@ -34,6 +34,7 @@ def _decoupled(
         branch_length=length,
         recompute=config.recompute,
         edge_gate_scale=config.edge_gate_scale,
+        branch_head=config.branch_head,
     )
 
 

@@ -148,9 +148,10 @@ class Zero(nn.Module):
         return x_NCHW[:, :, :: self.stride, :: self.stride] * 0.0
 
 
-def _depthwise_unit(
-    channels: int, kernel: int, stride: int, dilation: int, affine: bool
+def build_depthwise_unit(
+    channels: int, *, kernel: int, stride: int, dilation: int, affine: bool
 ) -> ConvUnit:
+    """Build ReLU, depthwise convolution, 1x1 convolution, batch norm; sizes as the edge's."""
     spatial = nn.Conv2d(
         channels,
         channels,
@@ -167,13 +168,15 @@ def _depthwise_unit(
 def _separable(kernel: int) -> Callable[[int, int, bool], nn.Module]:
     # Applied twice; only the first of the two carries the stride.
     return lambda channels, stride, affine: nn.Sequential(
-        _depthwise_unit(channels, kernel, stride, 1, affine),
-        _depthwise_unit(channels, kernel, 1, 1, affine),
+        build_depthwise_unit(channels, kernel=kernel, stride=stride, dilation=1, affine=affine),
+        build_depthwise_unit(channels, kernel=kernel, stride=1, dilation=1, affine=affine),
     )
 
 
 def _dilated(kernel: int) -> Callable[[int, int, bool], nn.Module]:
-    return lambda channels, stride, affine: _depthwise_unit(channels, kernel, stride, 2, affine)
+    return lambda channels, stride, affine: build_depthwise_unit(
+        channels, kernel=kernel, stride=stride, dilation=2, affine=affine
+    )
 
 
 def _skip(channels: int, stride: int, affine: bool) -> nn.Module:

@@ -22,12 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .errors import ConfigError
-from .ops import CellPlan, build_candidate, build_stem, plan_cells, preprocess_inputs
+from .ops import (
+    CellPlan,
+    build_candidate,
+    build_depthwise_unit,
+    build_stem,
+    plan_cells,
+    preprocess_inputs,
+)
 from .recomputation import RECOMPUTE, recomputed
 from .sampling import CellDraw, Draw
 from .spaces import EDGES, NODE_EDGES, NODES, SearchSpace
+
+BRANCH_HEADS = ("linear", "separable")
+HEAD_SIZE = 8
+"""Pixels that a separable branch head sees at most: it stays small beside a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +163,38 @@ def _pool(features_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
     return features_NCHW.sum((2, 3), dtype=dtype) / (height * width)
 
 
+def _head_body(branch_head: str, channels: int) -> nn.Module:
+    """Return what stands between a branch's last cell and its pooling."""
+    if branch_head == "linear":
+        return nn.Identity()
+    width = len(NODES) * channels
+    return nn.Sequential(
+        _AtMost(HEAD_SIZE), build_depthwise_unit(width, kernel=3, stride=1, dilation=1, affine=True)
+    )
+
+
+class _AtMost(nn.Module):
+    """Average pooling down to ``size`` pixels in height and width; smaller maps stay."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, C, min(H, size), min(W, size))."""
+        height, width = (min(extent, self.size) for extent in x_NCHW.shape[2:])
+        return F.adaptive_avg_pool2d(x_NCHW, (height, width))
+
+
 class Supernet(nn.Module):
     """All sub-networks of a space, sharing their weights. It holds no architecture logits.
 
     ``branch_length``: cells per branch, 1 to ``num_cells``; gradients flow inside a branch, never
     across. The stem belongs to the first branch; a shorter branch, if any, comes last.
     ``recompute``: what the backward pass computes again in place of being kept: ``"none"``,
-    ``"cell"`` or ``"op"``. Batch norm: no affine parameters inside cells (DARTS's search network).
+    ``"cell"`` or ``"op"``. ``branch_head``: ``"linear"`` on pooled features, or ``"separable"``, a
+    depthwise-separable unit on at most 8 x 8 pixels before it (all but the last branch). Batch
+    norm: no affine parameters inside cells (DARTS's search network).
     Raises ``ConfigError`` for sizes that cannot be built.
     """
 
@@ -172,8 +209,13 @@ class Supernet(nn.Module):
         stem: str = "cifar",
         branch_length: int = 1,
         recompute: str = "none",
+        branch_head: str = "linear",
     ) -> None:
         super().__init__()
+        if branch_head not in BRANCH_HEADS:
+            raise ConfigError(
+                f"unknown branch_head {branch_head!r}", hint="known: " + ", ".join(BRANCH_HEADS)
+            )
         if not 1 <= branch_length <= num_cells:
             raise ConfigError(f"branch_length={branch_length} is not in 1..{num_cells}")
         if recompute not in RECOMPUTE:
@@ -191,6 +233,11 @@ class Supernet(nn.Module):
         self.borders = (*range(branch_length, num_cells, branch_length), num_cells)
         self.heads = nn.ModuleList(
             nn.Linear(len(NODES) * plans[border - 1].channels, num_classes)
+            for border in self.borders
+        )
+        # The last branch's logits are the network's prediction: its head is the network's.
+        self.head_bodies = nn.ModuleList(
+            _head_body(branch_head if border < num_cells else "linear", plans[border - 1].channels)
             for border in self.borders
         )
 
@@ -220,11 +267,11 @@ class Supernet(nn.Module):
         """
         prepared, carried = (dict(x), []) if isinstance(x, dict) else ({}, self._run_stem(x))
         first = 0
-        for border, head in zip(self.borders, self.heads, strict=True):
+        for border, body, head in zip(self.borders, self.head_bodies, self.heads, strict=True):
             for position in range(first, border):
                 carried = [*carried, self._run_cell(position, prepared, carried, draw)][-2:]
             assert isinstance(head, nn.Linear)
-            yield Branch(border - 1, head(_pool(carried[-1], head.weight.dtype)))
+            yield Branch(border - 1, head(_pool(body(carried[-1]), head.weight.dtype)))
             carried = [features.detach() for features in carried]
             first = border
 

@@ -273,3 +273,20 @@ def test_imagenet_stem_searches_at_an_eighth() -> None:
     supernet = Supernet(SPACES["S0"], num_cells=3, init_channels=4, stem="imagenet")
     logits = supernet(torch.randn(2, 3, 64, 64), draw_of())
     assert logits.shape == (2, 10)
+
+
+def test_a_separable_head_stands_before_all_but_the_last_border() -> None:
+    """The prediction's head is the network's own; memory stays flat in depth with either."""
+    supernet = Supernet(SPACES["S0"], num_cells=4, init_channels=4, branch_head="separable")
+    kinds = [type(body).__name__ for body in supernet.head_bodies]
+    assert kinds == ["Sequential"] * 3 + ["Identity"]
+    for branch in supernet.branches(IMAGES, draw_of()):
+        supernet.zero_grad()
+        F.cross_entropy(branch.logits, LABELS).backward()
+        bodies = [
+            any(parameter.grad is not None for parameter in body.parameters())
+            for body in supernet.head_bodies
+        ]
+        assert bodies == [position == branch.position and position < 3 for position in range(4)]
+    with pytest.raises(ConfigError, match="branch_head"):
+        Supernet(SPACES["S0"], branch_head="transformer")
