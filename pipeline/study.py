@@ -267,6 +267,9 @@ def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int
         ("run", "seed", seed),
     ):
         values.setdefault(section, {})[field] = value
+    if method == RANDOM:
+        # A variant's way of choosing among learned cells is not for what learns nothing.
+        values.pop("derive", None)
     return build_config(values, what=variant.what)
 
 

@@ -780,3 +780,11 @@ def test_the_studies_that_come_along_are_whole() -> None:
     assert sizes == {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
     with pytest.raises(ConfigError, match="unknown study"):
         read_study("table-4")
+
+
+def test_a_selection_step_is_for_searches_and_leaves_random_cells_alone(place: Place) -> None:
+    text = (
+        'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n[settings]\n"derive.candidates" = 4\n'
+    )
+    found = {cell.method: cell.config.derive.candidates for cell in read(place, text).cells}
+    assert found == {"d2nas": 4, "random": 1}
