@@ -17,7 +17,6 @@ from d2nas.errors import ConfigError, D2NasError, StoppedError
 if TYPE_CHECKING:
     from .console import Console
     from .runner import Reuse
-    from .store import Store
 
 app = typer.Typer(
     name="d2nas",
@@ -27,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(
+    name="bench", help="Measure memory and time on this machine.", rich_markup_mode=None
 )
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
@@ -53,6 +55,7 @@ PresetArgument = Annotated[
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
 ]
+FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")
 _debug = False
@@ -254,6 +257,48 @@ def study_command(
     return run_study(study, store, data_root, reuse=_reuse(fresh), as_json=as_json)
 
 
+@bench.callback(invoke_without_command=True)
+def _bench(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@bench.command("memory")
+def bench_memory_command(
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; cpu computes nothing.")
+    ] = "auto",
+    full: FullOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The paper's Table 4 beside what is measured: peak bytes of a search step, per method."""
+    from .bench_commands import bench_memory
+
+    bench_memory(device, full=full, as_json=as_json)
+
+
+@bench.command("search")
+def bench_search_command(
+    settings: SetOption = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's.")
+    ] = None,
+    full: FullOption = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where one step's time goes instead.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time per search step and per sub-network pass, method against method."""
+    from .bench_commands import bench_search, profile_search
+
+    if profile:
+        profile_search(settings or [], threads=threads, as_json=as_json)
+    else:
+        bench_search(settings or [], pairs=pairs, threads=threads, full=full, as_json=as_json)
+
+
 @app.command("ls")
 def list_command(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,
@@ -261,15 +306,9 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List runs and versions."""
-    from .listing import list_rows
+    from .commands import list_versions
 
-    rows = list_rows(_store(store), run)
-    if as_json:
-        _console().data(rows)
-        return
-    columns = ("version", "created", "metrics", "id")
-    cells = [(row["ref"], row["created"], row["metrics"], row["id"][:12]) for row in rows]
-    _console().table("versions", columns, cells)
+    list_versions(run, store, as_json=as_json)
 
 
 @app.command("show")
@@ -285,23 +324,14 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show a version: metrics, lineage, files, configuration. Or a preset's configuration."""
-    from .commands import configure
-    from .listing import config_rows, describe_target, fact_rows
+    from .commands import show_config, show_target
 
     if (target is None) == (config is None):
         raise ConfigError("show needs a TARGET or --config PRESET, not both")
     if config is not None:
-        values = configure(config, settings)
-        if as_json:
-            _console().data(values.to_dict())
-        else:
-            _console().facts(config, config_rows(values))
-        return
-    described = describe_target(_store(store), str(target))
-    if as_json:
-        _console().data(described)
+        show_config(config, settings, as_json=as_json)
     else:
-        _console().facts(str(target), fact_rows(described))
+        show_target(str(target), store, as_json=as_json)
 
 
 @app.command("verify")
@@ -314,21 +344,9 @@ def verify_command(
     as_json: JsonOption = False,
 ) -> int:
     """Hash every file of the store again; exit code 4 if anything is damaged."""
-    report = _store(store).verify(targets or [])
-    damaged = [
-        {"name": entry.name, "path": str(entry.path), "problem": entry.problem}
-        for entry in report.damaged
-    ]
-    console = _console()
-    if as_json:
-        console.data({"checked": report.checked, "damaged": damaged})
-    else:
-        console.table("damaged", ("name", "problem"), [(d["name"], d["problem"]) for d in damaged])
-        console.say(f"{report.checked} checked, {len(damaged)} damaged")
-    if damaged:
-        hint = "d2nas run PRESET --fresh makes the run's versions again"
-        console.error(f"{len(damaged)} of {report.checked} are damaged", hint)
-    return 4 if damaged else 0
+    from .commands import verify_versions
+
+    return verify_versions(targets or [], store, as_json=as_json)
 
 
 @app.command("gc")
@@ -340,15 +358,9 @@ def gc_command(
     as_json: JsonOption = False,
 ) -> None:
     """Remove what interrupted commands left and what no run refers to."""
-    opened = _store(store)
-    garbage = opened.find_garbage() if dry_run else opened.collect_garbage()
-    rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in garbage]
-    if as_json:
-        _console().data(rows)
-    else:
-        title = "would be removed" if dry_run else "removed"
-        cells = [(str(item.path), item.reason, f"{item.size:,}") for item in garbage]
-        _console().table(title, ("path", "reason", "bytes"), cells)
+    from .commands import remove_garbage
+
+    remove_garbage(store, dry_run=dry_run, as_json=as_json)
 
 
 @app.command("doctor")
@@ -368,16 +380,14 @@ def doctor_command(
     _console().table("this machine", ("what", "state", "detail", "what to do"), rows)
 
 
+# Declared last in --help, as what a user needs least.
+app.add_typer(bench)
+
+
 def _console() -> "Console":
     from .console import Console
 
     return Console()
-
-
-def _store(root: Path) -> "Store":
-    from .store import Store
-
-    return Store(root)
 
 
 def _reuse(fresh: bool) -> "Reuse":

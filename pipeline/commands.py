@@ -13,7 +13,7 @@ from d2nas.strict_json import parse_json
 
 from .bundle import write_bundle
 from .console import Console, report_rows
-from .listing import describe, fact_rows, inputs_of
+from .listing import config_rows, describe, describe_target, fact_rows, inputs_of, list_rows
 from .presets import read_preset
 from .runner import Reuse, Runner, RunResult, StopFlag
 from .stages import STAGES
@@ -164,6 +164,67 @@ def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         )
     for found in rank_correlations(rows):
         console.note(correlation_line(found))
+
+
+def list_versions(run: str | None, store: Path, *, as_json: bool) -> None:
+    """Show the runs' versions, or those of one run."""
+    rows = list_rows(Store(store), run)
+    if as_json:
+        Console().data(rows)
+        return
+    columns = ("version", "created", "metrics", "id")
+    cells = [(row["ref"], row["created"], row["metrics"], row["id"][:12]) for row in rows]
+    Console().table("versions", columns, cells)
+
+
+def show_config(preset: str, settings: Sequence[str] | None, *, as_json: bool) -> None:
+    """Show a preset's values with overrides on top."""
+    values = configure(preset, settings)
+    if as_json:
+        Console().data(values.to_dict())
+    else:
+        Console().facts(preset, config_rows(values))
+
+
+def show_target(target: str, store: Path, *, as_json: bool) -> None:
+    """Show a version: metrics, lineage, files, configuration."""
+    described = describe_target(Store(store), target)
+    if as_json:
+        Console().data(described)
+    else:
+        Console().facts(target, fact_rows(described))
+
+
+def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> int:
+    """Hash versions again, and return the exit code: 4 if any is damaged."""
+    report = Store(store).verify(targets)
+    damaged = [
+        {"name": entry.name, "path": str(entry.path), "problem": entry.problem}
+        for entry in report.damaged
+    ]
+    console = Console()
+    if as_json:
+        console.data({"checked": report.checked, "damaged": damaged})
+    else:
+        console.table("damaged", ("name", "problem"), [(d["name"], d["problem"]) for d in damaged])
+        console.say(f"{report.checked} checked, {len(damaged)} damaged")
+    if damaged:
+        hint = "d2nas run PRESET --fresh makes the run's versions again"
+        console.error(f"{len(damaged)} of {report.checked} are damaged", hint)
+    return 4 if damaged else 0
+
+
+def remove_garbage(store: Path, *, dry_run: bool, as_json: bool) -> None:
+    """Remove, or only show, what interrupted commands left and what no run refers to."""
+    opened = Store(store)
+    garbage = opened.find_garbage() if dry_run else opened.collect_garbage()
+    rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in garbage]
+    if as_json:
+        Console().data(rows)
+    else:
+        title = "would be removed" if dry_run else "removed"
+        cells = [(str(item.path), item.reason, f"{item.size:,}") for item in garbage]
+        Console().table(title, ("path", "reason", "bytes"), cells)
 
 
 def _references(result: RunResult) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pipeline.cli import app, run
 from pipeline.presets import preset_names, read_preset
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
-COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor"]
+COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor", "bench"]
+BENCH_COMMANDS = ["memory", "search"]
 MAX_OPTIONS = 8
 
 
@@ -44,12 +45,16 @@ def expect_error(
 def test_the_commands_and_their_options_are_these() -> None:
     group = typer.main.get_command(app)
     assert sorted(group.commands) == sorted(COMMANDS)
-    for name, command in group.commands.items():
+    bench = group.commands["bench"]
+    assert sorted(bench.commands) == sorted(BENCH_COMMANDS)
+    for name, command in [*group.commands.items(), *bench.commands.items()]:
         options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
         assert len(options) <= MAX_OPTIONS, name
 
 
-@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+@pytest.mark.parametrize(
+    "command", [[], *[[name] for name in COMMANDS], *[["bench", name] for name in BENCH_COMMANDS]]
+)
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys; from pipeline.cli import run; "

@@ -14,6 +14,7 @@ from ..derive import derive_darts
 from ..genotype import Genotype
 from ..method import Batch, Measured, Method, Sizes, StepContext, frozen, measure
 from ..mixed_supernet import MixedSupernet
+from ..ops import set_noise_generator
 from ..sampling import ArchLogits
 from ..spaces import SearchSpace
 
@@ -49,11 +50,13 @@ class Darts(Method):
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss at the weights as they are."""
+        set_noise_generator(self.supernet, context.draws(0))
         with frozen(self.supernet):
             return self._backward(batch)
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the training loss, the logits held fixed."""
+        set_noise_generator(self.supernet, context.draws(0))
         with frozen(self.logits):
             return self._backward(batch)
 
@@ -73,7 +76,13 @@ class DartsSecondOrder(Darts):
     passes = (4, 1)
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
-        """Differentiate the validation loss after one weight step, through that step (Eq. 7)."""
+        """Differentiate the validation loss after one weight step, through that step (Eq. 7).
+
+        Candidates that draw noise draw the same at each of the three looks at the training batch.
+        """
+        noise = context.draws(0)
+        training_noise = noise.get_state()
+        set_noise_generator(self.supernet, noise)
         weights = list(self.supernet.parameters())
         logits = list(self.logits.parameters())
         kept = [weight.detach().clone() for weight in weights]
@@ -87,6 +96,7 @@ class DartsSecondOrder(Darts):
         differences = []
         for sign in (1.0, -1.0):
             _set(weights, _moved(kept, along, sign * epsilon))
+            noise.set_state(training_noise)
             differences.append(self._gradients(training, logits))
         _set(weights, kept)
         for parameter, gradient, plus, minus in zip(logits, direction, *differences, strict=True):

@@ -1,0 +1,122 @@
+"""What the ``bench`` commands do once their arguments are parsed (no torch before they run)."""
+
+from collections.abc import Sequence
+
+from d2nas.config import SearchConfig, build_config, parse_override
+from d2nas.errors import ConfigError
+
+from .console import Console
+
+_TOP_OPERATORS = 20
+
+
+def bench_memory(device: str, *, full: bool, as_json: bool) -> None:
+    """Measure every row of the memory table, and what became of the goals."""
+    from d2nas.training import resolve_device
+
+    from .bench_memory import measure_all
+    from .bench_memory_cases import cases
+    from .bench_memory_report import (
+        COLUMNS,
+        GOAL_COLUMNS,
+        NOTE,
+        goals,
+        rows_of,
+        table_rows,
+        unexpected_worst,
+    )
+
+    console = Console()
+    wanted = cases(full=full)
+    rows = []
+    for index, measurement in enumerate(measure_all(wanted, resolve_device(device)), start=1):
+        rows += rows_of(measurement)
+        peak = rows[-1]["peak_bytes"] / 2**20
+        console.say(f"{index}/{len(wanted)} {measurement.case.describe()}: {peak:,.0f} MiB")
+    found = goals(rows)
+    if as_json:
+        console.data(rows)
+        for goal in found:
+            console.say("  ".join(goal.cells()))
+    else:
+        console.table("peak memory of a search step", COLUMNS, table_rows(rows), note=NOTE)
+        console.table("goals", GOAL_COLUMNS, [goal.cells() for goal in found])
+    name = unexpected_worst(rows)
+    if name is not None:
+        console.warn(f"the worst draw is {name!r}: use --full for the worst of larger networks")
+
+
+def bench_search(
+    settings: Sequence[str], *, pairs: int, threads: int | None, full: bool, as_json: bool
+) -> None:
+    """Time methods against each other, and compare with the goal."""
+    from .bench_pairs import COLUMNS, table_rows
+    from .bench_search import compare_methods, passes_goal
+
+    config = _prepare(settings, threads)
+    console = Console()
+    rows = []
+    for found in compare_methods(config, pairs, full=full):
+        rows += found
+        for row in found:
+            console.say(
+                f"{row['case']} / {row['against']}, per {row['unit']}: {row['ratio_median']:.2f}"
+            )
+    if as_json:
+        console.data(rows)
+    else:
+        console.table("time", COLUMNS, table_rows(rows), note=_setting(config))
+    for case, ratio, limit in passes_goal(rows):
+        state = "met" if ratio <= limit else "missed"
+        console.say(f"goal: {case} / gdas per pass {ratio:.2f} <= {limit:.2f}: {state}")
+
+
+def profile_search(settings: Sequence[str], *, threads: int | None, as_json: bool) -> None:
+    """Show where the time of one step goes."""
+    from .bench_search import group_shares, profile_step
+
+    config = _prepare(settings, threads)
+    console = Console()
+    rows = profile_step(config)
+    if as_json:
+        console.data(rows)
+        return
+    cells = [
+        (
+            row["operator"],
+            row["group"],
+            str(row["calls"]),
+            f"{row['self_ms']:.1f}",
+            f"{100 * row['share']:.1f} %",
+        )
+        for row in rows[:_TOP_OPERATORS]
+    ]
+    columns = ("operator", "group", "calls", "own ms", "share")
+    console.table(f"one step of {config.method}", columns, cells, note=_setting(config))
+    groups = [(group, f"{100 * share:.1f} %") for group, share in group_shares(rows).items()]
+    console.table("by group", ("group", "share"), groups)
+
+
+def _prepare(settings: Sequence[str], threads: int | None) -> SearchConfig:
+    """Return the search's configuration. Raises ``ConfigError`` for keys that are not its own."""
+    import torch
+
+    for setting in settings:
+        section = parse_override(setting)[0]
+        if section != "search":
+            raise ConfigError(
+                f"--set {setting}: only search.* counts here", hint="for example search.draws=3"
+            )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return build_config({}, settings, what="bench search").search
+
+
+def _setting(config: SearchConfig) -> str:
+    import torch
+
+    return (
+        f"{config.num_cells} cells x {config.init_channels} channels, batch {config.batch_size}, "
+        f"32 x 32 pixels, {config.precision}, device {config.device}, "
+        f"{torch.get_num_threads()} threads"
+    )

@@ -1,0 +1,238 @@
+"""Measures the peak memory of a search step of any method.
+
+The peak is that of the whole step, both halves; weights, the gradients of *all* weights (after
+some draws nearly all exist) and the optimizers' state included. Sampled sub-networks run one after
+the other, so one draw per half has the peak of K.
+
+Without CUDA nothing is computed: the step runs on fake tensors, whose live bytes are counted. With
+CUDA it runs, and the allocator's peak is read.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from d2nas.baselines.darts import DartsSecondOrder
+from d2nas.cost import LiveBytes
+from d2nas.decoupled import SinglePath
+from d2nas.method import Batch, Method, Sizes, StepContext, measure
+from d2nas.methods import METHODS, searched_space
+from d2nas.randomness import generator
+from d2nas.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
+from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
+from d2nas.training import compute_type, place, sgd
+from d2nas.units import keep_everything
+
+from .bench_memory_cases import HEAVIEST, RANDOM, SAMPLED, Case, Measurement
+
+IMAGE_SIZE, CLASSES, CHANNELS = 32, 10, 3
+RANDOM_DRAWS = 16
+_TEMPERATURE = 10.0
+_MAX_PROCESSES = 8
+
+
+def measure_all(cases: Sequence[Case], device: torch.device) -> Iterator[Measurement]:
+    """Measure every case, in order; fake tensors in one process per core."""
+    processes = min(len(cases), os.cpu_count() or 1, _MAX_PROCESSES)
+    if device.type == "cuda" or processes < 2:
+        yield from (measure_case(case, device) for case in cases)
+        return
+    with ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_begin_process
+    ) as pool:
+        yield from pool.map(measure_case, cases, [device] * len(cases))
+
+
+def _begin_process() -> None:
+    # An interrupt ends all processes at once; the one that was asked says so, the others nothing.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def measure_case(case: Case, device: torch.device, *, computed: bool = False) -> Measurement:
+    """Measure a case's draws on ``device``; ``computed``: with real tensors on the CPU too."""
+    gc.collect()
+    draws = draws_of(case)
+    real = computed or device.type == "cuda"
+    with contextlib.nullcontext() if real else FakeTensorMode():
+        bench = _Bench(case, device, real=real)
+        update = bench.peak(bench.update)
+        peaks = {
+            name: max(update, bench.peak(lambda draw=draw: bench.run_halves(draw)))  # type: ignore[misc]
+            for name, draw in draws.items()
+        }
+        state_bytes = LiveBytes(bench.state).now
+    counted = "live bytes" if real else "live bytes of fake tensors"
+    measured_by = "CUDA allocator" if device.type == "cuda" else counted
+    return Measurement(case, state_bytes, peaks, measured_by)
+
+
+class _Bench:
+    """A method with all gradients and optimizer state that it can have, and a batch."""
+
+    def __init__(self, case: Case, device: torch.device, *, real: bool) -> None:
+        config, self.case, self.device = case.config, case, device
+        space = searched_space(config.method, SPACES[config.space])
+        sizes = Sizes(config.num_cells, config.init_channels, CLASSES, CHANNELS, "cifar")
+        with torch.random.fork_rng(devices=[]):
+            self.method: Method = METHODS[config.method](
+                config, space, sizes, torch.Generator().manual_seed(0)
+            )
+        supernet = self.method.supernet.train()
+        if case.published:
+            keep_everything(supernet)
+        if real:  # fake tensors cannot be moved, and are where they should be
+            place(supernet, device)
+        self.optimizer = sgd(
+            supernet,
+            lr=config.weight_lr,
+            momentum=config.weight_momentum,
+            weight_decay=config.weight_decay,
+        )
+        moments = [
+            [value for value in of_one.values() if torch.is_tensor(value)]
+            for of_one in self.optimizer.state.values()
+        ]
+        for parameter in supernet.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.state = [
+            *supernet.state_dict().values(),
+            *(parameter.grad for parameter in supernet.parameters()),
+            *(moment for of_one in moments for moment in of_one),
+            # The logits, their gradients and Adam's two moments.
+            *(torch.zeros_like(p) for p in self.method.logits.parameters() for _ in range(4)),
+        ]
+        self.batch = self._make_batch()
+
+    def _make_batch(self) -> Batch:
+        config = self.case.config
+        images = torch.zeros(
+            (config.batch_size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE),
+            dtype=compute_type(config.precision, self.device),
+            device=self.device,
+        ).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(config.batch_size, dtype=torch.int64, device=self.device)
+        return Batch(images, labels)
+
+    def peak(self, run: Callable[[], None]) -> int:
+        """Return the most bytes that are alive while ``run()`` does."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            run()
+            return torch.cuda.max_memory_allocated(self.device)
+        with LiveBytes([*self.state, self.batch.images, self.batch.labels]) as live:
+            run()
+        return int(live.peak)
+
+    def update(self) -> None:
+        """Clip all gradients and take SGD's step."""
+        nn.utils.clip_grad_norm_(self.method.supernet.parameters(), self.case.config.clip_norm)
+        self.optimizer.step()
+
+    def run_halves(self, draw: Draw | None) -> None:
+        """Compute both halves' gradients."""
+        method, batch = self.method, self.batch
+        context = StepContext(
+            temperature=_TEMPERATURE,
+            draws=lambda index: torch.Generator().manual_seed(index),
+            weight_batch=self._make_batch,
+            weight_lr=self.case.config.weight_lr,
+            weight_optimizer=self.optimizer,
+        )
+        if self.case.published:
+            self._run_as_published(draw, context)
+        elif isinstance(method, SinglePath):
+            assert draw is not None  # a method that samples
+            generators = [torch.Generator().manual_seed(0)]
+            method.gate_gradients(batch, [draw], generators)
+            method.run(batch, [draw], generators)
+        else:
+            method.architecture_gradients(batch, context)
+            method.weight_gradients(batch, context)
+
+    def _run_as_published(self, draw: Draw | None, context: StepContext) -> None:
+        """The published codes freeze nothing: their halves differ in the batch alone."""
+        method, batch = self.method, self.batch
+        if isinstance(method, DartsSecondOrder):
+            method.architecture_gradients(batch, context)
+        chosen = method.logits if draw is None else _with_open_gates(draw, self.device)
+        loss, _ = measure(method.supernet(batch.images, chosen), batch.labels)
+        torch.autograd.backward(loss)
+
+
+def _with_open_gates(draw: Draw, device: torch.device) -> Draw:
+    def gates(cell: CellDraw) -> Tensor:
+        return torch.ones(len(cell.edges), device=device, requires_grad=True)
+
+    return draw.with_gates(gates(draw.normal), gates(draw.reduce))
+
+
+def draws_of(case: Case) -> dict[str, Draw | None]:
+    """Return the sub-networks to measure, without gates, by name.
+
+    Each operation on all edges, these entering from the two inputs or making the deepest chain
+    (GDAS runs all 14): there the worst is looked for. And 16 random ones, of which the mean is
+    taken. A method that samples nothing has one entry, None.
+    """
+    method = case.config.method
+    if method not in SAMPLED:
+        return {"": None}
+    space = searched_space(method, SPACES[case.config.space])
+    draws: dict[str, Draw | None] = {}
+    if case.draws != "random":
+        draws |= _uniform_draws(method, space, HEAVIEST if case.draws == "heaviest" else None)
+    if case.draws != "heaviest":
+        draws |= _random_draws(method, space)
+    return draws
+
+
+def _uniform_draws(
+    method: str, space: SearchSpace, operations: Sequence[str] | None
+) -> dict[str, Draw]:
+    shapes = {
+        "from the inputs": _entering(lambda node: (0, 1)),
+        "in a chain": _entering(lambda node: (node - 2, node - 1)),
+    }
+    if method == "gdas":
+        shapes = {"on all edges": tuple(range(len(EDGES)))}
+    known = dict.fromkeys(name for edge in space.normal for name in edge)
+    return {
+        f"{operation} {shape}": _uniform(space, operation, edges)
+        for operation in operations or known
+        for shape, edges in shapes.items()
+    }
+
+
+def _entering(sources: Callable[[int], tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(EDGES.index((source, node)) for node in NODES for source in sources(node))
+
+
+def _uniform(space: SearchSpace, operation: str, edges: tuple[int, ...]) -> Draw:
+    normal, reduce = (
+        CellDraw(
+            edges,
+            tuple(space.candidates(cell_type)[edge].index(operation) for edge in edges),
+            None,
+        )
+        for cell_type in CELL_TYPES
+    )
+    return Draw(normal, reduce)
+
+
+def _random_draws(method: str, space: SearchSpace) -> dict[str, Draw]:
+    logits = ArchLogits(space, generator=generator(0, "architecture-logits"))
+    draw = sample_operations if method == "gdas" else sample
+    return {
+        f"{RANDOM} {index}": draw(
+            logits, _TEMPERATURE, generator(0, "bench-memory-draw", index)
+        ).with_gates(None, None)
+        for index in range(RANDOM_DRAWS)
+    }

@@ -1,0 +1,161 @@
+"""What ``d2nas bench memory`` measures: the paper's Table 4, in modes and sizes (no torch)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from d2nas.config import SearchConfig
+
+PAPER = SearchConfig(
+    method="d2nas",
+    space="S0",
+    num_cells=8,
+    init_channels=16,
+    branch_length=1,
+    branch_head="linear",
+    recompute="none",
+    precision="fp32",
+    batch_size=64,
+)
+"""The setting of Table 4."""
+
+PAPER_GB = {
+    "darts": 9.4,
+    "gdas": 3.1,
+    "pc-darts-4": 3.7,
+    "pc-darts-2": 5.7,
+    "entangled": 2.3,
+    "d2nas": 2.1,
+}
+"""What Table 4 prints. Its ROME is here the entangled search."""
+
+SAMPLED = ("d2nas", "entangled", "gdas")
+"""Methods that run sampled sub-networks."""
+
+HEAVIEST = ("sep_conv_3x3", "sep_conv_5x5")
+"""The operations that need most memory, where nothing is recomputed."""
+
+RANDOM = "random"
+"""What the names of random draws begin with."""
+
+RIVALS = ("gdas", "darts", "pc-darts-4", "pc-darts-2", "darts-second-order")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What one or two rows measure.
+
+    ``published``: as the published codes run: PyTorch's own backward, and in each half the
+    gradients of weights and logits alike. ``draws``: the sampled sub-networks that are measured:
+    each operation on all edges, and 16 random ones; the random ones alone, for a mean; or those
+    with separable convolutions on all edges alone, which need most, for a worst case.
+    """
+
+    config: SearchConfig
+    published: bool = False
+    draws: Literal["all", "random", "heaviest"] = "all"
+
+    @property
+    def branch_length(self) -> int | None:
+        """Cells per branch; None for a method without branches."""
+        config = self.config
+        if config.method == "d2nas" and config.branch_length != "num_cells":
+            return config.branch_length
+        return config.num_cells if config.method in SAMPLED else None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """All that a row's memory depends on."""
+        config = self.config
+        layout = (config.num_cells, config.init_channels, config.batch_size)
+        branch = (self.branch_length, config.branch_head)
+        modes = (config.recompute, config.precision, self.published)
+        return (config.method, config.space, *branch, *layout, *modes)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is what a user gets who sets nothing."""
+        return self.identity == Case(SearchConfig()).identity
+
+    @property
+    def paper_gb(self) -> float | None:
+        """What the paper prints for it; None where it prints nothing."""
+        config = self.config
+        same = PAPER.model_copy(update={"method": config.method})
+        rival = config.method in RIVALS
+        if self.identity != Case(same, published=rival).identity:
+            return None
+        return PAPER_GB.get(config.method)
+
+    def describe(self) -> str:
+        """Return what this is, in a line."""
+        config = self.config
+        how = "as published" if self.published else f"recompute={config.recompute}"
+        size = f"{config.num_cells} cells x {config.init_channels} channels"
+        return f"{config.method}, {size}, {how}, {config.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The peak of each draw by its name, in bytes; a method that samples nothing has one, ``""``.
+
+    ``state_bytes``: weights, their gradients and the optimizers' state alone.
+    """
+
+    case: Case
+    state_bytes: int
+    peaks: dict[str, int]
+    measured_by: str
+
+
+def cases(*, full: bool) -> list[Case]:
+    """Return what the table shows; ``full``: all modes, and all draws everywhere."""
+    found = [*_ours(full=full), *_rivals(full=full)]
+    default = Case(SearchConfig())
+    return found if any(case.is_default for case in found) else [default, *found]
+
+
+def _ours(*, full: bool) -> list[Case]:
+    def case(**changes: Any) -> Case:
+        return Case(PAPER.model_copy(update=changes))
+
+    def worst(**changes: Any) -> Case:
+        return Case(PAPER.model_copy(update=changes), draws="all" if full else "heaviest")
+
+    modes = ("none", "cell", "op") if full else ("none", "op")
+    found = [
+        case(recompute=mode, precision=precision)
+        for precision in ("fp32", "bf16")
+        for mode in modes
+    ]
+    wide: dict[str, Any] = {"num_cells": 20, "init_channels": 36}
+    found += [
+        worst(method="entangled"),
+        worst(method="entangled", recompute="cell"),
+        worst(num_cells=20),
+        worst(num_cells=20, method="entangled"),
+        worst(**wide),
+    ]
+    if full:
+        found += [case(method="entangled", recompute="op"), case(num_cells=20, recompute="op")]
+        found += [case(**wide, recompute="op")]
+    return found
+
+
+def _rivals(*, full: bool) -> list[Case]:
+    """As published; and with this project's backward and recomputation, for a fair look."""
+    found = []
+    for method in RIVALS if full else RIVALS[:-1]:
+        config = PAPER.model_copy(update={"method": method})
+        settings: list[dict[str, Any]] = [{"recompute": "op"}]
+        if full:
+            settings = [
+                {"recompute": mode, "precision": precision}
+                for precision in ("fp32", "bf16")
+                for mode in ("none", "cell", "op")
+            ]
+        found.append(Case(config, published=True, draws="all" if full else "random"))
+        found += [
+            Case(config.model_copy(update=one), draws="all" if full else "random")
+            for one in settings
+        ]
+    return found

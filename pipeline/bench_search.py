@@ -1,0 +1,202 @@
+"""Times a search step and a sub-network pass, method against method, on made-up images.
+
+A step is both halves with both optimizers. A pass is the forward and backward of one sub-network on
+one batch: the unit in which methods that run different numbers of them are compared.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from d2nas.config import DataConfig, SearchConfig, read_space
+from d2nas.data import ImageData, ImageSet
+from d2nas.method import Method
+from d2nas.ops import Zero
+from d2nas.randomness import generator
+from d2nas.search import Search, search_step
+from d2nas.training import resolve_device
+from d2nas.units import NormalizedUnit
+
+from .bench_pairs import Contestant, compare
+
+IMAGE_SIZE, CLASSES = 32, 10
+EPOCH_STEPS = 2
+GOAL = 0.75
+"""D2NAS's time per pass over that of GDAS, at most."""
+
+_GROUPS = {
+    "Python functions": ("normalizedsteps", "gatedsum", "evaluate_function", "profiler"),
+    "convolution": ("conv", "mkldnn"),
+    "batch norm": ("batch_norm", "var_mean"),
+    "pooling": ("pool",),
+    "optimizer": ("_fused", "_foreach", "vector_norm", "optimizer"),
+    "layout and copies": ("copy", "clone", "cat", "pad", "fill", "zero", "empty", "contiguous"),
+    "element by element": ("add", "mul", "div", "sub", "relu", "threshold", "sum", "sqrt"),
+}
+"""Group to parts of operators' names; the first group that has one counts."""
+
+
+class Stepper:
+    """A search of one method that takes one step after the other."""
+
+    def __init__(self, config: SearchConfig, *, size: int = IMAGE_SIZE) -> None:
+        self.device = resolve_device(config.device)
+        data = made_images(EPOCH_STEPS * config.batch_size, size)
+        self.search = Search(
+            config,
+            read_space(config.space),
+            data,
+            seed=0,
+            device=self.device,
+            augmentation=DataConfig(),
+        )
+        self.search.supernet.train()
+        self.taken = 0
+
+    def run(self, steps: int) -> None:
+        """Take ``steps`` steps and wait until they are done."""
+        for _ in range(steps):
+            search_step(self.search, self.taken % self.search.num_steps)
+            self.taken += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def contestant(self, name: str, steps: int) -> Contestant:
+        """Return ``steps`` steps as work to be timed."""
+        passes = steps * sum(self.search.method.passes)
+        return Contestant(name, lambda: self.run(steps), {"step": steps, "pass": passes})
+
+
+def made_images(half: int, size: int) -> ImageData:
+    """Return random images, ``half`` for each of the two halves."""
+    numbers = generator(0, "bench-images", 0)
+    shape = (2 * half + CLASSES, 3, size, size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=numbers)
+    labels = torch.arange(len(images)) % CLASSES
+
+    def part(start: int, stop: int) -> ImageSet:
+        return ImageSet(images[start:stop], labels[start:stop])
+
+    return ImageData(
+        name="made-up",
+        class_names=tuple(str(label) for label in range(CLASSES)),
+        train=part(0, 2 * half),
+        weight_half=part(0, half),
+        arch_half=part(half, 2 * half),
+        test=part(2 * half, len(images)),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        digest="0" * 64,
+        image_size=size,
+        channels=3,
+    )
+
+
+def compare_methods(
+    config: SearchConfig, pairs: int, *, full: bool, size: int = IMAGE_SIZE
+) -> Iterator[list[dict[str, Any]]]:
+    """Compare D2NAS with GDAS, with one draw a half, which shares nothing, and with all of
+    ``config.draws``; and other methods with D2NAS. Yields the rows of each comparison.
+    """
+
+    def stepper(method: str, **changes: Any) -> Stepper:
+        update = {"method": method, "warmup_epochs": 0, **changes}
+        return Stepper(config.model_copy(update=update), size=size)
+
+    gdas, single = stepper("gdas"), stepper("d2nas", draws=1)
+    check_same_code(single.search.method, gdas.search.method)
+    one = single.contestant("d2nas, 1 draw", 2)
+    rival = gdas.contestant("gdas", 2)
+    yield compare(one, rival, pairs)
+    shared = stepper("d2nas").contestant(f"d2nas, {config.draws} draws", 1)
+    yield compare(shared, rival, pairs)
+    others = ["entangled"]
+    if full:
+        others += ["darts", "darts-second-order", "pc-darts-4", "pc-darts-2"]
+    for method in others:
+        single_step = single.contestant("d2nas, 1 draw", 1)
+        yield compare(stepper(method, draws=1).contestant(method, 1), single_step, pairs)
+
+
+def check_same_code(first: Method, second: Method) -> None:
+    """Assert that two methods' supernets are made of the same operation code.
+
+    Only ``none`` may be missing from one of them: D2NAS does not search it.
+    """
+    codes = [
+        code_of(method.supernet) - {f"{Zero.__module__}.{Zero.__name__}"}
+        for method in (first, second)
+    ]
+    assert codes[0] == codes[1], f"other operation code: {sorted(codes[0] ^ codes[1])}"
+
+
+def code_of(supernet: nn.Module) -> set[str]:
+    """Return the names of all classes that a supernet's modules and their steps are of."""
+    kinds = set[type]()
+    for module in supernet.modules():
+        kinds.add(type(module))
+        if isinstance(module, NormalizedUnit):
+            kinds |= {type(step) for step in module.steps}
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
+
+
+def passes_goal(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """Return D2NAS's ratios to GDAS per pass with their limits: alone 0.75, with shared work
+    below what it is alone.
+    """
+    alone, shared = (row for row in rows if row["against"] == "gdas" and row["unit"] == "pass")
+    return [
+        (alone["case"], alone["ratio_median"], GOAL),
+        (shared["case"], shared["ratio_median"], alone["ratio_median"]),
+    ]
+
+
+def profile_step(config: SearchConfig, *, size: int = IMAGE_SIZE) -> list[dict[str, Any]]:
+    """Return where the time of one step goes: operators by their own time, most first.
+
+    Its own time is an operator's without that of the operators that it calls.
+    """
+    stepper = Stepper(config.model_copy(update={"warmup_epochs": 0}), size=size)
+    stepper.run(1)
+    on_cuda = stepper.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with profile(activities=activities) as profiler:
+        stepper.run(1)
+    found = [
+        (
+            (event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1000,
+            event.key,
+            event.count,
+        )
+        for event in profiler.key_averages()
+    ]
+    total = sum(milliseconds for milliseconds, _, _ in found)
+    return [
+        {
+            "operator": name,
+            "group": _group_of(name),
+            "calls": calls,
+            "self_ms": milliseconds,
+            "share": milliseconds / total,
+        }
+        for milliseconds, name, calls in sorted(found, reverse=True)
+    ]
+
+
+def _group_of(operator: str) -> str:
+    name = operator.lower()
+    for group, words in _GROUPS.items():
+        if any(word in name for word in words):
+            return group
+    return "other"
+
+
+def group_shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return each group's share of the step's time, largest first."""
+    shares: dict[str, float] = {}
+    for row in rows:
+        shares[row["group"]] = shares.get(row["group"], 0.0) + row["share"]
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))

@@ -1,0 +1,246 @@
+"""Gradients of depthwise convolutions by fast ways: the numbers of PyTorch's own backward."""
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2nas import depthwise
+from d2nas.depthwise import ConvSpec, convolution_gradients, convolve
+from d2nas.ops import FactorizedReduce, ReLUConvBN
+
+CHANNELS = 3
+SIZES = [(8, 8), (9, 7), (6, 5), (1, 6), (7, 1), (1, 1), (2, 3), (13, 16)]
+CASES = [
+    (kernel, dilation, stride, size)
+    for kernel, dilation, stride in itertools.product((1, 3, 5, 7), (1, 2), (1, 2))
+    for size in SIZES
+]
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def spec_of(kernel: int, dilation: int, stride: int, groups: int = CHANNELS) -> ConvSpec:
+    return ConvSpec(stride, dilation * (kernel // 2), dilation, groups)
+
+
+def own_gradients(grad: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
+    """PyTorch's backward of the forward convolution."""
+    found: tuple[Tensor, Tensor, Any] = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        [spec.stride] * 2,
+        [spec.padding] * 2,
+        [spec.dilation] * 2,
+        False,
+        [0, 0],
+        spec.groups,
+        [True, True, False],
+    )
+    return found[:2]
+
+
+def largest_error(kernel: int, dilation: int, stride: int, size: tuple[int, int]) -> float:
+    """The largest distance of both gradients from PyTorch's; infinite where shapes differ."""
+    x, weight = randn(1, 2, CHANNELS, *size), randn(2, CHANNELS, 1, kernel, kernel)
+    spec = spec_of(kernel, dilation, stride)
+    output = convolve(x, weight, spec)
+    grad = randn(3, *output.shape)
+    try:
+        got = convolution_gradients(grad, x, weight, spec, want_input=True, want_weight=True)
+    except RuntimeError:
+        return float("inf")
+    wanted = own_gradients(grad, x, weight, spec)
+    if [g.shape for g in got if g is not None] != [w.shape for w in wanted]:
+        return float("inf")
+    return max(float((g - w).abs().max()) for g, w in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("kernel", "dilation", "stride", "size"), CASES)
+def test_gradients_are_pytorchs(
+    kernel: int, dilation: int, stride: int, size: tuple[int, int]
+) -> None:
+    assert largest_error(kernel, dilation, stride, size) <= 1e-12
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_fast_way_is_taken_where_it_is_one(kernel: int, dilation: int, stride: int) -> None:
+    """Control of the comparison above: it does not compare PyTorch with itself."""
+    x, weight = randn(1, 2, CHANNELS, 8, 8), randn(2, CHANNELS, 1, kernel, kernel)
+    taken = depthwise._has_fast_way(x, weight, spec_of(kernel, dilation, stride))
+    assert taken == (kernel > 3 or dilation > 1)
+
+
+def test_other_convolutions_and_devices_are_left_to_pytorch() -> None:
+    x, weight = randn(1, 2, CHANNELS, 8, 8), randn(2, CHANNELS, 1, 5, 5)
+    spec = spec_of(5, 1, 1)
+    assert depthwise._has_fast_way(x, weight, spec)
+    assert not depthwise._has_fast_way(x.to("meta"), weight.to("meta"), spec)
+    full = randn(2, CHANNELS, CHANNELS, 5, 5)
+    assert not depthwise._has_fast_way(x, full, spec_of(5, 1, 1, groups=1))
+    wider = randn(2, 2 * CHANNELS, 1, 5, 5)  # two outputs per channel
+    assert not depthwise._has_fast_way(x, wider, spec)
+    assert not depthwise._has_fast_way(x, weight, ConvSpec(1, 1, 1, CHANNELS))  # shrinks the map
+    assert not depthwise._has_fast_way(x, weight[:, :, :, :3], spec)
+    assert not depthwise._has_fast_way(x, weight, ConvSpec(3, 2, 1, CHANNELS))
+
+
+@pytest.mark.parametrize("groups", [1, CHANNELS])
+@pytest.mark.parametrize(
+    ("want_input", "want_weight"), [*itertools.product((False, True), repeat=2)]
+)
+def test_only_what_is_wanted_is_computed(groups: int, want_input: bool, want_weight: bool) -> None:
+    x, weight = randn(1, 2, CHANNELS, 8, 8), randn(2, CHANNELS, CHANNELS // groups, 5, 5)
+    spec = spec_of(5, 1, 1, groups)
+    grad = randn(3, 2, CHANNELS, 8, 8)
+    wanted = own_gradients(grad, x, weight, spec)
+    got = convolution_gradients(
+        grad,
+        x if want_weight else torch.full_like(x, torch.nan),  # its values then do not matter
+        weight,
+        spec,
+        want_input=want_input,
+        want_weight=want_weight,
+    )
+    for gradient, own, asked in zip(got, wanted, (want_input, want_weight), strict=True):
+        assert (gradient is not None) == asked
+        if gradient is not None:
+            torch.testing.assert_close(gradient, own, rtol=1e-12, atol=1e-12)
+
+
+def test_bf16_gradients_are_close_and_bf16() -> None:
+    for kernel, dilation, stride in itertools.product((3, 5), (1, 2), (1, 2)):
+        x, weight = randn(1, 4, CHANNELS, 9, 8), randn(2, CHANNELS, 1, kernel, kernel)
+        spec = spec_of(kernel, dilation, stride)
+        grad = randn(3, *convolve(x, weight, spec).shape)
+        low = [tensor.bfloat16() for tensor in (grad, x, weight)]
+        got = convolution_gradients(*low, spec, want_input=True, want_weight=True)
+        wanted = own_gradients(*(tensor.double() for tensor in low), spec)
+        for gradient, own in zip(got, wanted, strict=True):
+            assert gradient is not None
+            assert gradient.dtype == torch.bfloat16
+            assert float((gradient.double() - own).norm() / own.norm()) < 0.02
+
+
+# --- strided 1x1 convolutions, for which PyTorch's own backward can write past its buffer ---------
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("groups", [1, CHANNELS])
+def test_strided_1x1_gradients_are_pytorchs(
+    groups: int, size: tuple[int, int], stride: int
+) -> None:
+    x, weight = randn(1, 2, CHANNELS, *size), randn(2, 2 * CHANNELS, CHANNELS // groups, 1, 1)
+    spec = ConvSpec(stride, 0, 1, groups)
+    grad = randn(3, *convolve(x, weight, spec).shape)
+    wanted = own_gradients(grad, x, weight, spec)
+    for ask in ((True, True), (True, False), (False, True)):
+        got = convolution_gradients(grad, x, weight, spec, want_input=ask[0], want_weight=ask[1])
+        for gradient, own, asked in zip(got, wanted, ask, strict=True):
+            assert (gradient is not None) == asked
+            if gradient is not None:
+                torch.testing.assert_close(gradient, own, rtol=1e-12, atol=1e-12)
+
+
+def test_pytorchs_own_strided_1x1_gradient_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strides: list[int] = []
+    real = depthwise._builtin
+
+    def record(grad: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec, *wanted: bool) -> Any:
+        strides.append(spec.stride)
+        return real(grad, x, weight, spec, *wanted)
+
+    monkeypatch.setattr(depthwise, "_builtin", record)
+    for module in (FactorizedReduce(6, 4, affine=False), ReLUConvBN(6, 4, affine=False)):
+        module(randn(0, 2, 6, 8, 8).float()).sum().backward()
+    assert strides == [1, 1, 1]
+    monkeypatch.setattr(depthwise, "_skips_pixels", lambda *_: False)  # control
+    FactorizedReduce(6, 4, affine=False)(randn(0, 2, 6, 8, 8).float()).sum().backward()
+    assert strides[3:] == [2, 2]
+
+
+def test_a_strided_skip_of_few_channels_survives() -> None:
+    """In a process of its own: what it guards against ends the process."""
+    script = """
+import torch
+from d2nas.ops import FactorizedReduce
+torch.set_num_threads(1)
+numbers = torch.Generator().manual_seed(0)
+for channels in (2, 6, 8, 12):
+    module = FactorizedReduce(channels, 2, affine=False)
+    for _ in range(10):
+        images = torch.randn(4, channels, 56, 56, generator=numbers)
+        module(images.contiguous(memory_format=torch.channels_last)).sum().backward()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- controls: each part of a fast way, slipped -------------------------------------------------
+
+
+def _strips_to_the_right(grad: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return REAL_STRIPS(grad, padded.roll(1, dims=3), weight, stride)
+
+
+def _strips_of_one_stride(grad: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return REAL_STRIPS(grad, padded, weight, 1)
+
+
+def _first_strip_alone(grad: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
+    whole = REAL_STRIPS(grad, padded, weight, stride).clone()
+    whole[:, :, :, 3:] = 0
+    return whole
+
+
+def _three_subgrids(x: Tensor) -> Tensor:
+    parts = list(REAL_SUBGRIDS(x).chunk(4))
+    parts[3] = torch.zeros_like(parts[3])
+    return torch.cat(parts)
+
+
+def _swapped_rows_and_columns(x: Tensor) -> Tensor:
+    # For one of the two maps: swapped in both, the sum would be the same.
+    parts = REAL_SUBGRIDS(x).chunk(4)
+    is_padded = bool((x[:, :, 0] == 0).all())
+    return torch.cat([parts[i] for i in ((0, 2, 1, 3) if is_padded else range(4))])
+
+
+REAL_STRIPS, REAL_SUBGRIDS = depthwise._by_strips, depthwise._subgrids
+SLIPS: dict[str, tuple[str, Any]] = {
+    "strips one column to the right": ("_by_strips", _strips_to_the_right),
+    "strips without the stride": ("_by_strips", _strips_of_one_stride),
+    "the first strip alone": ("_by_strips", _first_strip_alone),
+    "a sub-grid left out": ("_subgrids", _three_subgrids),
+    "sub-grids that do not match": ("_subgrids", _swapped_rows_and_columns),
+    "the kernel not mirrored": (
+        "_mirrored",
+        lambda grad, weight, spec: convolve(grad, weight, spec),
+    ),
+    "padding of the whole grid": (
+        "_on_subgrid",
+        lambda spec: ConvSpec(1, spec.padding, 1, spec.groups),
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_control_a_slip_is_seen(slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, replacement = SLIPS[slip]
+    monkeypatch.setattr(depthwise, name, replacement)
+    errors = [largest_error(*case) for case in CASES]
+    assert max(errors) > 0.01
+    assert min(errors) <= 1e-12  # and where the part is not used, nothing changes

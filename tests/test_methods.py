@@ -1,0 +1,397 @@
+"""Every search method in every space: what it moves, derives and reports, and that it resumes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from searches import CHEAP, final_state, finish, search_by
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2nas import SPACES, Genotype, Supernet, sample
+from d2nas.baselines.darts import Darts, DartsSecondOrder
+from d2nas.baselines.gdas import Gdas
+from d2nas.config import METHOD_NAMES
+from d2nas.decoupled import Decoupled
+from d2nas.method import Batch, Sizes, frozen
+from d2nas.methods import METHODS, derive_for, searched_space
+from d2nas.ops import initialize
+from d2nas.randomness import generator
+from d2nas.sampling import (
+    ArchLogits,
+    CellDraw,
+    Draw,
+    choice_probabilities,
+    choosable,
+    draw_noise,
+    sample_operations,
+)
+from d2nas.search import Search, _context, architecture_step, weight_step
+from d2nas.spaces import CELL_TYPES, NODE_EDGES
+from d2nas.state import TrainState
+
+TRAINED = [name for name in METHOD_NAMES if name != "random"]
+WITHOUT_EDGE_LOGITS = {"darts", "darts-second-order", "gdas"}
+MEANS = {
+    "arch_loss",
+    "arch_accuracy",
+    "weight_loss",
+    "weight_accuracy",
+    "branch_loss",
+    "clip_rate",
+    "peak_bytes",
+}
+ALWAYS = {
+    "epoch",
+    "step",
+    "temperature",
+    "weight_lr",
+    "op_entropy",
+    "edge_entropy",
+    "parameterless_normal",
+    "genotype",
+}
+
+
+def copies(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {
+        n for n, parameter in module.named_parameters() if not torch.equal(before[n], parameter)
+    }
+
+
+def numbers_in(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers_in(item)]
+    return [float(value)]
+
+
+def assert_lies_in(genotype: Genotype, space: str) -> None:
+    for cell_type in CELL_TYPES:
+        candidates = SPACES[space].candidates(cell_type)
+        for place, (operation, source) in enumerate(genotype.cell(cell_type)):
+            row = NODE_EDGES[place // 2].start + source
+            assert operation in candidates[row]
+            assert operation != "none"
+            assert operation != "noise" or space == "S4"
+
+
+def test_the_table_holds_every_method() -> None:
+    assert set(METHODS) == set(METHOD_NAMES)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_method_searches_a_space(method: str, space: str) -> None:
+    search = search_by(method, "search.epochs=1", space=space)
+    logits, weights = copies(search.logits), copies(search.supernet)
+    finish(search)
+    operations, edges = {"normal_ops", "reduce_ops"}, {"normal_edges", "reduce_edges"}
+    wanted = operations if method in WITHOUT_EDGE_LOGITS else operations | edges
+    assert moved(logits, search.logits) == (set() if method == "random" else wanted)
+    assert bool(moved(weights, search.supernet)) == (method != "random")
+    if method in WITHOUT_EDGE_LOGITS:
+        assert all(not torch.count_nonzero(search.logits.edges(cell)) for cell in CELL_TYPES)
+    genotype = search.method.derive()
+    assert_lies_in(genotype, space)
+    assert derive_for(method, search.logits) == genotype
+    (row,) = search.metrics
+    assert Genotype.from_dict(row["genotype"]) == genotype
+    assert row.keys() == (ALWAYS if method == "random" else ALWAYS | MEANS)
+    reported = {key: value for key, value in row.items() if key != "genotype"}
+    assert all(torch.tensor(numbers_in(reported)).isfinite())
+    assert row["parameterless_normal"] == genotype.parameterless_normal
+    if method != "random":
+        assert row["peak_bytes"] > sum(value.nbytes for value in weights.values())
+        assert 0 <= row["arch_accuracy"] <= 1
+        assert 0 <= row["clip_rate"] <= 1
+        assert row["branch_loss"] > 0
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_none_is_searched_where_the_published_code_does(method: str) -> None:
+    has_none = "none" in searched_space(method, SPACES["S0"]).normal[0]
+    assert has_none == (method not in ("d2nas", "entangled", "random"))
+    for name in ("S1", "S2", "S3", "S4"):
+        assert searched_space(method, SPACES[name]) == SPACES[name]
+
+
+# --- resume -------------------------------------------------------------------------------------
+
+
+def whole_and_states(method: str) -> tuple[Search, dict[int, TrainState]]:
+    """A finished search, and its states after each step but the last."""
+    search = search_by(method, space=CHEAP)
+    states = {}
+    for report in search.run():
+        done = report.step + 1
+        if done < search.num_steps:
+            states[done] = search.capture(done)
+    return search, states
+
+
+def continued(state: TrainState, method: str) -> Search:
+    search = search_by(method, space=CHEAP)
+    for _ in search.run(state):
+        pass
+    return search
+
+
+def same(one: Search, other: Search) -> bool:
+    first, second = final_state(one), final_state(other)
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and one.metrics == other.metrics
+        and one.method.derive() == other.method.derive()
+    )
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_search_stopped_at_any_step_ends_bit_equal(method: str) -> None:
+    """And a control: without its moments it does not."""
+    whole, states = whole_and_states(method)
+    assert sorted(states) == [1, 2, 3]
+    for stop, state in states.items():
+        torch.rand(stop)  # whoever draws from the global generator will not find it where it was
+        assert same(whole, continued(state, method)), stop
+    state = states[3]
+    kept = {k: v for k, v in state.tensors.items() if not k.startswith(("adam.", "sgd."))}
+    assert not same(whole, continued(TrainState(3, kept, state.metrics), method))
+
+
+def test_random_search_resumes_to_its_own_draw() -> None:
+    first = search_by("random", seed=1)
+    state = first.capture(0)
+    finish(first)
+    other = search_by("random", seed=2)
+    assert other.method.derive() != first.method.derive()
+    for _ in other.run(state):
+        pass
+    assert same(first, other) == (first.metrics == other.metrics)
+    assert other.method.derive() == first.method.derive()
+
+
+@pytest.mark.parametrize("recompute", ["none", "cell", "op"])
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_no_method_draws_from_the_global_generator(method: str, recompute: str) -> None:
+    before = torch.random.get_rng_state()
+    search = search_by(method, f'search.recompute="{recompute}"', space=CHEAP)
+    search.take_step(1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- what each half leaves alone ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_each_half_leaves_the_others_parameters_alone(method: str) -> None:
+    search = search_by(method, space="S1")
+    logits, weights = copies(search.logits), copies(search.supernet)
+    architecture_step(search, 0)
+    assert all(parameter.grad is None for parameter in search.supernet.parameters())
+    assert all(parameter.requires_grad for parameter in search.supernet.parameters())
+    assert moved(weights, search.supernet) == set()
+    assert moved(logits, search.logits)
+    search.arch_optimizer.zero_grad()
+    logits = copies(search.logits)
+    weight_step(search, 0)
+    assert all(parameter.grad is None for parameter in search.logits.parameters())
+    assert all(parameter.requires_grad for parameter in search.logits.parameters())
+    assert moved(logits, search.logits) == set()
+    assert moved(weights, search.supernet)
+
+
+# --- the stem shared by the draws ---------------------------------------------------------------
+
+IMAGES = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+BIG = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+LABELS = torch.arange(4)
+NUM_SHARED = 2
+
+
+def supernet_of(branch_length: int, recompute: str, stem: str) -> Supernet:
+    supernet = Supernet(
+        SPACES["S0"],
+        num_cells=4,
+        init_channels=2,
+        stem=stem,
+        branch_length=branch_length,
+        recompute=recompute,
+    ).double()
+    initialize(supernet, torch.Generator().manual_seed(0))
+    return supernet
+
+
+def gate_gradients(supernet: Supernet, given: list[Any]) -> list[Tensor]:
+    """The gradients of each draw's gates, a draw on each of ``given``: images, or shared inputs."""
+    found = []
+    for seed, x in enumerate(given):
+        draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(seed))
+        gates = [torch.ones(8, dtype=torch.float64, requires_grad=True) for _ in CELL_TYPES]
+        with frozen(supernet):
+            for branch in supernet.branches(x, draw.with_gates(*gates)):
+                F.cross_entropy(branch.logits, LABELS).backward()
+        found += [gate.grad for gate in gates]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("branch_length", "recompute", "stem"),
+    [
+        *((length, mode, "cifar") for length in (1, 2, 4) for mode in ("none", "cell", "op")),
+        (1, "none", "imagenet"),
+        (2, "op", "imagenet"),
+    ],
+)
+def test_a_stem_run_once_gives_every_draw_the_gradients_of_its_own(
+    branch_length: int, recompute: str, stem: str
+) -> None:
+    images = IMAGES if stem == "cifar" else BIG
+    supernet = supernet_of(branch_length, recompute, stem)
+    with torch.no_grad():
+        shared = supernet.share(images)
+        other = supernet.share(images + 0.1)
+    got = gate_gradients(supernet, [shared] * NUM_SHARED)
+    wanted = gate_gradients(supernet, [images] * NUM_SHARED)
+    assert max((g - w).abs().max() for g, w in zip(got, wanted, strict=True)) <= 1e-10
+    assert min(w.abs().max() for w in wanted) > 1e-6
+    slipped = gate_gradients(supernet, [other] * NUM_SHARED)  # control
+    assert max((g - w).abs().max() for g, w in zip(slipped, wanted, strict=True)) > 1e-6
+
+
+def test_the_weight_half_runs_the_stem_for_each_draw_so_that_it_learns() -> None:
+    search = search_by("d2nas", "search.draws=3")
+    counts = search.supernet.stem.norm.num_batches_tracked
+    assert int(counts) == 0
+    architecture_step(search, 0)
+    assert int(counts) == 1
+    weight_step(search, 0)
+    assert int(counts) == 4
+    assert search.supernet.stem.convs[0].weight.grad is not None
+
+
+def test_control_a_shared_stem_learns_nothing() -> None:
+    supernet = supernet_of(1, "none", "cifar")
+    for share, learns in ((True, False), (False, True)):
+        given = supernet.share(IMAGES) if share else IMAGES
+        draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(0))
+        for branch in supernet.branches(given, draw.with_gates(None, None)):
+            F.cross_entropy(branch.logits, LABELS).backward()
+        assert (supernet.stem.convs[0].weight.grad is not None) == learns
+        assert (supernet.cells[0].preprocess1.convs[0].weight.grad is not None) == learns
+
+
+# --- GDAS ---------------------------------------------------------------------------------------
+
+
+def gdas_of(space: str = "S0") -> Gdas:
+    sizes = Sizes(num_cells=3, init_channels=2, num_classes=4, in_channels=3, stem="cifar")
+    searched = searched_space("gdas", SPACES[space])
+    method = Gdas(searched, sizes, torch.Generator().manual_seed(1), recompute="none")
+    initialize(method.supernet, torch.Generator().manual_seed(1))
+    method.supernet.double()
+    method.logits.double()
+    with torch.no_grad():
+        for parameter in method.logits.parameters():
+            numbers = torch.Generator().manual_seed(len(parameter))
+            parameter.copy_(torch.randn(parameter.shape, generator=numbers))
+    return method
+
+
+def test_gdas_runs_every_edge_once_and_none_among_them() -> None:
+    method = gdas_of()
+    ran: list[tuple[int, int, int]] = []
+    for position, cell in enumerate(method.supernet.cells):
+        for edge, candidates in enumerate(cell.candidates):
+            for column, operation in enumerate(candidates):
+                operation.register_forward_hook(
+                    lambda *_, key=(position, edge, column): ran.append(key)
+                )
+    draws = [method.sample(1.0, torch.Generator().manual_seed(seed)) for seed in range(4)]
+    drawn = {draw.cell(cell).operations for draw in draws for cell in CELL_TYPES}
+    assert any(0 in operations for operations in drawn)  # the column of none
+    assert method.logits.space.normal[0][0] == "none"
+    for draw in draws:
+        ran.clear()
+        method.supernet(IMAGES, draw)
+        assert len(ran) == 3 * 14
+        for position, cell in enumerate(method.supernet.cells):
+            operations = draw.cell(cell.cell_type).operations
+            own = {(edge, column) for where, edge, column in ran if where == position}
+            assert own == set(enumerate(operations))
+
+
+@torch.no_grad()
+def central_difference(
+    function: Callable[[], float], parameter: Tensor, index: int, step: float = 1e-5
+) -> float:
+    flat = parameter.view(-1)
+    value = float(flat[index])
+    ends = []
+    for sign in (1, -1):
+        flat[index] = value + sign * step
+        ends.append(function())
+    flat[index] = value
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+def test_gdas_gradients_are_those_of_the_relaxed_loss() -> None:
+    """Central differences of L(1 + soft(logits) - soft(logits0)), noise and operations fixed."""
+    method, tau = gdas_of("S2"), 2.0
+    logits, space = method.logits, method.logits.space
+    draw = sample_operations(logits, tau, torch.Generator().manual_seed(4))
+    (branch,) = method.supernet.branches(IMAGES, draw)
+    F.cross_entropy(branch.logits, LABELS).backward()
+    numbers = torch.Generator().manual_seed(4)
+    noise = {cell: draw_noise(space.num_columns(cell), numbers) for cell in CELL_TYPES}
+
+    def soft(cell: str) -> Tensor:
+        mask = choosable(space, cell, none_too=True)
+        return choice_probabilities(logits.ops(cell), logits.edges(cell), mask, noise[cell], tau)[0]
+
+    with torch.no_grad():
+        start = {cell: soft(cell).clone() for cell in CELL_TYPES}
+
+    def relaxed_loss() -> float:
+        cells = []
+        for cell in CELL_TYPES:
+            edges, operations = draw.cell(cell).edges, draw.cell(cell).operations
+            gates = 1 + (soft(cell) - start[cell])[list(edges), list(operations)]
+            cells.append(CellDraw(edges, operations, gates))
+        return float(F.cross_entropy(method.supernet(IMAGES, Draw(*cells)), LABELS))
+
+    large = 0
+    for cell in CELL_TYPES:
+        parameter = logits.ops(cell)
+        for index, gradient in enumerate(parameter.grad.view(-1).tolist()):
+            numeric = central_difference(relaxed_loss, parameter, index)
+            assert gradient == pytest.approx(numeric, rel=2e-5, abs=1e-8)
+            large += abs(numeric) > 1e-6
+        assert not torch.count_nonzero(logits.edges(cell).grad)
+    assert large > 40  # of 2 x 14 x 2
+
+
+def test_gdas_sends_these_gradients_through_the_loops_gates() -> None:
+    """The half of a step gives what one backward through the sampling gives (gates are fp32)."""
+    method, tau = gdas_of("S2"), 2.0
+    draw = sample_operations(method.logits, tau, generator(0, "architecture-draw", 0))
+    (branch,) = method.supernet.branches(IMAGES, draw)
+    F.cross_entropy(branch.logits, LABELS).backward()
+    wanted = {name: p.grad for name, p in method.logits.named_parameters()}
+    method.logits.zero_grad()
+    method.supernet.zero_grad()
+    search = search_by("gdas", f"search.temperature_start={tau}")
+    method.architecture_gradients(Batch(IMAGES, LABELS), _context(search, 0, "architecture-draw"))
+    for name, parameter in method.logits.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-7)
+    assert all(parameter.grad is None for parameter in method.supernet.parameters())
+
+
+def test_gdas_moves_the_weights_first() -> None:
+    assert Gdas.weights_first
+    assert not any(kind.weights_first for kind in (Decoupled, Darts, DartsSecondOrder))
