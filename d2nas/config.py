@@ -291,12 +291,23 @@ def build_config(
         merged[section] = dict(fields)
     for override in overrides:
         section, field, value = parse_override(override)
+        if value is None and "none" in _words(section, field):
+            value = "none"
         merged.setdefault(section, {})[field] = value
     _check_keys(merged, what)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         raise _first_problem(error, what) from None
+
+
+def _words(section: str, field: str) -> tuple[Any, ...]:
+    """Return the words that a field takes, where it takes only some."""
+    for name, info in Config.model_fields.items():
+        if section == (info.alias or name) and isinstance(info.annotation, type):
+            known = info.annotation.model_fields.get(field)
+            return () if known is None else get_args(known.annotation)
+    return ()
 
 
 def _check_keys(values: Mapping[str, Mapping[str, Any]], what: str) -> None:

@@ -187,7 +187,8 @@ class MixedSupernet(nn.Module):
             inputs = (previous, current, *weights[cell.cell_type])
             output = recomputed(cell, *inputs) if self.recompute == "cell" else cell(*inputs)
             previous, current = current, output
-        prediction: Tensor = self.classifier(current.mean((2, 3)))
+        pooled = current.mean((2, 3), dtype=self.classifier.weight.dtype)
+        prediction: Tensor = self.classifier(pooled)
         return prediction
 
     def _weights(

@@ -183,13 +183,25 @@ def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
 
 
-def _factorized_7x7(channels: int, stride: int, affine: bool) -> nn.Module:
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
-        nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
-    )
+class _Factorized7x7(nn.Sequential):
+    """ReLU, 1x7 and 7x1 convolutions, batch norm."""
+
+    def __init__(self, channels: int, stride: int, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
+            nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, C, ceil(H / stride), ceil(W / stride)), in the type of the input."""
+        if x_NCHW.dtype != torch.bfloat16:
+            output: Tensor = super().forward(x_NCHW)  # type: ignore[no-untyped-call]
+            return output
+        with torch.autocast(x_NCHW.device.type, dtype=torch.bfloat16):
+            output = super().forward(x_NCHW)  # type: ignore[no-untyped-call]
+        return output
 
 
 OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
@@ -205,7 +217,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_7x7": _separable(7),
     "dil_conv_3x3": _dilated(3),
     "dil_conv_5x5": _dilated(5),
-    "conv_7x1_1x7": _factorized_7x7,
+    "conv_7x1_1x7": _Factorized7x7,
 }
 """Operation name to ``(channels, stride, affine) -> module``."""
 

@@ -10,6 +10,7 @@ import typer
 from PIL import Image
 from toy import Place
 
+from d2nas.config import build_config
 from pipeline.cli import app, run
 from pipeline.presets import preset_names, read_preset
 
@@ -199,3 +200,9 @@ def test_a_rival_searches_behind_the_same_command(
     assert found["facts"]["method"] == "random"
     assert place.run("search", str(place.preset), "--method", "grid") == 2
     assert "search.method" in capfd.readouterr().err
+
+
+def test_none_is_a_word_where_a_field_has_it_and_nothing_elsewhere() -> None:
+    found = build_config({}, ["search.recompute=none", "data.image_size=none"])
+    assert found.search.recompute == "none"
+    assert found.data.image_size is None

@@ -44,7 +44,7 @@ def reads_data(stage: str, config: Config) -> bool:
 
 
 CODE_SCHEMA: Mapping[str, int] = {
-    "search": 2,
+    "search": 3,
     "derive": 2,
     "retrain": 2,
     "evaluate": 1,
