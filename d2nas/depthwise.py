@@ -62,10 +62,10 @@ def convolution_gradients(
         )
     if not _has_fast_way(x_NCHW, weight, spec):
         return _builtin(grad_NCHW, x_NCHW, weight, spec, want_input, want_weight)
-    return (
-        _input_gradient(grad_NCHW, x_NCHW, weight, spec) if want_input else None,
-        _weight_gradient(grad_NCHW, x_NCHW, weight, spec) if want_weight else None,
-    )
+    # The weight's first: what it needs beside, a padded input, is gone before the other is made.
+    grad_weight = _weight_gradient(grad_NCHW, x_NCHW, weight, spec) if want_weight else None
+    grad_input = _input_gradient(grad_NCHW, x_NCHW, weight, spec) if want_input else None
+    return grad_input, grad_weight
 
 
 def _input_gradient(

@@ -5,7 +5,7 @@ not count the batch twice.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,17 +43,21 @@ def _generator(noise: Noise) -> torch.Generator:
     return noise.generator
 
 
-def recomputed(module: nn.Module, *inputs: Any, parts: Iterable[nn.Module] | None = None) -> Any:
+def recomputed(
+    module: Callable[..., Any], *inputs: Any, parts: Iterable[nn.Module] | None = None
+) -> Any:
     """Run ``module``, keep only its inputs, and run it again in the backward pass.
 
-    ``parts``: those of its modules that will run, where that is known; a supernet's cell need not
-    look at the candidates that were not sampled. Gradients, outputs and batch norm statistics are
-    those of ``module(*inputs)``. Noise without a generator of its own is outside this promise: it
-    would be drawn anew.
+    ``parts``: the modules that will run, where that is known; a supernet's cell need not look at
+    the candidates that were not sampled, and a function has no modules of its own. Gradients,
+    outputs and batch norm statistics are those of ``module(*inputs)``. Noise without a generator of
+    its own is outside this promise: it would be drawn anew.
     """
     if not torch.is_grad_enabled():
         return module(*inputs)
-    running = [child for part in parts or (module,) for child in part.modules()]
+    if parts is None:
+        parts = (module,) if isinstance(module, nn.Module) else ()
+    running = [child for part in parts for child in part.modules()]
     norms = [child for child in running if isinstance(child, nn.BatchNorm2d)]
     noise_states = {
         child: child.generator.get_state()

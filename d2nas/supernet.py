@@ -91,6 +91,11 @@ class _GatedSum(torch.autograd.Function):
         )
 
 
+def _gated(block: nn.Module, x_NCHW: Tensor, gates: Tensor, index: int, are_ones: bool) -> Tensor:
+    output: Tensor = _GatedSum.apply(gates, index, are_ones, block(x_NCHW))
+    return output
+
+
 class SuperCell(nn.Module):
     """A cell that holds every candidate of every edge and runs the sampled ones."""
 
@@ -131,17 +136,22 @@ class SuperCell(nn.Module):
             gates = gates.to(states[0].device)
         first = 0
         for node_edges in NODE_EDGES:
-            terms = [
-                self._block(self.candidates[edge][operations[edge]], states[EDGES[edge][0]])  # type: ignore[index]
-                for edge in node_edges
-                if edge in operations
-            ]
-            states.append(
-                reduce(torch.add, terms)
-                if gates is None
-                else _GatedSum.apply(gates, first, draw.are_ones, *terms)
-            )
-            first += len(terms)
+            edges = [edge for edge in node_edges if edge in operations]
+            blocks = [self.candidates[edge][operations[edge]] for edge in edges]  # type: ignore[index]
+            sources = [states[EDGES[edge][0]] for edge in edges]
+            if gates is None:
+                states.append(reduce(torch.add, map(self._block, blocks, sources)))
+            elif self.recompute == "op":
+                # The gate belongs to what is computed again: its gradient needs the output.
+                terms = [
+                    recomputed(_gated, block, x, gates, first + index, draw.are_ones, parts=[block])
+                    for index, (block, x) in enumerate(zip(blocks, sources, strict=True))
+                ]
+                states.append(reduce(torch.add, terms))
+            else:
+                terms = list(map(self._block, blocks, sources))
+                states.append(_GatedSum.apply(gates, first, draw.are_ones, *terms))
+            first += len(edges)
         return torch.cat(states[-len(NODES) :], dim=1)
 
     def parts(self, draw: CellDraw) -> list[nn.Module]:
@@ -155,12 +165,23 @@ class SuperCell(nn.Module):
         return output
 
 
-def _pool(features_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the global mean, (N, C). Divided after the sum, so that what flows back is one number
-    per image and channel seen through a view, and not a map.
+class _GlobalMean(torch.autograd.Function):
+    """The global mean (N, C) of maps, computed and returned in ``dtype``.
+
+    What flows back is one number per image and channel, seen through a view: no map is made of it.
     """
-    height, width = features_NCHW.shape[2:]
-    return features_NCHW.sum((2, 3), dtype=dtype) / (height * width)
+
+    @staticmethod
+    def forward(ctx: Any, features_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.shape, ctx.dtype = features_NCHW.shape, features_NCHW.dtype
+        return features_NCHW.mean((2, 3), dtype=dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        height, width = ctx.shape[2:]
+        shares = (gradients[0] / (height * width)).to(ctx.dtype)
+        return shares[:, :, None, None].expand(ctx.shape), None
 
 
 def _head_body(branch_head: str, channels: int) -> nn.Module:
@@ -271,7 +292,7 @@ class Supernet(nn.Module):
             for position in range(first, border):
                 carried = [*carried, self._run_cell(position, prepared, carried, draw)][-2:]
             assert isinstance(head, nn.Linear)
-            yield Branch(border - 1, head(_pool(body(carried[-1]), head.weight.dtype)))
+            yield Branch(border - 1, head(_GlobalMean.apply(body(carried[-1]), head.weight.dtype)))
             carried = [features.detach() for features in carried]
             first = border
 

@@ -109,19 +109,27 @@ class FactorizedStep:
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
         """Return the gradients of the input and of both weights."""
-        halves = grad_NCHW.chunk(2, dim=1)
-        parts = (x_NCHW, shift_by_pixel(x_NCHW))
-        (gradient, first), (shifted, second) = (
+        # Each half reads a quarter of the pixels: dense convolutions on those.
+        height, width = x_NCHW.shape[2:]
+        odd_NCHW = F.pad(x_NCHW[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
+        dense = ConvSpec(stride=1, padding=0, dilation=1, groups=1)
+        (even, first), (odd, second) = (
             convolution_gradients(
-                half, part, weight, self.spec, want_input=wanted[0], want_weight=want_weight
+                half, part, weight, dense, want_input=wanted[0], want_weight=want_weight
             )
             for half, part, weight, want_weight in zip(
-                halves, parts, weights, wanted[1:], strict=True
+                grad_NCHW.chunk(2, dim=1),
+                (x_NCHW[:, :, ::2, ::2], odd_NCHW),
+                weights,
+                wanted[1:],
+                strict=True,
             )
         )
-        if gradient is not None and shifted is not None:
-            height, width = x_NCHW.shape[2] - 1, x_NCHW.shape[3] - 1
-            gradient[:, :, 1:, 1:] += shifted[:, :, :height, :width]
+        if even is None or odd is None:
+            return [None, first, second]
+        gradient = torch.zeros_like(x_NCHW)
+        gradient[:, :, ::2, ::2] = even
+        gradient[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
         return [gradient, first, second]
 
 
@@ -259,8 +267,10 @@ class _NormalizedSteps(torch.autograd.Function):
                 None if grad is None else grad.to(weight.dtype)
                 for grad, weight in zip(found[1:], own, strict=True)
             ] + grad_weights
+        del source, found
         if gradient is not None and ctx.rectify:
-            gradient = torch.ops.aten.threshold_backward(gradient, x_NCHW, 0)
+            # In place: a convolution's gradient is a tensor of its own.
+            torch.ops.aten.threshold_backward.grad_input(gradient, x_NCHW, 0, grad_input=gradient)
         return gradient, None, None, None, grad_scale, grad_shift, *grad_weights
 
 
