@@ -8,8 +8,7 @@ can be asked for in shapes that stay on it:
 - a dilated convolution is an ordinary one on each of the sub-grids that its taps visit;
 - a wide kernel's gradient is that of its strips of up to three columns, side by side.
 
-Strided 1x1 convolutions have a way of their own too, because PyTorch's is not safe. On other
-devices, and for other convolutions, this is PyTorch's own backward.
+On other devices, and for other convolutions, this is PyTorch's own backward.
 """
 
 from dataclasses import dataclass
@@ -56,10 +55,6 @@ def convolution_gradients(
     """Return the gradients of the input ``x_NCHW`` and of ``weight``, given that of the output;
     None for one that is not wanted. Without ``want_weight`` the input's values do not matter.
     """
-    if _skips_pixels(x_NCHW, weight, spec):
-        return _by_pixels_read(
-            grad_NCHW, x_NCHW, weight, spec, want_input=want_input, want_weight=want_weight
-        )
     if not _has_fast_way(x_NCHW, weight, spec):
         return _builtin(grad_NCHW, x_NCHW, weight, spec, want_input, want_weight)
     # The weight's first: what it needs beside, a padded input, is gone before the other is made.
@@ -92,40 +87,6 @@ def _weight_gradient(
     if spec.dilation == 2:
         grad_NCHW, padded = _subgrids(grad_NCHW), _subgrids(padded)
     return _by_strips(grad_NCHW, padded, weight, spec.stride)
-
-
-def _skips_pixels(x_NCHW: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
-    """Whether this is a 1x1 convolution on the CPU that reads only some of the pixels."""
-    return (
-        x_NCHW.device.type == "cpu"
-        and weight.shape[2:] == (1, 1)
-        and spec.stride > 1
-        and spec.padding == 0
-    )
-
-
-def _by_pixels_read(
-    grad_NCHW: Tensor,
-    x_NCHW: Tensor,
-    weight: Tensor,
-    spec: ConvSpec,
-    *,
-    want_input: bool,
-    want_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of a strided 1x1 convolution as those of a dense one on its pixels.
-
-    PyTorch's own writes past the end of a buffer where there are fewer than 8 or 16 channels, next
-    to each other in memory (oneDNN issue 6035): wrong gradients, or a crash. This is as fast.
-    """
-    read_NCHW = x_NCHW[:, :, :: spec.stride, :: spec.stride]
-    dense = ConvSpec(1, 0, 1, spec.groups)
-    found, grad_weight = _builtin(grad_NCHW, read_NCHW, weight, dense, want_input, want_weight)
-    if found is None:
-        return None, grad_weight
-    gradient = torch.zeros_like(x_NCHW)
-    gradient[:, :, :: spec.stride, :: spec.stride] = found
-    return gradient, grad_weight
 
 
 def _has_fast_way(x_NCHW: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
