@@ -109,8 +109,8 @@ class FactorizedStep:
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
         """Return the gradients of the input and of both weights."""
-        # Each half reads a quarter of the pixels: dense convolutions on those. PyTorch's gradient of
-        # a strided 1x1 convolution on a CPU writes past the end of a buffer where there are few
+        # Each half reads a quarter of the pixels: dense convolutions on those. PyTorch's gradient
+        # of a strided 1x1 convolution on a CPU writes past the end of a buffer where there are few
         # channels (oneDNN issue 6035): wrong gradients, or a crash.
         height, width = x_NCHW.shape[2:]
         odd_NCHW = F.pad(x_NCHW[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
