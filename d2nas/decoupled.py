@@ -91,7 +91,7 @@ class SinglePath(Method):
             for draw in draws
         ]
         gated = [draw.with_gates(*own) for draw, own in zip(draws, leaves, strict=True)]
-        with frozen(self.supernet):
+        with frozen(self.weights):
             shared = self.supernet.share(batch.images)
             return leaves, self._run(shared, batch.labels, gated, generators)
 

@@ -266,7 +266,7 @@ def weight_step(search: Search, step: int) -> None:
     measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
     _add(search, 2, measured)
     search.trainee.sums[4] += measured.branch_loss
-    norm = nn.utils.clip_grad_norm_(search.supernet.parameters(), config.clip_norm)
+    norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)
     search.trainee.sums[5] += norm > config.clip_norm
     finite = search.watch.add(step, "the training loss", measured.loss)
     finite = finite & search.watch.add(step, "the gradient norm", norm)

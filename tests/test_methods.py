@@ -233,7 +233,7 @@ def gate_gradients(supernet: Supernet, given: list[Any]) -> list[Tensor]:
     for seed, x in enumerate(given):
         draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(seed))
         gates = [torch.ones(8, dtype=torch.float64, requires_grad=True) for _ in CELL_TYPES]
-        with frozen(supernet):
+        with frozen(list(supernet.parameters())):
             for branch in supernet.branches(x, draw.with_gates(*gates)):
                 F.cross_entropy(branch.logits, LABELS).backward()
         found += [gate.grad for gate in gates]

@@ -1,6 +1,7 @@
 """The search and retraining loops: what a step does to logits and weights, and what stops it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,42 @@ def test_architecture_comes_first_and_waits_for_the_warm_up(
         search_step(search, step)
     assert search.steps_per_epoch == 2
     assert order == ["weights", "weights", "logits", "weights", "logits", "weights"]
+
+
+def walked(search: Search, monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The modules of which a step lists the modules inside."""
+    seen: list[torch.nn.Module] = []
+    listing = torch.nn.Module.named_modules
+
+    def recorded(module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        seen.append(module)
+        return listing(module, *arguments, **options)
+
+    search_step(search, 0)
+    monkeypatch.setattr(torch.nn.Module, "named_modules", recorded)
+    search_step(search, 1)
+    monkeypatch.undo()
+    return seen
+
+
+@pytest.mark.parametrize("recompute", ["none", "cell", "op"])
+def test_a_step_looks_at_no_module_that_was_not_sampled(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch, recompute: str
+) -> None:
+    search = search_of(data, f"search.recompute={recompute}")
+    seen = walked(search, monkeypatch)
+    cells = list(search.supernet.cells)
+    assert seen, "the sampled ones are looked at"
+    lists = [cell.candidates for cell in cells] + [row for cell in cells for row in cell.candidates]
+    assert not {search.supernet, *cells, *lists} & set(seen)
+
+
+def test_control_a_list_made_anew_is_seen(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_of(data)
+    anew = property(lambda method: list(method.supernet.parameters()))
+    monkeypatch.setattr(type(search.method), "weights", anew)
+    search_step(search, 0)
+    assert search.supernet in walked(search, monkeypatch)
 
 
 def gradients_of_draws(search: Search, purpose: str, architecture: bool) -> list[torch.Tensor]:

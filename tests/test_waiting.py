@@ -85,7 +85,7 @@ def test_the_passes_of_mixed_networks_ask_for_no_number(divisor: int) -> None:
     with torch.device("meta"):
         supernet = MixedSupernet(WITH_NONE, num_cells=2, init_channels=8, channel_divisor=divisor)
         batch = a_batch()
-    with frozen(logits):
+    with frozen(list(logits.parameters())):
         loss, _ = measure(supernet(batch.images, logits), batch.labels)
         loss.backward()
     assert supernet.classifier.weight.grad is not None
@@ -94,7 +94,7 @@ def test_the_passes_of_mixed_networks_ask_for_no_number(divisor: int) -> None:
         logits = ArchLogits(WITH_NONE)
         supernet = MixedSupernet(WITH_NONE, num_cells=2, init_channels=8, channel_divisor=divisor)
         batch = a_batch()
-        with frozen(supernet):
+        with frozen(list(supernet.parameters())):
             loss, _ = measure(supernet(batch.images, logits), batch.labels)
             loss.backward()
     assert logits.reduce_ops.grad is not None

@@ -51,13 +51,13 @@ class Darts(Method):
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss at the weights as they are."""
         set_noise_generator(self.supernet, context.draws(0))
-        with frozen(self.supernet):
+        with frozen(self.weights):
             return self._backward(batch)
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the training loss, the logits held fixed."""
         set_noise_generator(self.supernet, context.draws(0))
-        with frozen(self.logits):
+        with frozen(list(self.logits.parameters())):
             return self._backward(batch)
 
     def derive(self) -> Genotype:
