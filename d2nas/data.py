@@ -16,6 +16,7 @@ from .config import DataConfig
 from .data_readers import check_fits, open_pool
 from .data_sources import content_digest
 from .data_splits import epoch_order, split_pool
+from .transfer import send
 
 MAX_IMBALANCE = 5
 _MAX_CLASSES_LISTED = 20
@@ -253,7 +254,7 @@ def augment_pixels(
     rows_NH = torch.arange(height) + shifts_2N[0][:, None]
     columns_NW = torch.where(flips_N[:, None], width - 1 - columns, columns) + shifts_2N[1][:, None]
     device = images_NCHW.device
-    rows_NH, columns_NW = rows_NH.to(device), columns_NW.to(device)
+    rows_NH, columns_NW = send(rows_NH, device), send(columns_NW, device)
     inside_NH = (rows_NH >= 0) & (rows_NH < height)
     inside_NW = (columns_NW >= 0) & (columns_NW < width)
     moved_NCHW = images_NCHW[
@@ -276,8 +277,8 @@ def cutout(inputs_NCHW: Tensor, *, size: int, generator: torch.Generator) -> Ten
     lefts_N = torch.randint(0, width, (num_images,), generator=generator) - size // 2
     rows_NH = torch.arange(height) - tops_N[:, None]
     columns_NW = torch.arange(width) - lefts_N[:, None]
-    hidden_NH = ((rows_NH >= 0) & (rows_NH < size)).to(inputs_NCHW.device)
-    hidden_NW = ((columns_NW >= 0) & (columns_NW < size)).to(inputs_NCHW.device)
+    hidden_NH = send((rows_NH >= 0) & (rows_NH < size), inputs_NCHW.device)
+    hidden_NW = send((columns_NW >= 0) & (columns_NW < size), inputs_NCHW.device)
     return inputs_NCHW.masked_fill(hidden_NH[:, None, :, None] & hidden_NW[:, None, None, :], 0.0)
 
 

@@ -16,6 +16,7 @@ from .ops import CellPlan, build_candidate, build_stem, plan_cells, preprocess_i
 from .recomputation import RECOMPUTE, recomputed
 from .sampling import ArchLogits, choice_probabilities
 from .spaces import CELL_TYPES, EDGES, NODE_EDGES, NODES, SearchSpace
+from .transfer import send
 
 
 def mixture_weights(logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
@@ -195,4 +196,5 @@ class MixedSupernet(nn.Module):
         self, logits: ArchLogits, cell_type: str, x: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         ops_EO, edges_E = mixture_weights(logits, cell_type)
-        return ops_EO.to(x.device), None if self.channel_divisor == 1 else edges_E.to(x.device)
+        weights_EO = send(ops_EO, x.device)
+        return weights_EO, None if self.channel_divisor == 1 else send(edges_E, x.device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .spaces import NUM_INPUTS
+from .transfer import send
 from .units import (
     AvgPoolStep,
     ConvStep,
@@ -126,7 +127,7 @@ class Noise(nn.Module):
         shape = (batch, channels, -(-height // self.stride), -(-width // self.stride))
         device = x_NCHW.device if self.generator is None else self.generator.device
         noise = torch.randn(shape, generator=self.generator, dtype=x_NCHW.dtype, device=device)
-        return noise.to(x_NCHW.device)
+        return send(noise, x_NCHW.device)
 
 
 def set_noise_generator(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -13,6 +13,7 @@ from .data import ImageSet, Normalizer, augment_pixels, batch_indices, cutout
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .randomness import generator
 from .state import Trainee, TrainState
+from .transfer import send
 
 EVALUATION_BATCH = 256
 
@@ -95,7 +96,8 @@ class Batches:
         """Return the normalised images (N, C, H, W), channels-last, and the labels (N,)."""
         indices = batch_indices(
             len(self.images), self.batch_size, seed=self.seed, purpose=self.purpose, step=step
-        ).to(self.images.labels_N.device)
+        )
+        indices = send(indices, self.images.labels_N.device)
         draws = generator(self.seed, f"{self.purpose}-augmentation", step)
         pixels = augment_pixels(
             self.images.images_NCHW[indices],
@@ -192,10 +194,17 @@ class FiniteWatch:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        device = pending[-1][2].device
-        finite = torch.stack([flag.to(device) for _, _, flag in pending]).tolist()
-        for (step, name, _), fine in zip(pending, finite, strict=True):
-            if not fine:
+        flags = [flag for _, _, flag in pending]
+        devices = {flag.device for flag in flags}
+        # One copy to the host for each device, not one for each flag.
+        all_fine = {
+            device: torch.stack([flag for flag in flags if flag.device == device]).cpu()
+            for device in devices
+        }
+        if all(bool(fine.all()) for fine in all_fine.values()):
+            return
+        for step, name, flag in pending:
+            if not flag:
                 raise NonFiniteError(
                     f"{name} is not finite at step {step}; the step was not taken",
                     hint="the last checkpoint is intact; try a lower learning rate or a warm-up",
