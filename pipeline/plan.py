@@ -11,6 +11,7 @@ from typing import Any
 
 from d2nas.config import Config, DataConfig
 from d2nas.data_sources import list_config
+from d2nas.spaces import SearchSpace
 
 from .runner import Runner, data_folder
 from .stages import PARENTS, STAGES
@@ -139,25 +140,42 @@ class _Estimates:
 
         config = self._config.search
         batch = min(config.batch_size, self._measured_batch())
-        # One draw and no warm-up: the time of K draws is K times that of one.
+        # One draw and no warm-up: a pass of the measured step costs what any other does.
         one = config.model_copy(
             update={"draws": 1, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
         )
         search = Search(one, *self._search_arguments(), **self._options(config.device))
+        if not search.trains:
+            return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
         search.supernet.train()
-        per_draw = _seconds_per_call(lambda step: search_step(search, step))
-        half = self._shape.num_train - round(
-            self._shape.num_train * self._config.data.validation_fraction
+        measured = sum(search.method.passes)
+        per_pass = _seconds_per_call(lambda step: search_step(search, step)) / measured
+        half = self._num_train() * (1 - self._config.data.validation_fraction)
+        epoch = max(1, int(half * config.image_fraction) // config.batch_size)
+        architecture, weights = (
+            passes * (config.draws if config.method in ("d2nas", "entangled") else 1)
+            for passes in search.method.passes
         )
-        steps = max(1, half // config.batch_size) * config.epochs
-        weights = sum(parameter.numel() for parameter in search.supernet.parameters())
+        passes = epoch * (
+            weights * config.epochs + architecture * (config.epochs - config.warmup_epochs)
+        )
+        num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
         return {
-            "steps": steps,
-            "seconds": per_draw * config.draws * steps * config.batch_size / batch,
-            "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * weights,
-            "disk_bytes": 2 * 8 * weights,
-            "note": f"timed with one draw of {batch} images",
+            "steps": epoch * config.epochs,
+            "passes": passes,
+            "seconds": per_pass * passes * config.batch_size / batch,
+            "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * num_weights,
+            "disk_bytes": 2 * 8 * num_weights,
+            "note": f"timed with one pass of {batch} images",
         }
+
+    def _num_train(self) -> int:
+        """Return how many training images the configuration leaves."""
+        data = self._config.data
+        if data.train_images is not None:
+            return data.train_images
+        held_out = data.held_out_images if data.evaluation == "held-out" else 0
+        return max(1, self._shape.num_train - held_out)
 
     def _retrain(self) -> dict[str, Any]:
         from d2nas.retrain import Retraining, train_step
@@ -170,7 +188,7 @@ class _Estimates:
         retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
         retraining.network.train()
         per_step = _seconds_per_call(lambda step: train_step(retraining, step))
-        steps = max(1, self._shape.num_train // config.batch_size) * config.epochs
+        steps = max(1, self._num_train() // config.batch_size) * config.epochs
         weights = sum(parameter.numel() for parameter in retraining.network.parameters())
         return {
             "steps": steps,
@@ -224,38 +242,21 @@ class _Estimates:
         )
 
     def _peak_of_supernet(self, batch: int) -> int:
-        """Return the activations' peak for a draw of separable convolutions."""
+        """Return the activations' peak of one pass: where cells are sampled, one of separable
+        convolutions.
+        """
         from d2nas.config import read_space
-        from d2nas.sampling import CellDraw, Draw
-        from d2nas.spaces import NODE_EDGES
-        from d2nas.supernet import Supernet
-        from d2nas.training import stem_for
+        from d2nas.decoupled import SinglePath
+        from d2nas.search import build_method
 
-        config = self._config.search
-        space = read_space(config.space)
-        edges = tuple(edge for rows in NODE_EDGES for edge in (rows[0], rows[1]))
-        cells = []
-        for cell_type in ("normal", "reduce"):
-            candidates = space.candidates(cell_type)
-            columns = (
-                next((c for c, name in enumerate(candidates[edge]) if "sep" in name), 0)
-                for edge in edges
-            )
-            cells.append(CellDraw(edges, tuple(columns), None))
-        length = config.num_cells if config.branch_length == "num_cells" else config.branch_length
+        config, data = self._config.search, self._data()
 
         def build() -> Callable[[Any], Any]:
-            supernet = Supernet(
-                space,
-                num_cells=config.num_cells,
-                init_channels=config.init_channels,
-                num_classes=self._shape.num_classes,
-                in_channels=self._shape.channels,
-                stem=stem_for(config.stem, self._shape.image_size),
-                branch_length=length,
-                recompute=config.recompute,
-            )
-            return lambda images: (b.logits for b in supernet.branches(images, Draw(*cells)))
+            method = build_method(config, data, read_space(config.space), seed=0)
+            if not isinstance(method, SinglePath):
+                return lambda images: (method.supernet(images, method.logits),)
+            draw = _heavy_draw(method.logits.space, all_edges=config.method == "gdas")
+            return lambda images: (b.logits for b in method.supernet.branches(images, draw))
 
         return self._fake_peak(build, batch)
 
@@ -296,6 +297,23 @@ class _Estimates:
                     torch.autograd.backward(loss)
 
             return peak_memory(step, alive=[images])
+
+
+def _heavy_draw(space: SearchSpace, *, all_edges: bool) -> Any:
+    """Return a sub-network with a separable convolution on each edge that offers one."""
+    from d2nas.sampling import CellDraw, Draw
+    from d2nas.spaces import CELL_TYPES, NODE_EDGES
+
+    edges = tuple(edge for rows in NODE_EDGES for edge in (rows if all_edges else rows[:2]))
+    cells = []
+    for cell_type in CELL_TYPES:
+        candidates = space.candidates(cell_type)
+        columns = (
+            next((c for c, name in enumerate(candidates[edge]) if "sep" in name), 0)
+            for edge in edges
+        )
+        cells.append(CellDraw(edges, tuple(columns), None))
+    return Draw(*cells)
 
 
 def _typical() -> Any:

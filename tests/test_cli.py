@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 from toy import Place
 
-from d2nas.config import build_config
+from d2nas.config import METHOD_NAMES, build_config
 from pipeline.cli import app, run
 from pipeline.presets import preset_names, read_preset
 
@@ -172,6 +172,29 @@ def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) ->
         assert row["peak_bytes"] > 0
         assert row["disk_bytes"] > 0
     assert not (place.store / "versions").exists()
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_plan_knows_what_the_search_will_do(
+    capfd: pytest.CaptureFixture[str], place: Place, method: str
+) -> None:
+    sets = [
+        f"search.method={method}",
+        "search.init_channels=8",
+        "search.warmup_epochs=1",
+        "search.image_fraction=0.5",
+        "data.train_images=600",
+        "data.evaluation=held-out",
+        "data.held_out_images=500",
+    ]
+    sets = [word for setting in sets for word in ("--set", setting)]
+    plan = place.json(capfd, "run", str(place.preset), "--plan", *sets)
+    planned, retrain = plan["stages"][0], plan["stages"][2]
+    assert retrain["steps"] == 3 * (600 // 128)
+    version = place.json(capfd, "search", str(place.preset), *sets)
+    assert planned["steps"] == version["facts"]["steps"]
+    assert planned.get("passes", 0) == version["facts"]["passes"]
+    assert (planned.get("peak_bytes", 0) > 0) == (method != "random")
 
 
 def test_doctor_tells_what_loads_and_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
