@@ -14,7 +14,7 @@ from torch import Tensor
 from .derive import derive_genotype
 from .genotype import Genotype
 from .method import Batch, Measured, Method, Sizes, StepContext, frozen, measure
-from .ops import Noise
+from .ops import noises_in, set_noise_generator
 from .sampling import ArchLogits, Draw, sample
 from .spaces import SearchSpace
 from .supernet import SharedInputs, Supernet
@@ -50,7 +50,7 @@ class SinglePath(Method):
             recompute=recompute,
             branch_head=branch_head,
         )
-        self._noises = [child for child in self.supernet.modules() if isinstance(child, Noise)]
+        self._noises = noises_in(self.supernet)
         self.logits = ArchLogits(space, generator=generator)
         self.draws = draws
         self.passes = (draws, draws)
@@ -112,8 +112,7 @@ class SinglePath(Method):
         supernet, num_draws = self.supernet, len(draws)
         totals = [torch.zeros((), device=labels.device) for _ in range(3)]
         for draw, generator in zip(draws, generators, strict=True):
-            for noise in self._noises:
-                noise.generator = generator
+            set_noise_generator(self._noises, generator)
             for branch in supernet.branches(x, draw):
                 loss, accuracy = measure(branch.logits, labels)
                 torch.autograd.backward(loss)

@@ -70,13 +70,14 @@ class Method:
     """One way to search: base of all.
 
     ``passes``: sub-network passes of a step's architecture and weight half. ``weights_first``:
-    the order of the halves.
+    the order of the halves. ``none_too``: whether ``none``, where a space has it, is chosen from.
     """
 
     supernet: nn.Module
     logits: ArchLogits
     passes: tuple[int, int]
     weights_first = False
+    none_too = False
 
     @cached_property
     def weights(self) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ bias, batch norm, in this order. ``affine`` is False while searching, True in a 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,11 +130,15 @@ class Noise(nn.Module):
         return send(noise, x_NCHW.device)
 
 
-def set_noise_generator(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Make every ``Noise`` in ``module`` draw from ``generator``."""
-    for child in module.modules():
-        if isinstance(child, Noise):
-            child.generator = generator
+def noises_in(module: nn.Module) -> list[Noise]:
+    """Return every ``Noise`` in ``module``."""
+    return [child for child in module.modules() if isinstance(child, Noise)]
+
+
+def set_noise_generator(noises: Iterable[Noise], generator: torch.Generator | None) -> None:
+    """Make all ``noises`` draw from ``generator``."""
+    for noise in noises:
+        noise.generator = generator
 
 
 class Zero(nn.Module):

@@ -21,7 +21,7 @@ from .data import steps_per_epoch as count_steps
 from .errors import ConfigError
 from .genotype import Genotype
 from .network import DropPath, Network, auxiliary_fits
-from .ops import initialize, set_noise_generator
+from .ops import initialize, noises_in, set_noise_generator
 from .randomness import generator
 from .schedules import linear, warmup_cosine
 from .state import Trainee
@@ -83,6 +83,8 @@ class Retraining(Loop):
             )
         initialize(self.network, generator(seed, "network-weights"))
         place(self.network, device)
+        # Listed once: to walk the modules at every step takes as long as a cell.
+        self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
         self.watch = FiniteWatch(device)
         self.optimizer = sgd(
             self.network,
@@ -149,7 +151,7 @@ def train_step(retraining: Retraining, step: int) -> None:
     for group in retraining.optimizer.param_groups:
         group["lr"] = retraining.lr_at(step)
     draws = generator(retraining.seed, "drop-path", step)
-    set_noise_generator(network, generator(retraining.seed, "noise", step))
+    set_noise_generator(retraining.noises, generator(retraining.seed, "noise", step))
     output = network(images, drop_path=DropPath(retraining.drop_path_at(step), draws))
     logits, auxiliary = output if isinstance(output, tuple) else (output, None)
     loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
@@ -160,7 +162,7 @@ def train_step(retraining: Retraining, step: int) -> None:
         )
     retraining.optimizer.zero_grad()
     torch.autograd.backward(total)
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(retraining.weights, config.clip_norm)
     retraining.trainee.sums[0] += loss.detach()
     retraining.trainee.sums[1] += (logits.detach().argmax(dim=1) == labels).double().mean()
     retraining.trainee.sums[2] += norm > config.clip_norm

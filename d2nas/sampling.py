@@ -63,13 +63,16 @@ class ArchLogits(nn.Module):
         """Return the mask (E, O) of columns that may be chosen, see the function of this name."""
         return self._choosable[cell_type, none_too]
 
-    def entropy(self, cell_type: str) -> tuple[float, float]:
+    def entropy(self, cell_type: str, *, none_too: bool = False) -> tuple[float, float]:
         """Return the mean entropies, in nats, of the operation choices (per edge) and of the edge
-        choices (per node), both without noise and at temperature 1.
+        choices (per node), both without noise and at temperature 1. ``none_too``: for a method
+        that weighs or samples ``none`` as well.
         """
         with torch.no_grad():
             ops_EO, edges_E = choice_probabilities(
-                self.ops(cell_type), self.edges(cell_type), self.choosable(cell_type)
+                self.ops(cell_type),
+                self.edges(cell_type),
+                self.choosable(cell_type, none_too=none_too),
             )
             per_edge = -torch.xlogy(ops_EO, ops_EO).sum(1).mean()
             all_edges = -torch.xlogy(edges_E, edges_E).sum() / len(NODE_EDGES)

@@ -175,7 +175,8 @@ class Search(Loop):
     def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
         """Return losses, accuracies, temperature, entropies, memory and the genotype so far."""
         genotype = self.method.derive()
-        entropies = {cell: self.logits.entropy(cell) for cell in CELL_TYPES}
+        none_too = self.method.none_too
+        entropies = {cell: self.logits.entropy(cell, none_too=none_too) for cell in CELL_TYPES}
         trained = dict(zip(_SUMS, means, strict=True)) if self.trains else {}
         if trained:
             trained["peak_bytes"] = round(trained["peak_bytes"])

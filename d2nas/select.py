@@ -16,7 +16,7 @@ from .data import ImageData, ImageSet, Normalizer
 from .derive import derive_genotype
 from .errors import ConfigError
 from .genotype import Genotype
-from .ops import set_noise_generator
+from .ops import noises_in, set_noise_generator
 from .randomness import generator
 from .retrain import Retraining
 from .sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
@@ -103,7 +103,7 @@ def rank_by_supernet(
     supernet.train()
     for genotype in genotypes:
         draw = draw_of(genotype, supernet.space)
-        set_noise_generator(supernet, generator(seed, "candidate-noise"))
+        set_noise_generator(noises_in(supernet), generator(seed, "candidate-noise"))
         correct = 0
         for start in range(0, len(images), EVALUATION_BATCH):
             part = slice(start, start + EVALUATION_BATCH)

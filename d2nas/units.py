@@ -312,7 +312,7 @@ class NormalizedUnit(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return (N, C', ceil(H / stride), ceil(W / stride))."""
-        if not (self.lean and self.norm.training) or self._is_watched():
+        if not (self.lean and self.norm.training) or _is_watched(self):
             return self.plain(x_NCHW)
         kind = x_NCHW.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -335,15 +335,16 @@ class NormalizedUnit(nn.Module):
         with torch.autocast(kind, enabled=False):
             return self._run(x_NCHW)
 
-    def _is_watched(self) -> bool:
-        """Whether someone's hook waits for a module inside to run."""
-        return any(
-            child._forward_hooks
-            or child._forward_pre_hooks
-            or child._backward_hooks
-            or child._backward_pre_hooks
-            for child in self.modules()
-        )
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether someone's hook waits for the module, or one inside, to run."""
+    # Module.modules() would take longer than a small convolution.
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ) or any(_is_watched(child) for child in module._modules.values() if child is not None)
 
 
 def keep_everything(module: nn.Module) -> None:

@@ -146,8 +146,9 @@ ONNX Runtime.
 
 ## Evidence
 
-- Test accuracy {100 * accuracy["onnx"]:.2f} % (ONNX Runtime), {100 * accuracy["torch"]:.2f} %
-  (PyTorch), on {accuracy["test_images"]} images that no stage saw before; weights of the last epoch
+- Accuracy {100 * accuracy["onnx"]:.2f} % (ONNX Runtime), {100 * accuracy["torch"]:.2f} %
+  (PyTorch), on {accuracy["test_images"]} {data["evaluation"]} images that no stage
+  saw before; weights of the last epoch
 - Parity {parity["verdict"]}: relative L2 {parity["relative_l2"]:.2e}, largest difference
   {parity["max_abs"]:.2e}, top-1 agreement {100 * parity["top1_agreement"]:.2f} %
 - The gate rejected every deliberately faulty copy: {", ".join(report["self_test"]["rejected"])}
@@ -161,7 +162,7 @@ ONNX Runtime.
 
 {data["name"]}: {data["train"]} training images ({data["weight_half"]} for the weights and
 {data["arch_half"]} for the architecture during the search, all of them for the final training),
-{data["test"]} test images. Content digest `{data["digest"]}`.
+{data["test"]} {data["evaluation"]} images. Content digest `{data["digest"]}`.
 
 ## Limits
 

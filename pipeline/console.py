@@ -182,10 +182,11 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]
         ("MACs", f"{report['macs']:,} ({report['macs_convention']})"),
         (
             "data",
-            f"{data['name']}: {data['train']} training images, {data['test']} test images",
+            f"{data['name']}: {data['train']} training images, "
+            f"{data['test']} {data['evaluation']} images",
         ),
         (
-            "test accuracy",
+            f"{data['evaluation']} accuracy",
             f"{100 * accuracy['onnx']:.2f} % (torch {100 * accuracy['torch']:.2f} %), last epoch",
         ),
         (

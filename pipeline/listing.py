@@ -186,7 +186,12 @@ def _in_words(facts: Mapping[str, Any]) -> str:
     )
     words = [text.format(facts[key]) for key, text in known if facts.get(key) is not None]
     if isinstance(facts.get("accuracy"), dict):
-        words.insert(0, f"test accuracy {facts['accuracy']['onnx']:.4f}")
+        words.insert(
+            0, f"{facts.get('evaluation', 'test')} accuracy {facts['accuracy']['onnx']:.4f}"
+        )
+    elif "evaluation" in facts:
+        images = f"{facts['images']:,} {facts['evaluation']} images"
+        words.insert(0, f"accuracy {facts['accuracy']:.4f} on {images}")
     return ", ".join(words)
 
 

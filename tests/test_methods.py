@@ -1,5 +1,6 @@
 """Every search method in every space: what it moves, derives and reports, and that it resumes."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,14 @@ def test_a_method_searches_a_space(method: str, space: str) -> None:
         assert 0 <= row["arch_accuracy"] <= 1
         assert 0 <= row["clip_rate"] <= 1
         assert row["branch_loss"] > 0
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_entropy_is_that_of_what_a_method_chooses_from(method: str) -> None:
+    search = search_by(method, space="S0")
+    choices = 7 if method in ("d2nas", "entangled") else 8
+    entropies = search.describe_epoch(0, [0.0] * 7)["op_entropy"]
+    assert list(entropies.values()) == pytest.approx([math.log(choices)] * 2, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

@@ -22,7 +22,7 @@ from d2nas import (
 )
 from d2nas.errors import ConfigError, NonFiniteError
 from d2nas.mixed_supernet import MixedOperation, mixture_weights
-from d2nas.ops import initialize, set_noise_generator
+from d2nas.ops import initialize, noises_in, set_noise_generator
 from d2nas.sampling import choice_probabilities, choosable
 
 S0 = SPACES["S0"].with_none()
@@ -264,7 +264,7 @@ def small(space: SearchSpace, **setting: Any) -> tuple[MixedSupernet, ArchLogits
     setting = {"num_cells": 3, "init_channels": 8, **setting}
     supernet = MixedSupernet(space, **setting).double()
     initialize(supernet, torch.Generator().manual_seed(0))
-    set_noise_generator(supernet, torch.Generator().manual_seed(1))
+    set_noise_generator(noises_in(supernet), torch.Generator().manual_seed(1))
     return supernet, reference_logits(space)
 
 

@@ -115,7 +115,7 @@ def test_architecture_comes_first_and_waits_for_the_warm_up(
     assert order == ["weights", "weights", "logits", "weights", "logits", "weights"]
 
 
-def walked(search: Search, monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+def walked(loop: Search | Retraining, monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
     """The modules of which a step lists the modules inside."""
     seen: list[torch.nn.Module] = []
     listing = torch.nn.Module.named_modules
@@ -124,9 +124,9 @@ def walked(search: Search, monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Mod
         seen.append(module)
         return listing(module, *arguments, **options)
 
-    search_step(search, 0)
+    loop.take_step(1)
     monkeypatch.setattr(torch.nn.Module, "named_modules", recorded)
-    search_step(search, 1)
+    loop.take_step(2)
     monkeypatch.undo()
     return seen
 
@@ -138,16 +138,21 @@ def test_a_step_looks_at_no_module_that_was_not_sampled(
     search = search_of(data, f"search.recompute={recompute}")
     seen = walked(search, monkeypatch)
     cells = list(search.supernet.cells)
-    assert seen, "the sampled ones are looked at"
     lists = [cell.candidates for cell in cells] + [row for cell in cells for row in cell.candidates]
     assert not {search.supernet, *cells, *lists} & set(seen)
 
 
+def test_a_retraining_step_walks_no_modules(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not walked(retraining_of(data), monkeypatch)
+
+
 def test_control_a_list_made_anew_is_seen(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     search = search_of(data)
+    search_step(search, 0)
     anew = property(lambda method: list(method.supernet.parameters()))
     monkeypatch.setattr(type(search.method), "weights", anew)
-    search_step(search, 0)
     assert search.supernet in walked(search, monkeypatch)
 
 

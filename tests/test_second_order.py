@@ -10,7 +10,7 @@ from torch.func import functional_call
 from d2nas.baselines import darts
 from d2nas.baselines.darts import Darts, DartsSecondOrder
 from d2nas.method import Batch, Sizes, StepContext
-from d2nas.ops import initialize, set_noise_generator
+from d2nas.ops import initialize, noises_in, set_noise_generator
 from d2nas.spaces import SearchSpace
 from d2nas.training import sgd
 from d2nas.units import keep_everything
@@ -92,7 +92,7 @@ class Direct:
 
     def loss(self, weights: dict[str, Tensor], batch: Batch, numbers: torch.Generator) -> Tensor:
         supernet = self.case.method.supernet
-        set_noise_generator(supernet, numbers)
+        set_noise_generator(noises_in(supernet), numbers)
         prediction = functional_call(supernet, weights, (batch.images, self.case.method.logits))
         return nn.functional.cross_entropy(prediction, batch.labels)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from d2nas import SPACES, ArchLogits, Genotype, Network, Supernet, peak_memory, sample
 from d2nas.errors import ConfigError
-from d2nas.ops import initialize, set_noise_generator
+from d2nas.ops import initialize, noises_in, set_noise_generator
 from d2nas.sampling import CellDraw, Draw
 from d2nas.spaces import EDGES, NODE_EDGES
 
@@ -217,7 +217,7 @@ def test_recomputed_gradients_equal_the_kept_ones(
         supernet = supernet_of(branch_length, mode, space)
         logits = ArchLogits(SPACES[space], generator=torch.Generator().manual_seed(2))
         draw = sample(logits, 1.0, torch.Generator().manual_seed(5))
-        set_noise_generator(supernet, torch.Generator().manual_seed(6))
+        set_noise_generator(noises_in(supernet), torch.Generator().manual_seed(6))
         for branch in supernet.branches(IMAGES, draw):
             F.cross_entropy(branch.logits, LABELS).backward()
         gradients = {

@@ -14,7 +14,7 @@ from ..derive import derive_darts
 from ..genotype import Genotype
 from ..method import Batch, Measured, Method, Sizes, StepContext, frozen, measure
 from ..mixed_supernet import MixedSupernet
-from ..ops import set_noise_generator
+from ..ops import noises_in, set_noise_generator
 from ..sampling import ArchLogits
 from ..spaces import SearchSpace
 
@@ -26,6 +26,7 @@ class Darts(Method):
     """DARTS of first order; with ``channel_divisor`` above 1, PC-DARTS (arXiv 1907.05737)."""
 
     passes = (1, 1)
+    none_too = True
 
     def __init__(
         self,
@@ -46,17 +47,18 @@ class Darts(Method):
             channel_divisor=channel_divisor,
             recompute=recompute,
         )
+        self._noises = noises_in(self.supernet)
         self.logits = ArchLogits(space, generator=generator)
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss at the weights as they are."""
-        set_noise_generator(self.supernet, context.draws(0))
+        set_noise_generator(self._noises, context.draws(0))
         with frozen(self.weights):
             return self._backward(batch)
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the training loss, the logits held fixed."""
-        set_noise_generator(self.supernet, context.draws(0))
+        set_noise_generator(self._noises, context.draws(0))
         with frozen(list(self.logits.parameters())):
             return self._backward(batch)
 
@@ -82,8 +84,8 @@ class DartsSecondOrder(Darts):
         """
         noise = context.draws(0)
         training_noise = noise.get_state()
-        set_noise_generator(self.supernet, noise)
-        weights = list(self.supernet.parameters())
+        set_noise_generator(self._noises, noise)
+        weights = self.weights
         logits = list(self.logits.parameters())
         kept = [weight.detach().clone() for weight in weights]
         training = context.weight_batch()

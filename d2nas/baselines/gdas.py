@@ -20,6 +20,7 @@ class Gdas(SinglePath):
     """GDAS with the operations, and so the kernels, of D2NAS."""
 
     weights_first = True
+    none_too = True
 
     def __init__(
         self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str

@@ -49,7 +49,7 @@ CODE_SCHEMA: Mapping[str, int] = {
     "retrain": 2,
     "evaluate": 1,
     "export": 1,
-    "validate": 1,
+    "validate": 2,
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 

@@ -90,6 +90,7 @@ def run(context: Context) -> Facts:
     return {
         "device": session.device.kind,
         "accuracy": accuracy,
+        "evaluation": data.evaluation,
         "relative_l2": parity.relative_l2,
         "max_abs": parity.max_abs,
     }
@@ -185,6 +186,7 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
             "weight_half": len(data.weight_half),
             "arch_half": len(data.arch_half),
             "test": len(data.test),
+            "evaluation": data.evaluation,
             "class_counts": data.class_counts(),
             "warnings": list(data.warnings),
         },
