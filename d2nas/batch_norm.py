@@ -14,7 +14,8 @@ _FEW_CHANNELS = 8
 
 def normalize(x_NCHW: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output of ``norm`` in training mode, the batch's mean and one over its deviation
-    (both (C,), of at least float32). Updates the running statistics.
+    as ``normalize_gradients`` takes them (by channel, in the fast way repeated along a row; of at
+    least float32). Updates the running statistics.
     """
     assert norm.momentum is not None  # a cumulative average is not used here
     if norm.num_batches_tracked is not None:
@@ -30,19 +31,21 @@ def normalize(x_NCHW: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Ten
             norm.momentum,
             norm.eps,
         )
-    rows, count = _rows(x_NCHW), x_NCHW.numel() // x_NCHW.shape[1]
-    mean = _per_channel(rows, x_NCHW) / count
-    centred = rows - _repeated(mean, rows)
-    variance = _per_channel(centred * centred, x_NCHW) / count
+    rows, channels = _rows(x_NCHW), x_NCHW.shape[1]
+    count = x_NCHW.numel() // channels
+    mean = _summed(rows, channels) / count
+    centred = rows - mean
+    variance = _summed(centred * centred, channels) / count
     inverse_std = (variance + norm.eps).rsqrt()
     if norm.weight is None:
-        output = centred.mul_(_repeated(inverse_std, rows))
+        output = centred.mul_(inverse_std)
     else:
-        factor = _repeated(norm.weight.detach() * inverse_std, rows)
+        factor = _repeated(norm.weight.detach(), rows) * inverse_std
         output = torch.addcmul(_repeated(norm.bias.detach(), rows), centred, factor)
     if norm.running_mean is not None and norm.running_var is not None:
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / max(1, count - 1)), norm.momentum)
+        unbiased = variance[:channels] * (count / max(1, count - 1))
+        norm.running_mean.lerp_(mean[:channels], norm.momentum)
+        norm.running_var.lerp_(unbiased, norm.momentum)
     return _as_map(output, x_NCHW), mean, inverse_std
 
 
@@ -80,18 +83,19 @@ def normalize_gradients(
             )
         )
         return gradients
-    rows, grad, count = _rows(kept_NCHW), _rows(grad_NCHW), grad_NCHW.numel() // len(mean)
+    rows, grad, channels = _rows(kept_NCHW), _rows(grad_NCHW), grad_NCHW.shape[1]
     if scale is not None:
-        rows = (rows - _repeated(mean, rows)).mul_(_repeated(inverse_std, rows))
+        rows = (rows - mean).mul_(inverse_std)
     products = grad * rows
-    grad_shift, grad_scale = _per_channel(grad, grad_NCHW), _per_channel(products, grad_NCHW)
-    factor = inverse_std if scale is None else inverse_std * scale
-    total = torch.addcmul(
-        _repeated(-grad_shift * factor / count, rows), grad, _repeated(factor, rows), out=products
-    )
-    total.addcmul_(rows, _repeated(-grad_scale * factor / count, rows))
+    grad_shift, grad_scale = _summed(grad, channels), _summed(products, channels)
+    factor = inverse_std if scale is None else inverse_std * _repeated(scale, rows)
+    share = factor * (-channels / grad_NCHW.numel())
+    total = torch.addcmul(grad_shift * share, grad, factor, out=products)
+    total.addcmul_(rows, grad_scale * share)
     gradient = _as_map(total, kept_NCHW)
-    return (gradient, grad_scale, grad_shift) if want_affine else (gradient, None, None)
+    if not want_affine:
+        return gradient, None, None
+    return gradient, grad_scale[:channels], grad_shift[:channels]
 
 
 def _has_fast_way(x_NCHW: Tensor) -> bool:
@@ -114,10 +118,13 @@ def _as_map(rows: Tensor, like_NCHW: Tensor) -> Tensor:
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _per_channel(rows: Tensor, like_NCHW: Tensor) -> Tensor:
-    channels, width = like_NCHW.shape[1], like_NCHW.shape[3]
-    return rows.sum(0).view(width, channels).sum(0)
+def _summed(rows: Tensor, channels: int) -> Tensor:
+    """Return each channel's sum, repeated along a row."""
+    sums = rows.sum(0).view(-1, channels).sum(0)
+    return _repeated(sums, rows)
 
 
 def _repeated(values_C: Tensor, rows: Tensor) -> Tensor:
-    return values_C.repeat(rows.shape[1] // len(values_C))
+    """Return the values repeated along a row of ``rows``."""
+    channels = values_C.shape[0]
+    return values_C.expand(rows.shape[1] // channels, channels).reshape(-1)
