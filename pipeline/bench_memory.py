@@ -31,7 +31,7 @@ from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
 from d2nas.training import compute_type, place, sgd
 from d2nas.units import keep_everything
 
-from .bench_memory_cases import HEAVIEST, RANDOM, SAMPLED, Case, Measurement
+from .bench_memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
 
 IMAGE_SIZE, CLASSES, CHANNELS = 32, 10, 3
 RANDOM_DRAWS = 16
@@ -48,7 +48,21 @@ def measure_all(cases: Sequence[Case], device: torch.device) -> Iterator[Measure
     with ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_begin_process
     ) as pool:
-        yield from pool.map(measure_case, cases, [device] * len(cases))
+        # What takes longest is begun first, so that no process is left alone with it.
+        waiting = {
+            case: pool.submit(measure_case, case, device)
+            for case in sorted(cases, key=_effort, reverse=True)
+        }
+        yield from (waiting[case].result() for case in cases)
+
+
+def _effort(case: Case) -> int:
+    """Return how long a case takes, roughly: operations computed, twice with recomputation."""
+    config = case.config
+    operations = config.num_cells * (
+        100 if config.method not in SAMPLED else len(draws_of(case)) * 8
+    )
+    return operations * (1 if config.recompute == "none" else 2)
 
 
 def _begin_process() -> None:
@@ -178,9 +192,9 @@ def _with_open_gates(draw: Draw, device: torch.device) -> Draw:
 def draws_of(case: Case) -> dict[str, Draw | None]:
     """Return the sub-networks to measure, without gates, by name.
 
-    Each operation on all edges, these entering from the two inputs or making the deepest chain
-    (GDAS runs all 14): there the worst is looked for. And 16 random ones, of which the mean is
-    taken. A method that samples nothing has one entry, None.
+    Each operation (or each heavy one) on all edges, these entering from the two inputs or making
+    the deepest chain (GDAS runs all 14): there the worst is looked for. And 16 random ones, of
+    which the mean is taken. A method that samples nothing has one entry, None.
     """
     method = case.config.method
     if method not in SAMPLED:
@@ -188,7 +202,8 @@ def draws_of(case: Case) -> dict[str, Draw | None]:
     space = searched_space(method, SPACES[case.config.space])
     draws: dict[str, Draw | None] = {}
     if case.draws != "random":
-        draws |= _uniform_draws(method, space, HEAVIEST if case.draws == "heaviest" else None)
+        some = {"heavy": HEAVY, "heaviest": HEAVIEST}
+        draws |= _uniform_draws(method, space, some.get(case.draws))
     if case.draws != "heaviest":
         draws |= _random_draws(method, space)
     return draws
