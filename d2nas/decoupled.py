@@ -27,6 +27,8 @@ class SinglePath(Method):
     """
 
     supernet: Supernet
+    shares_stem = True
+    """Whether the architecture half runs the stem once for all draws; the results are the same."""
 
     def __init__(
         self,
@@ -92,8 +94,9 @@ class SinglePath(Method):
         ]
         gated = [draw.with_gates(*own) for draw, own in zip(draws, leaves, strict=True)]
         with frozen(self.weights):
-            shared = self.supernet.share(batch.images)
-            return leaves, self._run(shared, batch.labels, gated, generators)
+            images = batch.images
+            given = self.supernet.share(images) if self.shares_stem else images
+            return leaves, self._run(given, batch.labels, gated, generators)
 
     def run(
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]

@@ -68,7 +68,7 @@ def bench_search(
         console.table("time", COLUMNS, table_rows(rows), note=_setting(config))
     for case, ratio, limit in passes_goal(rows):
         state = "met" if ratio <= limit else "missed"
-        console.say(f"goal: {case} / gdas per pass {ratio:.2f} <= {limit:.2f}: {state}")
+        console.say(f"goal: {case} per pass {ratio:.2f} <= {limit:.2f}: {state}")
 
 
 def profile_search(settings: Sequence[str], *, threads: int | None, as_json: bool) -> None:
