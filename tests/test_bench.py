@@ -12,6 +12,7 @@ from d2nas.config import SearchConfig
 from d2nas.errors import ConfigError
 from d2nas.method import Sizes
 from d2nas.methods import METHODS
+from d2nas.search import architecture_step
 from pipeline import bench_memory, bench_memory_cases, bench_search
 from pipeline.bench_memory import draws_of, measure_all, measure_case
 from pipeline.bench_memory_cases import PAPER, RIVALS, Case, Measurement, cases
@@ -303,6 +304,19 @@ def test_control_other_operation_code_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("d2nas.ops.ConvStep", OtherStep)
     with pytest.raises(AssertionError, match="OtherStep"):
         check_same_code(ours, stepper("gdas").search.method)
+
+
+def test_draws_that_share_no_stem_get_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for shares in (True, False):
+        search = stepper("d2nas").search
+        search.method.shares_stem = shares
+        if not shares:
+            monkeypatch.setattr(search.supernet, "share", None)  # control: it is not called
+        architecture_step(search, 0)
+        found.append(search.logits.normal_ops.grad.clone())
+    assert torch.count_nonzero(found[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
 def settings(*names: str) -> list[str]:

@@ -1,0 +1,164 @@
+"""Studies: what the numbers of their rows say together."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.study_report import (
+    correlation_line,
+    percentile,
+    rank_correlations,
+    settings_line,
+    summarise,
+    table_rows,
+)
+
+
+def row(method: str, accuracy: float | None, seed: int = 0, **values: Any) -> dict[str, Any]:
+    """A made row: what a report looks at."""
+    shape = {"num_cells": 4, "init_channels": 8, "epochs": 3, "batch_size": 64}
+    made = {
+        "variant": "base",
+        "method": method,
+        "space": "S0",
+        "data": "digits",
+        "seed": seed,
+        "accuracy": accuracy,
+        "genotype_digest": f"{method}-{seed}",
+        "params": 1000 + seed,
+        "macs": 50_000,
+        "parameterless_normal": seed,
+        "passes": 20,
+        "search_seconds": 1.5,
+        "device": "cpu",
+        "evaluation": "held-out",
+        "images": 5000,
+        "settings": {"search": shape, "retrain": shape, "train_images": 10_000},
+        "setting": "a",
+        "error": None if accuracy is not None else "broken",
+    }
+    return made | values
+
+
+def test_means_spreads_and_percentiles_by_hand():
+    rows = [
+        row("d2nas", 0.5, 0),
+        row("random", 0.25, 0),
+        row("d2nas", 0.75, 1),
+        row("random", 0.625, 1),
+        row("d2nas", None, 2, params=None),
+        row("random", 0.75, 2),
+        row("random", 0.5, 3),
+    ]
+    d2nas, random = summarise(rows)
+    assert (d2nas["method"], d2nas["n"], d2nas["failed"]) == ("d2nas", 2, 1)
+    assert d2nas["error"] == 37.5
+    assert d2nas["error_sd"] == pytest.approx(312.5**0.5)  # 12.5 off each, one degree
+    assert d2nas["parameterless_normal"] == 0.5
+    assert d2nas["params"] == 1000.5
+    assert d2nas["search_seconds"] == 1.5
+    # The mean 0.625 is above two of four and ties with one.
+    assert d2nas["percentile"] == 62.5
+    assert d2nas["num_random"] == 4
+    assert (random["n"], random["failed"], random["percentile"]) == (4, 0, None)
+    assert random["error"] == 46.875
+
+
+def test_random_cells_count_only_where_data_space_and_setting_are_the_same():
+    rows = [
+        row("d2nas", 0.9),
+        row("random", 0.8, variant="other"),
+        row("random", 0.7, variant="long", setting="b"),
+        row("random", 0.7, space="S1"),
+        row("random", 0.7, data="cifar10"),
+        row("random", None),
+    ]
+    line = summarise(rows)[0]
+    assert (line["method"], line["percentile"], line["num_random"]) == ("d2nas", 100.0, 1)
+
+
+def test_one_value_has_no_spread_and_none_has_no_mean():
+    (one,) = summarise([row("d2nas", 0.9)])
+    assert one["error"] == pytest.approx(10)
+    assert (one["error_sd"], one["percentile"]) == (None, None)
+    (none,) = summarise([row("d2nas", None)])
+    assert (none["n"], none["failed"], none["error"], none["params"]) == (0, 1, None, None)
+    assert table_rows([none])[0][6] == ""
+
+
+def test_an_unknown_search_time_is_not_averaged_away():
+    (line,) = summarise([row("d2nas", 0.9), row("d2nas", 0.9, 1, search_seconds=None)])
+    assert line["search_seconds"] is None
+
+
+def test_all_methods_of_a_space_stand_together():
+    rows = [
+        row("d2nas", 0.9),
+        row("d2nas", 0.9, space="S1"),
+        row("random", 0.9),
+        row("random", 0.9, space="S1"),
+    ]
+    order = [(line["space"], line["method"]) for line in summarise(rows)]
+    assert order == [("S0", "d2nas"), ("S0", "random"), ("S1", "d2nas"), ("S1", "random")]
+
+
+def test_percentiles_by_hand():
+    assert percentile(0.5, [0.1, 0.5, 0.5, 0.9]) == 50.0
+    assert percentile(0.05, [0.1, 0.5]) == 0.0
+    assert percentile(0.95, [0.1, 0.5]) == 100.0
+    assert percentile(0.5, []) is None
+
+
+def both(ones: list[float], others: list[float], **values: Any) -> list[dict[str, Any]]:
+    rows = [row("random", value, seed) for seed, value in enumerate(ones)]
+    return rows + [
+        row("random", value, seed, variant="long") | values for seed, value in enumerate(others)
+    ]
+
+
+ONES = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([1, 2, 3, 4, 90], 1.0),
+        ([5, 4, 3, 2, 1], -1.0),
+        ([2, 1, 3, 4, 5], 0.9),  # 1 - 6 * (1 + 1) / (5 * 24)
+        ([2, 4, 1, 5, 3], 0.3),  # 1 - 6 * (1 + 4 + 4 + 1 + 4) / (5 * 24)
+        ([7, 7, 7, 7, 7], None),
+    ],
+)
+def test_rank_correlation_by_hand(others, expected):
+    (found,) = rank_correlations(both(ONES, [value / 100 for value in others]))
+    assert (found["variants"], found["data"], found["n"]) == (("base", "long"), "digits", 5)
+    if expected is None:
+        assert found["spearman"] is None
+        assert "undefined" in correlation_line(found)
+    else:
+        assert found["spearman"] == pytest.approx(expected)
+        assert f"{expected:.2f} over 5 genotypes" in correlation_line(found)
+
+
+def test_rank_correlation_needs_five_equal_genotypes_of_equal_cells():
+    assert rank_correlations(both(ONES[:4], ONES[:4])) == []
+    assert rank_correlations(both(ONES, ONES, genotype_digest="another")) == []
+    assert rank_correlations(both(ONES, ONES, space="S1")) == []
+    assert rank_correlations(both(ONES, ONES, method="d2nas")) == []
+    assert rank_correlations(both(ONES, ONES, data="cifar10")) == []
+    failed = both(ONES, ONES)
+    failed[7] |= {"accuracy": None, "error": "broken"}
+    assert rank_correlations(failed) == []
+
+
+def test_the_line_under_a_table_names_what_was_trained_and_on_what_it_was_measured():
+    line = settings_line(row("d2nas", 0.9))
+    for words in (
+        "4 cells x 8 channels, 3 epochs, batch 64",
+        "10,000 training images",
+        "5,000 held-out images, not the test images",
+    ):
+        assert words in line
+    line = settings_line(row("d2nas", 0.9, evaluation="test", images=10_000))
+    assert "10,000 test images" in line
+    assert "held-out" not in line
