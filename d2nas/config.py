@@ -96,7 +96,8 @@ class SearchConfig(Section):
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """Auto: imagenet from 96 pixels on."""
     branch_length: Positive | Literal["num_cells"] = 1
-    """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME)."""
+    """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME), and what
+    method=entangled means."""
     branch_head: Literal["linear", "separable"] = "linear"
     """Head of a branch (ours): linear on pooled features, or a separable unit before it."""
     recompute: Literal["none", "cell", "op"] = "none"
@@ -111,15 +112,15 @@ class SearchConfig(Section):
     """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
     is 10 % of all for the weights and 10 % for the architecture)."""
     draws: Positive = 7
-    """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); rivals have one."""
+    """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); d2nas and entangled."""
     weight_lr: PositiveReal = 0.05
     weight_lr_min: NonNegativeReal = 0.001
     weight_momentum: Rate = 0.9
     weight_decay: NonNegativeReal = 3e-4
     clip_norm: PositiveReal = 5.0
     arch_lr: PositiveReal = 3e-4
-    arch_beta1: Rate = 0.5
-    arch_beta2: Rate = 0.999
+    arch_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    arch_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     arch_weight_decay: NonNegativeReal = 1e-3
     temperature_start: PositiveReal = 10.0
     """GDAS's schedule, linear by epoch; the paper only says that it falls."""
@@ -128,6 +129,18 @@ class SearchConfig(Section):
     """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
     cutout: NonNegative = 0
     device: Device = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entangled_spans_all_cells(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("method") != "entangled":
+            return values
+        length = values.get("branch_length", "num_cells")
+        if length not in ("num_cells", values.get("num_cells")):
+            raise ValueError(
+                f"search.branch_length ({length}) is for method d2nas: entangled spans all cells"
+            )
+        return {**values, "branch_length": "num_cells"}
 
 
 class DeriveConfig(Section):
@@ -165,6 +178,15 @@ class RetrainConfig(Section):
     """Probability at the end; it rises linearly from 0."""
     cutout: NonNegative = 16
     device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> "RetrainConfig":
+        if self.nesterov and not self.momentum:
+            raise ValueError("retrain.nesterov needs a retrain.momentum above 0")
+        if self.auxiliary and (self.num_cells == 1 or self.batch_size == 1):
+            what = "num_cells" if self.num_cells == 1 else "batch_size"
+            raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")
+        return self
 
 
 class ExportConfig(Section):
@@ -215,6 +237,9 @@ class Config(Section):
             raise ValueError(
                 f"derive.candidates: {self.search.method} learns no distribution to sample from"
             )
+        if self.search.method == "darts-second-order" and self.search.precision != "fp32":
+            # Eq. 8's step is smaller than bf16 can add to a weight.
+            raise ValueError("search.precision must be fp32 for darts-second-order")
         if self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
         length = self.search.branch_length

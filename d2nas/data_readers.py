@@ -135,6 +135,9 @@ def _channels_first(images: NDArray[np.uint8]) -> Tensor:
 def _published(config: DataConfig, root: Path) -> Pool:
     files = find_published(config.name, root)
     if len(files) < len(PUBLISHED[config.name]):
+        if config.root is not None and not root.is_dir():
+            # A misspelt folder must not be made and filled.
+            raise ConfigError(f"{shown(root)}: no such folder", hint=how_to_get(config.name))
         _download(config.name, root)
         files = find_published(config.name, root)
     missing = [file.path for file in PUBLISHED[config.name] if file.path not in files]

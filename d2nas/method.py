@@ -71,6 +71,7 @@ class Method:
 
     ``passes``: sub-network passes of a step's architecture and weight half. ``weights_first``:
     the order of the halves. ``none_too``: whether ``none``, where a space has it, is chosen from.
+    ``learns_edges``: whether the edge logits take part; those of other methods stay as they began.
     """
 
     supernet: nn.Module
@@ -78,6 +79,7 @@ class Method:
     passes: tuple[int, int]
     weights_first = False
     none_too = False
+    learns_edges = True
 
     @cached_property
     def weights(self) -> list[nn.Parameter]:

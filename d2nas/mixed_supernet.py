@@ -48,8 +48,8 @@ class MixedOperation(nn.Module):
         super().__init__()
         if channel_divisor < 1 or channels % channel_divisor:
             raise ConfigError(
-                f"{channels} channels: channel_divisor={channel_divisor} does not divide them",
-                hint="choose init_channels as a multiple of channel_divisor",
+                f"cells of {channels} channels can't be searched by 1/{channel_divisor} of them",
+                hint=f"choose search.init_channels as a multiple of {channel_divisor}",
             )
         self.stride = stride
         self.channel_divisor = channel_divisor

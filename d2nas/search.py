@@ -173,19 +173,28 @@ class Search(Loop):
         self.watch.check()
 
     def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
-        """Return losses, accuracies, temperature, entropies, memory and the genotype so far."""
+        """Return losses, accuracies, temperature, entropies, memory and the genotype so far.
+
+        None stands for what was not measured: the architecture half of an epoch of the warm-up,
+        the edge entropy of a method that learns no edges.
+        """
         genotype = self.method.derive()
         none_too = self.method.none_too
         entropies = {cell: self.logits.entropy(cell, none_too=none_too) for cell in CELL_TYPES}
-        trained = dict(zip(_SUMS, means, strict=True)) if self.trains else {}
+        trained: dict[str, Any] = dict(zip(_SUMS, means, strict=True)) if self.trains else {}
         if trained:
             trained["peak_bytes"] = round(trained["peak_bytes"])
+            if step // self.steps_per_epoch < self.config.warmup_epochs:
+                trained |= {"arch_loss": None, "arch_accuracy": None}
+        edges = {
+            cell: entropies[cell][1] if self.method.learns_edges else None for cell in CELL_TYPES
+        }
         return {
             **trained,
             "temperature": self.temperature_at(step),
             "weight_lr": self.weight_lr_at(step),
             "op_entropy": {cell: entropies[cell][0] for cell in CELL_TYPES},
-            "edge_entropy": {cell: entropies[cell][1] for cell in CELL_TYPES},
+            "edge_entropy": edges,
             "parameterless_normal": genotype.parameterless_normal,
             "genotype": genotype.to_dict(),
         }

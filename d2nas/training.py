@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .config import DataConfig
 from .data import ImageSet, Normalizer, augment_pixels, batch_indices, cutout
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
+from .ops import noises_in, set_noise_generator
 from .randomness import generator
 from .state import Trainee, TrainState
 from .transfer import send
@@ -298,8 +299,15 @@ def predict(
     images: ImageSet,
     normalizer: Normalizer,
     batch_size: int = EVALUATION_BATCH,
+    *,
+    seed: int = 0,
 ) -> Tensor:
-    """Return the logits (N, classes) of all images, in order, on the CPU."""
+    """Return the logits (N, classes) of all images, in order, on the CPU.
+
+    ``seed`` decides what a ``noise`` operation adds, so that an evaluation can be repeated.
+    """
+    if isinstance(network, nn.Module):
+        set_noise_generator(noises_in(network), generator(seed, "evaluation-noise"))
     parts = [
         network(channels_last(normalizer(images.images_NCHW[start : start + batch_size])))
         for start in range(0, len(images), batch_size)

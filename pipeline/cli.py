@@ -56,6 +56,7 @@ TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
 ]
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
+INTERRUPTED = 130
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")
 _debug = False
@@ -69,6 +70,9 @@ def run(arguments: list[str]) -> int:
         result = typer.main.get_command(app).main(
             arguments, prog_name="d2nas", standalone_mode=False
         )
+        if result == INTERRUPTED:
+            # Typer turns an interrupt into this result, outside the stages, which stop by a flag.
+            _console().error("stopped", None)
         return result if isinstance(result, int) else 0
     except D2NasError as error:
         if _debug:
@@ -79,9 +83,6 @@ def run(arguments: list[str]) -> int:
         # The reader has left (`d2nas ls | head`): nobody to tell. Python would complain at exit.
         sys.stdout = open("/dev/null", "w") if Path("/dev/null").exists() else sys.stdout  # noqa: SIM115
         return 0
-    except (typer.Abort, KeyboardInterrupt):
-        _console().error("stopped", None)
-        return 130
     except Exception as error:  # noqa: BLE001 - the boundary: what arrives here is a usage error or a bug
         return _usage_or_bug(error)
 
@@ -146,7 +147,8 @@ def run_command(
 def search_command(
     preset: PresetArgument,
     method: Annotated[
-        str | None, typer.Option("--method", help="d2nas or a rival (search.method).")
+        str | None,
+        typer.Option("--method", help="d2nas, entangled, darts, gdas, ... (search.method)."),
     ] = None,
     name: NameOption = None,
     settings: SetOption = None,
@@ -327,7 +329,7 @@ def show_command(
     from .commands import show_config, show_target
 
     if (target is None) == (config is None):
-        raise ConfigError("show needs a TARGET or --config PRESET, not both")
+        raise ConfigError("show needs either a TARGET or --config PRESET")
     if config is not None:
         show_config(config, settings, as_json=as_json)
     else:

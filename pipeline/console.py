@@ -76,20 +76,17 @@ class Console:
                 MofNCompleteColumn(),
                 _RateColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
                 console=self._err,
             )
             self._progress.start()
-            self._task = self._progress.add_task(
-                stage, total=total, completed=done, unit=unit, note=""
-            )
+            self._task = self._progress.add_task(stage, total=total, completed=done, unit=unit)
 
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
-        """Move the bar; where there is none, print a line now and then."""
+        """Move the bar, and print an epoch's line above it; without a bar, now and then."""
         if self._progress is not None:
             self._progress.update(self._task, completed=done)
             if row is not None:
-                self._progress.update(self._task, note=_summary(row))
+                self.say(_summary(row))
             return
         now = self._clock()
         if row is None or (now - self._last_line < LINE_SECONDS and done < self._total):
@@ -176,7 +173,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]
     rows = [
         ("normal cell", genotype.describe("normal")),
         ("reduction cell", genotype.describe("reduce")),
-        ("without weights", f"{report['parameterless_normal']} of 8 in the normal cell"),
+        ("parameterless", f"{report['parameterless_normal']} of 8 operations in the normal cell"),
         ("network", f"{retrain['num_cells']} cells x {retrain['init_channels']} channels"),
         ("parameters", f"{report['params']:,}"),
         ("MACs", f"{report['macs']:,} ({report['macs_convention']})"),
@@ -220,16 +217,34 @@ def _percentiles(entry: Mapping[str, Any]) -> str:
 
 
 def _summary(row: Mapping[str, Any]) -> str:
-    """Return an epoch's row in a few words."""
-    if "arch_accuracy" in row:
-        return (
-            f"epoch {row['epoch'] + 1}, accuracy {row['weight_accuracy']:.3f} / "
-            f"{row['arch_accuracy']:.3f} (weights / architecture half), "
-            f"without weights {row['parameterless_normal']} of 8"
-        )
-    if "loss" in row:
+    """Return an epoch's row in words; what was not measured is a dash."""
+    if "weight_accuracy" in row:
+        words = [
+            f"epoch {row['epoch'] + 1}",
+            f"loss {_shown(row['weight_loss'])} / {_shown(row['arch_loss'])}",
+            f"accuracy {_shown(row['weight_accuracy'])} / {_shown(row['arch_accuracy'])} "
+            "(weights / architecture half)",
+            f"temperature {row['temperature']:.2f}",
+            "entropy " + " / ".join(_shown(value) for value in row["op_entropy"].values()),
+            f"clipped {100 * row['clip_rate']:.0f} %",
+            f"{row['peak_bytes'] / 2**20:,.0f} MiB",
+        ]
+    elif "loss" in row:
         return f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}"
-    return f"without weights {row['parameterless_normal']} of 8"  # random: nothing was trained
+    else:  # random: nothing was trained
+        words = []
+    genotype = Genotype.from_dict(row["genotype"])
+    return ", ".join(
+        [
+            *words,
+            f"parameterless {row['parameterless_normal']} of 8",
+            f"normal cell {genotype.describe('normal')}",
+        ]
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _one_line(text: str) -> str:

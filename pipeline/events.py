@@ -10,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from d2nas.genotype import Genotype
+from d2nas.spaces import CELL_TYPES
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -27,7 +30,8 @@ class Events:
         self._wanted = True
 
     def add(self, step: int, row: Mapping[str, Any] | None) -> None:
-        """Write the numbers in an epoch's row at ``step``, those inside a section as SECTION/NAME.
+        """Write an epoch's row at ``step``: its numbers, inside a section as SECTION/NAME, and
+        the genotype as text.
 
         A repeated or continued execution replaces what an earlier one wrote at this step or later.
         """
@@ -39,6 +43,10 @@ class Events:
             if writer is not None:
                 for name, value in _numbers(row):
                     writer.add_scalar(name, value, step)
+                if "genotype" in row:
+                    genotype = Genotype.from_dict(row["genotype"])
+                    for cell in CELL_TYPES:
+                        writer.add_text(f"genotype/{cell}", genotype.describe(cell), step)
                 writer.flush()
         except OSError as error:
             self._wanted = False

@@ -5,8 +5,10 @@ single stages (no torch).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from d2nas.config import Config, build_config
+from d2nas.config import Config, build_config, parse_override
 from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.genotype import Genotype
+from d2nas.spaces import CELL_TYPES, SPACES
 
 from .stages import PARENTS, STAGES
 from .store import STATE_STAGES, Store, Version
@@ -105,8 +107,10 @@ def inputs_of(
     """Return the run, configuration and parents with which ``stage`` runs on ``target``.
 
     ``target`` is a run (its newest version is taken) or a version of the stage before. The
-    configuration is that version's run's, with ``overrides`` on top. Raises ``ConfigError``.
+    configuration is that version's run's, with ``overrides`` on top, which may not be for earlier
+    stages: those ran already. Raises ``ConfigError``.
     """
+    _check_overrides(stage, overrides)
     nearest = PARENTS[stage][-1]
     run = target.partition("/")[0]
     if "/" in target:
@@ -121,9 +125,8 @@ def inputs_of(
             raise _no_run(store, run)
         found = store.latest(run, nearest)
         if found is None:
-            raise ConfigError(
-                f"run {run} has no {nearest} version yet", hint=f"d2nas {nearest} {run} first"
-            )
+            first = f"search PRESET --name {run}" if nearest == "search" else f"{nearest} {run}"
+            raise ConfigError(f"run {run} has no {nearest} version yet", hint=f"d2nas {first}")
         version = found
     parents = {nearest: version}
     for role in PARENTS[stage]:
@@ -131,6 +134,17 @@ def inputs_of(
             parents[role] = store.open_id(version.manifest.parents[role])
     ordered = {role: parents[role] for role in PARENTS[stage]}
     return run, _config_of(version, overrides, data_root), ordered
+
+
+def _check_overrides(stage: str, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        section, field, _ = parse_override(override)
+        over = section in STAGES and STAGES.index(section) < STAGES.index(stage)
+        if over and not (stage == "derive" and field == "device"):
+            raise ConfigError(
+                f"--set {override}: {section} ran before {stage} and is not run again",
+                hint=f"d2nas {section} or d2nas run takes it",
+            )
 
 
 def _config_of(version: Version, overrides: Sequence[str], data_root: str | None) -> Config:
@@ -151,14 +165,14 @@ def _no_run(store: Store, run: str) -> ConfigError:
 def fact_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a description as (name, value) rows."""
     rows = [(key, str(described[key])) for key in ("ref", "id", "path") if described.get(key)]
-    rows += [(name, _value(value)) for name, value in described["facts"].items()]
+    rows += [(name, _fact(name, value)) for name, value in described["facts"].items()]
     rows += [
         (f"from {entry['role']}", f"{entry['ref']} {entry['id']}")
         for entry in described.get("lineage", [])
     ]
     rows += [(f"file {name}", f"{size:,} bytes") for name, size in described["files"].items()]
     for section, values in described["config"].items():
-        rows.append((f"config {section}", _value(values)))
+        rows.append((f"config {section}", _fact(section, values)))
     rows.append(("seed", str(described["seed"])))
     rows.append(("libraries", _value(described["libraries"])))
     rows += [(name, _value(value)) for name, value in described["note"].items()]
@@ -174,11 +188,23 @@ def config_rows(config: Config) -> list[tuple[str, str]]:
     ]
 
 
+def _fact(name: str, value: Any) -> str:
+    """Return a value as text: a search space by its name, a genotype by its cells."""
+    if name in ("space", "searched_space"):
+        known = [space for space in SPACES.values() if value == space.to_dict()]
+        known += [space for space in SPACES.values() if value == space.with_none().to_dict()]
+        return str(value["name"]) if known else _value(value)
+    if name == "genotype":
+        genotype = Genotype.from_dict(value)
+        return "; ".join(f"{cell} {genotype.describe(cell)}" for cell in CELL_TYPES)
+    return _value(value)
+
+
 def _in_words(facts: Mapping[str, Any]) -> str:
     known = (
         ("step", "step {}"),
         ("arch_accuracy", "architecture half {:.3f}"),
-        ("parameterless_normal", "without weights {} of 8"),
+        ("parameterless_normal", "parameterless {} of 8"),
         ("train_accuracy", "training accuracy {:.4f}"),
         ("params", "{:,} parameters"),
         ("num_nodes", "{} nodes"),

@@ -301,10 +301,8 @@ class _StageHooks:
         self.events = Events(folder, runner.display.warn)
 
     def seconds(self) -> float | None:
-        """Return the stage's time so far, with the executions it continues.
-
-        None if one of them did not record its time. What a killed execution did after its last
-        checkpoint is done again and counted once.
+        """Return the time since the first step, with the executions continued: None if one of them
+        did not record its time. What was lost after a last checkpoint counts once.
         """
         return None if self._earlier is None else self._earlier + self._clock() - self._started
 
@@ -316,7 +314,8 @@ class _StageHooks:
 
     def begin(self, total: int, done: int, unit: str) -> None:
         self._runner.display.stage_begins(self._commit.stage, total, done, unit)
-        self._last_checkpoint = self._clock()
+        # What a process does once, imports and reading data, is no part of its first stage.
+        self._started = self._last_checkpoint = self._clock()
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         self._runner.display.stage_advances(self._commit.stage, done, row)

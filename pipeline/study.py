@@ -7,6 +7,8 @@
     data = ["cifar10"]                  # default: the preset's
     [settings]                          # on top of the preset, keys as in --set
     "retrain.epochs" = 100
+    [method.gdas]                       # what one method needs, on top of that
+    "search.epochs" = 250
     [[variant]]                         # named blocks of the grid; what they leave out is as above
     name = "long"
     methods = ["random"]
@@ -69,6 +71,7 @@ class _Variant(_Block):
 
 class _File(_Block):
     preset: str | None = None
+    method: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variant: list[_Variant] = Field(default_factory=list)
 
 
@@ -118,6 +121,9 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     build_config(base, what=file.preset or what)
     if data_root is not None:
         base.setdefault("data", {})["root"] = data_root
+    for method in file.method:
+        if method not in METHOD_NAMES:
+            raise _unknown(what, "method", method, METHOD_NAMES)
     variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
     drafts = [
         _Draft(variant, method, space, data, seed, _configure(variant, method, space, data, seed))
@@ -159,6 +165,8 @@ class _Resolved:
     data: list[str]
     seeds: list[int]
     values: dict[str, dict[str, Any]]
+    by_method: dict[str, dict[str, dict[str, Any]]]
+    """The values with what a method needs on top."""
     what: str
 
 
@@ -228,10 +236,19 @@ def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) ->
     for space in axes["spaces"]:
         read_space(space)
     merged = copy.deepcopy(base)
-    for settings, place in ((file.settings, what), (variant.settings, where)):
-        for section, field, value in _flat(settings, f"{place}: settings"):
-            merged.setdefault(section, {})[field] = value
-    return _Resolved(name=variant.name, values=merged, what=where, **axes)
+    _merge(merged, file.settings, f"{what}: settings")
+    by_method = {}
+    for method in axes["methods"]:
+        by_method[method] = copy.deepcopy(merged)
+        _merge(by_method[method], file.method.get(method, {}), f"{what}: method.{method}")
+        _merge(by_method[method], variant.settings, f"{where}: settings")
+    _merge(merged, variant.settings, f"{where}: settings")
+    return _Resolved(variant.name, values=merged, by_method=by_method, what=where, **axes)
+
+
+def _merge(values: dict[str, Any], settings: Mapping[str, Any], what: str) -> None:
+    for section, field, value in _flat(settings, what):
+        values.setdefault(section, {})[field] = value
 
 
 def _require_unique(values: list[Any], what: str) -> None:
@@ -259,7 +276,7 @@ def _flat(settings: Mapping[str, Any], what: str) -> Iterator[tuple[str, str, An
 
 
 def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int) -> Config:
-    values = copy.deepcopy(variant.values)
+    values = copy.deepcopy(variant.by_method.get(method, variant.values))
     for section, field, value in (
         ("search", "method", method),
         ("search", "space", space),

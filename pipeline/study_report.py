@@ -5,7 +5,7 @@ Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here er
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .study import RANDOM
@@ -150,14 +150,15 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
     done = [row for row in group if row["error"] is None]
     accuracies = [row["accuracy"] for row in done]
     errors = [100 * (1 - accuracy) for accuracy in accuracies]
-    random = [
-        row["accuracy"]
+    # A random cell counts once, in however many variants it was trained alike.
+    random = {
+        (row["seed"], row["genotype_digest"]): row["accuracy"]
         for row in rows
         if row["method"] == RANDOM
         and row["error"] is None
         and (row["data"], row["space"]) == (data, space)
         and row["setting"] == group[0]["setting"]
-    ]
+    }
     compared = method != RANDOM and accuracies
     return {
         "variant": variant,
@@ -168,7 +169,7 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         "failed": len(group) - len(done),
         "error": statistics.fmean(errors) if errors else None,
         "error_sd": statistics.stdev(errors) if len(errors) > 1 else None,
-        "percentile": percentile(statistics.fmean(accuracies), random) if compared else None,
+        "percentile": _percentile_of(accuracies, random.values()) if compared else None,
         "num_random": len(random),
         **{
             name: _mean(row[name] for row in done)
@@ -176,6 +177,10 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         },
         "device": ", ".join(sorted({row["device"] for row in done if row["device"]})),
     }
+
+
+def _percentile_of(accuracies: Sequence[float], among: Iterable[float]) -> float | None:
+    return percentile(statistics.fmean(accuracies), list(among))
 
 
 def _mean(values: Any) -> float | None:

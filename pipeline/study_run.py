@@ -83,6 +83,9 @@ class StudyRun:
             raise
         except D2NasError as error:
             failure = _failure_of(error)
+        except Exception as error:  # noqa: BLE001 - one cell's bug must not cost the others
+            message = f"this is a bug in d2nas: {type(error).__name__}: {error}"
+            failure = Failure(" ".join(message.split())[:300], None, 1)
         if failure is None:
             self.failures.pop(cell, None)
             return True

@@ -57,7 +57,7 @@ def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
 def numbers_in(value: Any) -> list[float]:
     if isinstance(value, dict):
         return [number for item in value.values() for number in numbers_in(item)]
-    return [float(value)]
+    return [] if value is None else [float(value)]
 
 
 def assert_lies_in(genotype: Genotype, space: str) -> None:
@@ -86,6 +86,9 @@ def test_a_method_searches_a_space(method: str, space: str) -> None:
     assert bool(moved(weights, search.supernet)) == (method != "random")
     if method in WITHOUT_EDGE_LOGITS:
         assert all(not torch.count_nonzero(search.logits.edges(cell)) for cell in CELL_TYPES)
+    learns_edges = method not in WITHOUT_EDGE_LOGITS
+    edge_entropies = search.describe_epoch(0, [0.0] * 7)["edge_entropy"].values()
+    assert all((value is not None) == learns_edges for value in edge_entropies)
     genotype = search.method.derive()
     assert_lies_in(genotype, space)
     assert derive_for(method, search.logits) == genotype

@@ -47,6 +47,7 @@ class Darts(Method):
             channel_divisor=channel_divisor,
             recompute=recompute,
         )
+        self.learns_edges = channel_divisor > 1
         self._noises = noises_in(self.supernet)
         self.logits = ArchLogits(space, generator=generator)
 

@@ -21,6 +21,7 @@ class Gdas(SinglePath):
 
     weights_first = True
     none_too = True
+    learns_edges = False
 
     def __init__(
         self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str

@@ -44,10 +44,10 @@ def reads_data(stage: str, config: Config) -> bool:
 
 
 CODE_SCHEMA: Mapping[str, int] = {
-    "search": 3,
+    "search": 4,
     "derive": 2,
     "retrain": 2,
-    "evaluate": 1,
+    "evaluate": 2,
     "export": 1,
     "validate": 2,
 }
@@ -106,10 +106,13 @@ def stage_config(stage: str, config: Config) -> dict[str, Any]:
     """
     values = config.to_dict()
     part: dict[str, Any] = {stage: values[stage]} if stage in values else {}
-    if stage == "derive" and config.derive.candidates > 1:
+    if stage == "derive" and config.derive.candidates > 1 and config.derive.rank_by == "training":
         part["retrain"] = values["retrain"]
     if stage == "search":
-        part["space"] = read_space(config.search.space).to_dict()
+        space = read_space(config.search.space)
+        # The space itself decides, not the path of the file that it was read from.
+        part["search"] = {**part["search"], "space": space.name}
+        part["space"] = space.to_dict()
     if reads_data(stage, config):
         part["data"] = {key: value for key, value in values["data"].items() if key != "root"}
         part["run"] = values["run"]

@@ -6,7 +6,7 @@ from d2nas.genotype import Genotype
 from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
 from d2nas.retrain import Retraining
 from d2nas.strict_json import canonical_json
-from d2nas.training import resolve_device, stem_for
+from d2nas.training import memory_errors, resolve_device, stem_for
 
 from ..store.codec import encode_tensors
 from . import Context, Facts
@@ -27,14 +27,15 @@ def run(context: Context) -> Facts:
         derived.read(GENOTYPE_FILE), what=f"{derived.reference}: {GENOTYPE_FILE}"
     )
     stem = stem_for(config.retrain.stem, data.image_size)
-    retraining = Retraining(
-        config.retrain,
-        genotype,
-        data,
-        seed=config.run.seed,
-        device=device,
-        augmentation=config.data,
-    )
+    with memory_errors(config.retrain.batch_size, device):
+        retraining = Retraining(
+            config.retrain,
+            genotype,
+            data,
+            seed=config.run.seed,
+            device=device,
+            augmentation=config.data,
+        )
     description = describe_network(
         genotype,
         num_cells=config.retrain.num_cells,
@@ -49,6 +50,8 @@ def run(context: Context) -> Facts:
         f"retrain {config.retrain.num_cells} cells x {config.retrain.init_channels} channels on "
         f"{device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
     )
+    if config.retrain.warmup_epochs >= config.retrain.epochs:
+        context.hooks.warn("retrain.warmup_epochs leaves no epoch at the full learning rate")
     run_loop(retraining, context.hooks)
     context.work.write(WEIGHTS_FILE, encode_tensors(retraining.deployed_weights()))
     context.work.write(DESCRIPTION_FILE, canonical_json(description))

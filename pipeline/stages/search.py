@@ -2,7 +2,7 @@
 
 from d2nas.config import read_space
 from d2nas.search import Search
-from d2nas.training import resolve_device
+from d2nas.training import memory_errors, resolve_device
 
 from ..store.codec import encode_tensors
 from . import Context, Facts
@@ -12,6 +12,9 @@ LOGITS_FILE = "logits.safetensors"
 SUPERNET_FILE = "supernet.safetensors"
 METRICS_FILE = "metrics.jsonl"
 
+MIN_CELLS = 3
+"""Fewest cells of which one is not a reduction cell."""
+
 
 def run(context: Context) -> Facts:
     """Write ``logits.safetensors``, ``metrics.jsonl`` (a row per epoch) and the supernet's weights,
@@ -20,14 +23,20 @@ def run(context: Context) -> Facts:
     config = context.config
     device = resolve_device(config.search.device)
     data = context.data()
-    search = Search(
-        config.search,
-        read_space(config.search.space),
-        data,
-        seed=config.run.seed,
-        device=device,
-        augmentation=config.data,
-    )
+    with memory_errors(config.search.batch_size, device):
+        search = Search(
+            config.search,
+            read_space(config.search.space),
+            data,
+            seed=config.run.seed,
+            device=device,
+            augmentation=config.data,
+        )
+    if config.search.num_cells < MIN_CELLS:
+        context.hooks.warn(
+            f"with search.num_cells={config.search.num_cells} all cells are reduction cells: the "
+            "normal cell is not searched"
+        )
     passes = sum(search.method.passes)
     context.hooks.say(
         f"search in {search.space.name} by {config.search.method} on {device}: "
@@ -49,4 +58,5 @@ def run(context: Context) -> Facts:
         "op_entropy": last["op_entropy"],
         "edge_entropy": last["edge_entropy"],
         "parameterless_normal": last["parameterless_normal"],
+        "genotype": last["genotype"],
     }
