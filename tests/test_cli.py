@@ -87,6 +87,42 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
         (["run", "quickstart", "--set", "search.space=S9"], ["S9"]),
         (["run", "quickstart", "--set", "search.branch_length=9"], ["branch_length"]),
         (["run", "quickstart", "--set", "retrain.auxiliary=true"], ["auxiliary", "8-pixel"]),
+        (
+            [
+                "run",
+                "quickstart",
+                "--set",
+                "retrain.nesterov=true",
+                "--set",
+                "retrain.momentum=0.0",
+            ],
+            ["retrain.momentum"],
+        ),
+        (
+            ["run", "cifar10", "--set", "retrain.num_cells=1"],
+            ["retrain.auxiliary", "retrain.num_cells"],
+        ),
+        (
+            ["run", "cifar10", "--set", "retrain.batch_size=1"],
+            ["retrain.auxiliary", "retrain.batch_size"],
+        ),
+        (["run", "quickstart", "--set", "search.arch_beta1=1.0"], ["search.arch_beta1"]),
+        (
+            [
+                "search",
+                "quickstart",
+                "--method",
+                "darts-second-order",
+                "--set",
+                "search.precision=bf16",
+            ],
+            ["search.precision"],
+        ),
+        (
+            ["search", "quickstart", "--method", "entangled", "--set", "search.branch_length=1"],
+            ["search.branch_length", "entangled"],
+        ),
+        (["search", "cifar10", "--data-root", "nowhere-at-all"], ["nowhere-at-all"]),
         (["run", "folder", "--data-root", "nowhere-at-all"], ["nowhere-at-all"]),
         (["run", "folder"], ["--data-root"]),
         (["run", "missing.toml"], ["missing.toml"]),
@@ -104,6 +140,7 @@ def test_bad_calls_give_one_line_a_hint_and_code_2(
     error = expect_error(capfd, place, 2, *arguments)
     for word in words:
         assert word in error
+    assert not Path("nowhere-at-all").exists()
 
 
 def test_a_folder_with_one_class_is_refused(

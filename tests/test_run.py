@@ -337,6 +337,42 @@ def test_cuda_is_never_claimed_where_there_is_none(
     assert "cuda" not in json.dumps([report["latency"], report["device"]]).lower()
 
 
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        ("derive", "search.epochs=3"),
+        ("retrain", "derive.candidates=2"),
+        ("validate", "retrain.lr=0.3"),
+    ],
+)
+def test_a_setting_of_a_stage_that_ran_is_refused(
+    finished: Place, capfd: pytest.CaptureFixture[str], command: str, setting: str
+) -> None:
+    assert finished.run(command, "toy", "--set", setting) == 2
+    error = capfd.readouterr().err
+    assert setting in error
+    assert "hint:" in error
+
+
+@pytest.mark.parametrize(("stage", "module"), [("search", "search"), ("retrain", "retrain")])
+def test_memory_that_runs_out_while_a_stage_is_built_is_reported_as_such(
+    finished: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    module: str,
+) -> None:
+    import torch
+
+    def fail(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(f"d2nas.{module}.place", fail)
+    target = str(finished.preset) if stage == "search" else "toy"
+    assert finished.run(stage, target, "--fresh") == 6
+    assert "batch size 128" in capfd.readouterr().err
+
+
 def test_a_busy_run_is_refused(finished: Place, capfd: pytest.CaptureFixture[str]) -> None:
     with Store(finished.store).lock_run("toy"):
         assert finished.run("run", str(finished.preset)) == 8

@@ -77,6 +77,13 @@ def test_random_cells_count_only_where_data_space_and_setting_are_the_same():
     assert (line["method"], line["percentile"], line["num_random"]) == ("d2nas", 100.0, 1)
 
 
+def test_a_random_cell_that_two_variants_trained_counts_once():
+    rows = [row("d2nas", 0.5)]
+    rows += [row("random", 0.25 + seed / 4, seed) for seed in range(2)]
+    rows += [row("random", 0.75, seed, variant="other") for seed in range(2)]
+    assert summarise(rows)[0]["num_random"] == 2
+
+
 def test_one_value_has_no_spread_and_none_has_no_mean():
     (one,) = summarise([row("d2nas", 0.9)])
     assert one["error"] == pytest.approx(10)

@@ -131,6 +131,26 @@ def test_control_a_changed_setting_does_run(done, capfd, monkeypatch):
     assert "_RanError: retrain" in capfd.readouterr().err
 
 
+def test_a_bug_in_one_cell_does_not_cost_the_others(place, capfd, monkeypatch):
+    ran = []
+    run_stage = runner_module.run_stage
+
+    def break_first(stage, context):
+        ran.append((stage, context.config.run.seed))
+        if context.config.run.seed == 0:
+            raise _RanError(stage)
+        return run_stage(stage, context)
+
+    monkeypatch.setattr(runner_module, "run_stage", break_first)
+    path = write(place, SMALL.replace('["d2nas"]', '["random"]'))
+    assert place.run("study", str(path), "--json") == 1
+    captured = capfd.readouterr()
+    broken, fine = json.loads(captured.out)
+    assert "_RanError" in broken["error"]
+    assert fine["error"] is None
+    assert {stage for stage, seed in ran if seed == 1} == set(STUDY_STAGES)
+
+
 def test_a_second_call_loads_neither_torch_nor_scikit_learn(done):
     arguments = done.arguments("study", str(done.folder / "small.toml"))
     script = (
