@@ -239,3 +239,39 @@ def test_a_selection_step_is_for_searches_and_leaves_random_cells_alone(place: P
     )
     found = {cell.method: cell.config.derive.candidates for cell in read(place, text).cells}
     assert found == {"d2nas": 4, "random": 1}
+
+
+def test_a_methods_own_settings_lie_between_the_files_and_a_variants(place):
+    study = read(
+        place,
+        """
+        methods = ["d2nas", "gdas"]
+        spaces = ["S0"]
+        seeds = [0]
+        [settings]
+        "search.epochs" = 3
+        "search.batch_size" = 32
+        [method.gdas]
+        "search.epochs" = 5
+        "search.batch_size" = 16
+        [[variant]]
+        name = "short"
+        [variant.settings]
+        "search.batch_size" = 8
+        """,
+    )
+    found = {c.method: (c.config.search.epochs, c.config.search.batch_size) for c in study.cells}
+    assert found == {"d2nas": (3, 8), "gdas": (5, 8), "random": (3, 8)}
+
+
+def test_settings_of_an_unknown_method_are_refused(place):
+    with pytest.raises(ConfigError, match="gads"):
+        read(place, 'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n[method.gads]\n')
+
+
+def test_the_tables_search_by_the_rivals_own_recipes():
+    searches = {cell.method: cell.config.search for cell in read_study("table-1").cells}
+    assert searches["pc-darts-4"].warmup_epochs == 15
+    assert (searches["gdas"].epochs, searches["gdas"].weight_decay) == (250, 5e-4)
+    assert searches["darts"].weight_lr == searches["darts-second-order"].weight_lr == 0.025
+    assert searches["d2nas"].weight_lr == 0.05
