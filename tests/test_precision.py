@@ -17,7 +17,7 @@ RECTANGULAR = SearchSpace.from_dict(
 )
 
 
-MIXED = ("darts", "darts-second-order", "pc-darts-4", "pc-darts-2")
+MIXED = ("darts", "pc-darts-4", "pc-darts-2")  # the second order refuses bf16
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def first_losses(method: str, *overrides: str) -> Tensor:
     return search.trainee.sums[[0, 2]]
 
 
-@pytest.mark.parametrize("method", [*SAMPLED, MIXED[0]])
+@pytest.mark.parametrize("method", [*SAMPLED, "darts"])
 def test_the_first_losses_are_close_to_those_in_fp32(method: str) -> None:
     whole, half = first_losses(method), first_losses(method, BF16)
     assert not torch.equal(whole, half)  # it is not the same computation
     torch.testing.assert_close(half, whole, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("method", [*SAMPLED, MIXED[3]])
+@pytest.mark.parametrize("method", [*SAMPLED, "pc-darts-2"])
 def test_a_bf16_search_resumes_bit_equal(method: str) -> None:
     whole = search_by(method, BF16, space=CHEAP)
     states = [whole.capture(report.step + 1) for report in whole.run()][:-1]
