@@ -136,7 +136,10 @@ class SearchConfig(Section):
         if not isinstance(values, Mapping) or values.get("method") != "entangled":
             return values
         length = values.get("branch_length", "num_cells")
-        if length not in ("num_cells", values.get("num_cells")):
+        if length not in (
+            "num_cells",
+            values.get("num_cells", cls.model_fields["num_cells"].default),
+        ):
             raise ValueError(
                 f"search.branch_length ({length}) is for method d2nas: entangled spans all cells"
             )

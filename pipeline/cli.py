@@ -70,9 +70,9 @@ def run(arguments: list[str]) -> int:
         result = typer.main.get_command(app).main(
             arguments, prog_name="d2nas", standalone_mode=False
         )
+        # Outside the stages, which stop by a flag, typer makes an interrupt this result or aborts.
         if result == INTERRUPTED:
-            # Typer turns an interrupt into this result, outside the stages, which stop by a flag.
-            _console().error("stopped", None)
+            raise typer.Abort
         return result if isinstance(result, int) else 0
     except D2NasError as error:
         if _debug:
@@ -83,6 +83,9 @@ def run(arguments: list[str]) -> int:
         # The reader has left (`d2nas ls | head`): nobody to tell. Python would complain at exit.
         sys.stdout = open("/dev/null", "w") if Path("/dev/null").exists() else sys.stdout  # noqa: SIM115
         return 0
+    except typer.Abort:
+        _console().error("stopped", None)
+        return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the boundary: what arrives here is a usage error or a bug
         return _usage_or_bug(error)
 
@@ -147,8 +150,7 @@ def run_command(
 def search_command(
     preset: PresetArgument,
     method: Annotated[
-        str | None,
-        typer.Option("--method", help="d2nas, entangled, darts, gdas, ... (search.method)."),
+        str | None, typer.Option("--method", help="d2nas, darts, gdas, ... (search.method).")
     ] = None,
     name: NameOption = None,
     settings: SetOption = None,

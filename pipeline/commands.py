@@ -23,7 +23,7 @@ from .study_report import (
     COLUMNS,
     correlation_line,
     rank_correlations,
-    settings_line,
+    settings_lines,
     summarise,
     table_rows,
 )
@@ -155,13 +155,11 @@ def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     summaries = summarise(rows)
     for data, variant in dict.fromkeys((line["data"], line["variant"]) for line in summaries):
         block = [line for line in summaries if (line["data"], line["variant"]) == (data, variant)]
-        first = next(row for row in rows if (row["data"], row["variant"]) == (data, variant))
-        console.table(
-            f"study {name}: {data}, {variant}",
-            COLUMNS,
-            table_rows(block),
-            note=settings_line(first),
-        )
+        console.table(f"study {name}: {data}, {variant}", COLUMNS, table_rows(block))
+        for line in settings_lines(
+            [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
+        ):
+            console.note(line)
     for found in rank_correlations(rows):
         console.note(correlation_line(found))
 

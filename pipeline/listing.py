@@ -191,9 +191,8 @@ def config_rows(config: Config) -> list[tuple[str, str]]:
 def _fact(name: str, value: Any) -> str:
     """Return a value as text: a search space by its name, a genotype by its cells."""
     if name in ("space", "searched_space"):
-        known = [space for space in SPACES.values() if value == space.to_dict()]
-        known += [space for space in SPACES.values() if value == space.with_none().to_dict()]
-        return str(value["name"]) if known else _value(value)
+        known = [space.to_dict() for one in SPACES.values() for space in (one, one.with_none())]
+        return str(value["name"]) if value in known else _value(value)
     if name == "genotype":
         genotype = Genotype.from_dict(value)
         return "; ".join(f"{cell} {genotype.describe(cell)}" for cell in CELL_TYPES)

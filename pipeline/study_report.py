@@ -5,7 +5,7 @@ Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here er
 
 import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .study import RANDOM
@@ -104,9 +104,29 @@ def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def settings_line(row: Row) -> str:
-    """Say in one line how a row's network was searched, trained and measured."""
-    search, retrain = row["settings"]["search"], row["settings"]["retrain"]
+def settings_lines(rows: Sequence[Row]) -> list[str]:
+    """Say how the rows' networks were trained and measured, and how each method searched."""
+    searches: dict[str, list[str]] = {}
+    for row in rows:
+        methods = searches.setdefault(_search_line(row), [])
+        if row["method"] not in [*methods, RANDOM]:
+            methods.append(row["method"])
+    lines = [f"{', '.join(methods)}: {line}" for line, methods in searches.items() if methods]
+    return [_training_line(rows[0]), *lines]
+
+
+def _search_line(row: Row) -> str:
+    search = row["settings"]["search"]
+    return (
+        f"searched {search['num_cells']} cells x {search['init_channels']} channels, "
+        f"{search['epochs']} epochs ({search['warmup_epochs']} of warm-up), "
+        f"batch {search['batch_size']}, weight lr {search['weight_lr']:g}, "
+        f"arch lr {search['arch_lr']:g}"
+    )
+
+
+def _training_line(row: Row) -> str:
+    retrain = row["settings"]["retrain"]
     train = row["settings"]["train_images"]
     measured = f"{row['images']:,} " if row["images"] else ""
     what = "test images" if row["evaluation"] == "test" else "held-out images, not the test images"
@@ -114,9 +134,7 @@ def settings_line(row: Row) -> str:
         f"trained {retrain['num_cells']} cells x {retrain['init_channels']} channels, "
         f"{retrain['epochs']} epochs, batch {retrain['batch_size']}, "
         f"{'all' if train is None else f'{train:,}'} training images; "
-        f"error on {measured}{what}; "
-        f"searched {search['num_cells']} cells x {search['init_channels']} channels, "
-        f"{search['epochs']} epochs, batch {search['batch_size']}"
+        f"error on {measured}{what}"
     )
 
 
@@ -151,7 +169,7 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
     accuracies = [row["accuracy"] for row in done]
     errors = [100 * (1 - accuracy) for accuracy in accuracies]
     # A random cell counts once, in however many variants it was trained alike.
-    random = {
+    random_accuracies = {
         (row["seed"], row["genotype_digest"]): row["accuracy"]
         for row in rows
         if row["method"] == RANDOM
@@ -159,6 +177,7 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         and (row["data"], row["space"]) == (data, space)
         and row["setting"] == group[0]["setting"]
     }
+    random = list(random_accuracies.values())
     compared = method != RANDOM and accuracies
     return {
         "variant": variant,
@@ -169,7 +188,7 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         "failed": len(group) - len(done),
         "error": statistics.fmean(errors) if errors else None,
         "error_sd": statistics.stdev(errors) if len(errors) > 1 else None,
-        "percentile": _percentile_of(accuracies, random.values()) if compared else None,
+        "percentile": percentile(statistics.fmean(accuracies), random) if compared else None,
         "num_random": len(random),
         **{
             name: _mean(row[name] for row in done)
@@ -177,10 +196,6 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         },
         "device": ", ".join(sorted({row["device"] for row in done if row["device"]})),
     }
-
-
-def _percentile_of(accuracies: Sequence[float], among: Iterable[float]) -> float | None:
-    return percentile(statistics.fmean(accuracies), list(among))
 
 
 def _mean(values: Any) -> float | None:

@@ -17,6 +17,11 @@ from .study import Cell, Study
 SEARCH_STAGES, TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
 
 
+_SIZES = ("num_cells", "init_channels", "epochs", "warmup_epochs", "batch_size")
+SHOWN_SETTINGS = {"search": (*_SIZES, "weight_lr", "arch_lr"), "retrain": (*_SIZES, "lr")}
+"""What a row says of how its network was searched and trained."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a cell has no result. Not the error itself: its traceback would hold the tensors."""
@@ -164,12 +169,10 @@ def _describe(cell: Cell, versions: Mapping[str, Version], error: str | None) ->
         stage: versions[stage].manifest.facts if stage in versions else {} for stage in STUDY_STAGES
     }
     seconds = {stage: (version.note or {}).get("seconds") for stage, version in versions.items()}
+    config = cell.config.to_dict()
     settings = {
-        section: {
-            name: getattr(getattr(cell.config, section), name)
-            for name in ("num_cells", "init_channels", "epochs", "batch_size")
-        }
-        for section in ("search", "retrain")
+        section: {name: config[section][name] for name in names}
+        for section, names in SHOWN_SETTINGS.items()
     }
     return {
         **_names(cell),

@@ -69,6 +69,18 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert "Usage: d2nas" in done.stdout
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])
+def test_an_interrupt_outside_of_the_stages_is_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.commands.show_config", interrupt)
+    assert run(["show", "--config", "quickstart"]) == 130
+    assert capfd.readouterr().err == "error: stopped\n"
+
+
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capfd.readouterr().out.startswith("d2nas 0.")

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils import tensorboard
 from toy import Place
 
+from d2nas.genotype import Genotype
 from pipeline import events
 from pipeline.runner import _StageHooks
 from pipeline.store import Store
@@ -63,6 +64,17 @@ def test_an_epochs_numbers_can_be_watched(place: Place) -> None:
         STEPS_PER_EPOCH * epoch for epoch in (1, 2, 3)
     ]
     assert not any("genotype" in tag for tag in shown)
+
+
+def test_the_genotype_can_be_watched_as_text(place: Place) -> None:
+    assert place.run("search", str(place.preset), *FAST) == 0
+    reader = EventAccumulator(str(place.store / "events" / "toy" / "search"))
+    reader.Reload()
+    for cell in ("normal", "reduce"):
+        shown = reader.Tensors(f"genotype/{cell}/text_summary")
+        assert [event.step for event in shown] == [STEPS_PER_EPOCH * epoch for epoch in (1, 2, 3)]
+        last = Genotype.from_dict(rows_of(place, "search")[-1]["genotype"])
+        assert shown[-1].tensor_proto.string_val[0].decode() == last.describe(cell)
 
 
 def test_a_run_has_a_folder_for_each_loop(finished: Place) -> None:

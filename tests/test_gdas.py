@@ -1,9 +1,8 @@
 """GDAS: every edge runs, and its logits get the gradient of the relaxed sampling."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from differences import central_difference
 from searches import search_by
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,20 +65,6 @@ def test_gdas_runs_every_edge_once_and_none_among_them() -> None:
             operations = draw.cell(cell.cell_type).operations
             own = {(edge, column) for where, edge, column in ran if where == position}
             assert own == set(enumerate(operations))
-
-
-@torch.no_grad()
-def central_difference(
-    function: Callable[[], float], parameter: Tensor, index: int, step: float = 1e-5
-) -> float:
-    flat = parameter.view(-1)
-    value = float(flat[index])
-    ends = []
-    for sign in (1, -1):
-        flat[index] = value + sign * step
-        ends.append(function())
-    flat[index] = value
-    return (ends[0] - ends[1]) / (2 * step)
 
 
 def test_gdas_gradients_are_those_of_the_relaxed_loss() -> None:

@@ -105,6 +105,14 @@ def test_a_method_searches_a_space(method: str, space: str) -> None:
         assert row["branch_loss"] > 0
 
 
+def test_what_a_warm_up_does_not_measure_is_none() -> None:
+    search = finish(search_by("d2nas", "search.warmup_epochs=1"))
+    first, second = search.metrics
+    assert first["arch_loss"] is first["arch_accuracy"] is None
+    assert second["arch_loss"] > 0
+    assert first["weight_loss"] > 0
+
+
 @pytest.mark.parametrize("method", TRAINED)
 def test_the_entropy_is_that_of_what_a_method_chooses_from(method: str) -> None:
     search = search_by(method, space="S0")

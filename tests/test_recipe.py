@@ -88,17 +88,11 @@ def test_nesterov_looks_ahead_by_the_momentum(nesterov: bool, factor: float) -> 
 
 def test_the_rate_of_each_step_is_the_schedules() -> None:
     search = search_by("d2nas", "search.epochs=4", "search.weight_lr_min=0.0")
-    rates = []
-    for step in range(search.num_steps):
-        search_step(search, step)
-        rates.append(search.weight_optimizer.param_groups[0]["lr"])
+    rates = [search.weight_optimizer.param_groups[0]["lr"] for _ in search.run()]
     cosine = [0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
     assert rates == pytest.approx([rate for rate in cosine for _ in range(2)])
     retraining = retraining_of("retrain.epochs=4", "retrain.warmup_epochs=1", "retrain.lr=0.4")
-    rates = []
-    for step in range(retraining.num_steps):
-        train_step(retraining, step)
-        rates.append(retraining.optimizer.param_groups[0]["lr"])
+    rates = [retraining.optimizer.param_groups[0]["lr"] for _ in retraining.run()]
     cosine = [0.4 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
     assert rates == pytest.approx([0.2, 0.4, *cosine])
 

@@ -178,28 +178,13 @@ def test_stages_alone_read_and_write_versions(
     }
 
 
-def interrupted(place: Place, stop_after: int, number: signal.Signals) -> int:
-    """Run the toy in a process of its own that gets a signal after some checkpoints' time."""
-    script = (
-        "import os, sys, torch; torch.set_num_threads(1)\n"
-        "from pipeline import runner; from pipeline.cli import run\n"
-        "advance = runner._StageHooks.advance; count = 0\n"
-        "def counted(hooks, done, row):\n"
-        "    global count; advance(hooks, done, row); count += 1\n"
-        f"    if count == {stop_after}: os.kill(os.getpid(), {int(number)})\n"
-        "runner._StageHooks.advance = counted\n"
-        f"sys.exit(run({place.arguments('run', str(place.preset))!r}))"
-    )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode
-
-
 def test_a_stopped_run_continues_and_ends_with_the_very_same_versions(
     finished_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole, parts = Place(finished_folder), Place(tmp_path)
-    assert interrupted(parts, 3, signal.SIGTERM) == 143
-    assert interrupted(parts, 4, signal.SIGINT) == 130
-    assert interrupted(parts, 20, signal.SIGTERM) == 143
+    assert parts.signalled(3, signal.SIGTERM, "run", str(parts.preset)) == 143
+    assert parts.signalled(4, signal.SIGINT, "run", str(parts.preset)) == 130
+    assert parts.signalled(20, signal.SIGTERM, "run", str(parts.preset)) == 143
     assert parts.run("run", str(parts.preset)) == 0
     assert "continues at step" in capfd.readouterr().err
     ids = [{row["ref"]: row["id"] for row in place.json(capfd, "ls")} for place in (whole, parts)]
@@ -335,6 +320,27 @@ def test_cuda_is_never_claimed_where_there_is_none(
     assert finished.run("retrain", "toy", "--set", "retrain.device=cuda") == 2
     report = finished.json(capfd, "run", str(finished.preset))
     assert "cuda" not in json.dumps([report["latency"], report["device"]]).lower()
+
+
+def test_show_names_the_space_and_the_cells(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    assert finished.run("show", "toy/search@v1") == 0
+    lines = dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
+    assert lines["searched_space"] == lines["config space"] == "S0"
+    assert lines["genotype"].startswith("normal 2: ")
+
+
+def test_a_search_without_a_normal_cell_says_so(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--name", "few", "--set", "search.epochs=1", "--set"]
+    for cells, warned in ((2, True), (3, False)):
+        capfd.readouterr()
+        arguments = [str(finished.preset), *settings, f"search.num_cells={cells}"]
+        assert finished.run("search", *arguments) == 0
+        assert ("normal cell is not searched" in capfd.readouterr().err) == warned
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
+from differences import central_difference
 from torch.nn import functional as F
 
 from d2nas import SPACES, ArchLogits, Genotype, Supernet, derive_genotype, sample
@@ -136,21 +136,6 @@ def losses_of_branches(
 
 
 LABELS = torch.arange(3)
-
-
-@torch.no_grad()
-def central_difference(
-    function: Callable[[], float], parameter: torch.Tensor, index: int, step: float = 1e-5
-) -> float:
-    """The slope of ``function`` along one element of ``parameter``, which is put back."""
-    flat = parameter.view(-1)
-    value = float(flat[index])
-    ends = []
-    for sign in (1, -1):
-        flat[index] = value + sign * step
-        ends.append(function())
-    flat[index] = value
-    return (ends[0] - ends[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("branch_length", [1, 2, 4])

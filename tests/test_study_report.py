@@ -8,15 +8,25 @@ from pipeline.study_report import (
     correlation_line,
     percentile,
     rank_correlations,
-    settings_line,
+    settings_lines,
     summarise,
     table_rows,
 )
 
+SHAPE = {
+    "num_cells": 4,
+    "init_channels": 8,
+    "epochs": 3,
+    "warmup_epochs": 0,
+    "batch_size": 64,
+    "weight_lr": 0.05,
+    "arch_lr": 3e-4,
+    "lr": 0.1,
+}
+
 
 def row(method: str, accuracy: float | None, seed: int = 0, **values: Any) -> dict[str, Any]:
     """A made row: what a report looks at."""
-    shape = {"num_cells": 4, "init_channels": 8, "epochs": 3, "batch_size": 64}
     made = {
         "variant": "base",
         "method": method,
@@ -33,7 +43,7 @@ def row(method: str, accuracy: float | None, seed: int = 0, **values: Any) -> di
         "device": "cpu",
         "evaluation": "held-out",
         "images": 5000,
-        "settings": {"search": shape, "retrain": shape, "train_images": 10_000},
+        "settings": {"search": SHAPE, "retrain": SHAPE, "train_images": 10_000},
         "setting": "a",
         "error": None if accuracy is not None else "broken",
     }
@@ -158,14 +168,20 @@ def test_rank_correlation_needs_five_equal_genotypes_of_equal_cells():
     assert rank_correlations(failed) == []
 
 
-def test_the_line_under_a_table_names_what_was_trained_and_on_what_it_was_measured():
-    line = settings_line(row("d2nas", 0.9))
+def test_the_lines_under_a_table_name_what_was_trained_on_what_it_was_measured_and_each_search():
+    other = {**SHAPE, "epochs": 9}
+    rows = [row("d2nas", 0.9), row("random", 0.8), row("entangled", 0.9)]
+    rows.append(row("gdas", 0.9))
+    rows[-1]["settings"] = {**rows[-1]["settings"], "search": other}
+    training, ours, rival = settings_lines(rows)
     for words in (
         "4 cells x 8 channels, 3 epochs, batch 64",
         "10,000 training images",
         "5,000 held-out images, not the test images",
     ):
-        assert words in line
-    line = settings_line(row("d2nas", 0.9, evaluation="test", images=10_000))
-    assert "10,000 test images" in line
-    assert "held-out" not in line
+        assert words in training
+    assert ours.startswith("d2nas, entangled: searched 4 cells x 8 channels, 3 epochs")
+    assert rival.startswith("gdas: searched 4 cells x 8 channels, 9 epochs")
+    training, *_ = settings_lines([row("d2nas", 0.9, evaluation="test", images=10_000)])
+    assert "10,000 test images" in training
+    assert "held-out" not in training

@@ -106,6 +106,19 @@ def test_an_evaluation_depends_on_images_and_network_alone():
     assert "root" not in part["data"]
 
 
+def test_what_a_stage_does_not_use_is_not_part_of_its_key(tmp_path):
+    files = [tmp_path / name / "mine.toml" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('name = "mine"\nnormal = ["skip_connect"]\nreduce = ["max_pool_3x3"]\n')
+    one, other = (build_config({"search": {"space": str(file)}}) for file in files)
+    assert stage_config("search", one) == stage_config("search", other)
+    derive = {"candidates": 2, "rank_by": "supernet"}
+    assert "retrain" not in stage_config("derive", build_config({"derive": derive}))
+    derive["rank_by"] = "training"
+    assert "retrain" in stage_config("derive", build_config({"derive": derive}))
+
+
 class _RanError(Exception):
     """A stage was executed."""
 
@@ -214,21 +227,6 @@ def test_a_variant_reuses_the_search_and_not_the_training(done, capfd):
     }
 
 
-def stopped(place: Place, path: Path, stop_after: int, number: signal.Signals) -> int:
-    """Run the study in a process of its own that gets a signal after some steps."""
-    script = (
-        "import os, sys, torch; torch.set_num_threads(1)\n"
-        "from pipeline import runner; from pipeline.cli import run\n"
-        "advance = runner._StageHooks.advance; count = 0\n"
-        "def counted(hooks, done, row):\n"
-        "    global count; advance(hooks, done, row); count += 1\n"
-        f"    if count == {stop_after}: os.kill(os.getpid(), {int(number)})\n"
-        "runner._StageHooks.advance = counted\n"
-        f"sys.exit(run({place.arguments('study', str(path))!r}))"
-    )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode
-
-
 VARYING = ("search_seconds", "retrain_seconds")
 
 
@@ -237,10 +235,10 @@ def test_a_stopped_study_continues_and_ends_with_the_very_same_rows(
 ) -> None:
     parts = Place(tmp_path)
     path = write(parts, SMALL.replace("[0, 1]", "[0]"))
-    assert stopped(parts, path, 3, signal.SIGTERM) == 143
+    assert parts.signalled(3, signal.SIGTERM, "study", str(path)) == 143
     plan = parts.json(capfd, "study", str(path), "--plan")
     assert plan[0]["state"] == "search continues at step 3"
-    assert stopped(parts, path, 9, signal.SIGINT) == 130
+    assert parts.signalled(9, signal.SIGINT, "study", str(path)) == 130
     capfd.readouterr()
     assert parts.run("study", str(path)) == 0
     error = capfd.readouterr().err

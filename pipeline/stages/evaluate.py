@@ -23,14 +23,13 @@ def run(context: Context) -> Facts:
     device = resolve_device(config.retrain.device)
     data = context.data()
     retrained = context.inputs["retrain"]
-    with memory_errors(EVALUATION_BATCH, device):
-        network = load_network(retrained.path).to(device).eval()
     preprocess = parse_json(
         retrained.read(PREPROCESS_FILE), what=f"{retrained.reference}: {PREPROCESS_FILE}"
     )
     normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
     context.hooks.begin(1, 0, "evaluation")
     with memory_errors(EVALUATION_BATCH, device):
+        network = load_network(retrained.path).to(device).eval()
         logits = predict(network, data.test.to(device), normalizer, seed=config.run.seed)
     evaluation = {
         "accuracy": accuracy(logits, data.test.labels_N),
