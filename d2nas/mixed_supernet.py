@@ -48,8 +48,8 @@ class MixedOperation(nn.Module):
         super().__init__()
         if channel_divisor < 1 or channels % channel_divisor:
             raise ConfigError(
-                f"cells of {channels} channels can't be searched by 1/{channel_divisor} of them",
-                hint=f"choose search.init_channels as a multiple of {channel_divisor}",
+                f"{channels} channels: channel_divisor={channel_divisor} does not divide them",
+                hint="choose search.init_channels as a multiple of it (pc-darts-4: of 4)",
             )
         self.stride = stride
         self.channel_divisor = channel_divisor
