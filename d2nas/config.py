@@ -64,6 +64,9 @@ class DataConfig(Section):
     """Height and width in pixels; none keeps the data set's own (folder: 32)."""
     channels: Literal[1, 3] | None = None
     """None decides by the images: 1 if all are grey, else 3."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How an image comes to image_size: crop scales the shorter side and cuts out the centre; pad
+    shrinks what is larger, enlarges nothing, and lays it on black."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Part of the training images that the architecture step sees (paper: a half)."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -149,6 +152,8 @@ class SearchConfig(Section):
 class DeriveConfig(Section):
     """Derivation: the most probable cell (ROME 3.3), or the best of several (ours)."""
 
+    genotype: str | None = None
+    """A published genotype's name, or the path of a JSON file: taken as it is, without a search."""
     candidates: Positive = 1
     """Cells to compare on the architecture half: the most probable one and samples of the learned
     distribution; 1 compares nothing (paper)."""
@@ -172,6 +177,8 @@ class RetrainConfig(Section):
     batch_size: Positive = 96
     lr: PositiveReal = 0.025
     lr_min: NonNegativeReal = 0.0
+    lr_schedule: Literal["cosine", "linear"] = "cosine"
+    """From lr to lr_min after the warm-up; linear is PC-DARTS's on ImageNet, by epoch, to 0."""
     momentum: Rate = 0.9
     nesterov: bool = False
     weight_decay: NonNegativeReal = 3e-4
@@ -186,6 +193,8 @@ class RetrainConfig(Section):
     def _can_be_trained(self) -> "RetrainConfig":
         if self.nesterov and not self.momentum:
             raise ValueError("retrain.nesterov needs a retrain.momentum above 0")
+        if self.lr_schedule == "linear" and self.lr_min:
+            raise ValueError("retrain.lr_schedule=linear ends at 0: retrain.lr_min must be 0")
         if self.auxiliary and (self.num_cells == 1 or self.batch_size == 1):
             what = "num_cells" if self.num_cells == 1 else "batch_size"
             raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")
@@ -236,6 +245,8 @@ class Config(Section):
                 f"search.warmup_epochs ({self.search.warmup_epochs}) must be below "
                 f"search.epochs ({self.search.epochs})"
             )
+        if self.derive.candidates > 1 and self.derive.genotype is not None:
+            raise ValueError("derive.candidates compares cells of a search; derive.genotype is one")
         if self.derive.candidates > 1 and self.search.method not in ("d2nas", "entangled"):
             raise ValueError(
                 f"derive.candidates: {self.search.method} learns no distribution to sample from"
@@ -303,6 +314,12 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     except tomllib.TOMLDecodeError:
         value = None if raw == "none" else raw
     return section, field, value
+
+
+def override_key(text: str) -> str:
+    """Return the key that an override sets, ``section.field``."""
+    section, field, _ = parse_override(text)
+    return f"{section}.{field}"
 
 
 def build_config(

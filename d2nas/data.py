@@ -21,6 +21,11 @@ from .transfer import send
 MAX_IMBALANCE = 5
 _MAX_CLASSES_LISTED = 20
 _STATISTICS_CHUNK = 256
+_RESIZING = {
+    "crop": "shorter side to image_size, bilinear with antialiasing, then centre crop",
+    "pad": "longer side down to image_size if it is larger, bilinear with antialiasing, then "
+    "centred on black",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,8 @@ class ImageData:
     channels: int
     evaluation: Literal["test", "held-out"] = "test"
     """What ``test`` is."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How pictures came to ``image_size``."""
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of training images per class, in label order."""
@@ -189,6 +196,7 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
         image_size=pool.image_size,
         channels=pool.channels,
         evaluation=config.evaluation,
+        fit=config.fit,
     )
 
 
@@ -290,7 +298,7 @@ def preprocessing(data: ImageData) -> dict[str, Any]:
         "image_size": data.image_size,
         "channels": data.channels,
         "colour_order": "grey" if data.channels == 1 else "RGB",
-        "resize": "shorter side to image_size, bilinear with antialiasing, then centre crop",
+        "resize": _RESIZING[data.fit],
         "transparency": "over black",
         "value_range": [0.0, 1.0],
         "mean": list(data.mean),

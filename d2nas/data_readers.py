@@ -119,8 +119,9 @@ def _array_pool(
     def read(order: Tensor) -> tuple[Tensor, str]:
         chosen = images[order.numpy()]
         if (size, channels) != (own_size, own_channels):
+            pictures = (Image.fromarray(one) for one in chosen)
             chosen = np.stack(
-                [fit_image(Image.fromarray(one), size=size, channels=channels) for one in chosen]
+                [fit_image(one, size=size, channels=channels, fit=config.fit) for one in pictures]
             )
         return _channels_first(chosen), digest
 
@@ -271,7 +272,11 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     parts[len(listing.train) + len(listing.validation) :] = TEST
 
     def read(order: Tensor) -> tuple[Tensor, str]:
-        return _read_folder(listing.root, paths, order.tolist(), size, channels)
+        def read_one(index: int) -> tuple[NDArray[np.uint8], str]:
+            path = listing.root / paths[index]
+            return read_image(path, size=size, channels=channels, fit=config.fit)
+
+        return _read_folder(read_one, paths, order.tolist(), (channels, size, size))
 
     return Pool(config.name, listing.class_names, labels, parts, size, channels, read)
 
@@ -288,14 +293,13 @@ def check_fits(name: str, num_images: int, channels: int, size: int) -> None:
 
 
 def _read_folder(
-    root: Path, paths: Sequence[str], order: Sequence[int], size: int, channels: int
+    read_one: Callable[[int], tuple[NDArray[np.uint8], str]],
+    paths: Sequence[str],
+    order: Sequence[int],
+    shape: tuple[int, int, int],
 ) -> tuple[Tensor, str]:
-    images = torch.empty((len(order), channels, size, size), dtype=torch.uint8)
+    images = torch.empty((len(order), *shape), dtype=torch.uint8)
     hashes = {}
-
-    def read_one(index: int) -> tuple[NDArray[np.uint8], str]:
-        return read_image(root / paths[index], size=size, channels=channels)
-
     with strict_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for position, (pixels, file_hash) in enumerate(threads.map(read_one, order)):
             hashes[paths[order[position]]] = file_hash

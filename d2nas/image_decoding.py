@@ -57,7 +57,9 @@ def is_grey(path: Path) -> bool:
         return image.mode in _GREY_MODES
 
 
-def read_image(path: Path, *, size: int, channels: int) -> tuple[NDArray[np.uint8], str]:
+def read_image(
+    path: Path, *, size: int, channels: int, fit: str = "crop"
+) -> tuple[NDArray[np.uint8], str]:
     """Return the pixels of ``fit_image`` and the SHA-256 of the file, from the same bytes.
 
     The first frame counts; the orientation in the EXIF data is applied. Raises ``ConfigError``
@@ -66,18 +68,32 @@ def read_image(path: Path, *, size: int, channels: int) -> tuple[NDArray[np.uint
     content = _content(path)
     with _problems_of(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         image.load()
-        pixels = fit_image(_upright(image), size=size, channels=channels)
+        pixels = fit_image(_upright(image), size=size, channels=channels, fit=fit)
     return pixels, hashlib.sha256(content).hexdigest()
 
 
-def fit_image(image: Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
+def fit_image(
+    image: Image.Image, *, size: int, channels: int, fit: str = "crop"
+) -> NDArray[np.uint8]:
     """Convert a decoded image to uint8 ``size`` x ``size`` (x 3 for three channels).
 
     16-bit grey is divided by 257; transparency is laid over black; colour becomes grey by luma
-    (ITU-R 601). The shorter side is resized to ``size`` (bilinear, antialiased), then the centre
-    is cut out; both at once, so that a very long image costs no more than a square one. Raises
-    ``ValueError`` for floating-point pixels, whose range is unknown.
+    (ITU-R 601). With ``fit="crop"`` the shorter side is resized to ``size`` (bilinear,
+    antialiased), then the centre is cut out; both at once, so that a very long image costs no more
+    than a square one. With ``"pad"`` an image whose longer side is above ``size`` is shrunk to it,
+    and what is smaller stands in the middle of black. Raises ``ValueError`` for floating-point
+    pixels, whose range is unknown.
     """
+    image = _eight_bit_colours(image, channels)
+    if fit == "pad":
+        return np.asarray(_padded(image, size))
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=_centre(image, size))
+    return np.asarray(image)
+
+
+def _eight_bit_colours(image: Image.Image, channels: int) -> Image.Image:
+    """Return the image as 8-bit grey or RGB."""
     if image.mode in _SIXTEEN_BIT_MODES:
         image = _eight_bit(image)
     elif image.mode == "F":
@@ -85,10 +101,18 @@ def fit_image(image: Image.Image, *, size: int, channels: int) -> NDArray[np.uin
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=_centre(image, size))
-    return np.asarray(image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    longer = max(image.size)
+    if longer > size:
+        # No side may vanish, however thin the image is.
+        width, height = (max(1, round(side * size / longer)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    whole = Image.new(image.mode, (size, size))
+    whole.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return whole
 
 
 def _centre(image: Image.Image, size: int) -> tuple[float, float, float, float]:

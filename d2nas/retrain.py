@@ -23,7 +23,7 @@ from .genotype import Genotype
 from .network import DropPath, Network, auxiliary_fits
 from .ops import initialize, noises_in, set_noise_generator
 from .randomness import generator
-from .schedules import linear, warmup_cosine
+from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import Trainee
 from .training import Batches, FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
 
@@ -111,7 +111,14 @@ class Retraining(Loop):
         self.watch.check()
 
     def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, then cosine (DARTS: by epoch)."""
+        """Return the learning rate of a step: a warm-up, then the schedule of the configuration."""
+        if self.config.lr_schedule == "linear":
+            return linear_by_epoch(
+                step // self.steps_per_epoch,
+                self.config.epochs,
+                self.config.warmup_epochs,
+                self.config.lr,
+            )
         return warmup_cosine(
             step,
             self.num_steps,

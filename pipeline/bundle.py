@@ -135,9 +135,9 @@ def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict
     size, channels = preprocess["image_size"], preprocess["channels"]
     return f"""# {name}, version {number}
 
-Image classifier for {len(preprocess["class_names"])} classes; its architecture was found by D2NAS
-on the data it classifies. Served as is by Triton (this folder lies in a model repository) or by
-ONNX Runtime.
+Image classifier for {len(preprocess["class_names"])} classes; its architecture was
+{_origin(report)}.
+Served as is by Triton (this folder lies in a model repository) or by ONNX Runtime.
 
 - Input `images`: float32 [batch, {channels}, {size}, {size}], prepared as `preprocess.json` says
 - Output `logits`: float32 [batch, {len(preprocess["class_names"])}], classes in the order of
@@ -160,8 +160,7 @@ ONNX Runtime.
 
 ## Data
 
-{data["name"]}: {data["train"]} training images ({data["weight_half"]} for the weights and
-{data["arch_half"]} for the architecture during the search, all of them for the final training),
+{data["name"]}: {data["train"]} training images{_halves(report)},
 {data["test"]} {data["evaluation"]} images. Content digest `{data["digest"]}`.
 
 ## Limits
@@ -176,6 +175,25 @@ its classes, also images of nothing it was trained on.
 `golden.safetensors` holds prepared inputs and the logits to expect; `{CHECKSUMS}` the digests of
 all files (`sha256sum -c {CHECKSUMS}`).
 """
+
+
+def _origin(report: dict[str, Any]) -> str:
+    found_by = str(report["found_by"])
+    if found_by.startswith("given: "):
+        return f"not searched here ({found_by})"
+    how = "drawn at random" if found_by == "random" else f"found by a search ({found_by})"
+    where = "the data it classifies" if report["found_on_this_data"] else "other data"
+    return f"{how} on {where}"
+
+
+def _halves(report: dict[str, Any]) -> str:
+    if not report["found_on_this_data"]:
+        return ""
+    data = report["data"]
+    return (
+        f" ({data['weight_half']} for the weights and\n{data['arch_half']} for the architecture "
+        "during the search, all of them for the final training)"
+    )
 
 
 def _milliseconds(value: float | None) -> str:

@@ -14,6 +14,21 @@ import typer
 
 from d2nas.errors import ConfigError, D2NasError, StoppedError
 
+from .cli_bench import bench
+from .cli_options import (
+    DEFAULT_EXPORTED,
+    DEFAULT_STORE,
+    DataRootOption,
+    ExportedOption,
+    FreshOption,
+    JsonOption,
+    NameOption,
+    PresetArgument,
+    SetOption,
+    StoreOption,
+    TargetArgument,
+)
+
 if TYPE_CHECKING:
     from .console import Console
     from .runner import Reuse
@@ -27,38 +42,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(
-    name="bench", help="Measure memory and time on this machine.", rich_markup_mode=None
-)
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
-ExportedOption = Annotated[
-    Path, typer.Option("--exported", help="Model repository that bundles go to.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a config key; repeatable."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Data on stdout, talk on stderr.")]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Start over: reuse no version and no checkpoint.")
-]
-DataRootOption = Annotated[
-    str | None, typer.Option("--data-root", help="Folder of the images (data.root).")
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name of the run; default: the preset's.")
-]
-PresetArgument = Annotated[
-    str, typer.Argument(metavar="PRESET", help="A preset, or the path of a TOML file.")
-]
-TargetArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
-]
-FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
 INTERRUPTED = 130
-DEFAULT_STORE = Path(".d2nas")
-DEFAULT_EXPORTED = Path("exported")
 _debug = False
 
 
@@ -186,20 +171,37 @@ def derive_command(
 
 @app.command("retrain")
 def retrain_command(
-    target: TargetArgument,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|PRESET]",
+            help="A run or RUN/derive@vN; with --genotype a preset (default: cifar10).",
+        ),
+    ] = None,
+    genotype: Annotated[
+        str | None,
+        typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
+    ] = None,
+    name: NameOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
 ) -> None:
-    """Train the derived network from scratch."""
-    from .commands import run_stage_on, show_stage
+    """Train the derived network from scratch, or with --genotype a known one without a search."""
+    from .commands import retrain
 
-    result = run_stage_on(
-        "retrain", target, settings, store, reuse=_reuse(fresh), data_root=data_root
+    retrain(
+        target,
+        genotype,
+        name,
+        settings,
+        store,
+        reuse=_reuse(fresh),
+        data_root=data_root,
+        as_json=as_json,
     )
-    show_stage(result, "retrain", as_json=as_json)
 
 
 @app.command("export")
@@ -259,48 +261,6 @@ def study_command(
         plan_study(study, store, data_root, as_json=as_json)
         return 0
     return run_study(study, store, data_root, reuse=_reuse(fresh), as_json=as_json)
-
-
-@bench.callback(invoke_without_command=True)
-def _bench(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@bench.command("memory")
-def bench_memory_command(
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; cpu computes nothing.")
-    ] = "auto",
-    full: FullOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """The paper's Table 4 beside what is measured: peak bytes of a search step, per method."""
-    from .bench_commands import bench_memory
-
-    bench_memory(device, full=full, as_json=as_json)
-
-
-@bench.command("search")
-def bench_search_command(
-    settings: SetOption = None,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's.")
-    ] = None,
-    full: FullOption = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Show where one step's time goes instead.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Time per search step and per sub-network pass, method against method."""
-    from .bench_commands import bench_search, profile_search
-
-    if profile:
-        profile_search(settings or [], threads=threads, as_json=as_json)
-    else:
-        bench_search(settings or [], pairs=pairs, threads=threads, full=full, as_json=as_json)
 
 
 @app.command("ls")

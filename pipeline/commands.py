@@ -8,15 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from d2nas.config import Config, build_config, read_space
+from d2nas.config import Config, build_config, override_key, read_space
+from d2nas.config_sources import sources_of
+from d2nas.errors import ConfigError
 from d2nas.strict_json import parse_json
 
 from .bundle import write_bundle
 from .console import Console, report_rows
-from .listing import config_rows, describe, describe_target, fact_rows, inputs_of, list_rows
-from .presets import read_preset
+from .listing import (
+    config_rows,
+    describe,
+    describe_target,
+    fact_rows,
+    genotype_run_name,
+    given_genotype,
+    inputs_of,
+    list_rows,
+)
+from .presets import preset_sources, read_preset
 from .runner import Reuse, Runner, RunResult, StopFlag
-from .stages import STAGES
+from .stages import run_stages
 from .store import Store
 from .study import read_study
 from .study_report import (
@@ -28,6 +39,9 @@ from .study_report import (
     table_rows,
 )
 from .study_run import StudyRun
+
+GENOTYPE_PRESET = "cifar10"
+"""What ``retrain --genotype`` follows where no preset is named: published cells' own setting."""
 
 Result = TypeVar("Result")
 
@@ -46,7 +60,7 @@ def run_all(
     run: str, config: Config, store: Path, exported: Path, *, reuse: Reuse, as_json: bool
 ) -> None:
     """Bring every stage of a run up to date, write the bundle and show the result."""
-    result = _with_runner(store, lambda runner: runner.run(run, config, STAGES, reuse))
+    result = _with_runner(store, lambda runner: runner.run(run, config, run_stages(config), reuse))
     show_run(result, exported, as_json=as_json)
 
 
@@ -70,6 +84,35 @@ def run_stage_on(
     return _with_runner(
         store, lambda runner: runner.run(run, config, (stage,), reuse, given=parents)
     )
+
+
+def retrain(
+    target: str | None,
+    genotype: str | None,
+    name: str | None,
+    settings: Sequence[str] | None,
+    store: Path,
+    *,
+    reuse: Reuse,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
+    """Retrain a run's genotype, or with ``genotype`` a given one as the preset ``target`` says."""
+    if genotype is None:
+        if target is None or name is not None:
+            what = "--name is for --genotype" if target else "retrain needs a RUN or --genotype"
+            raise ConfigError(what, hint="d2nas retrain RUN, or retrain PRESET --genotype DARTS_V2")
+        result = run_stage_on("retrain", target, settings, store, reuse=reuse, data_root=data_root)
+    else:
+        preset = target or GENOTYPE_PRESET
+        config = configure(preset, settings, data_root)
+        config, given = given_genotype(Store(store), genotype, config)
+        stages = ("retrain",) if given else ("derive", "retrain")
+        run = name or genotype_run_name(preset, genotype)
+        result = _with_runner(
+            store, lambda runner: runner.run(run, config, stages, reuse, given=given)
+        )
+    show_stage(result, "retrain", as_json=as_json)
 
 
 def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
@@ -176,12 +219,14 @@ def list_versions(run: str | None, store: Path, *, as_json: bool) -> None:
 
 
 def show_config(preset: str, settings: Sequence[str] | None, *, as_json: bool) -> None:
-    """Show a preset's values with overrides on top."""
-    values = configure(preset, settings)
+    """Show a preset's values with overrides on top, each with its source."""
+    config = configure(preset, settings)
+    given = dict.fromkeys(map(override_key, settings or ()), "--set")
+    sources = sources_of(config, preset_sources(preset) | given)
     if as_json:
-        Console().data(values.to_dict())
+        Console().data({**config.to_dict(), "sources": sources})
     else:
-        Console().facts(preset, config_rows(values))
+        Console().table(preset, ("key", "value", "source"), config_rows(config, sources))
 
 
 def show_target(target: str, store: Path, *, as_json: bool) -> None:

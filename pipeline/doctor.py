@@ -14,7 +14,7 @@ from d2nas.config import DATA_NAMES
 from d2nas.data_sources import on_disk
 from d2nas.errors import D2NasError
 
-from .runner import data_folder
+from .file_hashes import data_folder
 
 MIN_FREE_BYTES = 2 * 2**30
 _MIN_PYTHON = (3, 11)

@@ -2,16 +2,19 @@
 single stages (no torch).
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from d2nas.config import Config, build_config, parse_override
+from d2nas.config import Config, DeriveConfig, build_config, parse_override
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, SPACES
 
-from .stages import PARENTS, STAGES
-from .store import STATE_STAGES, Store, Version
+from .presets import run_name
+from .stages import PARENTS, STAGES, read_genotype
+from .store import STATE_STAGES, Store, Version, is_id, is_run_name
 
 
 def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
@@ -136,6 +139,39 @@ def inputs_of(
     return run, _config_of(version, overrides, data_root), ordered
 
 
+def given_genotype(
+    store: Store, genotype: str, config: Config
+) -> tuple[Config, dict[str, Version]]:
+    """Return the configuration and the parents with which retraining needs no search.
+
+    ``genotype`` is a published name or a JSON file, which goes into the configuration, or a run,
+    ``RUN/derive@vN`` or an id, which becomes a parent. Raises ``ConfigError``.
+    """
+    if is_run_name(genotype) and store.references(genotype, "derive"):
+        genotype += "/derive"
+    if not genotype.endswith(".json") and ("/" in genotype or is_id(genotype)):
+        version = store.open(genotype)
+        if version.stage != "derive":
+            raise ConfigError(
+                f"--genotype {genotype} is of {version.stage}, a derive version holds a genotype"
+            )
+        return config, {"derive": version}
+    try:
+        read_genotype(genotype)
+    except ConfigError as error:
+        hint = "a JSON file, a run, or RUN/derive@vN; " + (error.hint or "")
+        raise ConfigError(str(error), hint=hint.removesuffix("; ")) from None
+    derive = DeriveConfig(genotype=genotype)
+    return config.model_copy(update={"derive": derive}), {}
+
+
+def genotype_run_name(preset: str, genotype: str) -> str:
+    """Return the default run name for a genotype trained by a preset: both names."""
+    name = Path(genotype).stem if genotype.endswith(".json") else genotype.partition("/")[0]
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{run_name(preset)}-{words}"[:64].rstrip("-")
+
+
 def _check_overrides(stage: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         section, field, _ = parse_override(override)
@@ -179,10 +215,10 @@ def fact_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def config_rows(config: Config) -> list[tuple[str, str]]:
-    """Return every configuration key with its value."""
+def config_rows(config: Config, sources: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return every configuration key with its value and where that comes from."""
     return [
-        (f"{section}.{field}", _value(value))
+        (f"{section}.{field}", _value(value), sources[f"{section}.{field}"])
         for section, fields in config.to_dict().items()
         for field, value in fields.items()
     ]

@@ -13,8 +13,9 @@ from d2nas.config import Config, DataConfig
 from d2nas.data_sources import list_config
 from d2nas.spaces import SearchSpace
 
-from .runner import Runner, data_folder
-from .stages import PARENTS, STAGES
+from .file_hashes import data_folder
+from .runner import Runner
+from .stages import parents_of, run_stages
 
 COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
 MEASURED_PIXELS = 2**14
@@ -74,9 +75,10 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
     parents: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     estimate = _Estimates(config)
-    for stage in STAGES:
-        known = all(role in parents for role in PARENTS[stage])
-        inputs = {role: parents[role] for role in PARENTS[stage]} if known else {}
+    for stage in run_stages(config):
+        roles = parents_of(stage, config)
+        known = all(role in parents for role in roles)
+        inputs = {role: parents[role] for role in roles} if known else {}
         version = runner.current(run, stage, config, inputs, digest) if known else None
         if version is not None:
             parents[stage] = version

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib import metadata
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +23,16 @@ from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
 from .events import Events
-from .stages import CODE_SCHEMA, PARENTS, Context, reads_data, run_stage, stage_config, stage_key
+from .file_hashes import FileHashes, data_folder
+from .stages import (
+    CODE_SCHEMA,
+    Context,
+    parents_of,
+    reads_data,
+    run_stage,
+    stage_config,
+    stage_key,
+)
 from .store import STATE_STAGES, Store, Version
 
 if TYPE_CHECKING:
@@ -35,7 +43,6 @@ CHECKPOINT_SECONDS = 20.0
 """Time between checkpoints of a training loop; what a kill can cost."""
 
 KEPT_CHECKPOINTS = 2
-DEFAULT_DATA_ROOT = Path("~/.cache/d2nas/data")
 _RECORDED_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 
@@ -140,7 +147,7 @@ class Runner:
             versions = dict(given or {})
             executed: list[str] = []
             for stage in stages:
-                parents = {role: versions[role] for role in PARENTS[stage]}
+                parents = {role: versions[role] for role in parents_of(stage, config)}
                 found = None
                 if reuse is Reuse.EVERYTHING:
                     found = self.current(run, stage, config, parents, digest)
@@ -182,7 +189,7 @@ class Runner:
 
     def data_digest(self, config: Config) -> str:
         """Return the digest of the images' content; hashes of unchanged files are remembered."""
-        cache = _FileHashes(self.store)
+        cache = FileHashes(self.store)
         digest = content_digest(config.data, default_root=data_folder(), cache=cache)
         cache.save()
         return digest
@@ -355,37 +362,6 @@ class _StageHooks:
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()
         self._runner.check_stop(f"at step {step}, saved as {version.reference}")
-
-
-class _FileHashes:
-    """The digest cache of image files, kept as one cached value of the store."""
-
-    NAME = "image-hashes"
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[str, str] = store.cached(self.NAME, "v1") or {}
-        self._used: dict[str, str] = {}
-        self._added = 0
-
-    def get(self, key: str) -> str | None:
-        value = self._known.get(key)
-        if value is not None:
-            self._used[key] = value
-        return value
-
-    def set(self, key: str, value: str) -> None:
-        self._used[key] = value
-        self._added += 1
-
-    def save(self) -> None:
-        if self._added:
-            self._store.store_cache(self.NAME, "v1", self._used)
-
-
-def data_folder() -> Path:
-    """Return the folder of downloaded data sets where ``data.root`` names none."""
-    return DEFAULT_DATA_ROOT.expanduser()
 
 
 def library_versions() -> dict[str, str]:

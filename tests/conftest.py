@@ -20,6 +20,12 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A place where nothing has run yet."""
+    return Place(tmp_path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -12,17 +12,11 @@ from toy import Place
 
 from d2nas.config import METHOD_NAMES, build_config
 from pipeline.cli import app, run
-from pipeline.presets import preset_names, read_preset
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor", "bench"]
 BENCH_COMMANDS = ["memory", "search"]
 MAX_OPTIONS = 8
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 def expect_error(
@@ -198,16 +192,6 @@ def test_control_the_same_folder_balanced_gives_no_warning(
     arguments = [word for setting in settings for word in ("--set", setting)]
     assert place.run("search", str(place.preset), *arguments, "--data-root", str(images)) == 0
     assert "imbalanced" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_is_valid_and_can_be_shown(
-    capfd: pytest.CaptureFixture[str], name: str
-) -> None:
-    assert read_preset(name)
-    assert run(["show", "--config", name, "--json"]) == 0
-    values = json.loads(capfd.readouterr().out)
-    assert set(values) == {"run", "data", "search", "derive", "retrain", "export", "validate"}
 
 
 def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) -> None:

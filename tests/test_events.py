@@ -20,11 +20,6 @@ SETTINGS = ["epochs=3", "batch_size=240", "device=cpu", "space=S2", "init_channe
 FAST = [word for setting in SETTINGS for word in ("--set", f"search.{setting}")]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 def scalars(place: Place, stage: str) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a stage: (step, value) by name, in the order of writing."""
     reader = EventAccumulator(str(place.store / "events" / "toy" / stage))

@@ -106,7 +106,7 @@ BANNED_CALLS = {
 }
 BANNED_IMPORTS = {"pickle", "yaml", "marshal", "shelve", "dill"}
 ONE_HOME = {
-    "typer": "pipeline/cli.py",
+    "typer": "pipeline/cli",
     "rich": "pipeline/console.py",
     "onnx": "pipeline/onnx_io/",
     "onnxruntime": "pipeline/onnx_io/",

@@ -139,6 +139,21 @@ def test_the_shorter_side_is_resized_and_the_centre_cut_out(size, mode):
     assert difference.max() <= 1  # the usual way rounds once more between resizing and cutting
 
 
+@pytest.mark.parametrize("size", [(28, 28), (5, 9), (64, 32), (31, 100), (32, 32), (500, 1)])
+def test_padding_keeps_small_images_as_they_are_and_shrinks_large_ones(size):
+    image = Image.fromarray(noise(4, size[1], size[0], 3))
+    got = fit_image(image, size=32, channels=3, fit="pad")
+    assert got.shape == (32, 32, 3)
+    scale = min(1.0, 32 / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
+    left, top = (32 - width) // 2, (32 - height) // 2
+    wanted = image.resize((width, height), Image.Resampling.BILINEAR)
+    assert (got[top : top + height, left : left + width] == np.asarray(wanted)).all()
+    outside = np.ones((32, 32), bool)
+    outside[top : top + height, left : left + width] = False
+    assert (got[outside] == 0).all()
+
+
 def test_resizing_is_antialiased():
     board = np.indices((64, 64)).sum(0) % 2 * 255
     got = fit_image(Image.fromarray(board.astype(np.uint8)), size=8, channels=1)

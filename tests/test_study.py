@@ -1,7 +1,6 @@
 """Studies: the grid of cells that a file means."""
 
 import json
-from pathlib import Path
 
 import pytest
 from studies import SMALL, cells, read, write
@@ -12,11 +11,6 @@ from d2nas.errors import ConfigError
 from pipeline.store import safe_run_name
 from pipeline.studies import study_names
 from pipeline.study import read_study, run_name
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 def test_a_file_without_variants_is_one_block_with_random_beside(place):

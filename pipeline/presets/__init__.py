@@ -1,6 +1,10 @@
-"""The presets: one TOML file each, with only what differs from the defaults of ``d2nas.config``."""
+"""The presets: one TOML file each, with only what differs from the defaults of ``d2nas.config``.
+
+Its table ``[sources]`` says where those values come from: by key ("retrain.lr") or by section.
+"""
 
 import difflib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,41 @@ def preset_names() -> list[str]:
 
 def read_preset(name: str) -> dict[str, Any]:
     """Return a preset's values, or those of a TOML file. Raises ``ConfigError``."""
-    return read_named(name, package=__name__, kind="preset")
+    values, _ = _read(name)
+    return values
+
+
+def preset_sources(name: str) -> dict[str, str]:
+    """Return ``section.field`` to source for every value of a preset or a TOML file.
+
+    What the file names no source for has the file itself. Raises ``ConfigError``.
+    """
+    values, sources = _read(name)
+    return {
+        f"{section}.{field}": sources.get(f"{section}.{field}", sources.get(section, name))
+        for section, fields in values.items()
+        if isinstance(fields, Mapping)
+        for field in fields
+    }
+
+
+def _read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    values = read_named(name, package=__name__, kind="preset")
+    sources = values.pop("sources", {})
+    if not isinstance(sources, dict) or not all(isinstance(text, str) for text in sources.values()):
+        raise ConfigError(
+            f"{name}: sources must hold one text per key", hint='for example "retrain.lr" = "ours"'
+        )
+    known = {
+        f"{section}.{field}"
+        for section, fields in values.items()
+        if isinstance(fields, Mapping)
+        for field in fields
+    }
+    for key in sources:
+        if key not in known and key not in values:
+            raise ConfigError(f"{name}: sources names {key}, which the file does not set")
+    return values, sources
 
 
 def run_name(preset: str) -> str:

@@ -8,9 +8,12 @@ console draws. ``pipeline.stages.search`` and its siblings are imported when the
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from d2nas.config import Config, read_space
+from d2nas.config import Config, read_space, read_text
+from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.genotype import Genotype
 from d2nas.strict_json import digest
 
 if TYPE_CHECKING:
@@ -36,6 +39,16 @@ PARENTS: Mapping[str, tuple[str, ...]] = {
 """What each stage reads; the last one is the version it continues from."""
 
 
+def parents_of(stage: str, config: Config) -> tuple[str, ...]:
+    """Return what a stage reads under this configuration: a given genotype needs no search."""
+    return () if stage == "derive" and config.derive.genotype is not None else PARENTS[stage]
+
+
+def run_stages(config: Config) -> tuple[str, ...]:
+    """Return the stages of a whole run; with a given genotype there is no search."""
+    return STAGES if config.derive.genotype is None else STAGES[1:]
+
+
 def reads_data(stage: str, config: Config) -> bool:
     """Whether a stage looks at the images; derive does where it compares candidates."""
     if stage == "derive":
@@ -45,11 +58,11 @@ def reads_data(stage: str, config: Config) -> bool:
 
 CODE_SCHEMA: Mapping[str, int] = {
     "search": 4,
-    "derive": 2,
+    "derive": 3,
     "retrain": 2,
     "evaluate": 2,
     "export": 1,
-    "validate": 2,
+    "validate": 3,
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 
@@ -99,6 +112,19 @@ def run_stage(stage: str, context: Context) -> Facts:
     return facts
 
 
+def read_genotype(name: str) -> Genotype:
+    """Return a published genotype, or that of a JSON file. Raises ``ConfigError``."""
+    if not name.endswith(".json"):
+        return Genotype.published(name)
+    try:
+        return Genotype.from_json(read_text(Path(name)), what=name)
+    except DamagedArtifactError as error:
+        # A file that the user wrote, not an artifact.
+        raise ConfigError(
+            str(error), hint="d2nas show RUN/derive --json shows a genotype"
+        ) from None
+
+
 def stage_config(stage: str, config: Config) -> dict[str, Any]:
     """Return the part of the configuration that a stage depends on.
 
@@ -113,6 +139,9 @@ def stage_config(stage: str, config: Config) -> dict[str, Any]:
         # The space itself decides, not the path of the file that it was read from.
         part["search"] = {**part["search"], "space": space.name}
         part["space"] = space.to_dict()
+    if stage == "derive" and config.derive.genotype is not None:
+        # As with a space: the cells decide, not the path of their file.
+        part["derive"] = {"genotype": read_genotype(config.derive.genotype).to_dict()}
     if reads_data(stage, config):
         part["data"] = {key: value for key, value in values["data"].items() if key != "root"}
         part["run"] = values["run"]

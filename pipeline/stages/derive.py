@@ -5,6 +5,7 @@ several cells on the architecture half; the test images are not touched.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from d2nas.cost import MACS_CONVENTION, count_cost
 from d2nas.data import Normalizer
@@ -21,7 +22,7 @@ from d2nas.training import place, resolve_device
 
 from ..drawing import draw_genotype
 from ..store.codec import decode_tensors
-from . import Context, Facts
+from . import Context, Facts, read_genotype
 from .search import LOGITS_FILE, SUPERNET_FILE
 
 GENOTYPE_FILE = "genotype.json"
@@ -34,17 +35,8 @@ def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
     selection step also ``candidates.json``, every candidate with its accuracy.
     """
-    search = context.inputs["search"]
-    space = SearchSpace.from_dict(search.manifest.facts["searched_space"])
-    logits = ArchLogits(space)
-    what = f"{search.reference}: {LOGITS_FILE}"
-    load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
-    if context.config.derive.candidates == 1:
-        context.hooks.begin(1, 0, "genotype")
-        genotype = derive_for(search.manifest.config["search"]["method"], logits)
-        context.hooks.advance(1, None)
-    else:
-        genotype = _select(context, logits)
+    given = context.config.derive.genotype
+    genotype = _searched(context) if given is None else read_genotype(given)
     cost = count_cost(Network(genotype), (3, 32, 32))
     context.work.write(GENOTYPE_FILE, genotype.to_json().encode())
     context.work.write(
@@ -66,6 +58,34 @@ def run(context: Context) -> Facts:
         "params_20x36": cost.params,
         "macs_20x36": cost.macs,
         "candidates": context.config.derive.candidates,
+        **_origin(context),
+    }
+
+
+def _searched(context: Context) -> Genotype:
+    """Return the genotype of the search's logits."""
+    search = context.inputs["search"]
+    space = SearchSpace.from_dict(search.manifest.facts["searched_space"])
+    logits = ArchLogits(space)
+    what = f"{search.reference}: {LOGITS_FILE}"
+    load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
+    if context.config.derive.candidates > 1:
+        return _select(context, logits)
+    context.hooks.begin(1, 0, "genotype")
+    genotype = derive_for(search.manifest.config["search"]["method"], logits)
+    context.hooks.advance(1, None)
+    return genotype
+
+
+def _origin(context: Context) -> Facts:
+    """Return the method of the search and the digest of its images, or a given genotype's name."""
+    given = context.config.derive.genotype
+    if given is not None:
+        return {"found_by": f"given: {Path(given).name}", "searched_data_digest": None}
+    search = context.inputs["search"].manifest
+    return {
+        "found_by": search.config["search"]["method"],
+        "searched_data_digest": search.facts["data_digest"],
     }
 
 

@@ -34,7 +34,7 @@ def run(context: Context) -> Facts:
         opset=context.config.export.opset,
         metadata={
             "d2nas.version": __version__,
-            "d2nas.search": derived.manifest.parents["search"],
+            **{f"d2nas.{role}": parent for role, parent in derived.manifest.parents.items()},
             "d2nas.derive": derived.id,
             "d2nas.retrain": retrained.id,
             "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,

@@ -166,13 +166,14 @@ def _require_passed(parity: ParityReport, selftest: SelfTest) -> None:
 
 
 def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str, Any]:
-    search = context.inputs["derive"].manifest.parents["search"]
     derived, retrained, exported = (context.inputs[r] for r in ("derive", "retrain", "export"))
     return {
         "schema": 1,
         "genotype": derived.manifest.facts["genotype"],
         "genotype_digest": derived.manifest.facts["genotype_digest"],
         "parameterless_normal": derived.manifest.facts["parameterless_normal"],
+        "found_by": derived.manifest.facts["found_by"],
+        "found_on_this_data": derived.manifest.facts["searched_data_digest"] == data.digest,
         "params": retrained.manifest.facts["params"],
         "macs": retrained.manifest.facts["macs"],
         "macs_convention": MACS_CONVENTION,
@@ -198,7 +199,7 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
         "trained_on": retrained.manifest.facts["device"],
         "model": dict(exported.manifest.facts),
         "lineage": {
-            "search": search,
+            **derived.manifest.parents,
             "derive": derived.id,
             "retrain": retrained.id,
             "export": exported.id,

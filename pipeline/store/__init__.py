@@ -19,7 +19,7 @@ from d2nas.verified_folder import is_digest
 from .audit import VerifyReport, verify_store, verify_targets
 from .cache import read_cache, write_cache
 from .commit import Staging, commit_version
-from .fsio import FileSystem, safe_name, safe_run_name
+from .fsio import FileSystem, is_run_name, safe_name, safe_run_name
 from .garbage import Garbage, collect_garbage, drop_states, find_garbage, retain_states
 from .layout import Layout
 from .locks import run_lock
@@ -35,7 +35,7 @@ from .references import (
     read_reference,
     scan,
 )
-from .targets import resolve
+from .targets import is_id, resolve
 from .version import Version, open_version
 
 __all__ = [
@@ -52,6 +52,8 @@ __all__ = [
     "Store",
     "VerifyReport",
     "Version",
+    "is_id",
+    "is_run_name",
     "safe_name",
     "safe_run_name",
 ]

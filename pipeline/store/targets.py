@@ -25,7 +25,7 @@ def resolve(layout: Layout, target: str) -> Place | str:
             known = [place for place in known if place.number == int(number)]
         if known:
             return known[-1]
-    elif _ID.fullmatch(target):
+    elif is_id(target):
         ids = [
             version_id for version_id in names_in(layout.versions) if version_id.startswith(target)
         ]
@@ -36,6 +36,11 @@ def resolve(layout: Layout, target: str) -> Place | str:
                 f"{len(ids)} versions have an id that starts with {target}", hint="give more of it"
             )
     raise _unknown(layout, target)
+
+
+def is_id(target: str) -> bool:
+    """Whether ``target`` looks like an id, or the beginning of one."""
+    return _ID.fullmatch(target) is not None
 
 
 def _unknown(layout: Layout, target: str) -> ConfigError:

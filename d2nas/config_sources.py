@@ -1,0 +1,97 @@
+"""Where every default of the configuration comes from (no torch).
+
+``D2NAS`` is Hou et al. (2024), ``ROME`` arXiv 2011.11233v2, ``DARTS`` arXiv 1806.09055; ``ours``
+is what neither these nor the codes of GDAS, PC-DARTS and R-DARTS fix.
+"""
+
+from collections.abc import Mapping
+
+from .config import Config
+
+DEFAULT_SOURCES: Mapping[str, str] = {
+    "run.seed": "ours",
+    "data.name": "ours: needs no download",
+    "data.root": "ours",
+    "data.image_size": "the data set's own",
+    "data.channels": "the data set's own",
+    "data.fit": "ours",
+    "data.validation_fraction": "DARTS's code, ROME 4: one half",
+    "data.test_fraction": "ours",
+    "data.train_images": "ours: all",
+    "data.evaluation": "the data set's test images, once",
+    "data.held_out_images": "ours",
+    "data.split_seed": "ours",
+    "data.crop_padding": "DARTS's code",
+    "data.flip": "DARTS's code",
+    "search.method": "D2NAS",
+    "search.space": "DARTS's code, without none as ROME 3.3",
+    "search.num_cells": "DARTS's code, ROME 4",
+    "search.init_channels": "DARTS's code, ROME 4",
+    "search.stem": "DARTS's code: by image size",
+    "search.branch_length": "D2NAS figure 1, in our reading",
+    "search.branch_head": "ours",
+    "search.recompute": "ours",
+    "search.precision": "ours",
+    "search.epochs": "ROME 4",
+    "search.warmup_epochs": "ours",
+    "search.batch_size": "DARTS's code; D2NAS's memory table",
+    "search.image_fraction": "ours: all",
+    "search.draws": "ROME 4",
+    "search.weight_lr": "ROME 4",
+    "search.weight_lr_min": "DARTS's code",
+    "search.weight_momentum": "ROME 4",
+    "search.weight_decay": "DARTS's code",
+    "search.clip_norm": "DARTS's code",
+    "search.arch_lr": "ROME 4",
+    "search.arch_beta1": "DARTS's code",
+    "search.arch_beta2": "DARTS's code",
+    "search.arch_weight_decay": "DARTS's code",
+    "search.temperature_start": "GDAS",
+    "search.temperature_end": "GDAS",
+    "search.edge_gate_scale": "ours",
+    "search.cutout": "DARTS's code: none",
+    "search.device": "ours",
+    "derive.genotype": "ours: searched",
+    "derive.candidates": "ROME 3.3: the most probable",
+    "derive.rank_by": "ours",
+    "derive.rank_epochs": "ours",
+    "retrain.num_cells": "DARTS's code",
+    "retrain.init_channels": "DARTS's code",
+    "retrain.stem": "DARTS's code: by image size",
+    "retrain.auxiliary": "DARTS's code",
+    "retrain.auxiliary_weight": "DARTS's code",
+    "retrain.epochs": "DARTS's code",
+    "retrain.warmup_epochs": "DARTS's code: none",
+    "retrain.batch_size": "DARTS's code",
+    "retrain.lr": "DARTS's code",
+    "retrain.lr_min": "DARTS's code",
+    "retrain.lr_schedule": "DARTS's code",
+    "retrain.momentum": "DARTS's code",
+    "retrain.nesterov": "DARTS's code",
+    "retrain.weight_decay": "DARTS's code",
+    "retrain.clip_norm": "DARTS's code",
+    "retrain.label_smoothing": "DARTS's code: none",
+    "retrain.drop_path": "DARTS's code",
+    "retrain.cutout": "DARTS's code",
+    "retrain.device": "ours",
+    "export.opset": "ours: the newest that ONNX Runtime's CUDA kernels cover",
+    "validate.device": "ours",
+    "validate.parity_batches": "ours",
+    "validate.relative_l2": "ours",
+    "validate.top1_agreement": "ours",
+    "validate.latency_batches": "ours",
+    "validate.latency_samples": "MLPerf's early-stopping rule: a p99 needs 662",
+    "validate.latency_seconds": "ours",
+}
+
+
+def sources_of(config: Config, given: Mapping[str, str]) -> dict[str, str]:
+    """Return ``section.field`` to source for every value of ``config``.
+
+    ``given`` holds the sources of values that are not the defaults.
+    """
+    return {
+        f"{section}.{field}": given.get(f"{section}.{field}", DEFAULT_SOURCES[f"{section}.{field}"])
+        for section, fields in config.to_dict().items()
+        for field in fields
+    }

@@ -1,0 +1,53 @@
+"""The command ``bench``: measurements of this machine."""
+
+from typing import Annotated
+
+import typer
+
+from .cli_options import FullOption, JsonOption, SetOption
+
+bench = typer.Typer(
+    name="bench", help="Measure memory and time on this machine.", rich_markup_mode=None
+)
+
+
+@bench.callback(invoke_without_command=True)
+def _bench(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@bench.command("memory")
+def bench_memory_command(
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; cpu computes nothing.")
+    ] = "auto",
+    full: FullOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The paper's Table 4 beside what is measured: peak bytes of a search step, per method."""
+    from .bench_commands import bench_memory
+
+    bench_memory(device, full=full, as_json=as_json)
+
+
+@bench.command("search")
+def bench_search_command(
+    settings: SetOption = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's.")
+    ] = None,
+    full: FullOption = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where one step's time goes instead.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time per search step and per sub-network pass, method against method."""
+    from .bench_commands import bench_search, profile_search
+
+    if profile:
+        profile_search(settings or [], threads=threads, as_json=as_json)
+    else:
+        bench_search(settings or [], pairs=pairs, threads=threads, full=full, as_json=as_json)

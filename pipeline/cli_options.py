@@ -1,0 +1,34 @@
+"""The arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
+ExportedOption = Annotated[
+    Path, typer.Option("--exported", help="Model repository that bundles go to.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a config key; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Data on stdout, talk on stderr.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start over: reuse no version and no checkpoint.")
+]
+DataRootOption = Annotated[
+    str | None, typer.Option("--data-root", help="Folder of the images (data.root).")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the run; default: the preset's.")
+]
+PresetArgument = Annotated[
+    str, typer.Argument(metavar="PRESET", help="A preset, or the path of a TOML file.")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
+]
+FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
+DEFAULT_STORE = Path(".d2nas")
+DEFAULT_EXPORTED = Path("exported")

@@ -1,0 +1,103 @@
+"""Presets and defaults: every value is explained, and none is explained that is not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from d2nas.config import Config, build_config
+from d2nas.config_sources import DEFAULT_SOURCES
+from d2nas.errors import ConfigError
+from d2nas.schedules import linear_by_epoch
+from pipeline.cli import run
+from pipeline.presets import preset_names, preset_sources, read_preset
+
+
+def test_every_default_has_a_source_and_no_source_is_left_over() -> None:
+    keys = {
+        f"{section}.{field}" for section, fields in Config().to_dict().items() for field in fields
+    }
+    assert keys == set(DEFAULT_SOURCES)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_says_where_each_of_its_values_comes_from(name: str) -> None:
+    sources = preset_sources(name)
+    assert sources
+    assert name not in sources.values()  # what the file itself would stand for
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_can_be_shown(capfd: pytest.CaptureFixture[str], name: str) -> None:
+    assert run(["show", "--config", name, "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    sources = shown.pop("sources")
+    assert shown == build_config(read_preset(name)).to_dict()
+    assert set(sources) == set(DEFAULT_SOURCES)
+
+
+def test_what_is_shown_names_overrides_as_such(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "--config", "imagenet", "--set", "retrain.lr=0.1", "--json"]) == 0
+    sources = json.loads(capfd.readouterr().out)["sources"]
+    assert sources["retrain.lr"] == "--set"
+    assert sources["retrain.lr_schedule"] == "PC-DARTS's code"
+    assert sources["retrain.momentum"] == DEFAULT_SOURCES["retrain.momentum"]
+    assert run(["show", "--config", "imagenet"]) == 0
+    rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert ["retrain.lr", "0.5", "D2NAS, PC-DARTS's code"] in rows
+
+
+def test_a_file_of_ones_own_is_its_own_source(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[retrain]\nlr = 0.1\nepochs = 3\n[sources]\n"retrain.lr" = "a friend"\n')
+    assert preset_sources(str(path)) == {"retrain.lr": "a friend", "retrain.epochs": str(path)}
+    assert read_preset(str(path)) == {"retrain": {"lr": 0.1, "epochs": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[retrain]\nlr = 0.1\n[sources]\n"retrain.lr" = 3\n', "one text per key"),
+        ('[retrain]\nlr = 0.1\n[sources]\n"retrain.epochs" = "x"\n', "names retrain.epochs"),
+        ("sources = 3\n[retrain]\nlr = 0.1\n", "one text per key"),
+    ],
+)
+def test_sources_that_explain_nothing_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        read_preset(str(path))
+
+
+def test_the_recipes_are_the_published_ones() -> None:
+    """Written down a second time, from the papers' codes: a preset that drifts is noticed."""
+    cifar = build_config(read_preset("cifar10")).retrain
+    assert (cifar.num_cells, cifar.init_channels, cifar.epochs, cifar.batch_size) == (
+        20, 36, 600, 96,
+    )  # fmt: skip
+    assert (cifar.lr, cifar.momentum, cifar.weight_decay, cifar.clip_norm) == (0.025, 0.9, 3e-4, 5)
+    assert (cifar.cutout, cifar.drop_path, cifar.auxiliary_weight) == (16, 0.2, 0.4)
+    for name in ("cifar100", "svhn", "fashion-mnist", "r-darts-cifar10"):
+        assert build_config(read_preset(name)).retrain == cifar
+    for name in ("r-darts-cifar100", "r-darts-svhn"):
+        small = build_config(read_preset(name)).retrain
+        assert small == cifar.model_copy(update={"num_cells": 8, "init_channels": 16})
+    net = build_config(read_preset("imagenet")).retrain
+    assert (net.num_cells, net.init_channels, net.epochs, net.batch_size) == (14, 48, 250, 1024)
+    assert (net.lr, net.lr_schedule, net.warmup_epochs, net.weight_decay) == (
+        0.5, "linear", 5, 3e-5,
+    )  # fmt: skip
+    assert (net.label_smoothing, net.auxiliary, net.drop_path, net.cutout) == (0.1, True, 0, 0)
+
+
+def test_the_linear_schedule_is_pc_darts() -> None:
+    rates = [linear_by_epoch(epoch, 250, 5, 0.5) for epoch in range(250)]
+    for epoch in range(5):
+        assert rates[epoch] == pytest.approx(0.5 * (245 - epoch) / 245 * (epoch + 1) / 5)
+    for epoch in range(5, 245):
+        assert rates[epoch] == pytest.approx(0.5 * (245 - epoch) / 245)
+    for epoch in range(245, 250):
+        assert rates[epoch] == pytest.approx(0.5 * (250 - epoch) / (245 * 5))
+    assert [linear_by_epoch(epoch, 4, 0, 1.0) for epoch in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    with pytest.raises(ConfigError, match="lr_min must be 0"):
+        build_config({"retrain": {"lr_schedule": "linear", "lr_min": 0.1}})

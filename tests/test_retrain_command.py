@@ -1,0 +1,110 @@
+"""``retrain --genotype``: a known cell, trained, exported and validated without a search."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy import Place
+
+from d2nas import Genotype
+from d2nas.config import build_config
+from d2nas.errors import ConfigError
+from pipeline.stages import run_stages, stage_config
+from pipeline.store import Store
+
+
+def genotype_of(place: Place, reference: str) -> Genotype:
+    """The genotype that a stored network was built from."""
+    return Genotype.from_dict(
+        json.loads(Store(place.store).open(reference).read("network.json"))["genotype"]
+    )
+
+
+def test_a_published_cell_goes_all_the_way(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = place.json(capfd, "retrain", str(place.preset), "--genotype", "DARTS_V2")
+    assert shown["versions"] == {
+        "derive": "toy-darts-v2/derive@v1",
+        "retrain": "toy-darts-v2/retrain@v1",
+    }
+    assert genotype_of(place, "toy-darts-v2/retrain") == Genotype.published("DARTS_V2")
+    assert place.run("export", "toy-darts-v2") == 0
+    report = place.json(capfd, "validate", "toy-darts-v2")
+    assert Genotype.from_dict(report["genotype"]) == Genotype.published("DARTS_V2")
+    card = (place.exported / "toy-darts-v2" / "MODEL_CARD.md").read_text()
+    assert "not searched here (given: DARTS_V2)" in card
+    assert "for the architecture" not in card
+    # The same command has nothing left to do; a run of the preset with that cell neither.
+    arguments = ("--name", "toy-darts-v2", "--set", "derive.genotype=DARTS_V2")
+    again = place.json(capfd, "run", str(place.preset), *arguments)
+    assert again["executed"] == []
+    assert "search" not in again["versions"]
+
+
+def test_a_cell_of_a_file_or_of_another_run(
+    finished: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = genotype_of(finished, "toy/retrain")
+    file = tmp_path / "My Cell.json"
+    file.write_text(found.to_json())
+    preset = str(finished.preset)
+    quick = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
+    shown = finished.json(capfd, "retrain", preset, "--genotype", str(file), *quick)
+    assert shown["versions"]["retrain"] == "toy-my-cell/retrain@v1"
+    assert genotype_of(finished, "toy-my-cell/retrain") == found
+    for target in ("toy/derive@v1", "toy", Store(finished.store).open("toy/derive").id):
+        shown = finished.json(
+            capfd, "retrain", preset, "--genotype", target, "--name", "other", *quick
+        )
+        assert shown["versions"] == {
+            "derive": "toy/derive@v1",
+            "retrain": "other/retrain@v1",
+        }
+    # What was found by a search keeps its search in its lineage.
+    described = finished.json(capfd, "show", "other/retrain")
+    assert {entry["role"] for entry in described["lineage"]} == {"derive", "search"}
+    assert finished.run("export", "other") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--genotype", "DARTS_V3"), "no published genotype 'DARTS_V3'"),
+        (("--genotype", "missing.json"), "missing.json: No such file"),
+        (("--genotype", "toy/search@v1"), "of search, a derive version"),
+        (("--genotype", "nobody/derive@v1"), "there is no version 'nobody/derive@v1'"),
+        (("--name", "x"), "--name is for --genotype"),
+    ],
+)
+def test_what_is_no_genotype_is_refused(
+    finished: Place,
+    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    reason: str,
+) -> None:
+    assert finished.run("retrain", str(finished.preset), *arguments) == 2
+    assert reason in capfd.readouterr().err
+    assert finished.run("retrain") == 2
+
+
+def test_damaged_genotype_files_are_usage_errors(
+    place: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number, text in enumerate(("{", '{"normal": []}', "3")):
+        file = tmp_path / f"{number}.json"
+        file.write_text(text)
+        assert place.run("retrain", str(place.preset), "--genotype", str(file)) == 2
+        assert f"{number}.json" in capfd.readouterr().err
+
+
+def test_the_cells_decide_not_the_name_of_their_file(tmp_path: Path) -> None:
+    file = tmp_path / "cell.json"
+    file.write_text(Genotype.published("DARTS_V2").to_json())
+    by_name, by_file = (
+        build_config({"derive": {"genotype": name}}) for name in ("DARTS_V2", str(file))
+    )
+    assert stage_config("derive", by_name) == stage_config("derive", by_file)
+    other = build_config({"derive": {"genotype": "DARTS_V1"}})
+    assert stage_config("derive", by_name) != stage_config("derive", other)
+    assert run_stages(by_name) == ("derive", "retrain", "export", "validate")
+    with pytest.raises(ConfigError, match=r"derive\.candidates"):
+        build_config({"derive": {"genotype": "DARTS_V2", "candidates": 2}})
