@@ -67,6 +67,8 @@ class DataConfig(Section):
     fit: Literal["crop", "pad"] = "crop"
     """How an image comes to image_size: crop scales the shorter side and cuts out the centre; pad
     shrinks what is larger, enlarges nothing, and lays it on black."""
+    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Part of the shorter side that fit=crop keeps (ImageNet's usual 224 of 256: 0.875)."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Part of the training images that the architecture step sees (paper: a half)."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -80,10 +82,28 @@ class DataConfig(Section):
     """How many training images evaluation=held-out takes, each class by its share."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Seed of all splits, so that a study's seeds see the same images; none: run.seed."""
+    crop: Literal["shift", "resized"] = "shift"
+    """Random crop while training: shift moves the image, resized cuts out 8 to 100 % of it."""
     crop_padding: NonNegative = 4
     """Random shift while training, in pixels (DARTS: 4 at 32 x 32)."""
     flip: bool = True
     """Random horizontal flip while training."""
+    color_jitter: Rate = 0.0
+    """Random brightness, contrast and saturation by up to this part, hue by half of it."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read image files while training, by worker processes, in place of once into memory. Auto:
+    imagenet, what needs more than 8 GiB, and for crop=resized or color_jitter."""
+    workers: NonNegative | None = None
+    """Worker processes that read a stream; 0 reads in the training process; none: one per core."""
+
+    @model_validator(mode="after")
+    def _can_be_augmented(self) -> "DataConfig":
+        if self.crop == "shift" and not self.color_jitter:
+            return self
+        key = "crop=resized" if self.crop == "resized" else "color_jitter"
+        if self.name not in ("imagenet", "folder") or self.stream == "never":
+            raise ValueError(f"data.{key} is for streamed image files (imagenet, folder)")
+        return self
 
 
 class SearchConfig(Section):

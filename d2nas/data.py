@@ -4,23 +4,30 @@ Nothing here keeps a position or a generator: all is a function of (seed, purpos
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .config import DataConfig
-from .data_readers import check_fits, open_pool
+from .data_readers import Pool, check_fits, open_pool
 from .data_sources import content_digest
-from .data_splits import epoch_order, split_pool
+from .data_splits import Split, epoch_order, split_pool
+from .image_files import ImageFiles
 from .transfer import send
 
 MAX_IMBALANCE = 5
 _MAX_CLASSES_LISTED = 20
 _STATISTICS_CHUNK = 256
+_STATISTICS_IMAGES = 4096
+_STREAMED = (
+    f"streamed from files: mean and deviation are those of up to {_STATISTICS_IMAGES} training "
+    "images, and training and test images are not compared by pixel"
+)
 _RESIZING = {
     "crop": "shorter side to image_size, bilinear with antialiasing, then centre crop",
     "pad": "longer side down to image_size if it is larger, bilinear with antialiasing, then "
@@ -48,10 +55,18 @@ class ImageSet:
         """Return the set on ``device``; not copied if it is there already."""
         return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device))
 
+    def pixels(self, part: slice) -> Tensor:
+        """Return a part of the images, uint8 on their device."""
+        return self.images_NCHW[part]
+
     def select(self, indices: Tensor) -> "ImageSet":
         """Return a copy of the images at ``indices`` (int64, any device)."""
         indices = indices.to(self.labels_N.device)
         return ImageSet(self.images_NCHW[indices], self.labels_N[indices])
+
+
+Images = ImageSet | ImageFiles
+"""Images in memory or on disk: both can be counted, moved, selected from, and read in parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +83,10 @@ class ImageData:
 
     name: str
     class_names: tuple[str, ...]
-    train: ImageSet
-    weight_half: ImageSet
-    arch_half: ImageSet
-    test: ImageSet
+    train: Images
+    weight_half: Images
+    arch_half: Images
+    test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
@@ -106,8 +121,7 @@ class ImageData:
             lines.append(
                 f"classes without {self.evaluation} images: {len(untested)}, first {untested[0]}"
             )
-        known = set(_image_hashes(self.train))
-        num_leaked = sum(image in known for image in _image_hashes(self.test))
+        num_leaked = self._num_leaked()
         if num_leaked:
             lines.append(
                 f"{self.evaluation} images that are training images too, by pixel: {num_leaked}"
@@ -128,10 +142,17 @@ class ImageData:
             f"{len(self.arch_half)} for the architecture), "
             f"{len(self.test)} {self.evaluation} images",
             f"training images per class: {per_class}",
+            *([_STREAMED] if isinstance(self.train, ImageFiles) else []),
             *(f"warning: {line}" for line in self.warnings),
         ]
 
-    def _counts(self, images: ImageSet) -> list[int]:
+    def _num_leaked(self) -> int:
+        if isinstance(self.train, ImageFiles) or isinstance(self.test, ImageFiles):
+            return 0  # to compare them all would be to read them all
+        known = set(_image_hashes(self.train))
+        return sum(image in known for image in _image_hashes(self.test))
+
+    def _counts(self, images: Images) -> list[int]:
         counts: list[int] = torch.bincount(
             images.labels_N.cpu(), minlength=len(self.class_names)
         ).tolist()
@@ -169,30 +190,24 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
     """
     pool = open_pool(config, default_root=default_root)
     parts = split_pool(pool, config, seed=seed if config.split_seed is None else config.split_seed)
-    order = torch.cat(parts)
-    check_fits(config.name, len(order), pool.channels, pool.image_size)
-    images, digest = pool.read(order)
-    if len(order) < len(pool.labels):
-        # A folder's reader knows the images it read; the digest is of the whole data set.
-        digest = content_digest(config, default_root=default_root)
-    num_weight, num_arch, _ = (len(part) for part in parts)
-    num_train = num_weight + num_arch
-    labels = pool.labels[order]
-
-    def part(start: int, stop: int) -> ImageSet:
-        return ImageSet(images[start:stop], labels[start:stop])
-
-    mean, std = channel_statistics(images[:num_train])
+    digest: str | None = None
+    sets: _Sets
+    if pool.files is None:
+        sets, digest = _read_parts(pool, parts, config)
+    else:
+        train = pool.files.select(torch.cat(parts[:2]))
+        sets = _Sets(train, *(pool.files.select(part) for part in parts))
+    mean, std = channel_statistics(_sample(sets.train, seed))
     return ImageData(
         name=config.name,
         class_names=pool.class_names,
-        train=part(0, num_train),
-        weight_half=part(0, num_weight),
-        arch_half=part(num_weight, num_train),
-        test=part(num_train, len(order)),
+        train=sets.train,
+        weight_half=sets.weight_half,
+        arch_half=sets.arch_half,
+        test=sets.test,
         mean=mean,
         std=std,
-        digest=digest,
+        digest=digest or content_digest(config, default_root=default_root),
         image_size=pool.image_size,
         channels=pool.channels,
         evaluation=config.evaluation,
@@ -200,26 +215,69 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
     )
 
 
-def channel_statistics(images_NCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+class _Sets(NamedTuple):
+    train: Images
+    weight_half: Images
+    arch_half: Images
+    test: Images
+
+
+def _read_parts(pool: Pool, parts: Split, config: DataConfig) -> tuple[_Sets, str | None]:
+    """Read what the split uses into memory; returns also the digest, if that was everything."""
+    order = torch.cat(parts)
+    check_fits(config.name, len(order), pool.channels, pool.image_size)
+    images, digest = pool.read(order)
+    num_weight, num_arch, _ = (len(part) for part in parts)
+    num_train = num_weight + num_arch
+    labels = pool.labels[order]
+
+    def part(start: int, stop: int) -> ImageSet:
+        return ImageSet(images[start:stop], labels[start:stop])
+
+    sets = _Sets(
+        part(0, num_train),
+        part(0, num_weight),
+        part(num_weight, num_train),
+        part(num_train, len(order)),
+    )
+    # A folder's reader knows the images it read; the digest is of the whole data set.
+    return sets, digest if len(order) == len(pool.labels) else None
+
+
+def _sample(images: Images, seed: int) -> Iterator[Tensor]:
+    """Yield the pixels of all images in memory, or of some on disk, drawn by seed."""
+    if isinstance(images, ImageFiles):
+        order = epoch_order(len(images), seed=seed, purpose="statistics", epoch=0)
+        images = images.select(order[:_STATISTICS_IMAGES])
+    for start in range(0, len(images), _STATISTICS_CHUNK):
+        yield images.pixels(slice(start, start + _STATISTICS_CHUNK))
+
+
+def channel_statistics(
+    parts: Iterable[Tensor],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and population standard deviation per channel of uint8 images, as 0 to 1.
 
-    Computed from exact integer sums. A deviation below one level is given as one level (1/255):
-    a constant channel then becomes zeros, not infinities.
+    ``parts`` are tensors N x C x H x W. Computed from exact integer sums. A deviation below one
+    level is given as one level (1/255): a constant channel then becomes zeros, not infinities.
     """
+    counts_C256 = torch.stack([_levels(images_NCHW) for images_NCHW in parts]).sum(dim=0)
     means, deviations = [], []
-    for channel in range(images_NCHW.shape[1]):
-        counts = torch.zeros(256, dtype=torch.int64)
-        for start in range(0, len(images_NCHW), _STATISTICS_CHUNK):
-            chunk = images_NCHW[start : start + _STATISTICS_CHUNK, channel]
-            counts += torch.bincount(chunk.reshape(-1), minlength=256).cpu()
-        levels: list[int] = counts.tolist()
-        num_values = sum(levels)
-        total = sum(level * count for level, count in enumerate(levels))
-        squares = sum(level * level * count for level, count in enumerate(levels))
+    for counts in counts_C256.tolist():
+        num_values = sum(counts)
+        total = sum(level * count for level, count in enumerate(counts))
+        squares = sum(level * level * count for level, count in enumerate(counts))
         variance = (num_values * squares - total * total) / num_values**2
         means.append(total / num_values / 255)
         deviations.append(max(variance**0.5, 1.0) / 255)
     return tuple(means), tuple(deviations)
+
+
+def _levels(images_NCHW: Tensor) -> Tensor:
+    """Return how often each value from 0 to 255 occurs, by channel."""
+    return torch.stack(
+        [torch.bincount(channel.reshape(-1), minlength=256) for channel in images_NCHW.unbind(1)]
+    ).cpu()
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

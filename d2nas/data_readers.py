@@ -15,8 +15,7 @@ import sys
 import tempfile
 import urllib.error
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ from .data_sources import (
     shown,
 )
 from .errors import ConfigError, StorageError
-from .image_decoding import fit_image, is_grey, read_image, strict_pillow
+from .image_decoding import Decoding, fit_image, is_grey, strict_pillow
+from .image_files import ImageFiles, channels_first, read_files
 
 MAX_TENSOR_BYTES = 8 * 2**30
 FOLDER_IMAGE_SIZE = 32
@@ -78,6 +78,8 @@ class Pool:
     image_size: int
     channels: int
     read: Callable[[Tensor], tuple[Tensor, str]]
+    files: ImageFiles | None = None
+    """All images, where they are to be streamed: ``read`` is not for these."""
 
 
 def open_pool(config: DataConfig, *, default_root: Path) -> Pool:
@@ -118,19 +120,12 @@ def _array_pool(
 
     def read(order: Tensor) -> tuple[Tensor, str]:
         chosen = images[order.numpy()]
-        if (size, channels) != (own_size, own_channels):
-            pictures = (Image.fromarray(one) for one in chosen)
-            chosen = np.stack(
-                [fit_image(one, size=size, channels=channels, fit=config.fit) for one in pictures]
-            )
-        return _channels_first(chosen), digest
+        if (size, channels, config.crop_fraction) != (own_size, own_channels, 1.0):
+            decoding = _decoding(config, size, channels)
+            chosen = np.stack([fit_image(Image.fromarray(one), decoding) for one in chosen])
+        return channels_first(chosen), digest
 
     return Pool(config.name, class_names, labels, parts, size, channels, read)
-
-
-def _channels_first(images: NDArray[np.uint8]) -> Tensor:
-    first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return torch.from_numpy(first.copy())
 
 
 def _published(config: DataConfig, root: Path) -> Pool:
@@ -260,7 +255,6 @@ def _network_timeout() -> Iterator[None]:
 def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     default = IMAGENET_IMAGE_SIZE if config.name == "imagenet" else FOLDER_IMAGE_SIZE
     size = config.image_size or default
-    check_fits(config.name, len(listing.files), config.channels or 1, size)
     paths = [file.path for file in listing.files]
     with strict_pillow():
         channels = config.channels or (
@@ -270,38 +264,52 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     parts = torch.full_like(labels, TRAIN)
     parts[len(listing.train) :] = VALIDATION
     parts[len(listing.train) + len(listing.validation) :] = TEST
+    decoding = _decoding(config, size, channels)
+    files = ImageFiles(listing.root, tuple(paths), labels, decoding)
+    needed = _num_bytes(len(paths), channels, size)
+    if streams(config, needed):
+        return Pool(config.name, listing.class_names, labels, parts, size, channels, _unread, files)
+    check_fits(config.name, len(paths), channels, size)
 
     def read(order: Tensor) -> tuple[Tensor, str]:
-        def read_one(index: int) -> tuple[NDArray[np.uint8], str]:
-            path = listing.root / paths[index]
-            return read_image(path, size=size, channels=channels, fit=config.fit)
-
-        return _read_folder(read_one, paths, order.tolist(), (channels, size, size))
+        return _read_folder(files, order)
 
     return Pool(config.name, listing.class_names, labels, parts, size, channels, read)
 
 
+def streams(config: DataConfig, num_bytes: int) -> bool:
+    """Whether images stay on disk that would take so many bytes in memory."""
+    if config.name not in ("folder", "imagenet") or config.stream == "never":
+        return False
+    if config.stream == "always" or config.name == "imagenet":
+        return True
+    return config.crop == "resized" or config.color_jitter > 0 or num_bytes > MAX_TENSOR_BYTES
+
+
+def _unread(order: Tensor) -> tuple[Tensor, str]:
+    raise ValueError(f"{len(order)} images are to be streamed, not read at once")
+
+
+def _decoding(config: DataConfig, size: int, channels: int) -> Decoding:
+    return Decoding(size, channels, config.fit, config.crop_fraction)
+
+
+def _num_bytes(num_images: int, channels: int, size: int) -> int:
+    return num_images * channels * size * size
+
+
 def check_fits(name: str, num_images: int, channels: int, size: int) -> None:
     """Raise ``ConfigError`` for a set that is too big for one tensor (``MAX_TENSOR_BYTES``)."""
-    needed = num_images * channels * size * size
+    needed = _num_bytes(num_images, channels, size)
     if needed > MAX_TENSOR_BYTES:
         raise ConfigError(
             f"{name}: {num_images} images of {channels} x {size} x {size} are "
             f"{needed / 2**30:.1f} GiB, at most {MAX_TENSOR_BYTES / 2**30:.0f} fit in memory",
-            hint="lower data.image_size, or use fewer images; bigger sets are not streamed yet",
+            hint="lower data.image_size, or use fewer images; image files can be streamed",
         )
 
 
-def _read_folder(
-    read_one: Callable[[int], tuple[NDArray[np.uint8], str]],
-    paths: Sequence[str],
-    order: Sequence[int],
-    shape: tuple[int, int, int],
-) -> tuple[Tensor, str]:
-    images = torch.empty((len(order), *shape), dtype=torch.uint8)
-    hashes = {}
-    with strict_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for position, (pixels, file_hash) in enumerate(threads.map(read_one, order)):
-            hashes[paths[order[position]]] = file_hash
-            images[position] = _channels_first(pixels[None])[0]
-    return images, listing_digest(hashes.items())
+def _read_folder(files: ImageFiles, order: Tensor) -> tuple[Tensor, str]:
+    paths = files.select(order).paths
+    images, hashes = read_files([files.root / path for path in paths], files.decoding)
+    return images, listing_digest(zip(paths, hashes, strict=True))

@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import io
+import math
 import os
+import random
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,21 @@ _DECODE_ERRORS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How pictures become pixels: ``size`` x ``size``, grey (1 channel) or RGB (3).
+
+    With ``fit="crop"`` the shorter side is resized to ``size / crop_fraction`` (bilinear,
+    antialiased), then the centre is cut out. With ``"pad"`` an image whose longer side is above
+    ``size`` is shrunk to it, and what is smaller stands in the middle of black.
+    """
+
+    size: int
+    channels: int
+    fit: str = "crop"
+    crop_fraction: float = 1.0
+
+
 @contextlib.contextmanager
 def strict_pillow() -> Iterator[None]:
     """Make Pillow refuse images beyond its size guard, and keep its other warnings quiet.
@@ -57,9 +75,7 @@ def is_grey(path: Path) -> bool:
         return image.mode in _GREY_MODES
 
 
-def read_image(
-    path: Path, *, size: int, channels: int, fit: str = "crop"
-) -> tuple[NDArray[np.uint8], str]:
+def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
     """Return the pixels of ``fit_image`` and the SHA-256 of the file, from the same bytes.
 
     The first frame counts; the orientation in the EXIF data is applied. Raises ``ConfigError``
@@ -68,27 +84,45 @@ def read_image(
     content = _content(path)
     with _problems_of(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         image.load()
-        pixels = fit_image(_upright(image), size=size, channels=channels, fit=fit)
+        pixels = fit_image(_upright(image), decoding)
     return pixels, hashlib.sha256(content).hexdigest()
 
 
-def fit_image(
-    image: Image.Image, *, size: int, channels: int, fit: str = "crop"
+def read_random_crop(
+    path: Path, decoding: Decoding, *, color_jitter: float, seed: int
 ) -> NDArray[np.uint8]:
+    """Return a random part of an image, resized to the square wanted, its colours changed.
+
+    8 to 100 % of the area with sides of 3:4 to 4:3 (Szegedy et al., 2015, as torchvision draws
+    it), then brightness, contrast and saturation by a factor of up to 1 +- ``color_jitter`` and hue
+    by up to half of it, in random order. A function of the file and ``seed``. Raises as
+    ``read_image``.
+    """
+    draws = random.Random(seed)
+    with _problems_of(path), Image.open(io.BytesIO(_content(path)), formats=_FORMATS) as image:
+        image.load()
+        picture = _eight_bit_colours(_upright(image), decoding.channels)
+        box = _random_box(picture.size, draws)
+        picture = picture.resize((decoding.size, decoding.size), Image.Resampling.BILINEAR, box=box)
+        if color_jitter:
+            picture = _jittered(picture, color_jitter, draws)
+    return np.asarray(picture)
+
+
+def fit_image(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:
     """Convert a decoded image to uint8 ``size`` x ``size`` (x 3 for three channels).
 
     16-bit grey is divided by 257; transparency is laid over black; colour becomes grey by luma
-    (ITU-R 601). With ``fit="crop"`` the shorter side is resized to ``size`` (bilinear,
-    antialiased), then the centre is cut out; both at once, so that a very long image costs no more
-    than a square one. With ``"pad"`` an image whose longer side is above ``size`` is shrunk to it,
-    and what is smaller stands in the middle of black. Raises ``ValueError`` for floating-point
-    pixels, whose range is unknown.
+    (ITU-R 601). Raises ``ValueError`` for floating-point pixels, whose range is unknown.
     """
-    image = _eight_bit_colours(image, channels)
-    if fit == "pad":
-        return np.asarray(_padded(image, size))
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=_centre(image, size))
+    size = decoding.size
+    image = _eight_bit_colours(image, decoding.channels)
+    if decoding.fit == "pad":
+        image = _padded(image, size)
+    elif image.size != (size, size) or decoding.crop_fraction < 1:
+        # Both at once, so that a very long image costs no more than a square one.
+        box = _centre(image, size, round(size / decoding.crop_fraction))
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(image)
 
 
@@ -115,10 +149,12 @@ def _padded(image: Image.Image, size: int) -> Image.Image:
     return whole
 
 
-def _centre(image: Image.Image, size: int) -> tuple[float, float, float, float]:
-    """Return the part of ``image`` that is the centre crop once the shorter side is ``size``."""
+def _centre(image: Image.Image, size: int, resized: int) -> tuple[float, float, float, float]:
+    """Return the part of ``image`` that is the centre ``size`` once the shorter side is
+    ``resized``.
+    """
     shorter = min(image.size)
-    scaled = [int(size * side / shorter) for side in image.size]
+    scaled = [int(resized * side / shorter) for side in image.size]
     starts = [round((side - size) / 2) for side in scaled]
     factors = [side / new for side, new in zip(image.size, scaled, strict=True)]
     left, top = (start * factor for start, factor in zip(starts, factors, strict=True))
@@ -127,6 +163,39 @@ def _centre(image: Image.Image, size: int) -> tuple[float, float, float, float]:
         for start, factor, side in zip(starts, factors, image.size, strict=True)
     )
     return left, top, right, bottom
+
+
+def _random_box(
+    image_size: tuple[int, int], draws: random.Random
+) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a random part; the centre where ten draws fail."""
+    width, height = image_size
+    for _ in range(10):
+        area = width * height * draws.uniform(0.08, 1.0)
+        ratio = math.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3)))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = draws.randint(0, width - wide), draws.randint(0, height - high)
+            return left, top, left + wide, top + high
+    wide = min(width, max(1, round(height * 4 / 3)))
+    high = min(height, max(1, round(width * 4 / 3)))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
+
+
+def _jittered(picture: Image.Image, amount: float, draws: random.Random) -> Image.Image:
+    from torchvision.transforms import functional
+
+    changes = [
+        (functional.adjust_brightness, draws.uniform(1 - amount, 1 + amount)),
+        (functional.adjust_contrast, draws.uniform(1 - amount, 1 + amount)),
+        (functional.adjust_saturation, draws.uniform(1 - amount, 1 + amount)),
+        (functional.adjust_hue, draws.uniform(-amount / 2, amount / 2)),
+    ]
+    draws.shuffle(changes)
+    for change, strength in changes:
+        picture = change(picture, strength)
+    return picture
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

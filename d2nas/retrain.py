@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .batches import Batches
 from .config import DataConfig, RetrainConfig
 from .data import ImageData, Normalizer
 from .data import steps_per_epoch as count_steps
@@ -25,7 +26,7 @@ from .ops import initialize, noises_in, set_noise_generator
 from .randomness import generator
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import Trainee
-from .training import Batches, FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
+from .training import FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
 
 _SUMS = ("loss", "accuracy", "clip_rate")
 
@@ -67,9 +68,9 @@ class Retraining(Loop):
             Normalizer(data.mean, data.std),
             augmentation,
             config.batch_size,
-            config.cutout,
-            seed,
-            "retrain",
+            cutout_size=config.cutout,
+            seed=seed,
+            purpose="retrain",
         )
         with torch.random.fork_rng(devices=[]):
             self.network = Network(

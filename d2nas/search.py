@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batches import Batches
 from .config import DataConfig, SearchConfig
 from .cost import LiveBytes
-from .data import ImageData, ImageSet, Normalizer
+from .data import ImageData, Images, Normalizer
 from .data import steps_per_epoch as count_steps
 from .data_splits import stratified_choice
 from .method import Batch, Measured, Method, Sizes, StepContext
@@ -24,7 +25,6 @@ from .schedules import cosine, temperature
 from .spaces import CELL_TYPES, SearchSpace
 from .state import Trainee
 from .training import (
-    Batches,
     FiniteWatch,
     Loop,
     compute_type,
@@ -74,9 +74,9 @@ class Search(Loop):
                 Normalizer(data.mean, data.std),
                 augmentation,
                 config.batch_size,
-                config.cutout,
-                seed,
-                purpose,
+                cutout_size=config.cutout,
+                seed=seed,
+                purpose=purpose,
             )
             for half, purpose in zip(halves, ("weights", "architecture"), strict=True)
         )
@@ -200,7 +200,7 @@ class Search(Loop):
         }
 
 
-def _part(half: ImageSet, fraction: float, seed: int, purpose: str) -> ImageSet:
+def _part(half: Images, fraction: float, seed: int, purpose: str) -> Images:
     """Return ``fraction`` of the images, at least one of each class."""
     if fraction == 1.0:
         return half

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from .batches import channels_last
 from .config import DataConfig, RetrainConfig
-from .data import ImageData, ImageSet, Normalizer
+from .data import ImageData, Images, Normalizer
 from .derive import derive_genotype
 from .errors import ConfigError
 from .genotype import Genotype
@@ -22,7 +23,7 @@ from .retrain import Retraining
 from .sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
 from .spaces import EDGES, NODE_EDGES, SearchSpace
 from .supernet import Supernet
-from .training import EVALUATION_BATCH, accuracy, channels_last, predict
+from .training import EVALUATION_BATCH, accuracy, predict
 
 MAX_ATTEMPTS = 100
 """Draws per wanted candidate before a distribution counts as having no more different cells."""
@@ -91,7 +92,7 @@ def draw_of(genotype: Genotype, space: SearchSpace) -> Draw:
 def rank_by_supernet(
     supernet: Supernet,
     genotypes: Sequence[Genotype],
-    images: ImageSet,
+    images: Images,
     normalizer: Normalizer,
     *,
     seed: int,
@@ -107,7 +108,7 @@ def rank_by_supernet(
         correct = 0
         for start in range(0, len(images), EVALUATION_BATCH):
             part = slice(start, start + EVALUATION_BATCH)
-            batch = channels_last(normalizer(images.images_NCHW[part]))
+            batch = channels_last(normalizer(images.pixels(part)))
             with torch.no_grad():
                 predicted = supernet(batch, draw).argmax(dim=1)
             correct += int((predicted == images.labels_N[part]).sum())

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import DataConfig
-from .data import ImageSet, Normalizer, augment_pixels, batch_indices, cutout
+from .batches import channels_last
+from .data import Images, Normalizer
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .ops import noises_in, set_noise_generator
 from .randomness import generator
 from .state import Trainee, TrainState
-from .transfer import send
 
 EVALUATION_BATCH = 256
 
@@ -66,50 +65,6 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(child, nn.Conv2d):
             child.weight.data = child.weight.data.contiguous(memory_format=torch.channels_last)
     return module
-
-
-def channels_last(images_NCHW: Tensor) -> Tensor:
-    """Return the images with their channels next to each other in memory.
-
-    With one channel both layouts are the same bytes, and PyTorch takes the strides of the other
-    one, in which all that follows would be computed: here they are set as meant.
-    """
-    images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
-    _, channels, height, width = images_NCHW.shape
-    if channels > 1:
-        return images_NCHW
-    return images_NCHW.as_strided(images_NCHW.shape, (height * width, 1, width, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """The augmented batches of one image set: each a function of the seed, ``purpose`` and step."""
-
-    images: ImageSet
-    normalizer: Normalizer
-    augmentation: DataConfig
-    batch_size: int
-    cutout_size: int
-    seed: int
-    purpose: str
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the normalised images (N, C, H, W), channels-last, and the labels (N,)."""
-        indices = batch_indices(
-            len(self.images), self.batch_size, seed=self.seed, purpose=self.purpose, step=step
-        )
-        indices = send(indices, self.images.labels_N.device)
-        draws = generator(self.seed, f"{self.purpose}-augmentation", step)
-        pixels = augment_pixels(
-            self.images.images_NCHW[indices],
-            crop_padding=self.augmentation.crop_padding,
-            flip_probability=0.5 if self.augmentation.flip else 0.0,
-            generator=draws,
-        )
-        images = self.normalizer(pixels)
-        if self.cutout_size:
-            images = cutout(images, size=self.cutout_size, generator=draws)
-        return channels_last(images), self.images.labels_N[indices]
 
 
 class Loop:
@@ -296,7 +251,7 @@ def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
 @torch.no_grad()
 def predict(
     network: Callable[[Tensor], Tensor],
-    images: ImageSet,
+    images: Images,
     normalizer: Normalizer,
     batch_size: int = EVALUATION_BATCH,
     *,
@@ -309,7 +264,7 @@ def predict(
     if isinstance(network, nn.Module):
         set_noise_generator(noises_in(network), generator(seed, "evaluation-noise"))
     parts = [
-        network(channels_last(normalizer(images.images_NCHW[start : start + batch_size])))
+        network(channels_last(normalizer(images.pixels(slice(start, start + batch_size)))))
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(parts).cpu()

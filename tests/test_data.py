@@ -207,7 +207,7 @@ def test_images_beyond_the_memory_limit_are_refused(tmp_path, monkeypatch):
 
 def test_statistics_are_exact():
     images = torch.from_numpy(noise(0, 700, 3, 5, 4))
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics([images])
     expected = images.numpy().astype(np.float64) / 255
     assert np.abs(np.array(mean) - expected.mean((0, 2, 3))).max() < 1e-14
     assert np.abs(np.array(std) - expected.std((0, 2, 3))).max() < 1e-14
@@ -215,7 +215,7 @@ def test_statistics_are_exact():
 
 def test_a_constant_channel_is_normalised_to_zeros():
     images = torch.full((5, 1, 4, 4), 9, dtype=torch.uint8)
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics([images])
     assert std == (1 / 255,)
     assert Normalizer(mean, std)(images).abs().max() < 1e-6
 

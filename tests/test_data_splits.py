@@ -275,7 +275,7 @@ def test_images_and_labels_stay_together():
 
 def test_mean_and_deviation_are_those_of_the_kept_training_images():
     usual, reduced = digits(), digits(**SMALL)
-    assert (reduced.mean, reduced.std) == channel_statistics(reduced.train.images_NCHW)
+    assert (reduced.mean, reduced.std) == channel_statistics([reduced.train.images_NCHW])
     assert reduced.mean != usual.mean
 
 

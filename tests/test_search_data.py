@@ -156,7 +156,7 @@ def test_the_imagenet_setting_runs_on_a_tenth_and_a_tenth_of_a_folder(
     assert "40 training images (20 for weights, 20 for the architecture), 4 test images" in talk
     (search,) = seen
     for batches in (search.weight_batches, search.arch_batches):
-        assert batches.batch_size == 256
+        assert batches.order.batch_size == 256
         assert torch.bincount(batches.images.labels_N).tolist() == [2, 2]
         assert batches.batch(0)[0].shape == (4, 3, 224, 224)
     assert isinstance(search.supernet.stem, ImageNetStem)

@@ -10,6 +10,7 @@ import torch
 from toy import Place
 
 from d2nas import SPACES, ArchLogits, sample
+from d2nas.batches import channels_last
 from d2nas.config import build_config
 from d2nas.data import ImageData, ImageSet, Normalizer, load_data
 from d2nas.derive import derive_genotype
@@ -25,7 +26,6 @@ from d2nas.select import (
     sample_candidates,
 )
 from d2nas.supernet import Supernet
-from d2nas.training import channels_last
 from pipeline.store import Store
 
 S0 = SPACES["S0"]

@@ -37,6 +37,16 @@ SMALL_BATCH_IMAGES = 64
 """Images that every batch size but the largest is checked on; the largest sees all."""
 
 
+class Rows(Protocol):
+    """Images [N, channels, height, width] that are looked at in parts: all may be too many."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, part: slice, /) -> NDArray[np.float32]:
+        """Return a part of them."""
+
+
 class Session(Protocol):
     """What is compared with the reference: ``OnnxSession`` or a stand-in."""
 
@@ -233,7 +243,7 @@ def gate(result: ParityResult, limits: Limits | None = None) -> tuple[Verdict, t
 def check_parity(
     reference_fn: Reference,
     session: Session,
-    images: NDArray[np.float32],
+    images: Rows,
     batches: Sequence[int] = DEFAULT_BATCHES,
     limits: Limits | None = None,
 ) -> ParityReport:
@@ -255,11 +265,10 @@ def check_parity(
     entries = []
     for batch in sorted(set(batches)):
         num_images = len(images) if batch == largest else min(len(images), SMALL_BATCH_IMAGES)
-        # Slices, not copies: all images may be most of the memory.
-        rows, wanted = images[:num_images], reference[:num_images]
-        if num_images < batch:
-            repeated = np.arange(batch) % num_images
-            rows, wanted = rows[repeated], wanted[repeated]
+        rows, wanted = images, reference
+        if num_images < max(batch, len(images)):
+            repeated = np.arange(max(batch, num_images)) % num_images
+            rows, wanted = images[:num_images][repeated], reference[repeated]
         entries.append(_at_batch(session, rows, wanted, batch, limits))
     session.check_provider()
     return ParityReport(tuple(entries), limits)
@@ -286,7 +295,7 @@ def self_test(
 
 def _at_batch(
     session: Session,
-    images: NDArray[np.float32],
+    images: Rows,
     reference: NDArray[Any],
     batch: int,
     limits: Limits,
@@ -335,7 +344,7 @@ def _row_distance(rows: NDArray[Any], wanted: NDArray[Any]) -> float:
     return max(_ratio(row - target, target) for row, target in zip(rows, wanted, strict=True))
 
 
-def _in_batches(answer: Reference, images: NDArray[np.float32], batch: int) -> NDArray[Any]:
+def _in_batches(answer: Reference, images: Rows, batch: int) -> NDArray[Any]:
     """Answers to all images in order; an array of no rows if a batch is answered by other rows."""
     answers = []
     for at in range(0, len(images), batch):

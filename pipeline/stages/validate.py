@@ -47,7 +47,7 @@ def run(context: Context) -> Facts:
     device = resolve_device(config.device)
     session = open_session(model, device=device, what=f"{exported.reference}: {MODEL_FILE}")
     data = context.data()
-    images = _test_images(data)
+    images = _Inputs(data)
     context.hooks.begin(2 + len(config.latency_batches), 0, "check")
     context.hooks.say(f"validate on {session.device.label}: {len(images)} test images")
 
@@ -147,9 +147,18 @@ def _check_lineage(context: Context, model: bytes) -> None:
             )
 
 
-def _test_images(data: ImageData) -> Images:
-    images: Images = Normalizer(data.mean, data.std)(data.test.images_NCHW).numpy()
-    return images
+class _Inputs:
+    """The test images as the network's inputs, prepared when a part is looked at."""
+
+    def __init__(self, data: ImageData) -> None:
+        self._images, self._normalizer = data.test, Normalizer(data.mean, data.std)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, part: slice, /) -> Images:
+        inputs: Images = self._normalizer(self._images.pixels(part)).numpy()
+        return inputs
 
 
 def _require_passed(parity: ParityReport, selftest: SelfTest) -> None:
@@ -207,7 +216,7 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
     }
 
 
-def _in_batches(answer: Callable[[Images], Images], images: Images, batch: int) -> Images:
+def _in_batches(answer: Callable[[Images], Images], images: _Inputs, batch: int) -> Images:
     return np.concatenate(
         [answer(images[start : start + batch]) for start in range(0, len(images), batch)]
     )
