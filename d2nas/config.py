@@ -207,6 +207,11 @@ class RetrainConfig(Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Probability at the end; it rises linearly from 0."""
     cutout: NonNegative = 16
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Type that autocast computes in; weights and sums stay in fp32. Auto: on a GPU bf16, or fp16
+    (with a loss scale) where it has no bf16; on a CPU fp32."""
+    compile: bool = False
+    """Whether torch.compile prepares the network: minutes at the start, other rounding."""
     device: Device = "auto"
 
     @model_validator(mode="after")

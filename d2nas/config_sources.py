@@ -78,6 +78,8 @@ DEFAULT_SOURCES: Mapping[str, str] = {
     "retrain.label_smoothing": "DARTS's code: none",
     "retrain.drop_path": "DARTS's code",
     "retrain.cutout": "DARTS's code",
+    "retrain.precision": "DARTS's code",
+    "retrain.compile": "ours",
     "retrain.device": "ours",
     "export.opset": "ours: the newest that ONNX Runtime's CUDA kernels cover",
     "validate.device": "ours",

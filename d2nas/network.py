@@ -6,6 +6,7 @@
 Numbers match the published code (arXiv 1806.09055): parameters, multiply-adds, logits, gradients.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .genotype import Genotype
 from .ops import CellPlan, build_operation, build_stem, plan_cells, preprocess_inputs
 from .spaces import EDGES_PER_NODE, NODES
 from .strict_json import parse_json
+from .transfer import send
 from .verified_folder import read_verified
 
 DESCRIPTION_FILE = "network.json"
@@ -31,14 +33,19 @@ class DropPath:
     probability: float
     generator: torch.Generator
 
-    def __call__(self, x_NCHW: Tensor) -> Tensor:
-        """Zero whole images of ``x`` with the probability; scale the kept ones to keep the mean."""
+    def factors(self, num_outputs: int, num_images: int, device: torch.device) -> Tensor:
+        """Return what each output of each image is multiplied with, (outputs, N, 1, 1, 1).
+
+        That is 0 with the probability, else what keeps the mean. All of a step at once: one copy to
+        the device, which nothing waits for.
+        """
         keep = 1.0 - self.probability
         draws = torch.rand(
-            (len(x_NCHW), 1, 1, 1), generator=self.generator, device=self.generator.device
+            (num_outputs, num_images, 1, 1, 1),
+            generator=self.generator,
+            device=self.generator.device,
         )
-        mask = (draws < keep).to(x_NCHW.device, x_NCHW.dtype)
-        return x_NCHW * (mask / keep)
+        return send((draws < keep) / keep, device)
 
 
 class Cell(nn.Module):
@@ -57,20 +64,28 @@ class Cell(nn.Module):
             for operation, source in pairs
         )
 
-    def forward(self, input0: Tensor, input1: Tensor, drop_path: DropPath | None) -> Tensor:
-        """Return (N, nodes x C, H, W); a reduction cell halves input 1's height and width."""
+    @property
+    def num_droppable(self) -> int:
+        """How many outputs drop-path can zero: all but unchanged inputs."""
+        return sum(not isinstance(operation, nn.Identity) for operation in self.operations)
+
+    def forward(self, input0: Tensor, input1: Tensor, factors: Iterator[Tensor] | None) -> Tensor:
+        """Return (N, nodes x C, H, W); a reduction cell halves input 1's height and width.
+
+        ``factors`` are drop-path's, in the order of the operations.
+        """
         states = [self.preprocess0(input0), self.preprocess1(input1)]
         for node in range(len(NODES)):
             edges = range(EDGES_PER_NODE * node, EDGES_PER_NODE * (node + 1))
-            first, second = (self._edge(edge, states, drop_path) for edge in edges)
+            first, second = (self._edge(edge, states, factors) for edge in edges)
             states.append(first + second)
         return torch.cat([states[node] for node in self.concat], dim=1)
 
-    def _edge(self, edge: int, states: list[Tensor], drop_path: DropPath | None) -> Tensor:
+    def _edge(self, edge: int, states: list[Tensor], factors: Iterator[Tensor] | None) -> Tensor:
         operation = self.operations[edge]
         output: Tensor = operation(states[self.sources[edge]])
-        if drop_path is not None and not isinstance(operation, nn.Identity):
-            output = drop_path(output)
+        if factors is not None and not isinstance(operation, nn.Identity):
+            output = output * next(factors).to(output.dtype)
         return output
 
 
@@ -139,27 +154,32 @@ class Network(nn.Module):
             "reduce": len(genotype.reduce_concat),
         }
         plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
-        self.cells = nn.ModuleList(Cell(genotype, plan) for plan in plans)
+        cells = [Cell(genotype, plan) for plan in plans]
+        self.cells = nn.ModuleList(cells)
         widths = [outputs[plan.cell_type] * plan.channels for plan in plans]
         self.auxiliary_position = 2 * num_cells // 3
         self.auxiliary_head = (
             AuxiliaryHead(stem, widths[self.auxiliary_position], num_classes) if auxiliary else None
         )
         self.classifier = nn.Linear(widths[-1], num_classes)
+        self.num_droppable = sum(cell.num_droppable for cell in cells)
 
     def forward(
-        self, x: Tensor, *, drop_path: DropPath | None = None
+        self, x: Tensor, *, drop_path: DropPath | Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return logits (N, classes); in training with an auxiliary head ``(logits, auxiliary)``.
 
-        ``x`` is (N, in_channels, H, W), normalised. ``drop_path`` acts in training only.
+        ``x`` is (N, in_channels, H, W), normalised. ``drop_path`` acts in training only; a tensor
+        holds its factors, drawn already.
         """
-        if not self.training or (drop_path is not None and drop_path.probability == 0.0):
-            drop_path = None
+        if isinstance(drop_path, DropPath):
+            drop_path = self.drop_factors(drop_path, len(x), x.device)
+        drops = self.training and drop_path is not None
+        factors = iter(drop_path.unbind()) if drops and drop_path is not None else None
         previous, current = self.stem(x)
         auxiliary: Tensor | None = None
         for position, cell in enumerate(self.cells):
-            previous, current = current, cell(previous, current, drop_path)
+            previous, current = current, cell(previous, current, factors)
             if (
                 self.training
                 and self.auxiliary_head is not None
@@ -169,6 +189,14 @@ class Network(nn.Module):
         # A mean, not AdaptiveAvgPool2d: that one has no deterministic backward on CUDA.
         logits: Tensor = self.classifier(current.mean((2, 3)))
         return logits if auxiliary is None else (logits, auxiliary)
+
+    def drop_factors(
+        self, drop_path: DropPath, num_images: int, device: torch.device
+    ) -> Tensor | None:
+        """Return drop-path's factors of one step; None where nothing is dropped."""
+        if drop_path.probability == 0.0:
+            return None
+        return drop_path.factors(self.num_droppable, num_images, device)
 
 
 def describe_network(

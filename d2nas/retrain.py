@@ -12,7 +12,7 @@ images are not seen here.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batches import Batches
@@ -23,10 +23,12 @@ from .errors import ConfigError
 from .genotype import Genotype
 from .network import DropPath, Network, auxiliary_fits
 from .ops import initialize, noises_in, set_noise_generator
+from .precision import LossScale, compute_type, resolve_precision
 from .randomness import generator
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import Trainee
 from .training import FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
+from .units import keep_everything
 
 _SUMS = ("loss", "accuracy", "clip_rate")
 
@@ -49,6 +51,10 @@ class Retraining(Loop):
 
     Raises ``ConfigError`` where the auxiliary head does not fit the image size.
     """
+
+    network: Network
+    model: nn.Module
+    """What is called: the network, or what compiles it."""
 
     def __init__(
         self,
@@ -84,6 +90,9 @@ class Retraining(Loop):
             )
         initialize(self.network, generator(seed, "network-weights"))
         place(self.network, device)
+        self.precision = resolve_precision(config.precision, device)
+        self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
+        self.model = self._compiled() if config.compile else self.network
         # Listed once: to walk the modules at every step takes as long as a cell.
         self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
         self.watch = FiniteWatch(device)
@@ -97,11 +106,19 @@ class Retraining(Loop):
         self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         self.metrics = []
+        scales = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
         self.trainee = Trainee(
-            modules={"network": self.network},
+            modules={"network": self.network, **scales},
             optimizers={"sgd": self.optimizer},
             sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
         )
+
+    def _compiled(self) -> nn.Module:
+        # PyTorch's own backward, which a compiler understands and fuses.
+        keep_everything(self.network)
+        compiled = torch.compile(self.network)
+        assert isinstance(compiled, nn.Module)
+        return compiled
 
     def take_step(self, step: int) -> None:
         """Run ``train_step``."""
@@ -154,27 +171,64 @@ def train_step(retraining: Retraining, step: int) -> None:
     """Run one step. An update that is not finite is not made; ``NonFiniteError`` names the step,
     at once on the CPU, else at the next checkpoint or end of an epoch.
     """
-    config, network = retraining.config, retraining.network
     images, labels = retraining.batches.batch(step)
     for group in retraining.optimizer.param_groups:
         group["lr"] = retraining.lr_at(step)
-    draws = generator(retraining.seed, "drop-path", step)
-    set_noise_generator(retraining.noises, generator(retraining.seed, "noise", step))
-    output = network(images, drop_path=DropPath(retraining.drop_path_at(step), draws))
-    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    total = loss
-    if auxiliary is not None:
-        total = loss + config.auxiliary_weight * F.cross_entropy(
-            auxiliary, labels, label_smoothing=config.label_smoothing
-        )
+    loss, total, correct = _forward(retraining, step, images, labels)
     retraining.optimizer.zero_grad()
-    torch.autograd.backward(total)
-    norm = torch.nn.utils.clip_grad_norm_(retraining.weights, config.clip_norm)
-    retraining.trainee.sums[0] += loss.detach()
-    retraining.trainee.sums[1] += (logits.detach().argmax(dim=1) == labels).double().mean()
-    retraining.trainee.sums[2] += norm > config.clip_norm
+    scale = retraining.loss_scale
+    torch.autograd.backward(total if scale is None else total * scale.scale)
     finite = retraining.watch.add(step, "the training loss", total.detach())
-    finite = finite & retraining.watch.add(step, "the gradient norm", norm)
+    norm = _clip(retraining)
+    finite = finite & _watch_norm(retraining, step, norm)
+    retraining.trainee.sums[0] += loss.detach()
+    retraining.trainee.sums[1] += correct
+    retraining.trainee.sums[2] += norm > retraining.config.clip_norm
     step_if_finite(retraining.optimizer, finite)
     retraining.watch.check_if_free()
+
+
+def _forward(
+    retraining: Retraining, step: int, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, the loss with the auxiliary head's part, and the share of right answers."""
+    config, device = retraining.config, retraining.device
+    draws = generator(retraining.seed, "drop-path", step)
+    factors = retraining.network.drop_factors(
+        DropPath(retraining.drop_path_at(step), draws), len(images), device
+    )
+    set_noise_generator(retraining.noises, generator(retraining.seed, "noise", step))
+    dtype = compute_type(retraining.precision, device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        output = retraining.model(images, drop_path=factors)
+    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+    smoothing = config.label_smoothing
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    total = loss
+    if auxiliary is not None:
+        auxiliary_loss = F.cross_entropy(auxiliary.float(), labels, label_smoothing=smoothing)
+        total = loss + config.auxiliary_weight * auxiliary_loss
+    return loss, total, (logits.detach().argmax(dim=1) == labels).double().mean()
+
+
+def _clip(retraining: Retraining) -> Tensor:
+    """Undo the loss scale, clip the gradients, and return their norm before that."""
+    if retraining.loss_scale is not None:
+        gradients = [weight.grad for weight in retraining.weights if weight.grad is not None]
+        retraining.loss_scale.unscale(gradients)
+    return torch.nn.utils.clip_grad_norm_(retraining.weights, retraining.config.clip_norm)
+
+
+def _watch_norm(retraining: Retraining, step: int, norm: Tensor) -> Tensor:
+    """Return whether the gradients are finite (0-d), which they must be.
+
+    In float16 they may overflow now and then: such a step is left out and the scale halved.
+    """
+    scale = retraining.loss_scale
+    if scale is None:
+        return retraining.watch.add(step, "the gradient norm", norm)
+    finite = torch.isfinite(norm)
+    overflow = torch.where(scale.usable(finite), torch.zeros_like(norm), norm)
+    retraining.watch.add(step, "the gradient norm", overflow)
+    scale.update(finite)
+    return finite

@@ -20,6 +20,7 @@ from .data_splits import stratified_choice
 from .method import Batch, Measured, Method, Sizes, StepContext
 from .methods import METHODS, searched_space
 from .ops import initialize
+from .precision import compute_type
 from .randomness import generator
 from .schedules import cosine, temperature
 from .spaces import CELL_TYPES, SearchSpace
@@ -27,7 +28,6 @@ from .state import Trainee
 from .training import (
     FiniteWatch,
     Loop,
-    compute_type,
     place,
     sgd,
     stem_for,

@@ -206,22 +206,6 @@ def sgd(
     return optimizer
 
 
-def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type that features are computed in: ``fp32`` or ``bf16``.
-
-    Weights, statistics and sums stay in float32. Raises ``ConfigError`` where the device has no
-    bfloat16.
-    """
-    if precision == "fp32":
-        return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError(
-            f"{torch.cuda.get_device_name(device)} does not compute in bf16",
-            hint="set search.precision=fp32",
-        )
-    return torch.bfloat16
-
-
 @contextlib.contextmanager
 def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
     """Turn an out-of-memory failure into ``OutOfMemoryError`` with the batch size and the peak.

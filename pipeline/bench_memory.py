@@ -25,10 +25,11 @@ from d2nas.cost import LiveBytes
 from d2nas.decoupled import SinglePath
 from d2nas.method import Batch, Method, Sizes, StepContext, measure
 from d2nas.methods import METHODS, searched_space
+from d2nas.precision import compute_type
 from d2nas.randomness import generator
 from d2nas.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
 from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
-from d2nas.training import compute_type, place, sgd
+from d2nas.training import place, sgd
 from d2nas.units import keep_everything
 
 from .bench_memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement

@@ -6,9 +6,9 @@ from searches import CHEAP, CPU, config_of, final_state, finish, made_images, se
 from torch import Tensor, nn
 
 from d2nas.errors import ConfigError
+from d2nas.precision import compute_type
 from d2nas.search import Search, search_step
 from d2nas.spaces import SearchSpace
-from d2nas.training import compute_type
 
 BF16 = "search.precision=bf16"
 SAMPLED = ["d2nas", "entangled", "gdas"]

@@ -166,8 +166,8 @@ def test_drop_path_rises_by_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = retraining.network.forward
 
-    def spy(images: torch.Tensor, *, drop_path: object) -> object:
-        seen.append(drop_path.probability)
+    def spy(images: torch.Tensor, *, drop_path: torch.Tensor | None) -> object:
+        seen.append(0.0 if drop_path is None else 1.0 - 1.0 / float(drop_path.max()))
         return forward(images, drop_path=drop_path)
 
     monkeypatch.setattr(retraining.network, "forward", spy)

@@ -59,7 +59,7 @@ def reads_data(stage: str, config: Config) -> bool:
 CODE_SCHEMA: Mapping[str, int] = {
     "search": 4,
     "derive": 3,
-    "retrain": 2,
+    "retrain": 3,
     "evaluate": 2,
     "export": 1,
     "validate": 3,

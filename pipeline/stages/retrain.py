@@ -62,6 +62,7 @@ def run(context: Context) -> Facts:
     context.work.write(METRICS_FILE, encode_rows(retraining.metrics))
     return {
         "device": device.type,
+        "precision": retraining.precision,
         "data_digest": data.digest,
         "steps": retraining.num_steps,
         "train_accuracy": retraining.metrics[-1]["accuracy"],

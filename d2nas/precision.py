@@ -1,0 +1,70 @@
+"""Training in half precision: which type, and the loss scale that float16 needs."""
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Turn ``auto`` into what the device is good at: ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises ``ConfigError`` where the device does not compute in the type asked for.
+    """
+    on_cuda = device.type == "cuda"
+    has_bfloat16 = not on_cuda or torch.cuda.is_bf16_supported()
+    if precision == "auto":
+        return ("bf16" if has_bfloat16 else "fp16") if on_cuda else "fp32"
+    if precision == "bf16" and not has_bfloat16:
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bf16",
+            hint="set search.precision=fp32, or retrain.precision=fp16",
+        )
+    return precision
+
+
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type that features are computed in. Weights, statistics and sums stay in float32.
+
+    Raises as ``resolve_precision``.
+    """
+    return _TYPES[resolve_precision(precision, device)]
+
+
+class LossScale(nn.Module):
+    """The factor on the loss that keeps float16 gradients from vanishing (Micikevicius et al.,
+    arXiv 1710.03740): halved after an overflow, doubled after ``GROWTH_STEPS`` without one.
+
+    As buffers, so that it lives on the device, waits for nothing, and is part of a checkpoint.
+    """
+
+    GROWTH_STEPS = 2000
+    START = 2.0**16
+    LEAST = 1.0
+    """What overflows at this scale is no matter of scale."""
+
+    scale: Tensor
+    good_steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(self.START))
+        self.register_buffer("good_steps", torch.tensor(0, dtype=torch.int32))
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divide the gradients by the scale, in place."""
+        torch._foreach_mul_(gradients, 1.0 / self.scale)
+
+    def usable(self, finite: Tensor) -> Tensor:
+        """Return whether a step was fine or its overflow is one that a smaller scale may cure."""
+        return finite | (self.scale > self.LEAST)
+
+    def update(self, finite: Tensor) -> None:
+        """Choose the next step's scale, given whether this one's gradients were finite (0-d)."""
+        good = torch.where(finite, self.good_steps + 1, 0)
+        grown = good >= self.GROWTH_STEPS
+        factor = torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)
+        self.scale.mul_(factor).clamp_(min=self.LEAST)
+        self.good_steps.copy_(torch.where(grown, 0, good))
