@@ -8,6 +8,7 @@ Numbers match the published code (arXiv 1806.09055): parameters, multiply-adds, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,17 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, DamagedArtifactError
 from .genotype import Genotype
-from .ops import CellPlan, build_operation, build_stem, plan_cells, preprocess_inputs
+from .ops import (
+    CellPlan,
+    build_operation,
+    build_stem,
+    plan_cells,
+    preprocess_inputs,
+)
 from .spaces import EDGES_PER_NODE, NODES
 from .strict_json import parse_json
 from .transfer import send
+from .units import Lean, share_relu
 from .verified_folder import read_verified
 
 DESCRIPTION_FILE = "network.json"
@@ -48,8 +56,24 @@ class DropPath:
         return send((draws < keep) / keep, device)
 
 
-class Cell(nn.Module):
-    """A derived cell: each node adds its two operations, the output concatenates the nodes."""
+class State:
+    """What a node or cell hands on: its value, and its ReLU once somebody asks for it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    @cached_property
+    def rectified(self) -> Tensor:
+        """The value after ReLU."""
+        return self.value.relu()
+
+
+class Cell(Lean):
+    """A derived cell: each node adds its two operations, the output concatenates the nodes.
+
+    Most operations begin with ReLU. In training, those that read the same state share one: it is
+    computed, kept for the backward, and passed through backwards once, not once per operation.
+    """
 
     def __init__(self, genotype: Genotype, plan: CellPlan) -> None:
         super().__init__()
@@ -63,29 +87,42 @@ class Cell(nn.Module):
             build_operation(operation, plan.channels, plan.stride(source))
             for operation, source in pairs
         )
+        self.sharing = {
+            module
+            for module in (self.preprocess0, self.preprocess1, *self.operations)
+            if share_relu(module)
+        }
 
     @property
     def num_droppable(self) -> int:
         """How many outputs drop-path can zero: all but unchanged inputs."""
         return sum(not isinstance(operation, nn.Identity) for operation in self.operations)
 
-    def forward(self, input0: Tensor, input1: Tensor, factors: Iterator[Tensor] | None) -> Tensor:
+    def forward(self, input0: State, input1: State, factors: Iterator[Tensor] | None) -> Tensor:
         """Return (N, nodes x C, H, W); a reduction cell halves input 1's height and width.
 
         ``factors`` are drop-path's, in the order of the operations.
         """
-        states = [self.preprocess0(input0), self.preprocess1(input1)]
+        states = [
+            State(self._apply_to(state, preprocess))
+            for state, preprocess in ((input0, self.preprocess0), (input1, self.preprocess1))
+        ]
         for node in range(len(NODES)):
             edges = range(EDGES_PER_NODE * node, EDGES_PER_NODE * (node + 1))
             first, second = (self._edge(edge, states, factors) for edge in edges)
-            states.append(first + second)
-        return torch.cat([states[node] for node in self.concat], dim=1)
+            states.append(State(first + second))
+        return torch.cat([states[node].value for node in self.concat], dim=1)
 
-    def _edge(self, edge: int, states: list[Tensor], factors: Iterator[Tensor] | None) -> Tensor:
+    def _edge(self, edge: int, states: list[State], factors: Iterator[Tensor] | None) -> Tensor:
         operation = self.operations[edge]
-        output: Tensor = operation(states[self.sources[edge]])
+        output = self._apply_to(states[self.sources[edge]], operation)
         if factors is not None and not isinstance(operation, nn.Identity):
             output = output * next(factors).to(output.dtype)
+        return output
+
+    def _apply_to(self, state: State, operation: nn.Module) -> Tensor:
+        shares = self.training and self.lean and operation in self.sharing
+        output: Tensor = operation(state.rectified if shares else state.value)
         return output
 
 
@@ -176,18 +213,19 @@ class Network(nn.Module):
             drop_path = self.drop_factors(drop_path, len(x), x.device)
         drops = self.training and drop_path is not None
         factors = iter(drop_path.unbind()) if drops and drop_path is not None else None
-        previous, current = self.stem(x)
+        previous, current = (State(output) for output in self.stem(x))
         auxiliary: Tensor | None = None
         for position, cell in enumerate(self.cells):
-            previous, current = current, cell(previous, current, factors)
+            output = cell(previous, current, factors)
+            previous, current = current, State(output)
             if (
                 self.training
                 and self.auxiliary_head is not None
                 and position == self.auxiliary_position
             ):
-                auxiliary = self.auxiliary_head(current)
+                auxiliary = self.auxiliary_head(output)
         # A mean, not AdaptiveAvgPool2d: that one has no deterministic backward on CUDA.
-        logits: Tensor = self.classifier(current.mean((2, 3)))
+        logits: Tensor = self.classifier(output.mean((2, 3)))
         return logits if auxiliary is None else (logits, auxiliary)
 
     def drop_factors(

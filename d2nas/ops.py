@@ -30,7 +30,7 @@ class ConvUnit(NormalizedUnit):
 
     def __init__(self, *convs: nn.Conv2d, affine: bool, rectify: bool = True) -> None:
         super().__init__()
-        self.relu = nn.ReLU() if rectify else nn.Identity()
+        self.relu: nn.Module = nn.ReLU() if rectify else nn.Identity()
         self.convs = nn.ModuleList(convs)
         self.norm = nn.BatchNorm2d(convs[-1].out_channels, affine=affine)
         self.steps = tuple(ConvStep(conv) for conv in convs)
@@ -69,7 +69,7 @@ class FactorizedReduce(NormalizedUnit):
         super().__init__()
         if out_channels % 2:
             raise ConfigError(f"{out_channels} channels: a stride-2 skip needs an even number")
-        self.relu = nn.ReLU()
+        self.relu: nn.Module = nn.ReLU()
         self.conv_even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.conv_odd = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)

@@ -290,17 +290,26 @@ def _cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [weight.to(dtype) for weight in weights]
 
 
-class NormalizedUnit(nn.Module):
+class Lean(nn.Module):
+    """What can train with less than the published codes do.
+
+    ``lean`` off: as they do, module by module, for comparison (``keep_everything``).
+    """
+
+    lean = True
+
+
+class NormalizedUnit(Lean):
     """Base of the units: subclasses set ``steps``, and say what they are module by module.
 
-    ``lean``: train with the hand-written backward. Off, PyTorch's own runs module by module, as
-    the published codes do; it is there for comparison (``keep_everything``).
+    The lean way is the hand-written backward.
     """
 
     norm: nn.BatchNorm2d
     steps: tuple[Step, ...]
     rectify = True
-    lean = True
+    shares_relu = False
+    """Whether the hand-written way is given an input that is rectified already."""
 
     def weights(self) -> Sequence[Tensor]:
         """Return the steps' weights, in order."""
@@ -322,7 +331,13 @@ class NormalizedUnit(nn.Module):
     def _run(self, x_NCHW: Tensor) -> Tensor:
         norm = self.norm
         output: Tensor = _NormalizedSteps.apply(
-            x_NCHW, norm, self.steps, self.rectify, norm.weight, norm.bias, *self.weights()
+            x_NCHW,
+            norm,
+            self.steps,
+            self.rectify and not self.shares_relu,
+            norm.weight,
+            norm.bias,
+            *self.weights(),
         )
         return output
 
@@ -347,10 +362,22 @@ def _is_watched(module: nn.Module) -> bool:
     ) or any(_is_watched(child) for child in module._modules.values() if child is not None)
 
 
+def share_relu(operation: nn.Module) -> bool:
+    """Have an operation's first unit given rectified inputs, if it begins with ReLU; returns that.
+
+    Whoever does so computes the ReLU once for all units that read the same state.
+    """
+    first = operation[0] if isinstance(operation, nn.Sequential) else operation
+    if not isinstance(first, NormalizedUnit) or not first.rectify:
+        return False
+    first.shares_relu = True
+    return True
+
+
 def keep_everything(module: nn.Module) -> None:
-    """Make every unit in ``module`` train as the published codes do: by PyTorch's own backward,
-    which keeps each intermediate map.
+    """Make everything in ``module`` train as the published codes do: by PyTorch's own backward,
+    which keeps each intermediate map, every unit with a ReLU of its own.
     """
     for child in module.modules():
-        if isinstance(child, NormalizedUnit):
+        if isinstance(child, Lean):
             child.lean = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from d2nas.config import SearchConfig, build_config, parse_override
+from d2nas.config import Config, SearchConfig, build_config, parse_override
 from d2nas.errors import ConfigError
 
 from .console import Console
@@ -53,7 +53,7 @@ def bench_search(
     from .bench_pairs import COLUMNS, table_rows
     from .bench_search import compare_methods, passes_goal
 
-    config = _prepare(settings, threads)
+    config = _prepare(settings, threads, "search").search
     console = Console()
     rows = []
     for found in compare_methods(config, pairs, full=full):
@@ -75,7 +75,7 @@ def profile_search(settings: Sequence[str], *, threads: int | None, as_json: boo
     """Show where the time of one step goes."""
     from .bench_search import group_shares, profile_step
 
-    config = _prepare(settings, threads)
+    config = _prepare(settings, threads, "search").search
     console = Console()
     rows = profile_step(config)
     if as_json:
@@ -97,26 +97,68 @@ def profile_search(settings: Sequence[str], *, threads: int | None, as_json: boo
     console.table("by group", ("group", "share"), groups)
 
 
-def _prepare(settings: Sequence[str], threads: int | None) -> SearchConfig:
-    """Return the search's configuration. Raises ``ConfigError`` for keys that are not its own."""
+def bench_train(settings: Sequence[str], *, pairs: int, threads: int | None, as_json: bool) -> None:
+    """Time retraining against a plain implementation, and estimate what GPUs could do."""
+    from .bench_pairs import COLUMNS, table_rows
+    from .bench_train import GENOTYPE, GOAL, STEPS, compare_training, estimate
+
+    # 16 images a batch: what two cores do in a second.
+    config = _prepare(["retrain.batch_size=16", *settings], threads, "retrain").retrain
+    console = Console()
+    rows = compare_training(config, pairs, steps=STEPS)
+    estimates = estimate(config)
+    if as_json:
+        console.data(rows)
+    else:
+        note = (
+            f"{GENOTYPE}, {config.num_cells} cells x {config.init_channels} channels, batch "
+            f"{config.batch_size}, 32 x 32 pixels, {config.precision}, device {config.device}, "
+            f"{_threads()} threads"
+        )
+        console.table("time", COLUMNS, table_rows(rows), note=note)
+        columns = ("GPU", "type", "multiply-adds", "bytes", "images/s at most", "bound by")
+        cells = [
+            (
+                row["gpu"],
+                row["precision"],
+                f"{row['macs_per_image']:,}",
+                f"{row['bytes_per_image']:,}",
+                f"{row['images_per_second']:,.0f}",
+                row["bound"],
+            )
+            for row in estimates
+        ]
+        note = "estimates from data sheets (roofline): nothing was measured on a GPU"
+        console.table("estimate, per image", columns, cells, note=note)
+    speedup = 1.0 / rows[-1]["ratio_median"]
+    state = "met" if speedup >= GOAL else "missed"
+    console.say(f"goal: {speedup:.2f}x images/s of plain >= {GOAL}: {state}")
+
+
+def _prepare(settings: Sequence[str], threads: int | None, section: str) -> Config:
+    """Return the configuration. Raises ``ConfigError`` for keys that are not of ``section``."""
     import torch
 
     for setting in settings:
-        section = parse_override(setting)[0]
-        if section != "search":
+        if parse_override(setting)[0] != section:
+            example = "search.draws=3" if section == "search" else "retrain.batch_size=32"
             raise ConfigError(
-                f"--set {setting}: only search.* counts here", hint="for example search.draws=3"
+                f"--set {setting}: only {section}.* counts here", hint=f"for example {example}"
             )
     if threads is not None:
         torch.set_num_threads(threads)
-    return build_config({}, settings, what="bench search").search
+    return build_config({}, settings, what="bench")
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _setting(config: SearchConfig) -> str:
-    import torch
-
     return (
         f"{config.num_cells} cells x {config.init_channels} channels, batch {config.batch_size}, "
         f"32 x 32 pixels, {config.precision}, device {config.device}, "
-        f"{torch.get_num_threads()} threads"
+        f"{_threads()} threads"
     )

@@ -6,6 +6,11 @@ import typer
 
 from .cli_options import FullOption, JsonOption, SetOption
 
+PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's.")
+]
+
 bench = typer.Typer(
     name="bench", help="Measure memory and time on this machine.", rich_markup_mode=None
 )
@@ -34,10 +39,8 @@ def bench_memory_command(
 @bench.command("search")
 def bench_search_command(
     settings: SetOption = None,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's.")
-    ] = None,
+    pairs: PairsOption = 5,
+    threads: ThreadsOption = None,
     full: FullOption = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where one step's time goes instead.")
@@ -51,3 +54,16 @@ def bench_search_command(
         profile_search(settings or [], threads=threads, as_json=as_json)
     else:
         bench_search(settings or [], pairs=pairs, threads=threads, full=full, as_json=as_json)
+
+
+@bench.command("train")
+def bench_train_command(
+    settings: SetOption = None,
+    pairs: PairsOption = 5,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time per retraining step, against a plain implementation of the same network."""
+    from .bench_commands import bench_train
+
+    bench_train(settings or [], pairs=pairs, threads=threads, as_json=as_json)
