@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from d2nas.config import DataConfig, SearchConfig, read_space
+from d2nas.config import DataConfig, SearchConfig
+from d2nas.config_files import read_space
 from d2nas.data import ImageData, ImageSet
 from d2nas.decoupled import SinglePath
 from d2nas.method import Method

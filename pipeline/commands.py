@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from d2nas.config import Config, build_config, override_key, read_space
+from d2nas.config import Config, build_config, override_key
+from d2nas.config_files import read_space
 from d2nas.config_sources import sources_of
 from d2nas.errors import ConfigError
 from d2nas.strict_json import parse_json

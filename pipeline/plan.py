@@ -213,7 +213,7 @@ class _Estimates:
         }
 
     def _search_arguments(self) -> tuple[Any, Any]:
-        from d2nas.config import read_space
+        from d2nas.config_files import read_space
 
         return read_space(self._config.search.space), self._data()
 
@@ -247,7 +247,7 @@ class _Estimates:
         """Return the activations' peak of one pass: where cells are sampled, one of separable
         convolutions.
         """
-        from d2nas.config import read_space
+        from d2nas.config_files import read_space
         from d2nas.decoupled import SinglePath
         from d2nas.search import build_method
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from d2nas.config import parse_toml, read_text
+from d2nas.config_files import parse_toml, read_text
 from d2nas.errors import ConfigError
 
 

@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from d2nas.config import Config, read_space, read_text
+from d2nas.config import Config
+from d2nas.config_files import read_space, read_text
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import digest

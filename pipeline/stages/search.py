@@ -1,6 +1,6 @@
 """Search: images to architecture logits, by D2NAS or one of its rivals."""
 
-from d2nas.config import read_space
+from d2nas.config_files import read_space
 from d2nas.search import Search
 from d2nas.training import memory_errors, resolve_device
 
