@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import DataConfig
-from .data import Images, ImageSet, Normalizer, augment_pixels, batch_indices, cutout
+from .data import Images, ImageSet, Normalizer, Part, augment_pixels, batch_indices, cutout
 from .errors import D2NasError, OutOfMemoryError
 from .image_decoding import Decoding, read_image, read_random_crop, strict_pillow
 from .image_files import ImageFiles, channels_first
+from .parallel import ALONE, Ranks
 from .randomness import generator
 from .transfer import send
 
@@ -39,12 +40,20 @@ class Order:
     batch_size: int
     seed: int
     purpose: str
+    ranks: Ranks = ALONE
+
+    @property
+    def part(self) -> Part:
+        """This rank's part of a batch; a batch is never larger than the set."""
+        whole = min(self.batch_size, self.num_images)
+        return Part(whole, self.ranks.part(whole))
 
     def indices(self, step: int) -> Tensor:
-        """Return the int64 indices of a step's images."""
-        return batch_indices(
+        """Return the int64 indices of this rank's images of a step."""
+        indices = batch_indices(
             self.num_images, self.batch_size, seed=self.seed, purpose=self.purpose, step=step
         )
+        return indices[self.part.own]
 
     def generator(self, what: str, step: int) -> torch.Generator:
         """Return the source of a step's random numbers for ``what``."""
@@ -64,16 +73,18 @@ class Batches:
         cutout_size: int,
         seed: int,
         purpose: str,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.images, self.normalizer, self.augmentation = images, normalizer, augmentation
         self.cutout_size = cutout_size
-        self.order = Order(len(images), batch_size, seed, purpose)
+        self.order = Order(len(images), batch_size, seed, purpose, ranks)
         self._stream = None
         if isinstance(images, ImageFiles):
             self._stream = _FileStream(images, self.order, augmentation)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the normalised images (N, C, H, W), channels-last, and the labels (N,).
+        """Return the normalised images (N, C, H, W), channels-last, and the labels (N,): this
+        rank's part of the step's batch.
 
         Raises ``ConfigError`` naming an image file that cannot be decoded, ``StorageError``, and
         ``OutOfMemoryError`` when a worker process was killed.
@@ -85,10 +96,11 @@ class Batches:
             crop_padding=self.augmentation.crop_padding,
             flip_probability=0.5 if self.augmentation.flip else 0.0,
             generator=draws,
+            part=self.order.part,
         )
         images = self.normalizer(pixels)
         if self.cutout_size:
-            images = cutout(images, size=self.cutout_size, generator=draws)
+            images = cutout(images, size=self.cutout_size, generator=draws, part=self.order.part)
         return channels_last(images), labels
 
     def _pixels(self, step: int) -> tuple[Tensor, Tensor]:
@@ -215,7 +227,8 @@ class _Requests:
         for step in itertools.count(self.first_step):
             indices = self.order.indices(step).tolist()
             draws = self.order.generator("decoding", step)
-            seeds = torch.randint(2**62, (len(indices),), generator=draws).tolist()
+            part = self.order.part
+            seeds = torch.randint(2**62, (part.num_whole,), generator=draws)[part.own].tolist()
             yield [
                 _Request(self.files.root / self.files.paths[index], seed)
                 for index, seed in zip(indices, seeds, strict=True)

@@ -300,22 +300,34 @@ def batch_indices(
     return order[position * batch_size : (position + 1) * batch_size]
 
 
+class Part(NamedTuple):
+    """Some images of a whole batch: how many that has, and which they are."""
+
+    num_whole: int
+    own: slice
+
+
 def augment_pixels(
     images_NCHW: Tensor,
     *,
     crop_padding: int,
     flip_probability: float,
     generator: torch.Generator,
+    part: Part | None = None,
 ) -> Tensor:
     """Shift each image by up to ``crop_padding`` pixels in each direction, and flip some.
 
     uint8 in, uint8 out, on the images' device. Pixels that come from outside are 0, as when
     padding before normalisation (DARTS). The flip is horizontal, after the shift. Random numbers
-    come from the CPU ``generator``, one shift and one flip per image.
+    come from the CPU ``generator``, one shift and one flip per image of the whole batch, of which
+    the images may be a ``part``.
     """
     num_images, num_channels, height, width = images_NCHW.shape
-    shifts_2N = torch.randint(-crop_padding, crop_padding + 1, (2, num_images), generator=generator)
-    flips_N = torch.rand(num_images, generator=generator) < flip_probability
+    part = part or Part(num_images, slice(None))
+    shape = (2, part.num_whole)
+    shifts_2N = torch.randint(-crop_padding, crop_padding + 1, shape, generator=generator)
+    flips_N = torch.rand(part.num_whole, generator=generator) < flip_probability
+    shifts_2N, flips_N = shifts_2N[:, part.own], flips_N[part.own]
     columns = torch.arange(width)
     rows_NH = torch.arange(height) + shifts_2N[0][:, None]
     columns_NW = torch.where(flips_N[:, None], width - 1 - columns, columns) + shifts_2N[1][:, None]
@@ -332,15 +344,20 @@ def augment_pixels(
     return moved_NCHW * (inside_NH[:, None, :, None] & inside_NW[:, None, None, :])
 
 
-def cutout(inputs_NCHW: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
+def cutout(
+    inputs_NCHW: Tensor, *, size: int, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
     """Set a square of ``size`` pixels per image to 0: the mean, after normalisation.
 
     Its centre is uniform over the image; what lies outside is cut off (DeVries and Taylor, 2017).
-    Returns new float images on the same device; random numbers come from the CPU ``generator``.
+    Returns new float images on the same device; random numbers come from the CPU ``generator``, as
+    for ``augment_pixels``.
     """
     num_images, _, height, width = inputs_NCHW.shape
-    tops_N = torch.randint(0, height, (num_images,), generator=generator) - size // 2
-    lefts_N = torch.randint(0, width, (num_images,), generator=generator) - size // 2
+    part = part or Part(num_images, slice(None))
+    shape = (part.num_whole,)
+    tops_N = torch.randint(0, height, shape, generator=generator)[part.own] - size // 2
+    lefts_N = torch.randint(0, width, shape, generator=generator)[part.own] - size // 2
     rows_NH = torch.arange(height) - tops_N[:, None]
     columns_NW = torch.arange(width) - lefts_N[:, None]
     hidden_NH = send((rows_NH >= 0) & (rows_NH < size), inputs_NCHW.device)

@@ -61,6 +61,12 @@ class BusyError(D2NasError):
     exit_code = 8
 
 
+class LostRankError(D2NasError):
+    """Another process of a parallel training is gone."""
+
+    exit_code = 9
+
+
 class StoppedError(D2NasError):
     """A signal asked for a stop; a checkpoint was written first."""
 

@@ -23,6 +23,7 @@ from .errors import ConfigError
 from .genotype import Genotype
 from .network import DropPath, Network, auxiliary_fits
 from .ops import initialize, noises_in, set_noise_generator
+from .parallel import ALONE, Ranks
 from .precision import LossScale, compute_type, resolve_precision
 from .randomness import generator
 from .schedules import linear, linear_by_epoch, warmup_cosine
@@ -65,9 +66,10 @@ class Retraining(Loop):
         seed: int,
         device: torch.device,
         augmentation: DataConfig,
+        ranks: Ranks = ALONE,
     ) -> None:
         check_auxiliary(config, data.image_size)
-        self.config, self.seed, self.device = config, seed, device
+        self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
         self.batches = Batches(
             data.train.to(device),
@@ -77,6 +79,7 @@ class Retraining(Loop):
             cutout_size=config.cutout,
             seed=seed,
             purpose="retrain",
+            ranks=ranks,
         )
         with torch.random.fork_rng(devices=[]):
             self.network = Network(
@@ -92,7 +95,7 @@ class Retraining(Loop):
         place(self.network, device)
         self.precision = resolve_precision(config.precision, device)
         self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
-        self.model = self._compiled() if config.compile else self.network
+        self.model = ranks.wrap(self._compiled() if config.compile else self.network)
         # Listed once: to walk the modules at every step takes as long as a cell.
         self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
         self.watch = FiniteWatch(device)
@@ -178,11 +181,13 @@ def train_step(retraining: Retraining, step: int) -> None:
     retraining.optimizer.zero_grad()
     scale = retraining.loss_scale
     torch.autograd.backward(total if scale is None else total * scale.scale)
-    finite = retraining.watch.add(step, "the training loss", total.detach())
+    # The same numbers on all ranks, so that all stop where one has to.
+    measured = retraining.ranks.mean(torch.stack([loss.detach(), total.detach(), correct]))
+    finite = retraining.watch.add(step, "the training loss", measured[1])
     norm = _clip(retraining)
     finite = finite & _watch_norm(retraining, step, norm)
-    retraining.trainee.sums[0] += loss.detach()
-    retraining.trainee.sums[1] += correct
+    retraining.trainee.sums[0] += measured[0]
+    retraining.trainee.sums[1] += measured[2]
     retraining.trainee.sums[2] += norm > retraining.config.clip_norm
     step_if_finite(retraining.optimizer, finite)
     retraining.watch.check_if_free()
@@ -194,10 +199,14 @@ def _forward(
     """Return the loss, the loss with the auxiliary head's part, and the share of right answers."""
     config, device = retraining.config, retraining.device
     draws = generator(retraining.seed, "drop-path", step)
+    part = retraining.batches.order.part
     factors = retraining.network.drop_factors(
-        DropPath(retraining.drop_path_at(step), draws), len(images), device
+        DropPath(retraining.drop_path_at(step), draws), part.num_whole, device
     )
-    set_noise_generator(retraining.noises, generator(retraining.seed, "noise", step))
+    if factors is not None:
+        factors = factors[:, part.own]
+    number = step * retraining.ranks.size + retraining.ranks.rank
+    set_noise_generator(retraining.noises, generator(retraining.seed, "noise", number))
     dtype = compute_type(retraining.precision, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = retraining.model(images, drop_path=factors)

@@ -17,9 +17,11 @@ from .cost import LiveBytes
 from .data import ImageData, Images, Normalizer
 from .data import steps_per_epoch as count_steps
 from .data_splits import stratified_choice
+from .errors import ConfigError
 from .method import Batch, Measured, Method, Sizes, StepContext
 from .methods import METHODS, searched_space
 from .ops import initialize
+from .parallel import ALONE, Ranks
 from .precision import compute_type
 from .randomness import generator
 from .schedules import cosine, temperature
@@ -61,8 +63,14 @@ class Search(Loop):
         seed: int,
         device: torch.device,
         augmentation: DataConfig,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.seed, self.device = config, seed, device
+        if ranks.size > 1 and config.method == "darts-second-order":
+            # Its look ahead would be at each rank's own images.
+            raise ConfigError(
+                "darts-second-order searches in one process", hint="leave out --nproc"
+            )
+        self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
         halves = [
             _part(half, config.image_fraction, seed, purpose)
@@ -77,6 +85,7 @@ class Search(Loop):
                 cutout_size=config.cutout,
                 seed=seed,
                 purpose=purpose,
+                ranks=ranks,
             )
             for half, purpose in zip(halves, ("weights", "architecture"), strict=True)
         )
@@ -252,6 +261,8 @@ def architecture_step(search: Search, step: int) -> None:
     measured = search.method.architecture_gradients(
         batch, _context(search, step, "architecture-draw")
     )
+    search.ranks.mean_gradients(search.logits.parameters())
+    measured = _over_ranks(search, measured)
     _add(search, 0, measured)
     # The logits' gradients have just come from the device: the one place a step waits for it.
     search.watch.add(step, "the validation loss", measured.loss)
@@ -274,6 +285,8 @@ def weight_step(search: Search, step: int) -> None:
     search.weight_optimizer.zero_grad()
     batch = search.batch(search.weight_batches, step)
     measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
+    search.ranks.mean_gradients(search.method.weights)
+    measured = _over_ranks(search, measured)
     _add(search, 2, measured)
     search.trainee.sums[4] += measured.branch_loss
     norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)
@@ -293,6 +306,14 @@ def _context(search: Search, step: int, purpose: str) -> StepContext:
         weight_lr=search.weight_lr_at(step),
         weight_optimizer=search.weight_optimizer,
     )
+
+
+def _over_ranks(search: Search, measured: Measured) -> Measured:
+    """Return the means over the ranks: the same numbers on all, so that all stop where one must."""
+    if search.ranks.size == 1:
+        return measured
+    values = torch.stack([measured.loss, measured.accuracy, measured.branch_loss])
+    return Measured(*search.ranks.mean(values).unbind())
 
 
 def _add(search: Search, first: int, measured: Measured) -> None:

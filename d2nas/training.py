@@ -12,6 +12,7 @@ from .batches import channels_last
 from .data import Images, Normalizer
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .ops import noises_in, set_noise_generator
+from .parallel import ALONE, Ranks, lost_ranks
 from .randomness import generator
 from .state import Trainee, TrainState
 
@@ -77,6 +78,7 @@ class Loop:
     """What is set to training mode."""
     trainee: Trainee
     device: torch.device
+    ranks: Ranks = ALONE
     batch_size: int
     num_steps: int
     steps_per_epoch: int
@@ -104,7 +106,7 @@ class Loop:
             first = state.step
         self.network.train()
         for step in range(first, self.num_steps):
-            with memory_errors(self.batch_size, self.device):
+            with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
                 self.take_step(step)
             row = None
             if (step + 1) % self.steps_per_epoch == 0:
