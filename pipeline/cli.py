@@ -24,6 +24,7 @@ from .cli_options import (
     JsonOption,
     NameOption,
     PresetArgument,
+    ProcessesOption,
     SetOption,
     StoreOption,
     TargetArgument,
@@ -45,12 +46,13 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 _debug = False
+_arguments: list[str] = []
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    global _debug
-    _debug = False
+    global _arguments, _debug
+    _arguments, _debug = arguments, False
     try:
         result = typer.main.get_command(app).main(
             arguments, prog_name="d2nas", standalone_mode=False
@@ -143,8 +145,11 @@ def search_command(
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
-) -> None:
+    nproc: ProcessesOption = 1,
+) -> int:
     """Search an architecture: writes architecture logits."""
+    if nproc > 1:
+        return _launch(nproc)
     from .commands import configure, run_search
     from .presets import run_name
 
@@ -152,6 +157,7 @@ def search_command(
         settings = [*(settings or []), f"search.method={method}"]
     config = configure(preset, settings, data_root)
     run_search(name or run_name(preset), config, store, reuse=_reuse(fresh), as_json=as_json)
+    return 0
 
 
 @app.command("derive")
@@ -188,8 +194,11 @@ def retrain_command(
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
-) -> None:
+    nproc: ProcessesOption = 1,
+) -> int:
     """Train the derived network from scratch, or with --genotype a known one without a search."""
+    if nproc > 1:
+        return _launch(nproc)
     from .commands import retrain
 
     retrain(
@@ -202,6 +211,7 @@ def retrain_command(
         data_root=data_root,
         as_json=as_json,
     )
+    return 0
 
 
 @app.command("export")
@@ -346,6 +356,12 @@ def doctor_command(
 
 # Declared last in --help, as what a user needs least.
 app.add_typer(bench)
+
+
+def _launch(count: int) -> int:
+    from .launch import launch, without_nproc
+
+    return launch(count, without_nproc(_arguments))
 
 
 def _console() -> "Console":

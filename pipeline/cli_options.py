@@ -29,6 +29,9 @@ PresetArgument = Annotated[
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
 ]
+ProcessesOption = Annotated[
+    int, typer.Option("--nproc", min=1, help="Processes on this machine that share every batch.")
+]
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")

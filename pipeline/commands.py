@@ -4,6 +4,7 @@
 out.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from d2nas.strict_json import parse_json
 
 from .bundle import write_bundle
 from .console import Console, report_rows
+from .follower import Follower
 from .listing import (
     config_rows,
     describe,
@@ -27,8 +29,9 @@ from .listing import (
     list_rows,
 )
 from .presets import preset_sources, read_preset
-from .runner import Reuse, Runner, RunResult, StopFlag
+from .runner import Reuse, Runner, RunResult
 from .stages import run_stages
+from .stop import StopFlag
 from .store import Store
 from .study import read_study
 from .study_report import (
@@ -67,7 +70,9 @@ def run_all(
 
 def run_search(run: str, config: Config, store: Path, *, reuse: Reuse, as_json: bool) -> None:
     """Run the search alone and show its version."""
-    result = _with_runner(store, lambda runner: runner.run(run, config, ("search",), reuse))
+    result = _with_runner(
+        store, lambda runner: runner.run(run, config, ("search",), reuse), parallel=True
+    )
     show_stage(result, "search", as_json=as_json)
 
 
@@ -83,7 +88,9 @@ def run_stage_on(
     """Run a later stage on a run's newest version, or on the version that ``target`` names."""
     run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
     return _with_runner(
-        store, lambda runner: runner.run(run, config, (stage,), reuse, given=parents)
+        store,
+        lambda runner: runner.run(run, config, (stage,), reuse, given=parents),
+        parallel=stage == "retrain",
     )
 
 
@@ -111,7 +118,9 @@ def retrain(
         stages = ("retrain",) if given else ("derive", "retrain")
         run = name or genotype_run_name(preset, genotype)
         result = _with_runner(
-            store, lambda runner: runner.run(run, config, stages, reuse, given=given)
+            store,
+            lambda runner: runner.run(run, config, stages, reuse, given=given),
+            parallel=True,
         )
     show_stage(result, "retrain", as_json=as_json)
 
@@ -131,6 +140,8 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
 
 def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
     """Show the version of one stage."""
+    if is_follower():
+        return
     version = result.versions[stage]
     if as_json:
         Console().data({**_references(result), **describe(version)})
@@ -279,10 +290,37 @@ def _references(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _with_runner(store: Path, action: Callable[[Runner], Result]) -> Result:
+def is_follower() -> bool:
+    """Whether this process is a rank above 0: rank 0 shows what there is to show."""
+    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+
+
+def _with_runner(
+    store: Path, action: Callable[[Runner], Result], *, parallel: bool = False
+) -> Result:
+    """Run ``action`` with the runner of this process: in a ``parallel`` training, of its rank."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        if not parallel:
+            what = "only d2nas search and d2nas retrain run in several processes"
+            raise ConfigError(what, hint="start this command without torchrun")
+        return _with_ranks(store, action)
     console = Console()
     try:
         with StopFlag().installed() as stop:
             return action(Runner(Store(store), console, stop))
+    finally:
+        console.close()
+
+
+def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
+    from d2nas.parallel import connected, environment_ranks
+
+    ranks = environment_ranks()
+    console = Console()
+    try:
+        with StopFlag().installed() as stop, connected(ranks):
+            if ranks.rank > 0:
+                return action(Follower(Store(store), stop, ranks))
+            return action(Runner(Store(store), console, stop, ranks=ranks))
     finally:
         console.close()

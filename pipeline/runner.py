@@ -5,16 +5,13 @@ its code schema) is in the store is not run again.
 """
 
 import platform
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib import metadata
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from d2nas._version import __version__
@@ -33,10 +30,12 @@ from .stages import (
     stage_config,
     stage_key,
 )
+from .stop import StopFlag
 from .store import STATE_STAGES, Store, Version
 
 if TYPE_CHECKING:
     from d2nas.data import ImageData
+    from d2nas.parallel import Ranks
     from d2nas.state import TrainState
 
 CHECKPOINT_SECONDS = 20.0
@@ -86,29 +85,6 @@ class RunResult:
     executed: list[str]
 
 
-@dataclass
-class StopFlag:
-    """Set by the first SIGINT or SIGTERM, looked at between steps; the second leaves at once."""
-
-    signal_number: int | None = None
-
-    def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            raise StoppedError(signal_number, "stopped at once by a second signal")
-        self.signal_number = signal_number
-
-    @contextmanager
-    def installed(self) -> Iterator["StopFlag"]:
-        """Handle both signals inside the ``with`` (main thread only)."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
 class Runner:
     """Executes stages of one run against a store."""
 
@@ -118,8 +94,10 @@ class Runner:
         display: Display,
         stop: StopFlag,
         clock: Callable[[], float] = time.monotonic,
+        ranks: "Ranks | None" = None,
     ) -> None:
         self.store, self.display, self.stop, self.clock = store, display, stop, clock
+        self.ranks = ranks
         self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
         self._will_retrain = False
 
@@ -151,8 +129,10 @@ class Runner:
                 found = None
                 if reuse is Reuse.EVERYTHING:
                     found = self.current(run, stage, config, parents, digest)
+                self.tell(None if found is None else found.reference)
                 if found is None:
                     found = self._execute(run, stage, config, parents, digest, reuse)
+                    self.tell(found.reference)
                     executed.append(stage)
                 else:
                     self.display.stage_current(stage, str(found.reference))
@@ -194,7 +174,17 @@ class Runner:
         cache.save()
         return digest
 
+    def tell(self, what: str | None) -> None:
+        """Let the other ranks, if there are any, know what was decided here."""
+        if self.ranks is not None:
+            self.ranks.from_first(what)
+
     def _load_data(self, config: Config, digest: str | None) -> "ImageData":
+        data = self._own_data(config, digest)
+        self.tell("read")  # from here on nothing needs to be downloaded
+        return data
+
+    def _own_data(self, config: Config, digest: str | None) -> "ImageData":
         seed = config.run.seed if config.data.split_seed is None else config.data.split_seed
         if self._data is None or self._data[0] != (config.data, seed):
             self._data = None  # two data sets at once could be too much
@@ -238,7 +228,9 @@ class Runner:
         self.check_stop(f"before {stage}")
         started = self.clock()
         with self.store.stage() as work, hooks.events:
-            context = Context(config, parents, work, hooks, lambda: self._load_data(config, digest))
+            context = Context(
+                config, parents, work, hooks, lambda: self._load_data(config, digest), self.ranks
+            )
             facts = run_stage(stage, context)
             version = commit.make(self.store, work, stage, stage, facts, hooks.seconds())
         self.display.stage_ends(stage, str(version.reference), self.clock() - started)
@@ -335,20 +327,18 @@ class _StageHooks:
         version = self._runner.store.find(
             self._commit.run, f"{self._commit.stage}-state", self._commit.key
         )
+        self._runner.tell(None if version is None else version.reference)
         if version is None:
             return None
-        from d2nas.state import TrainState
-
-        from .store.codec import decode_state
-
         self._earlier = (version.note or {}).get("seconds")
-        tensors, scalars = decode_state(version.read)
-        self.say(f"continues at step {scalars['step']} ({version.reference})")
-        return TrainState(scalars["step"], tensors, scalars["metrics"])
+        state = read_state(version)
+        self.say(f"continues at step {state.step} ({version.reference})")
+        return state
 
     def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
-        stopping = self._runner.stop.signal_number is not None
-        if not stopping and self._clock() - self._last_checkpoint < CHECKPOINT_SECONDS:
+        due = self._clock() - self._last_checkpoint >= CHECKPOINT_SECONDS
+        stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
+        if not stopping and not due:
             return
         from .store.codec import encode_state
 
@@ -362,6 +352,24 @@ class _StageHooks:
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()
         self._runner.check_stop(f"at step {step}, saved as {version.reference}")
+
+
+def agree(ranks: "Ranks | None", stop: StopFlag, *, due: bool) -> tuple[bool, bool]:
+    """Return whether to stop, and whether a checkpoint is due: on any rank is on all."""
+    if ranks is not None:
+        number, is_due = ranks.largest(stop.signal_number or 0, int(due))
+        stop.signal_number, due = number or None, bool(is_due)
+    return stop.signal_number is not None, due
+
+
+def read_state(version: Version) -> "TrainState":
+    """Return the state that a checkpoint holds."""
+    from d2nas.state import TrainState
+
+    from .store.codec import decode_state
+
+    tensors, scalars = decode_state(version.read)
+    return TrainState(scalars["step"], tensors, scalars["metrics"])
 
 
 def library_versions() -> dict[str, str]:

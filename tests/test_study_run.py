@@ -21,8 +21,9 @@ from d2nas.data import Normalizer, load_data
 from d2nas.errors import D2NasError
 from pipeline import runner as runner_module
 from pipeline.console import Console
-from pipeline.runner import Reuse, Runner, StopFlag
+from pipeline.runner import Reuse, Runner
 from pipeline.stages import STUDY_STAGES, stage_config
+from pipeline.stop import StopFlag
 from pipeline.store import Store
 from pipeline.study import read_study
 

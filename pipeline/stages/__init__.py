@@ -19,6 +19,7 @@ from d2nas.strict_json import digest
 
 if TYPE_CHECKING:
     from d2nas.data import ImageData
+    from d2nas.parallel import Ranks
     from d2nas.state import TrainState
 
     from ..store import Staging, Version
@@ -58,7 +59,7 @@ def reads_data(stage: str, config: Config) -> bool:
 
 
 CODE_SCHEMA: Mapping[str, int] = {
-    "search": 4,
+    "search": 5,
     "derive": 3,
     "retrain": 3,
     "evaluate": 2,
@@ -104,6 +105,8 @@ class Context:
     work: "Staging"
     hooks: Hooks
     data: "Callable[[], ImageData]"
+    ranks: "Ranks | None" = None
+    """None: this process trains alone."""
 
 
 def run_stage(stage: str, context: Context) -> Facts:

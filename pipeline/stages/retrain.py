@@ -4,6 +4,7 @@ from d2nas.cost import count_cost
 from d2nas.data import preprocessing
 from d2nas.genotype import Genotype
 from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
+from d2nas.parallel import ALONE
 from d2nas.retrain import Retraining
 from d2nas.strict_json import canonical_json
 from d2nas.training import memory_errors, resolve_device, stem_for
@@ -20,7 +21,8 @@ PREPROCESS_FILE = "preprocess.json"
 def run(context: Context) -> Facts:
     """Write the weights, what builds the network, how images are prepared, and the metrics."""
     config = context.config
-    device = resolve_device(config.retrain.device)
+    ranks = context.ranks or ALONE
+    device = ranks.device(resolve_device(config.retrain.device))
     data = context.data()
     derived = context.inputs["derive"]
     genotype = Genotype.from_json(
@@ -35,6 +37,7 @@ def run(context: Context) -> Facts:
             seed=config.run.seed,
             device=device,
             augmentation=config.data,
+            ranks=ranks,
         )
     description = describe_network(
         genotype,
@@ -62,6 +65,7 @@ def run(context: Context) -> Facts:
     context.work.write(METRICS_FILE, encode_rows(retraining.metrics))
     return {
         "device": device.type,
+        "processes": ranks.size,
         "precision": retraining.precision,
         "data_digest": data.digest,
         "steps": retraining.num_steps,

@@ -1,6 +1,7 @@
 """Search: images to architecture logits, by D2NAS or one of its rivals."""
 
 from d2nas.config_files import read_space
+from d2nas.parallel import ALONE
 from d2nas.search import Search
 from d2nas.training import memory_errors, resolve_device
 
@@ -21,7 +22,8 @@ def run(context: Context) -> Facts:
     which a selection step in derive may ask.
     """
     config = context.config
-    device = resolve_device(config.search.device)
+    ranks = context.ranks or ALONE
+    device = ranks.device(resolve_device(config.search.device))
     data = context.data()
     with memory_errors(config.search.batch_size, device):
         search = Search(
@@ -31,6 +33,7 @@ def run(context: Context) -> Facts:
             seed=config.run.seed,
             device=device,
             augmentation=config.data,
+            ranks=ranks,
         )
     if config.search.num_cells < MIN_CELLS:
         context.hooks.warn(
@@ -49,6 +52,7 @@ def run(context: Context) -> Facts:
     last = search.metrics[-1]
     return {
         "device": device.type,
+        "processes": ranks.size,
         "data_digest": data.digest,
         "method": config.search.method,
         "searched_space": search.space.to_dict(),

@@ -1,0 +1,115 @@
+"""What the ranks above 0 of a parallel training do: what rank 0 does, and keep nothing (no torch).
+
+Rank 0 looks into the store, commits, shows and decides; the others are told.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from d2nas.config import Config
+from d2nas.errors import StoppedError
+
+from .runner import Reuse, Runner, RunResult, agree, read_state
+from .stages import Context, parents_of, run_stage
+from .stop import StopFlag
+from .store import Store, Version
+
+if TYPE_CHECKING:
+    from d2nas.data import ImageData
+    from d2nas.parallel import Ranks
+    from d2nas.state import TrainState
+
+
+class Silence:
+    """Shows nothing: rank 0 does."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def warn(self, line: str) -> None:
+        """Nothing."""
+
+    def stage_current(self, stage: str, reference: str) -> None:
+        """Nothing."""
+
+    def stage_begins(self, stage: str, total: int, done: int, unit: str) -> None:
+        """Nothing."""
+
+    def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
+        """Nothing."""
+
+    def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
+        """Nothing."""
+
+
+class Follower(Runner):
+    """The runner of a rank above 0."""
+
+    def __init__(self, store: Store, stop: StopFlag, ranks: "Ranks") -> None:
+        super().__init__(store, Silence(), stop, ranks=ranks)
+        self._first = ranks
+
+    def run(
+        self,
+        run: str,
+        config: Config,
+        stages: Sequence[str],
+        reuse: Reuse,
+        *,
+        given: Mapping[str, Version] | None = None,
+        then: Sequence[str] = (),
+    ) -> RunResult:
+        """Take part in the stages that rank 0 executes; the versions are those that it has."""
+        versions = dict(given or {})
+        for stage in stages:
+            reference = self._first.from_first(None)
+            if reference is None:
+                parents = {role: versions[role] for role in parents_of(stage, config)}
+                self._take_part(stage, config, parents)
+                reference = self._first.from_first(None)
+            versions[stage] = self.store.open(reference)
+        return RunResult(run, versions, [])
+
+    def _take_part(self, stage: str, config: Config, parents: Mapping[str, Version]) -> None:
+        hooks = _FollowerHooks(self.store, self.stop, self._first)
+
+        def data() -> "ImageData":
+            self._first.from_first(None)
+            return self._own_data(config, None)
+
+        with self.store.stage() as work:  # never committed, so removed
+            run_stage(stage, Context(config, parents, work, hooks, data, self._first))
+
+
+class _FollowerHooks:
+    """The hooks of a stage whose checkpoints rank 0 writes."""
+
+    def __init__(self, store: Store, stop: StopFlag, ranks: "Ranks") -> None:
+        self._store, self._stop, self._ranks = store, stop, ranks
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def warn(self, line: str) -> None:
+        """Nothing."""
+
+    def begin(self, total: int, done: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
+        """Nothing."""
+
+    def pause(self) -> None:
+        """Nothing."""
+
+    def resume(self) -> "TrainState | None":
+        """Return the checkpoint that rank 0 continues from."""
+        reference = self._ranks.from_first(None)
+        return None if reference is None else read_state(self._store.open(reference))
+
+    def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
+        """Stop where rank 0 does; it saves."""
+        stopping, _ = agree(self._ranks, self._stop, due=False)
+        if stopping:
+            assert self._stop.signal_number is not None
+            raise StoppedError(self._stop.signal_number, f"stopped at step {step}")

@@ -1,0 +1,164 @@
+"""Starts the processes of a parallel training on one machine, and ends them together (no torch).
+
+They find each other by the variables that torchrun sets, so that the same command also runs under
+``torchrun`` on several machines.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+from d2nas.errors import LostRankError
+
+GRACE_SECONDS = 15.0
+"""How long the other ranks may take to end on their own once one has failed."""
+KILL_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+
+def launch(count: int, arguments: Sequence[str]) -> int:
+    """Run ``d2nas ARGUMENTS`` in ``count`` processes; returns the exit code.
+
+    Signals are passed on. Where a process fails the others are ended too, and its code is
+    returned. Raises ``LostRankError`` for one that was killed.
+    """
+    with contextlib.ExitStack() as files:
+        talk = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+        code, rank = _run(_start(count, arguments, talk))
+        if rank > 0:
+            talk[rank].seek(0)
+            sys.stderr.write(talk[rank].read().decode(errors="replace"))
+    return code
+
+
+def _start(
+    count: int, arguments: Sequence[str], talk: Sequence[IO[bytes]]
+) -> list[subprocess.Popen[bytes]]:
+    port = _free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "d2nas", *arguments],
+            env=_environment(rank, count, port),
+            # Rank 0 speaks for all; what another one says is shown if it alone has failed.
+            stdout=None if rank == 0 else subprocess.DEVNULL,
+            stderr=None if rank == 0 else talk[rank],
+            # Ctrl-C reaches a whole process group: they would get it twice.
+            start_new_session=True,
+            preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,
+        )
+        for rank in range(count)
+    ]
+
+
+def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Wait for all, passing signals on; returns the code, and the rank whose words explain it."""
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        failed = _wait(children)
+    finally:
+        _end(children)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return _outcome(children, failed)
+
+
+def without_nproc(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without ``--nproc N``: each process is one."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--nproc":
+            skip = True
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept
+
+
+def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    return {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _end_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait until all have ended, or some time after one failed; returns ranks as they failed."""
+    failed: list[int] = []
+    deadline = float("inf")
+    while time.monotonic() < deadline:
+        codes = [child.poll() for child in children]
+        for rank, code in enumerate(codes):
+            if code not in (None, 0) and rank not in failed:
+                failed.append(rank)
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if None not in codes:
+            break
+        time.sleep(_POLL_SECONDS)
+    return failed
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + KILL_SECONDS
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _outcome(children: Sequence[subprocess.Popen[bytes]], failed: Sequence[int]) -> tuple[int, int]:
+    """Return the code and number of the rank that failed first for a reason of its own.
+
+    Where rank 0 failed for the same reason, that is rank 0: it has told it.
+    """
+    for rank in failed:
+        code = children[rank].returncode
+        if code < 0:
+            raise LostRankError(
+                f"rank {rank} of {len(children)} was killed by {signal.Signals(-code).name}",
+                hint="the same command continues from the last checkpoint",
+            )
+    codes = {rank: children[rank].returncode for rank in failed}
+    own = [rank for rank in failed if codes[rank] != LostRankError.exit_code] or [*failed, 0]
+    code = codes.get(own[0], 0)
+    return code, 0 if codes.get(0) == code else own[0]

@@ -1,0 +1,174 @@
+"""``--nproc``: the whole command on two processes; what ends one ends all, and nothing is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy import Place
+
+from d2nas.errors import LostRankError
+from pipeline import launch as launch_module
+from pipeline.cli import run
+from pipeline.launch import launch, without_nproc
+from pipeline.store import Store
+
+LONG = ("--set", "retrain.epochs=2000", "--set", "retrain.warmup_epochs=0")
+SHORT = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
+
+
+def start(place: Place, *arguments: str) -> subprocess.Popen[str]:
+    words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2", *arguments)
+    return subprocess.Popen(
+        [sys.executable, "-m", "d2nas", *words, "--nproc", "2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The process ids of the ranks, rank 0 first."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(int(pid) for pid in children)
+
+
+def steps_of(place: Place) -> bool:
+    """Whether training has begun: events are written once an epoch."""
+    metrics = place.store / "versions"
+    return metrics.is_dir() and any("derive" in str(p) for p in (place.store / "runs").rglob("*"))
+
+
+def test_two_processes_make_one_version(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (str(place.preset), "--genotype", "DARTS_V2", *SHORT, "--nproc", "2")
+    shown = place.json(capfd, "retrain", *words)
+    assert shown["versions"]["retrain"] == "toy-darts-v2/retrain@v1"
+    assert shown["facts"]["processes"] == 2
+    report = Store(place.store).verify([])
+    assert not report.damaged
+    assert not list((place.store / "staging").iterdir())
+    # Nothing to do the second time, on two processes or one.
+    assert place.json(capfd, "retrain", *words)["executed"] == []
+    assert place.json(capfd, "retrain", *words[:-2])["executed"] == []
+
+
+def test_a_search_on_two_processes(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    quick = ("--set", "search.epochs=1")
+    shown = place.json(capfd, "search", str(place.preset), *quick, "--nproc", "2")
+    assert shown["facts"]["processes"] == 2
+    assert place.run("derive", "toy") == 0
+
+
+def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_processes(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start(place, *LONG)
+    wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
+    time.sleep(25)  # past the first checkpoint
+    began = time.monotonic()
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == LostRankError.exit_code, talk
+    assert time.monotonic() - began < 30
+    assert "was killed by SIGKILL" in talk
+    assert "Traceback" not in talk
+    rows = place.json(capfd, "ls")
+    saved = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
+    assert saved
+    words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
+    assert place.signalled(2, signal.SIGTERM, *words) == 143
+    rows = place.json(capfd, "ls")
+    continued = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
+    assert max(continued) == max(saved) + 2
+
+
+def test_a_signal_stops_all_ranks_at_the_same_step_with_one_checkpoint(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start(place, *LONG)
+    wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
+    time.sleep(8)
+    process.send_signal(signal.SIGTERM)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 143, talk
+    assert talk.count("error: ") == 1, talk
+    assert "saved as toy-darts-v2/retrain-state@v" in talk
+    rows = place.json(capfd, "ls")
+    assert len([row for row in rows if row["kind"] == "state"]) == 1
+    words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
+    assert place.signalled(1, signal.SIGTERM, *words) == 143
+
+
+def test_an_error_is_told_once_with_its_code(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (str(place.preset), "--genotype", "DARTS_V2", "--nproc", "2")
+    assert place.run("retrain", *words, "--set", "retrain.batch_size=7") == 2
+    talk = capfd.readouterr().err
+    assert talk.count("error: 7 images of a batch cannot be shared equally by 2") == 1
+
+
+def test_other_commands_do_not_run_in_several_processes(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert place.run("run", str(place.preset)) == 2
+    assert "only d2nas search and d2nas retrain" in capfd.readouterr().err
+
+
+def test_the_number_of_processes_is_left_out_for_each() -> None:
+    words = ["retrain", "--nproc", "2", "toy", "--nproc=4", "--name", "x"]
+    assert without_nproc(words) == ["retrain", "toy", "--name", "x"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [((0, 0), 0), ((5, 5), 5), ((9, 2), 2), ((2, 9), 2), ((143, 143), 143), ((9, 0), 9)],
+)
+def test_the_code_is_that_of_who_failed_first_on_its_own(
+    monkeypatch: pytest.MonkeyPatch, codes: tuple[int, int], expected: int
+) -> None:
+    real = subprocess.Popen
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        code = codes[int(env["RANK"])]
+        return real([sys.executable, "-c", f"raise SystemExit({code})"], env=env, **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    assert launch(2, ["retrain"]) == expected
+
+
+def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_module, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launch_module, "KILL_SECONDS", 0.5)
+    real = subprocess.Popen
+    made = []
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        script = "raise SystemExit(6)" if env["RANK"] == "0" else (
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        )  # fmt: skip
+        made.append(real([sys.executable, "-c", script], env=env, **options))
+        return made[-1]
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    assert launch(2, ["retrain"]) == 6
+    assert all(child.poll() is not None for child in made)
+
+
+def test_nproc_must_be_a_number(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["retrain", "toy", "--nproc", "0"]) == 2
