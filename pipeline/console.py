@@ -29,12 +29,17 @@ LINE_SECONDS = 5.0
 
 
 class _RateColumn(ProgressColumn):
-    """Steps per second."""
+    """Steps per second, or images where steps have some."""
 
     def render(self, task: Task) -> Text:
         """Return the rate, once there is one."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f} {task.fields['unit']}s/s")
+        return Text("" if speed is None else _rate(speed, task.fields))
+
+
+def _rate(speed: float, fields: Mapping[str, Any]) -> str:
+    images = fields["images"]
+    return f"{speed * images:,.0f} images/s" if images else f"{speed:.2f} {fields['unit']}s/s"
 
 
 class Console:
@@ -47,7 +52,7 @@ class Console:
         self._progress: Progress | None = None
         self._task: Any = None
         self._total = self._first = 0
-        self._unit = "step"
+        self._unit, self._images = "step", 0
         self._began = self._last_line = 0.0
 
     # What the runner says
@@ -64,10 +69,10 @@ class Console:
         """Say that a stage need not run."""
         self.say(f"{stage}: up to date ({reference})")
 
-    def stage_begins(self, stage: str, total: int, done: int, unit: str) -> None:
+    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
         """Start a stage's bar, or note when its lines are due."""
         self._stop_progress()
-        self._total, self._first, self._unit = total, done, unit
+        self._total, self._first, self._unit, self._images = total, done, unit, images
         self._began = self._last_line = self._clock()
         if self._err.is_terminal:
             self._progress = Progress(
@@ -79,7 +84,9 @@ class Console:
                 console=self._err,
             )
             self._progress.start()
-            self._task = self._progress.add_task(stage, total=total, completed=done, unit=unit)
+            self._task = self._progress.add_task(
+                stage, total=total, completed=done, unit=unit, images=images
+            )
 
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
         """Move the bar, and print an epoch's line above it; without a bar, now and then."""
@@ -95,7 +102,8 @@ class Console:
         rate = (done - self._first) / max(1e-9, now - self._began)
         left = (self._total - done) / max(1e-9, rate)
         self.say(
-            f"{stage}: {self._unit} {done}/{self._total}, {rate:.2f} {self._unit}s/s, "
+            f"{stage}: {self._unit} {done}/{self._total}, "
+            f"{_rate(rate, {'unit': self._unit, 'images': self._images})}, "
             f"{left:.0f} s left, {_summary(row)}"
         )
 
@@ -230,7 +238,10 @@ def _summary(row: Mapping[str, Any]) -> str:
             f"{row['peak_bytes'] / 2**20:,.0f} MiB",
         ]
     elif "loss" in row:
-        return f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}"
+        return (
+            f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
+            f"lr {row['lr']:.2g}, clipped {100 * row['clip_rate']:.0f} %"
+        )
     else:  # random: nothing was trained
         words = []
     genotype = Genotype.from_dict(row["genotype"])

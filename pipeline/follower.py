@@ -32,7 +32,7 @@ class Silence:
     def stage_current(self, stage: str, reference: str) -> None:
         """Nothing."""
 
-    def stage_begins(self, stage: str, total: int, done: int, unit: str) -> None:
+    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
         """Nothing."""
 
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
@@ -93,7 +93,7 @@ class _FollowerHooks:
     def warn(self, line: str) -> None:
         """Nothing."""
 
-    def begin(self, total: int, done: int, unit: str) -> None:
+    def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
         """Nothing."""
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:

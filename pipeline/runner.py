@@ -66,8 +66,8 @@ class Display(Protocol):
     def stage_current(self, stage: str, reference: str) -> None:
         """A stage need not run."""
 
-    def stage_begins(self, stage: str, total: int, done: int, unit: str) -> None:
-        """A stage's steps begin."""
+    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
+        """A stage's steps begin, of so many images each, if any."""
 
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
         """Steps were finished; with a row of metrics at an epoch's end."""
@@ -311,8 +311,8 @@ class _StageHooks:
     def warn(self, line: str) -> None:
         self._runner.display.warn(line)
 
-    def begin(self, total: int, done: int, unit: str) -> None:
-        self._runner.display.stage_begins(self._commit.stage, total, done, unit)
+    def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
+        self._runner.display.stage_begins(self._commit.stage, total, done, unit, images)
         # What a process does once, imports and reading data, is no part of its first stage.
         self._started = self._last_checkpoint = self._clock()
 

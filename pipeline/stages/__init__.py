@@ -80,8 +80,8 @@ class Hooks(Protocol):
     def warn(self, line: str) -> None:
         """Tell the user something to act on."""
 
-    def begin(self, total: int, done: int, unit: str) -> None:
-        """Announce the stage's number of steps, and how many a resume skips."""
+    def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
+        """Announce the stage's number of steps, how many a resume skips, and the images of one."""
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         """Report finished steps and, at an epoch's end, its row of metrics."""

@@ -12,7 +12,7 @@ from . import Hooks
 def run_loop(loop: Loop, hooks: Hooks) -> None:
     """Run every step that is left. Raises ``StoppedError`` after a signal, with a checkpoint."""
     state = hooks.resume()
-    hooks.begin(loop.num_steps, state.step if state else 0, "step")
+    hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size)
     for report in loop.run(state):
         hooks.advance(report.step + 1, report.metrics)
         if report.step + 1 < loop.num_steps:

@@ -9,11 +9,12 @@ from d2nas.retrain import Retraining
 from d2nas.strict_json import canonical_json
 from d2nas.training import memory_errors, resolve_device, stem_for
 
+from ..curves import RETRAIN_PANELS, draw_curves
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .derive import GENOTYPE_FILE
 from .loop import encode_rows, run_loop
-from .search import METRICS_FILE
+from .search import CURVES_FILE, METRICS_FILE
 
 PREPROCESS_FILE = "preprocess.json"
 
@@ -63,6 +64,7 @@ def run(context: Context) -> Facts:
         canonical_json({**preprocessing(data), "class_names": list(data.class_names)}),
     )
     context.work.write(METRICS_FILE, encode_rows(retraining.metrics))
+    context.work.write(CURVES_FILE, draw_curves(retraining.metrics, RETRAIN_PANELS).encode())
     return {
         "device": device.type,
         "processes": ranks.size,

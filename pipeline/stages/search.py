@@ -5,6 +5,7 @@ from d2nas.parallel import ALONE
 from d2nas.search import Search
 from d2nas.training import memory_errors, resolve_device
 
+from ..curves import SEARCH_PANELS, draw_curves
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .loop import encode_rows, run_loop
@@ -12,6 +13,7 @@ from .loop import encode_rows, run_loop
 LOGITS_FILE = "logits.safetensors"
 SUPERNET_FILE = "supernet.safetensors"
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.svg"
 
 MIN_CELLS = 3
 """Fewest cells of which one is not a reduction cell."""
@@ -49,6 +51,7 @@ def run(context: Context) -> Facts:
     context.work.write(LOGITS_FILE, encode_tensors(search.logits.state_dict()))
     context.work.write(SUPERNET_FILE, encode_tensors(search.supernet.state_dict()))
     context.work.write(METRICS_FILE, encode_rows(search.metrics))
+    context.work.write(CURVES_FILE, draw_curves(search.metrics, SEARCH_PANELS).encode())
     last = search.metrics[-1]
     return {
         "device": device.type,
