@@ -256,6 +256,8 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     default = IMAGENET_IMAGE_SIZE if config.name == "imagenet" else FOLDER_IMAGE_SIZE
     size = config.image_size or default
     paths = [file.path for file in listing.files]
+    if config.stream == "never":
+        check_fits(config.name, len(paths), config.channels or 1, size)
     with strict_pillow():
         channels = config.channels or (
             1 if all(is_grey(listing.root / path) for path in paths) else 3

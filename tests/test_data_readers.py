@@ -20,7 +20,7 @@ from image_files import (
 from PIL import Image
 from torchvision import datasets
 
-from d2nas import data_readers, data_sources
+from d2nas import data_readers, data_sources, image_files
 from d2nas.config import DataConfig
 from d2nas.data_readers import TEST, TRAIN, VALIDATION, open_pool
 from d2nas.data_sources import PUBLISHED, content_digest
@@ -235,7 +235,8 @@ def test_channels_follow_the_images_unless_named(tmp_path, mode, channels):
 def test_sizes_default_by_kind(tmp_path):
     write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1})
     for name, size in (("folder", 32), ("imagenet", 224)):
-        assert read_all(opened(name, tmp_path))[0].shape[2:] == (size, size)
+        pool = opened(name, tmp_path, stream="never")
+        assert read_all(pool)[0].shape[2:] == (size, size)
     with pytest.raises(ConfigError, match="imagenet needs train"):
         opened("imagenet", tmp_path / "train")
 
@@ -255,7 +256,8 @@ def test_a_bomb_in_a_folder_is_refused_and_would_be_decoded_unguarded(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     with pytest.raises(ConfigError, match=r"bomb\.png: .*exceeds"):
         read_all(opened("folder", tmp_path))
-    monkeypatch.setattr(data_readers, "strict_pillow", contextlib.nullcontext)
+    for module in (data_readers, image_files):
+        monkeypatch.setattr(module, "strict_pillow", contextlib.nullcontext)
     with pytest.warns(Image.DecompressionBombWarning):
         images, _ = read_all(opened("folder", tmp_path))
     assert len(images) == 9
@@ -266,9 +268,9 @@ def test_a_set_that_does_not_fit_is_refused_before_any_image_is_read(tmp_path, m
     (tmp_path / "b" / "003.png").write_bytes(b"not to be reached")
     monkeypatch.setattr(data_readers, "MAX_TENSOR_BYTES", 8 * 32 * 32 - 1)
     with pytest.raises(ConfigError, match="8 images of 1 x 32 x 32 are") as raised:
-        opened("folder", tmp_path)
+        opened("folder", tmp_path, stream="never")
     assert "image_size" in raised.value.hint
-    assert "not streamed yet" in raised.value.hint
+    assert "can be streamed" in raised.value.hint
     monkeypatch.setattr(data_readers, "MAX_TENSOR_BYTES", 8 * 32 * 32)
     with pytest.raises(D2NasError, match=r"003\.png"):
-        opened("folder", tmp_path)
+        opened("folder", tmp_path, stream="never")
