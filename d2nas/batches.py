@@ -182,7 +182,7 @@ class _FileStream:
     def read(self, step: int) -> Tensor:
         """Return uint8 images N x channels x size x size, pinned where they go to a GPU."""
         if self._iterator is None or step != self._next:
-            with _child_signals_kept():
+            with child_signals_kept():
                 self._iterator = iter(self._loader(step))
         try:
             pixels = next(self._iterator)
@@ -236,7 +236,7 @@ class _Requests:
 
 
 @contextlib.contextmanager
-def _child_signals_kept() -> Iterator[None]:
+def child_signals_kept() -> Iterator[None]:
     """Undo PyTorch's handler for ended workers: it raises wherever the main thread happens to be,
     in the middle of a commit too. A dead worker is noticed when its batch does not come.
     """

@@ -72,10 +72,6 @@ class Search(Loop):
             )
         self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
-        halves = [
-            _part(half, config.image_fraction, seed, purpose)
-            for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
-        ]
         self.weight_batches, self.arch_batches = (
             Batches(
                 half.to(device),
@@ -87,7 +83,7 @@ class Search(Loop):
                 purpose=purpose,
                 ranks=ranks,
             )
-            for half, purpose in zip(halves, ("weights", "architecture"), strict=True)
+            for half, purpose in _halves(config, data, seed)
         )
         self.method = build_method(config, data, space, seed=seed)
         self.supernet, self.logits = self.method.supernet, self.method.logits
@@ -111,7 +107,7 @@ class Search(Loop):
                 betas=(config.arch_beta1, config.arch_beta2),
                 weight_decay=config.arch_weight_decay,
             )
-        epoch = count_steps(len(halves[0]), config.batch_size)
+        epoch = count_steps(len(self.weight_batches.images), config.batch_size)
         self.steps_per_epoch = epoch if self.trains else 1
         self.num_steps = epoch * config.epochs if self.trains else 1
         self.metrics = []
@@ -207,6 +203,14 @@ class Search(Loop):
             "parameterless_normal": genotype.parameterless_normal,
             "genotype": genotype.to_dict(),
         }
+
+
+def _halves(config: SearchConfig, data: ImageData, seed: int) -> list[tuple[Images, str]]:
+    """Return the images of both halves that the search sees, and what their batches are for."""
+    return [
+        (_part(half, config.image_fraction, seed, purpose), purpose)
+        for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
+    ]
 
 
 def _part(half: Images, fraction: float, seed: int, purpose: str) -> Images:

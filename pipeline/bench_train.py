@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from d2nas.batches import child_signals_kept
 from d2nas.config import DataConfig, RetrainConfig
 from d2nas.cost import count_cost
 from d2nas.data import ImageData, ImageSet
@@ -124,6 +125,8 @@ class PlainStepper:
             persistent_workers=True,
             pin_memory=device.type == "cuda",
         )
+        with child_signals_kept():
+            iter(self.loader)  # persistent workers: started here, used by every later epoch
         self.batches = self._batches()
         self.correct, self.loss = 0.0, 0.0
 

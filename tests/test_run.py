@@ -387,4 +387,4 @@ def test_a_busy_run_is_refused(finished: Place, capfd: pytest.CaptureFixture[str
 
 def test_every_error_class_has_its_exit_code() -> None:
     codes = {error.exit_code for error in D2NasError.__subclasses__()} - {1}
-    assert codes == {2, 3, 4, 5, 6, 7, 8}
+    assert codes == {2, 3, 4, 5, 6, 7, 8, 9}
