@@ -68,6 +68,19 @@ class State:
         return self.value.relu()
 
 
+def _sum(
+    first: Tensor, first_factor: Tensor | None, second: Tensor, second_factor: Tensor | None
+) -> Tensor:
+    """Return the sum of both, each times its factor: with one pass over the maps less."""
+    if second_factor is None:
+        first, first_factor, second, second_factor = second, second_factor, first, first_factor
+    if second_factor is None:
+        return first + second
+    if first_factor is not None:
+        first = first * first_factor
+    return torch.addcmul(first, second, second_factor)
+
+
 class Cell(Lean):
     """A derived cell: each node adds its two operations, the output concatenates the nodes.
 
@@ -110,15 +123,18 @@ class Cell(Lean):
         for node in range(len(NODES)):
             edges = range(EDGES_PER_NODE * node, EDGES_PER_NODE * (node + 1))
             first, second = (self._edge(edge, states, factors) for edge in edges)
-            states.append(State(first + second))
+            states.append(State(_sum(*first, *second)))
         return torch.cat([states[node].value for node in self.concat], dim=1)
 
-    def _edge(self, edge: int, states: list[State], factors: Iterator[Tensor] | None) -> Tensor:
+    def _edge(
+        self, edge: int, states: list[State], factors: Iterator[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return an operation's output, and drop-path's factor on it, if any."""
         operation = self.operations[edge]
         output = self._apply_to(states[self.sources[edge]], operation)
-        if factors is not None and not isinstance(operation, nn.Identity):
-            output = output * next(factors).to(output.dtype)
-        return output
+        if factors is None or isinstance(operation, nn.Identity):
+            return output, None
+        return output, next(factors).to(output.dtype)
 
     def _apply_to(self, state: State, operation: nn.Module) -> Tensor:
         shares = self.training and self.lean and operation in self.sharing

@@ -93,20 +93,7 @@ class Search(Loop):
         self.watch = FiniteWatch(device)
         # A method without passes has nothing to train: one step closes its only epoch.
         self.trains = sum(self.method.passes) > 0
-        optimizers: dict[str, torch.optim.Optimizer] = {}
-        if self.trains:
-            self.weight_optimizer = optimizers["sgd"] = sgd(
-                self.supernet,
-                lr=config.weight_lr,
-                momentum=config.weight_momentum,
-                weight_decay=config.weight_decay,
-            )
-            self.arch_optimizer = optimizers["adam"] = torch.optim.Adam(
-                self.logits.parameters(),
-                lr=config.arch_lr,
-                betas=(config.arch_beta1, config.arch_beta2),
-                weight_decay=config.arch_weight_decay,
-            )
+        optimizers = self._optimizers() if self.trains else {}
         epoch = count_steps(len(self.weight_batches.images), config.batch_size)
         self.steps_per_epoch = epoch if self.trains else 1
         self.num_steps = epoch * config.epochs if self.trains else 1
@@ -117,6 +104,22 @@ class Search(Loop):
             optimizers=optimizers,
             sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
         )
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        config = self.config
+        self.weight_optimizer = sgd(
+            self.supernet,
+            lr=config.weight_lr,
+            momentum=config.weight_momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.arch_optimizer = torch.optim.Adam(
+            self.logits.parameters(),
+            lr=config.arch_lr,
+            betas=(config.arch_beta1, config.arch_beta2),
+            weight_decay=config.arch_weight_decay,
+        )
+        return {"sgd": self.weight_optimizer, "adam": self.arch_optimizer}
 
     def take_step(self, step: int) -> None:
         """Run ``search_step``; in the first step of an epoch also measure its peak memory."""
