@@ -1,5 +1,6 @@
 """Fixtures that several test modules share, and what CPU-only machines skip."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from faults import memory_folder
 from toy import Place
 
-# Two test processes on two cores would otherwise fight for both.
+# Test processes side by side would otherwise fight for all cores; those they start, too.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
