@@ -29,7 +29,8 @@ _STREAMED = (
     "images, and training and test images are not compared by pixel"
 )
 _RESIZING = {
-    "crop": "shorter side to image_size, bilinear with antialiasing, then centre crop",
+    "crop": "shorter side to round(image_size / crop_fraction), bilinear with antialiasing, then "
+    "centre crop",
     "pad": "longer side down to image_size if it is larger, bilinear with antialiasing, then "
     "centred on black",
 }
@@ -96,6 +97,8 @@ class ImageData:
     """What ``test`` is."""
     fit: Literal["crop", "pad"] = "crop"
     """How pictures came to ``image_size``."""
+    crop_fraction: float = 1.0
+    """Part of the shorter side that was kept."""
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of training images per class, in label order."""
@@ -212,6 +215,7 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
         channels=pool.channels,
         evaluation=config.evaluation,
         fit=config.fit,
+        crop_fraction=config.crop_fraction,
     )
 
 
@@ -374,6 +378,7 @@ def preprocessing(data: ImageData) -> dict[str, Any]:
         "channels": data.channels,
         "colour_order": "grey" if data.channels == 1 else "RGB",
         "resize": _RESIZING[data.fit],
+        "crop_fraction": data.crop_fraction,
         "transparency": "over black",
         "value_range": [0.0, 1.0],
         "mean": list(data.mean),

@@ -4,13 +4,13 @@ Rank 0 looks into the store, commits, shows and decides; the others are told.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from d2nas.config import Config
 from d2nas.errors import StoppedError
 
-from .runner import Reuse, Runner, RunResult, agree, read_state
-from .stages import Context, parents_of, run_stage
+from .runner import Display, Reuse, Runner, RunResult, agree, read_state
+from .stages import Context, Hooks, parents_of, run_stage
 from .stop import StopFlag
 from .store import Store, Version
 
@@ -20,26 +20,8 @@ if TYPE_CHECKING:
     from d2nas.state import TrainState
 
 
-class Silence:
+class Silence(Display):
     """Shows nothing: rank 0 does."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def warn(self, line: str) -> None:
-        """Nothing."""
-
-    def stage_current(self, stage: str, reference: str) -> None:
-        """Nothing."""
-
-    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
-        """Nothing."""
-
-    def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
-        """Nothing."""
-
-    def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
-        """Nothing."""
 
 
 class Follower(Runner):
@@ -81,26 +63,11 @@ class Follower(Runner):
             run_stage(stage, Context(config, parents, work, hooks, data, self._first))
 
 
-class _FollowerHooks:
-    """The hooks of a stage whose checkpoints rank 0 writes."""
+class _FollowerHooks(Hooks):
+    """The hooks of a stage whose checkpoints rank 0 writes; the rest is not told."""
 
     def __init__(self, store: Store, stop: StopFlag, ranks: "Ranks") -> None:
         self._store, self._stop, self._ranks = store, stop, ranks
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def warn(self, line: str) -> None:
-        """Nothing."""
-
-    def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
-        """Nothing."""
-
-    def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
-        """Nothing."""
-
-    def pause(self) -> None:
-        """Nothing."""
 
     def resume(self) -> "TrainState | None":
         """Return the checkpoint that rank 0 continues from."""

@@ -250,6 +250,10 @@ def test_preprocessing_describes_the_input_in_json(digits):
     size = (description["channels"], description["image_size"], description["image_size"])
     assert digits.test.images_NCHW.shape[1:] == size
     assert preprocessing(dataclasses.replace(digits, channels=3))["colour_order"] == "RGB"
+    # What a server must know to prepare pictures as the network's own were.
+    cropped = preprocessing(dataclasses.replace(digits, crop_fraction=0.875))
+    assert cropped["crop_fraction"] == 0.875
+    assert "black" in preprocessing(dataclasses.replace(digits, fit="pad"))["resize"]
 
 
 def test_an_image_set_refuses_what_it_cannot_be():

@@ -15,7 +15,7 @@ from PIL import Image
 from d2nas import batches as batches_module
 from d2nas.batches import Batches
 from d2nas.config import DataConfig, build_config
-from d2nas.data import ImageData, ImageSet, Normalizer, load_data
+from d2nas.data import ImageData, ImageSet, Normalizer, load_data, preprocessing
 from d2nas.data_readers import streams
 from d2nas.errors import ConfigError, OutOfMemoryError
 from d2nas.image_decoding import Decoding, read_random_crop
@@ -190,6 +190,11 @@ def test_what_is_streamed(folder: Path) -> None:
             config_of(folder, **settings, stream="never")
         with pytest.raises(ConfigError, match="streamed image files"):
             build_config({"data": {"name": "cifar10", **settings}})
+
+
+def test_how_pictures_are_cut_travels_with_the_data(folder: Path) -> None:
+    data, _ = loaded(folder, stream="always", crop_fraction=0.5)
+    assert preprocessing(data)["crop_fraction"] == 0.5
 
 
 def test_a_whole_run_can_be_streamed(

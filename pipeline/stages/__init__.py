@@ -61,7 +61,7 @@ def reads_data(stage: str, config: Config) -> bool:
 CODE_SCHEMA: Mapping[str, int] = {
     "search": 5,
     "derive": 3,
-    "retrain": 3,
+    "retrain": 4,
     "evaluate": 2,
     "export": 1,
     "validate": 3,
@@ -72,22 +72,27 @@ Facts = dict[str, Any]
 
 
 class Hooks(Protocol):
-    """How a stage speaks to the outside."""
+    """How a stage speaks to the outside. What a subclass leaves out is told to nobody."""
 
     def say(self, line: str) -> None:
         """Tell the user something worth a line."""
+        return
 
     def warn(self, line: str) -> None:
         """Tell the user something to act on."""
+        return
 
     def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
         """Announce the stage's number of steps, how many a resume skips, and the images of one."""
+        return
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         """Report finished steps and, at an epoch's end, its row of metrics."""
+        return
 
     def pause(self) -> None:
         """Let a signal through where nothing can be saved; raises ``StoppedError`` after one."""
+        return
 
     def resume(self) -> "TrainState | None":
         """Return the last checkpoint of this very stage, or None."""
