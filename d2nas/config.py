@@ -184,6 +184,8 @@ class DeriveConfig(Section):
 class RetrainConfig(Section):
     """Full training of the derived network. Defaults: DARTS's CIFAR-10 recipe."""
 
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Seed of weights and batches, to train one found network several times; none: run.seed."""
     num_cells: Positive = 20
     init_channels: Positive = 36
     stem: Literal["auto", "cifar", "imagenet"] = "auto"

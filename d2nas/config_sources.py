@@ -60,6 +60,7 @@ DEFAULT_SOURCES: Mapping[str, str] = {
     "derive.candidates": "ROME 3.3: the most probable",
     "derive.rank_by": "ours",
     "derive.rank_epochs": "ours",
+    "retrain.seed": "ours: run.seed",
     "retrain.num_cells": "DARTS's code",
     "retrain.init_channels": "DARTS's code",
     "retrain.stem": "DARTS's code: by image size",

@@ -14,6 +14,7 @@
     methods = ["random"]
     [variant.settings]
     "retrain.epochs" = 600
+    trainings = 2                       # train each network from two seeds, and take the mean
 
 Paths in it are taken from the working directory, as everywhere.
 """
@@ -44,7 +45,11 @@ _AXIS_OF = {
     "search.space": "spaces",
     "data.name": "data",
     "run.seed": "seeds",
+    "retrain.seed": "trainings",
 }
+TRAINING_STRIDE = 100
+"""A network's trainings start from its seed, and from this much further on each."""
+
 _EXAMPLE = 'for example methods = ["d2nas"], spaces = ["S0"], seeds = [0, 1, 2]'
 _MAX_RUN_NAME = 64
 
@@ -56,6 +61,7 @@ class _Block(Section):
     spaces: Annotated[list[str], Field(min_length=1)] | None = None
     data: Annotated[list[str], Field(min_length=1)] | None = None
     seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    trainings: Annotated[int, Field(ge=1)] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -71,13 +77,16 @@ class _File(_Block):
 
 @dataclass(frozen=True)
 class Cell:
-    """One network of a study: searched, derived, retrained, evaluated."""
+    """One training of a study's network: searched, derived, retrained, evaluated."""
 
     variant: str
     method: str
     space: str
     data: str
     seed: int
+    training: int
+    """Which of the network's ``trainings`` this is, from 0."""
+    trainings: int
     config: Config
     run: str
     """Name of its run in the store."""
@@ -87,12 +96,13 @@ class Cell:
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return f"{self.variant}, {self.data}, {self.space}, {self.method}, seed {self.seed}"
+        title = f"{self.variant}, {self.data}, {self.space}, {self.method}, seed {self.seed}"
+        return f"{title}, training {self.training + 1}" if self.trainings > 1 else title
 
     @property
     def setting(self) -> str:
         """Digest of how it is trained and measured: equal ones can be compared."""
-        return setting_of(self.config)
+        return setting_of(self.config, self.trainings)
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
             raise _unknown(what, "method", method, METHOD_NAMES)
     variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
     drafts = [
-        _Draft(variant, method, space, data, seed, _configure(variant, method, space, data, seed))
+        _draft(variant, method, space, data, seed)
         for variant in variants
         for seed in variant.seeds
         for data in variant.data
@@ -133,12 +143,13 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     return Study(title, tuple(_cells(title, drafts)))
 
 
-def setting_of(config: Config) -> str:
+def setting_of(config: Config, trainings: int) -> str:
     """Digest of the retraining and the images, whatever was searched, and wherever it ran."""
     values = config.to_dict()
-    for section, place in (("retrain", "device"), ("data", "root")):
-        del values[section][place]
-    return digest({"retrain": values["retrain"], "data": values["data"]})
+    for section, key in (("retrain", "device"), ("retrain", "seed"), ("data", "root")):
+        del values[section][key]
+    measured = {"retrain": values["retrain"], "data": values["data"]}
+    return digest(measured if trainings == 1 else {**measured, "trainings": trainings})
 
 
 def run_name(study: str, *parts: str) -> str:
@@ -158,6 +169,7 @@ class _Resolved:
     spaces: list[str]
     data: list[str]
     seeds: list[int]
+    trainings: int
     values: dict[str, dict[str, Any]]
     by_method: dict[str, dict[str, dict[str, Any]]]
     """The values with what a method needs on top."""
@@ -166,7 +178,7 @@ class _Resolved:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A cell without its runs."""
+    """A network of the grid: its cells without their runs."""
 
     variant: _Resolved
     method: str
@@ -237,7 +249,15 @@ def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) ->
         _merge(by_method[method], file.method.get(method, {}), f"{what}: method.{method}")
         _merge(by_method[method], variant.settings, f"{where}: settings")
     _merge(merged, variant.settings, f"{where}: settings")
-    return _Resolved(variant.name, values=merged, by_method=by_method, what=where, **axes)
+    trainings = variant.trainings or file.trainings or 1
+    return _Resolved(
+        variant.name,
+        values=merged,
+        by_method=by_method,
+        what=where,
+        trainings=trainings,
+        **axes,
+    )
 
 
 def _merge(values: dict[str, Any], settings: Mapping[str, Any], what: str) -> None:
@@ -269,6 +289,11 @@ def _flat(settings: Mapping[str, Any], what: str) -> Iterator[tuple[str, str, An
             yield section, name, setting
 
 
+def _draft(variant: _Resolved, method: str, space: str, data: str, seed: int) -> _Draft:
+    config = _configure(variant, method, space, data, seed)
+    return _Draft(variant, method, space, data, seed, config)
+
+
 def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int) -> Config:
     values = copy.deepcopy(variant.by_method.get(method, variant.values))
     for section, field, value in (
@@ -287,39 +312,48 @@ def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int
 def _missing_random(variants: list[_Resolved], drafts: list[_Draft]) -> list[_Draft]:
     """Return the random cells that no variant has for some retraining, data set and space."""
     covered = {
-        (draft.space, setting_of(draft.config)) for draft in drafts if draft.method == RANDOM
+        (draft.space, setting_of(draft.config, draft.variant.trainings))
+        for draft in drafts
+        if draft.method == RANDOM
     }
     added = []
     for variant in variants:
         for data in variant.data:
             for space in variant.spaces:
-                configs = [
-                    (seed, _configure(variant, RANDOM, space, data, seed)) for seed in variant.seeds
-                ]
-                key = space, setting_of(configs[0][1])
+                random = [_draft(variant, RANDOM, space, data, seed) for seed in variant.seeds]
+                key = space, setting_of(random[0].config, variant.trainings)
                 if key not in covered:
                     covered.add(key)
-                    added += [
-                        _Draft(variant, RANDOM, space, data, seed, config)
-                        for seed, config in configs
-                    ]
+                    added += random
     return added
 
 
 def _cells(study: str, drafts: list[_Draft]) -> Iterator[Cell]:
     first_run: dict[str, str] = {}
     for draft in drafts:
-        cell = Cell(
-            variant=draft.variant.name,
-            method=draft.method,
-            space=draft.space,
-            data=draft.data,
-            seed=draft.seed,
-            config=draft.config,
-            run=run_name(
-                study, draft.variant.name, draft.method, draft.space, draft.data, str(draft.seed)
-            ),
-            search_run="",
-        )
-        key = digest([stage_config("search", cell.config), cell.config.data.root])
-        yield replace(cell, search_run=first_run.setdefault(key, cell.run))
+        trainings = draft.variant.trainings
+        for training in range(trainings):
+            names = (draft.variant.name, draft.method, draft.space, draft.data, str(draft.seed))
+            again = (f"training-{training}",) if training else ()
+            cell = Cell(
+                variant=draft.variant.name,
+                method=draft.method,
+                space=draft.space,
+                data=draft.data,
+                seed=draft.seed,
+                training=training,
+                trainings=trainings,
+                config=_with_training(draft.config, training),
+                run=run_name(study, *names, *again),
+                search_run="",
+            )
+            key = digest([stage_config("search", cell.config), cell.config.data.root])
+            yield replace(cell, search_run=first_run.setdefault(key, cell.run))
+
+
+def _with_training(config: Config, training: int) -> Config:
+    if not training:
+        return config
+    values = config.to_dict()
+    values["retrain"]["seed"] = config.run.seed + TRAINING_STRIDE * training
+    return build_config(values)

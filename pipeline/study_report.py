@@ -4,6 +4,7 @@ Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here er
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,9 +40,36 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ``error`` and ``error_sd`` are mean and sample standard deviation in percent (None without or
     with one value); ``percentile`` says how many percent of the ``random`` cells with the same
     data and retraining have a lower accuracy than the mean (ties count half; None for the random
-    cells themselves). A failed cell counts in ``failed`` and nowhere else.
+    cells themselves). A network counts once, with the mean of its trainings, whose pooled standard
+    deviation is ``training_sd`` (None with one training each). If one of them failed it counts in
+    ``failed`` and nowhere else.
     """
-    return [_summary(key, group, rows) for key, group in _grouped(rows).items()]
+    found = networks(rows)
+    return [_summary(key, group, found) for key, group in _grouped(found).items()]
+
+
+def networks(rows: Sequence[Row]) -> list[Row]:
+    """Return one row per network: the first training's, with the mean accuracy of all of them.
+
+    ``accuracies`` holds them all; ``error`` is the first training's that has one.
+    """
+    trained: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("variant", "data", "space", "method", "seed"))
+        trained.setdefault(key, []).append(row)
+    return [_network(group) for group in trained.values()]
+
+
+def _network(trainings: list[Row]) -> Row:
+    error = next((row["error"] for row in trainings if row["error"] is not None), None)
+    accuracies = [row["accuracy"] for row in trainings if row["accuracy"] is not None]
+    whole = len(accuracies) == len(trainings)
+    return {
+        **trainings[0],
+        "accuracies": accuracies,
+        "accuracy": statistics.fmean(accuracies) if whole else None,
+        "error": error,
+    }
 
 
 def percentile(value: float, among: Sequence[float]) -> float | None:
@@ -56,10 +84,12 @@ def percentile(value: float, among: Sequence[float]) -> float | None:
 def rank_correlations(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, for each data set and pair of variants, Spearman's rank correlation of accuracies.
 
-    Over cells of the same method, space and seed that trained the same genotype; pairs with fewer
-    than ``MIN_RANKED`` are left out. None where all accuracies of a variant are equal.
+    Over networks of the same method, space and seed that trained the same genotype, each with the
+    mean of its trainings; pairs with fewer than ``MIN_RANKED`` are left out. None where all
+    accuracies of a variant are equal.
     """
     found = []
+    rows = networks(rows)
     for data in dict.fromkeys(row["data"] for row in rows):
         by_variant = {
             variant: {
@@ -130,8 +160,10 @@ def _training_line(row: Row) -> str:
     train = row["settings"]["train_images"]
     measured = f"{row['images']:,} " if row["images"] else ""
     what = "test images" if row["evaluation"] == "test" else "held-out images, not the test images"
+    trainings = row["settings"]["trainings"]
+    times = f", mean of {trainings} trainings each" if trainings > 1 else ""
     return (
-        f"trained {retrain['num_cells']} cells x {retrain['init_channels']} channels, "
+        f"trained {retrain['num_cells']} cells x {retrain['init_channels']} channels{times}, "
         f"{retrain['epochs']} epochs, batch {retrain['batch_size']}, "
         f"{'all' if train is None else f'{train:,}'} training images; "
         f"error on {measured}{what}"
@@ -188,6 +220,7 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         "failed": len(group) - len(done),
         "error": statistics.fmean(errors) if errors else None,
         "error_sd": statistics.stdev(errors) if len(errors) > 1 else None,
+        "training_sd": _training_sd([row["accuracies"] for row in done]),
         "percentile": percentile(statistics.fmean(accuracies), random) if compared else None,
         "num_random": len(random),
         **{
@@ -196,6 +229,15 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         },
         "device": ", ".join(sorted({row["device"] for row in done if row["device"]})),
     }
+
+
+def _training_sd(accuracies: list[list[float]]) -> float | None:
+    """Return how far trainings of one network lie apart: pooled standard deviation in percent."""
+    several = [values for values in accuracies if len(values) > 1]
+    if not several:
+        return None
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in several)
+    return 100 * math.sqrt(squares / sum(len(values) - 1 for values in several))
 
 
 def _mean(values: Any) -> float | None:

@@ -160,7 +160,7 @@ def _run_of(cell: Cell, stage: str) -> str:
 
 
 def _names(cell: Cell) -> dict[str, Any]:
-    names = ("variant", "method", "space", "data", "seed", "run")
+    names = ("variant", "method", "space", "data", "seed", "training", "run")
     return {name: getattr(cell, name) for name in names}
 
 
@@ -189,7 +189,11 @@ def _describe(cell: Cell, versions: Mapping[str, Version], error: str | None) ->
         "retrain_seconds": seconds.get("retrain"),
         "device": facts["search"].get("device"),
         "retrain_device": facts["retrain"].get("device"),
-        "settings": {**settings, "train_images": cell.config.data.train_images},
+        "settings": {
+            **settings,
+            "train_images": cell.config.data.train_images,
+            "trainings": cell.trainings,
+        },
         "setting": cell.setting,
         "error": error,
     }

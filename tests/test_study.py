@@ -128,6 +128,22 @@ def test_a_search_that_variants_share_is_held_once(place):
     assert all(cell.run == cell.search_run for cell in own.cells)
 
 
+def test_trainings_of_a_network_share_its_search_and_start_from_other_seeds(place):
+    text = SMALL.replace("seeds = [0, 1]", "seeds = [3]\ntrainings = 2")
+    text += '[[variant]]\nname = "base"\n[[variant]]\nname = "once"\ntrainings = 1\n'
+    found = read(place, text).cells
+    base = [c for c in found if (c.variant, c.method) == ("base", "d2nas")]
+    assert [(c.training, c.trainings, c.config.run.seed) for c in base] == [(0, 2, 3), (1, 2, 3)]
+    assert [c.config.retrain.seed for c in base] == [None, 103]
+    assert base[0].run != base[1].run
+    assert base[0].search_run == base[1].search_run
+    assert base[0].setting == base[1].setting
+    # A mean of two is nothing to compare single trainings with.
+    (once,) = (c for c in found if (c.variant, c.method) == ("once", "d2nas"))
+    assert once.setting != base[0].setting
+    assert {c.variant for c in found if c.method == "random"} == {"base", "once"}
+
+
 def test_run_names_are_names_the_store_takes(place):
     names = [cell.run for cell in read(place, SMALL).cells]
     assert len(set(names)) == len(names)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.study_report import (
     correlation_line,
+    networks,
     percentile,
     rank_correlations,
     settings_lines,
@@ -43,7 +44,7 @@ def row(method: str, accuracy: float | None, seed: int = 0, **values: Any) -> di
         "device": "cpu",
         "evaluation": "held-out",
         "images": 5000,
-        "settings": {"search": SHAPE, "retrain": SHAPE, "train_images": 10_000},
+        "settings": {"search": SHAPE, "retrain": SHAPE, "train_images": 10_000, "trainings": 1},
         "setting": "a",
         "error": None if accuracy is not None else "broken",
     }
@@ -92,6 +93,28 @@ def test_a_random_cell_that_two_variants_trained_counts_once():
     rows += [row("random", 0.25 + seed / 4, seed) for seed in range(2)]
     rows += [row("random", 0.75, seed, variant="other") for seed in range(2)]
     assert summarise(rows)[0]["num_random"] == 2
+
+
+def test_a_network_counts_once_with_the_mean_of_its_trainings():
+    rows = [row("d2nas", 0.5, training=0), row("d2nas", 0.75, training=1)]
+    rows += [row("random", 0.25 + 0.5 * training, 0, training=training) for training in (0, 1)]
+    rows += [row("random", 0.75, 1, training=training) for training in (0, 1)]
+    d2nas, random = summarise(rows)
+    assert (d2nas["n"], d2nas["error"], d2nas["error_sd"]) == (1, 37.5, None)
+    assert d2nas["training_sd"] == pytest.approx(12.5 * 2**0.5)
+    # Random networks: means 0.5 and 0.75; 0.625 lies between them.
+    assert (d2nas["percentile"], d2nas["num_random"], random["n"]) == (50.0, 2, 2)
+    # 0.25 and 0.75 of the first (variance 0.125), nothing between the second's: pooled 0.0625.
+    assert random["training_sd"] == pytest.approx(25.0)
+    assert random["error_sd"] == pytest.approx(12.5 * 2**0.5)
+
+
+def test_a_network_with_a_failed_training_is_a_failed_network():
+    rows = [row("d2nas", 0.5, training=0), row("d2nas", None, training=1)]
+    (line,) = summarise(rows)
+    assert (line["n"], line["failed"], line["error"], line["training_sd"]) == (0, 1, None, None)
+    (found,) = networks(rows)
+    assert (found["accuracy"], found["error"], found["accuracies"]) == (None, "broken", [0.5])
 
 
 def test_one_value_has_no_spread_and_none_has_no_mean():
@@ -166,6 +189,21 @@ def test_rank_correlation_needs_five_equal_genotypes_of_equal_cells():
     failed = both(ONES, ONES)
     failed[7] |= {"accuracy": None, "error": "broken"}
     assert rank_correlations(failed) == []
+
+
+def test_rank_correlation_is_of_the_means_of_the_trainings():
+    pairs = both(ONES, ONES)
+    # Second trainings that turn the order of the first ones round, and further.
+    again = [{**r, "training": 1, "accuracy": 1 - 2 * r["accuracy"]} for r in pairs[:5]]
+    (found,) = rank_correlations([*pairs, *again])
+    assert (found["n"], found["spearman"]) == (5, pytest.approx(-1.0))
+
+
+def test_the_line_under_a_table_says_how_often_each_network_was_trained():
+    rows = [row("random", 0.8)]
+    assert "trainings" not in settings_lines(rows)[0]
+    rows[0]["settings"] = {**rows[0]["settings"], "trainings": 3}
+    assert "mean of 3 trainings each" in settings_lines(rows)[0]
 
 
 def test_the_lines_under_a_table_name_what_was_trained_on_what_it_was_measured_and_each_search():

@@ -223,6 +223,25 @@ def test_a_variant_reuses_the_search_and_not_the_training(done, capfd):
     }
 
 
+def test_a_network_is_searched_once_and_trained_from_several_seeds(done, capfd):
+    path = done.folder / "small.toml"
+    path.write_text(
+        path.read_text()
+        + '[[variant]]\nname = "base"\n[[variant]]\nname = "twice"\nmethods = ["random"]\n'
+        + "seeds = [1]\ntrainings = 2\n"
+    )
+    rows = study_rows(done, capfd)
+    base = next(r for r in rows if (r["method"], r["seed"]) == ("random", 1))
+    first, second = (row for row in rows if row["variant"] == "twice")
+    assert [r["genotype_digest"] for r in (first, second)] == [base["genotype_digest"]] * 2
+    store = Store(done.store)
+    weights = [store.open(f"{r['run']}/retrain").read("weights.safetensors") for r in (first, base)]
+    assert weights[0] == weights[1]
+    other = store.open(f"{second['run']}/retrain").read("weights.safetensors")
+    assert other != weights[0]
+    assert len(store.references(second["run"])) == 2  # retrain and evaluate
+
+
 VARYING = ("search_seconds", "retrain_seconds")
 
 

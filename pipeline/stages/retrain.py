@@ -30,12 +30,13 @@ def run(context: Context) -> Facts:
         derived.read(GENOTYPE_FILE), what=f"{derived.reference}: {GENOTYPE_FILE}"
     )
     stem = stem_for(config.retrain.stem, data.image_size)
+    seed = config.run.seed if config.retrain.seed is None else config.retrain.seed
     with memory_errors(config.retrain.batch_size, device):
         retraining = Retraining(
             config.retrain,
             genotype,
             data,
-            seed=config.run.seed,
+            seed=seed,
             device=device,
             augmentation=config.data,
             ranks=ranks,
