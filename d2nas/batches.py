@@ -113,16 +113,15 @@ class Batches:
 
 
 def channels_last(images_NCHW: Tensor) -> Tensor:
-    """Return the images with their channels next to each other in memory.
+    """Return the images, or a convolution's weights, with their channels next to each other.
 
-    With one channel both layouts are the same bytes, and PyTorch takes the strides of the other
-    one, in which all that follows would be computed: here they are set as meant.
+    With one channel, or one pixel, both layouts are the same bytes, and PyTorch takes the strides
+    of the other one, in which all that follows would be computed: here they are set as meant.
     """
     images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = images_NCHW.shape
-    if channels > 1:
-        return images_NCHW
-    return images_NCHW.as_strided(images_NCHW.shape, (height * width, 1, width, 1))
+    strides = (channels * height * width, 1, channels * width, channels)
+    return images_NCHW.as_strided(images_NCHW.shape, strides)
 
 
 class _Request(NamedTuple):

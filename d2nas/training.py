@@ -1,6 +1,7 @@
 """What search and retraining share: devices, finite checks, memory errors, evaluation, progress."""
 
 import contextlib
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -221,7 +222,7 @@ def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
     failed = False
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         failed = True
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
@@ -229,13 +230,18 @@ def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
         failed = True
     # Outside the except block: there, the traceback would keep the step's tensors alive.
     if failed:
-        peak = ""
-        if device.type == "cuda":
-            peak = f" (peak {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB)"
         raise OutOfMemoryError(
-            f"out of memory on {device} at batch size {batch_size}{peak}",
+            f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
             hint="lower batch_size or init_channels; for a search also recompute=op",
         )
+
+
+def _peak_memory(device: torch.device) -> str:
+    """Return the most memory used so far: the allocator's on a GPU, else this whole process's."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB"
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux
+    return f"{kibibytes / 2**10:.0f} MiB resident"
 
 
 @torch.no_grad()

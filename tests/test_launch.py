@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,37 @@ def test_a_search_on_two_processes(place: Place, capfd: pytest.CaptureFixture[st
     shown = place.json(capfd, "search", str(place.preset), *quick, "--nproc", "2")
     assert shown["facts"]["processes"] == 2
     assert place.run("derive", "toy") == 0
+
+
+def test_the_same_command_under_torchrun_on_two_machines(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two agents, one process each, as on two machines that share the store."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2", *SHORT)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2")
+    address = ("--master-addr", "127.0.0.1", "--master-port", str(port))
+    one = ("--nproc-per-node", "1", "-m", "d2nas")
+    agents = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", node, *address, *one, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for node in ("0", "1")
+    ]
+    talk = [agent.communicate(timeout=180)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], talk
+    assert "retrain: done in" in talk[0]
+    assert not [line for line in talk[0].splitlines() + talk[1].splitlines() if "Warning" in line]
+    assert "retrain:" not in talk[1]
+    shown = place.json(capfd, "retrain", str(place.preset), "--genotype", "DARTS_V2", *SHORT)
+    assert shown["executed"] == []
+    assert shown["facts"]["processes"] == 2
 
 
 def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_processes(

@@ -1,8 +1,11 @@
 """The search and retraining loops: what a step does to logits and weights, and what stops it."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -320,11 +323,32 @@ def test_control_without_the_check_the_weights_become_nan(
     assert torch.isnan(retraining.network.stem.convs[0].weight).all()
 
 
-def test_out_of_memory_names_the_batch() -> None:
-    with pytest.raises(OutOfMemoryError, match="batch size 96"), memory_errors(96, CPU):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: torch.empty(2**60, dtype=torch.uint8),  # what PyTorch raises on a CPU
+        lambda: np.empty(2**60, dtype=np.uint8),
+        lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")),
+    ],
+)
+def test_out_of_memory_names_the_batch_and_the_peak(fail: Callable[[], object]) -> None:
+    with pytest.raises(OutOfMemoryError) as caught, memory_errors(96, CPU):
+        fail()
+    found = re.fullmatch(
+        r"out of memory on cpu at batch size 96 \(peak (\d+) MiB resident\)", str(caught.value)
+    )
+    assert found is not None
+    # This process holds PyTorch, and no petabyte.
+    assert 50 < int(found[1]) < 2**20
+
+
+def test_another_error_is_not_one_of_memory() -> None:
     with pytest.raises(RuntimeError, match="something else"), memory_errors(96, CPU):
         raise RuntimeError("something else")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_devices_are_resolved_by_use() -> None:
