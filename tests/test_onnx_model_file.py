@@ -27,11 +27,28 @@ def test_a_sound_model_is_accepted_and_described() -> None:
     assert model == hand_made_model()
     assert describe(model).to_dict() == {
         "input_shape": [1, 4, 4],
+        "input_type": "float32",
         "num_classes": 3,
         "opset": 20,
         "ir_version": 10,
         "num_nodes": 5,
     }
+
+
+def test_pixels_come_with_their_channels_last() -> None:
+    def change(model: onnx.ModelProto) -> None:
+        image = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 4, 5, 1])
+        model.graph.input[0].CopyFrom(image)
+        model.graph.node.insert(0, helper.make_node("Cast", ["images"], ["real"], to=1))
+        model.graph.node.insert(
+            1, helper.make_node("Transpose", ["real"], ["planes"], perm=[0, 3, 1, 2])
+        )
+        model.graph.node[2].input[0] = "planes"
+
+    description = describe(loaded(change))
+    assert description.input_shape == (1, 4, 5)
+    assert (description.array_shape, description.input_type) == ((4, 5, 1), "uint8")
+    assert describe(hand_made_model()).array_shape == (1, 4, 4)
 
 
 def test_lineage_is_the_metadata_of_d2nas_alone() -> None:

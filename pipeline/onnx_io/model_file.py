@@ -4,9 +4,9 @@ A model may come from anywhere, so loading refuses whatever a classifier does no
 files, other operator domains, control flow, functions, training parts, oversized inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -31,6 +31,12 @@ OUTPUT_NAME = "logits"
 BATCH_AXIS = "batch"
 LINEAGE_PREFIX = "d2nas."
 
+InputType = Literal["float32", "uint8"]
+"""Prepared images [channels, height, width], or pixels as decoded [height, width, channels]."""
+_INPUT_TYPES: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.UINT8: "uint8",
+}
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _SUBGRAPH_ATTRIBUTES = (
     onnx.AttributeProto.GRAPH,
@@ -52,11 +58,24 @@ class ModelDescription:
     opset: int
     ir_version: int
     num_nodes: int
+    input_type: InputType = "float32"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the input's values."""
+        return np.dtype(self.input_type)
+
+    @property
+    def array_shape(self) -> tuple[int, int, int]:
+        """One image as the input takes it: uint8 pixels have their channels last."""
+        channels, height, width = self.input_shape
+        return (height, width, channels) if self.input_type == "uint8" else self.input_shape
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
         return {
             "input_shape": list(self.input_shape),
+            "input_type": self.input_type,
             "num_classes": self.num_classes,
             "opset": self.opset,
             "ir_version": self.ir_version,
@@ -68,9 +87,9 @@ def check_model(data: bytes, *, what: str) -> onnx.ModelProto:
     """Parse ``data`` and return the model if it is one that d2nas would run; ``what`` names it.
 
     Accepted: one file of at most 512 MiB with all weights inside, standard operators of opset 18
-    to 21, IR version up to 10, no subgraphs, functions or training parts, exactly one float32
-    input ``images`` [batch, channels, height, width] and one float32 output ``logits``
-    [batch, classes]; and ``onnx.checker`` agrees. Raises ``DamagedArtifactError`` otherwise.
+    to 21, IR version up to 10, no subgraphs, functions or training parts, exactly one input
+    ``images``, float32 [batch, channels, height, width] or uint8 [batch, height, width, channels],
+    and one float32 output ``logits`` [batch, classes]; and ``onnx.checker`` agrees. Raises ``DamagedArtifactError`` otherwise.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise DamagedArtifactError(
@@ -108,14 +127,17 @@ def lineage(model: onnx.ModelProto) -> dict[str, str]:
 
 def describe(model: onnx.ModelProto) -> ModelDescription:
     """Describe a model that ``check_model`` returned."""
-    image = model.graph.input[0].type.tensor_type.shape.dim
+    image = model.graph.input[0].type.tensor_type
     logits = model.graph.output[0].type.tensor_type.shape.dim
+    first, second, third = (axis.dim_value for axis in image.shape.dim[1:])
+    pixels = image.elem_type == onnx.TensorProto.UINT8
     return ModelDescription(
-        input_shape=(image[1].dim_value, image[2].dim_value, image[3].dim_value),
+        input_shape=(third, first, second) if pixels else (first, second, third),
         num_classes=logits[1].dim_value,
         opset=emitted_opset(model),
         ir_version=model.ir_version,
         num_nodes=len(model.graph.node),
+        input_type="uint8" if pixels else "float32",
     )
 
 
@@ -261,10 +283,10 @@ def _check_graph(graph: onnx.GraphProto) -> None:
 def _check_interface(graph: onnx.GraphProto) -> None:
     image = _only_value(list(graph.input), "input", INPUT_NAME)
     logits = _only_value(list(graph.output), "output", OUTPUT_NAME)
-    sizes = _sizes(image, 3)
+    sizes = _sizes(image, 3, _INPUT_TYPES)
     if int(np.prod([float(size) for size in sizes])) > MAX_INPUT_VALUES:
         raise _RefusalError(f"asks for images of {'x'.join(map(str, sizes))} values")
-    (num_classes,) = _sizes(logits, 1)
+    (num_classes,) = _sizes(logits, 1, {onnx.TensorProto.FLOAT: "float32"})
     if num_classes > MAX_CLASSES:
         raise _RefusalError(f"has {num_classes} classes, at most {MAX_CLASSES} are supported")
     if any(tensor.name == INPUT_NAME for tensor in graph.initializer):
@@ -278,11 +300,11 @@ def _only_value(values: list[onnx.ValueInfoProto], role: str, name: str) -> onnx
     return values[0]
 
 
-def _sizes(value: onnx.ValueInfoProto, num_fixed: int) -> list[int]:
-    """Sizes of the axes after ``batch``, which must be fixed; float32 is required."""
+def _sizes(value: onnx.ValueInfoProto, num_fixed: int, types: Mapping[int, str]) -> list[int]:
+    """Sizes of the axes after ``batch``, which must be fixed; one of ``types`` is required."""
     tensor = value.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
-        raise _RefusalError(f"{value.name} is not float32")
+    if tensor.elem_type not in types:
+        raise _RefusalError(f"{value.name} is not {' or '.join(types.values())}")
     axes = tensor.shape.dim
     sizes = [axis.dim_value for axis in axes[1:]]
     if len(sizes) != num_fixed or axes[0].dim_param != BATCH_AXIS or min(sizes) < 1:

@@ -101,8 +101,8 @@ class OnnxSession:
         """Raise ``ValidationFailedError`` if the session has changed its provider."""
         check_provider(self._session, self.provider)
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [N, classes] of ``images`` [N, channels, height, width].
+    def run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logits [N, classes] of ``images`` [N, *array_shape] as the model takes them.
 
         Raises ``ConfigError`` for images of another shape or type, ``OutOfMemoryError``, and
         ``ValidationFailedError`` if the runtime fails or has left its device.
@@ -114,7 +114,7 @@ class OnnxSession:
         logits: NDArray[np.float32] = outputs[0]
         return logits
 
-    def bind(self, images: NDArray[np.float32]) -> "BoundRun":
+    def bind(self, images: NDArray[Any]) -> "BoundRun":
         """Put ``images`` and room for their logits on the device; raises as ``run`` does."""
         self._check_images(images)
         return self.attempt(lambda: BoundRun(self, images))
@@ -130,11 +130,11 @@ class OnnxSession:
                 f"the model fails on {self.device.label} ({problem(error)})"
             ) from error
 
-    def _check_images(self, images: NDArray[np.float32]) -> None:
-        wanted = self.description.input_shape
-        if images.dtype != np.float32 or images.shape[1:] != wanted or len(images) < 1:
+    def _check_images(self, images: NDArray[Any]) -> None:
+        wanted, dtype = self.description.array_shape, self.description.dtype
+        if images.dtype != dtype or images.shape[1:] != wanted or len(images) < 1:
             raise ConfigError(
-                f"the model takes float32 images of shape [N, {', '.join(map(str, wanted))}], "
+                f"the model takes {dtype} images of shape [N, {', '.join(map(str, wanted))}], "
                 f"got {images.dtype} {list(images.shape)}"
             )
 
@@ -142,7 +142,7 @@ class OnnxSession:
 class BoundRun:
     """One batch that already lies on the device: calling it runs the model and waits for it."""
 
-    def __init__(self, owner: OnnxSession, images: NDArray[np.float32]) -> None:
+    def __init__(self, owner: OnnxSession, images: NDArray[Any]) -> None:
         values = owner._runtime.OrtValue
         device = owner.device
         where = ("cuda", device.index) if isinstance(device, CudaDevice) else ("cpu", 0)
@@ -322,7 +322,7 @@ def _try_device(runtime: Any, device: str, provider: str) -> ProviderStatus:
     listed = provider in runtime.get_available_providers()
     try:
         session = open_session(_probe_model(), device=device, num_threads=1)
-        session.run(np.ones((2, *session.description.input_shape), np.float32))
+        session.run(np.ones((2, *session.description.array_shape), np.float32))
     except D2NasError as error:
         return ProviderStatus(provider, listed, loads=False, problem=str(error))
     return ProviderStatus(provider, listed, loads=True, problem=None)
