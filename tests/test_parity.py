@@ -15,7 +15,7 @@ from onnx_models import INPUT_SHAPE, pattern_images, settled_network, torch_answ
 from d2nas.errors import ConfigError, ValidationFailedError
 from pipeline.onnx_io import parity
 from pipeline.onnx_io.export import export_onnx
-from pipeline.onnx_io.model_file import mutants
+from pipeline.onnx_io.mutants import mutants
 from pipeline.onnx_io.parity import Limits, check_parity, compare, gate, self_test
 from pipeline.onnx_io.session import OnnxSession, open_session
 
@@ -60,6 +60,24 @@ def test_numbers_are_what_the_definitions_say() -> None:
     halves = np.array([1.0, -2.0, 0.5])
     varying = math.sqrt(2.0 * ((halves - halves.mean()) ** 2).sum())
     assert result.spread == pytest.approx(varying / math.sqrt(31.0))
+    # The rows are [3, 1], [0, 4] against [0, 4.5], [2, 1] against [0.5, 1].
+    assert result.cosine == pytest.approx(2.0 / math.sqrt(5.0 * 1.25))
+    assert result.top5_agreement == 1.0
+
+
+def test_the_five_largest_classes_are_compared_as_a_set() -> None:
+    reference = np.arange(8.0, dtype=np.float32).reshape(1, 8)
+    reordered = reference[:, [0, 1, 2, 7, 6, 5, 4, 3]]
+    assert compare(reference, reordered).top5_agreement == 1.0
+    two_lost = reference.copy()
+    two_lost[0, :2] = 10.0
+    assert compare(reference, two_lost).top5_agreement == pytest.approx(3 / 5)
+
+
+def test_rows_of_zeros_are_alike_to_each_other_alone() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    assert compare(zeros, zeros).cosine == 1.0
+    assert compare(zeros, np.ones((2, 3), np.float32)).cosine == 0.0
 
 
 def test_equal_arrays_agree_exactly() -> None:
@@ -346,7 +364,7 @@ def test_every_mutant_of_the_exported_model_is_rejected(answer: Answer, exported
     result = self_test(answer, faulty.items(), images)
     assert result.passed
     assert result.rejected == tuple(faulty)
-    assert len(faulty) == 4
+    assert len(faulty) == 6
     # One fault in one tensor is far outside the tolerance, not just beyond it.
     for session in faulty.values():
         assert (compare(answer(images), session.run(images)).relative_l2 or 0.0) > 1e-3

@@ -1,4 +1,4 @@
-"""An ONNX file as d2nas writes it: guarded loading, lineage, description, and mutated copies.
+"""An ONNX file as d2nas writes it: guarded loading, lineage, description.
 
 A model may come from anywhere, so loading refuses whatever a classifier does not need: other
 files, other operator domains, control flow, functions, training parts, oversized inputs.
@@ -11,10 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from d2nas.errors import DamagedArtifactError, ValidationFailedError
+from d2nas.errors import DamagedArtifactError
 
 MAX_MODEL_BYTES = 512 * 1024 * 1024
 MAX_INPUT_VALUES = 16 * 1024 * 1024
@@ -46,7 +45,6 @@ _SUBGRAPH_ATTRIBUTES = (
     onnx.AttributeProto.TYPE_PROTO,
     onnx.AttributeProto.TYPE_PROTOS,
 )
-_MUTATION_FACTOR = np.float32(1.01)
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,8 @@ def check_model(data: bytes, *, what: str) -> onnx.ModelProto:
     Accepted: one file of at most 512 MiB with all weights inside, standard operators of opset 18
     to 21, IR version up to 10, no subgraphs, functions or training parts, exactly one input
     ``images``, float32 [batch, channels, height, width] or uint8 [batch, height, width, channels],
-    and one float32 output ``logits`` [batch, classes]; and ``onnx.checker`` agrees. Raises ``DamagedArtifactError`` otherwise.
+    and one float32 output ``logits`` [batch, classes]; and ``onnx.checker`` agrees. Raises
+    ``DamagedArtifactError`` otherwise.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise DamagedArtifactError(
@@ -145,45 +144,6 @@ def emitted_opset(model: onnx.ModelProto) -> int:
     """Return the version of the standard operator set that ``model`` imports (0: none)."""
     versions = [entry.version for entry in model.opset_import if entry.domain in _STANDARD_DOMAINS]
     return versions[0] if len(versions) == 1 else 0
-
-
-def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of copies with one fault each, which a parity gate has to reject.
-
-    The faulty tensors are ones that every logit depends on: the first convolution, the last one
-    and the classifier. A copy whose tensor the fault would leave unchanged is not yielded. Raises
-    ``ValidationFailedError`` if the model has neither convolution nor classifier weights.
-    """
-    parsed = check_model(model, what="model to mutate")
-    weights = {tensor.name: tensor for tensor in parsed.graph.initializer}
-    convolutions = [
-        node
-        for node in parsed.graph.node
-        if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in weights
-    ]
-    classifier = _classifier(parsed.graph, weights)
-    faults: list[tuple[str, str, NDArray[Any]]] = []
-    if classifier is not None:
-        name, class_axis = classifier
-        values = numpy_helper.to_array(weights[name])
-        faults.append(("classifier weight + 1 %", name, values * _MUTATION_FACTOR))
-        faults.append(("two classes swapped", name, _swap_farthest(values, class_axis)))
-    if convolutions:
-        first, last = (convolutions[index].input[1] for index in (0, -1))
-        values = numpy_helper.to_array(weights[first])
-        faults.append(("stem weight + 1 %", first, values * _MUTATION_FACTOR))
-        faults.append(
-            ("last convolution zeroed", last, np.zeros_like(numpy_helper.to_array(weights[last])))
-        )
-    if not faults:
-        raise ValidationFailedError(
-            "the gate's self-test found no convolution or classifier weight to mutate",
-            hint="the model is not a convolutional classifier as d2nas exports it",
-        )
-    for fault, name, values in faults:
-        if np.array_equal(values, numpy_helper.to_array(weights[name])):
-            continue
-        yield fault, _with_weight(parsed, name, values)
 
 
 class _RefusalError(Exception):
@@ -317,42 +277,3 @@ def _sizes(value: onnx.ValueInfoProto, num_fixed: int, types: Mapping[int, str])
 
 def _shown(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:59] + "…")
-
-
-def _classifier(
-    graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]
-) -> tuple[str, int] | None:
-    """Name of the classifier's weight and its class axis, or None."""
-    for node in reversed(graph.node):
-        if node.op_type not in ("Gemm", "MatMul") or len(node.input) < 2:
-            continue
-        name = node.input[1]
-        if name not in weights or len(weights[name].dims) != 2:
-            continue
-        transposed = any(
-            attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute
-        )
-        return name, 0 if transposed else 1
-    return None
-
-
-def _swap_farthest(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Swap the two classes whose weights differ most, so that the fault can be seen."""
-    rows = np.moveaxis(values, axis, 0).astype(np.float64)
-    first = 0
-    # Two sweeps (the row farthest from the first, then the row farthest from that one) find a
-    # pair at least half as far apart as the farthest, without a table of all pairs.
-    second = int(np.argmax(np.linalg.norm(rows - rows[first], axis=1)))
-    first = int(np.argmax(np.linalg.norm(rows - rows[second], axis=1)))
-    order = np.arange(len(rows))
-    order[[first, second]] = order[[second, first]]
-    return np.take(values, order, axis=axis)
-
-
-def _with_weight(model: onnx.ModelProto, name: str, values: NDArray[Any]) -> bytes:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
-    return bytes(copy.SerializeToString(deterministic=True))

@@ -1,19 +1,11 @@
 """Does the exported model compute what the trained network computes? A gate that can say no.
 
-Numbers. With R the reference logits, G the exported model's, all in float64:
-
-- ``max_abs`` = max |G - R|; ``relative_l2`` = ||G - R|| / ||R||; ``top1_agreement`` = share of
-  images with the same argmax.
-- ``spread`` = ||V|| / ||R||, V being R without what a prediction cannot depend on: each image's
-  mean over classes, then each class's mean over images. It is the part of R that tells images
-  apart.
-
-Why the spread. If the logits hardly vary between images, a broken model agrees with the network as
-well as an intact one: in a randomly initialised 20-cell network, zeroing a whole convolution moved
-logits of 0.17 by 6e-6 and no prediction. A pass means ||G - R|| <= limit ||R||. That is evidence
-only if the error allowed is small beside the signal, so a pass counts from
-spread >= 100 x limit on: then the allowed error is at most 1 % of what tells images apart. Below,
-the verdict is ``inconclusive``, which is not a pass.
+``comparison`` defines the numbers. Why the spread: if the logits hardly vary between images, a
+broken model agrees with the network as well as an intact one: in a randomly initialised 20-cell
+network, zeroing a whole convolution moved logits of 0.17 by 6e-6 and no prediction. A pass means
+||G - R|| <= limit ||R||. That is evidence only if the error allowed is small beside the signal, so
+a pass counts from spread >= 100 x limit on: then the allowed error is at most 1 % of what tells
+images apart. Below, the verdict is ``inconclusive``, which is not a pass.
 """
 
 import math
@@ -25,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError
+
+from .comparison import ParityResult, compare, ratio
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 Reference = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -58,21 +52,8 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
-class ParityResult:
-    """How two arrays of logits compare; numbers stay None where an earlier check failed."""
-
-    shape_equal: bool
-    dtype_equal: bool
-    finite: bool
-    max_abs: float | None = None
-    relative_l2: float | None = None
-    top1_agreement: float | None = None
-    spread: float | None = None
-
-
-@dataclass(frozen=True)
 class Limits:
-    """What float32 parity allows."""
+    """What parity allows; the defaults are float32's."""
 
     relative_l2: float = RELATIVE_L2_LIMIT
     top1_agreement: float = TOP1_LIMIT
@@ -108,6 +89,8 @@ class BatchParity:
             "max_abs": _json_number(self.result.max_abs),
             "relative_l2": _json_number(self.result.relative_l2),
             "top1_agreement": self.result.top1_agreement,
+            "top5_agreement": self.result.top5_agreement,
+            "cosine": _json_number(self.result.cosine),
             "spread": _json_number(self.result.spread),
             "identical_rows": _json_number(self.identical_rows),
             "permuted_rows": _json_number(self.permuted_rows),
@@ -149,14 +132,15 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
-        agreements = [entry.result.top1_agreement for entry in self.batches]
-        known = [agreement for agreement in agreements if agreement is not None]
+        results = [entry.result for entry in self.batches]
         return {
             "verdict": self.verdict,
             "passed": self.passed,
             "max_abs": self.max_abs,
             "relative_l2": self.relative_l2,
-            "top1_agreement": min(known) if len(known) == len(agreements) else None,
+            "top1_agreement": _smallest([result.top1_agreement for result in results]),
+            "top5_agreement": _smallest([result.top5_agreement for result in results]),
+            "cosine": _smallest([result.cosine for result in results]),
             "limits": {
                 "relative_l2": self.limits.relative_l2,
                 "top1_agreement": self.limits.top1_agreement,
@@ -186,31 +170,6 @@ class SelfTest:
             "rejected": list(self.rejected),
             "accepted": list(self.accepted),
         }
-
-
-def compare(reference: NDArray[Any], got: NDArray[Any]) -> ParityResult:
-    """Compare logits [N, classes]: shape, then dtype, then finiteness of both, then values.
-
-    Each check is made only if the ones before it hold.
-    """
-    if reference.shape != got.shape or reference.ndim != 2 or reference.size == 0:
-        return ParityResult(shape_equal=False, dtype_equal=False, finite=False)
-    if reference.dtype != got.dtype:
-        return ParityResult(shape_equal=True, dtype_equal=False, finite=False)
-    if not (np.isfinite(reference).all() and np.isfinite(got).all()):
-        return ParityResult(shape_equal=True, dtype_equal=True, finite=False)
-    wanted = reference.astype(np.float64)
-    difference = got.astype(np.float64) - wanted
-    agreement = np.argmax(reference, axis=1) == np.argmax(got, axis=1)
-    return ParityResult(
-        shape_equal=True,
-        dtype_equal=True,
-        finite=True,
-        max_abs=float(np.abs(difference).max()),
-        relative_l2=_ratio(difference, wanted),
-        top1_agreement=float(agreement.mean()),
-        spread=_spread(wanted),
-    )
 
 
 def gate(result: ParityResult, limits: Limits | None = None) -> tuple[Verdict, tuple[str, ...]]:
@@ -341,7 +300,7 @@ def _row_distance(rows: NDArray[Any], wanted: NDArray[Any]) -> float:
     rows, wanted = np.broadcast_arrays(rows.astype(np.float64), wanted.astype(np.float64))
     if not (np.isfinite(rows).all() and np.isfinite(wanted).all()):
         return math.inf
-    return max(_ratio(row - target, target) for row, target in zip(rows, wanted, strict=True))
+    return max(ratio(row - target, target) for row, target in zip(rows, wanted, strict=True))
 
 
 def _in_batches(answer: Reference, images: Rows, batch: int) -> NDArray[Any]:
@@ -355,19 +314,9 @@ def _in_batches(answer: Reference, images: Rows, batch: int) -> NDArray[Any]:
     return np.concatenate(answers)
 
 
-def _spread(reference: NDArray[np.float64]) -> float:
-    varying = reference
-    if reference.shape[1] > 1:
-        varying = varying - varying.mean(axis=1, keepdims=True)
-    return _ratio(varying - varying.mean(axis=0, keepdims=True), reference)
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float:
-    """||part|| / ||whole||; zero over zero is 0, anything else over zero is infinite."""
-    above, below = float(np.linalg.norm(part)), float(np.linalg.norm(whole))
-    if below > 0.0:
-        return above / below
-    return 0.0 if above == 0.0 else math.inf
+def _smallest(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return min(known) if len(known) == len(values) else None
 
 
 def _largest(values: Sequence[float | None]) -> float | None:

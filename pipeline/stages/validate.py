@@ -19,7 +19,8 @@ from d2nas.strict_json import canonical_json
 from d2nas.training import resolve_device as resolve_torch_device
 
 from ..onnx_io.latency import measure_latency
-from ..onnx_io.model_file import check_model, lineage, mutants
+from ..onnx_io.model_file import check_model, lineage
+from ..onnx_io.mutants import mutants
 from ..onnx_io.parity import Limits, ParityReport, SelfTest, check_parity, self_test
 from ..onnx_io.session import OnnxSession, open_session, resolve_device
 from ..store.codec import encode_tensors
