@@ -11,16 +11,19 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from .config_deployment import ExportConfig, ValidateConfig
+from .config_section import (
+    Device,
+    NonNegative,
+    NonNegativeReal,
+    Positive,
+    PositiveReal,
+    Rate,
+    Section,
+)
 from .errors import ConfigError
-
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-NonNegativeReal = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-PositiveReal = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 DATA_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder")
 
@@ -36,12 +39,6 @@ MethodName = Literal[
     "random",
 ]
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no conversion between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
 
 class RunConfig(Section):
@@ -224,32 +221,6 @@ class RetrainConfig(Section):
             what = "num_cells" if self.num_cells == 1 else "batch_size"
             raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")
         return self
-
-
-class ExportConfig(Section):
-    """ONNX export."""
-
-    opset: Annotated[int, Field(ge=18, le=21)] = 20
-    """MaxPool has no CUDA kernel from opset 22 on."""
-
-
-class ValidateConfig(Section):
-    """The gate before deployment."""
-
-    device: Device = "auto"
-    parity_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (
-        1,
-        2,
-        7,
-        64,
-    )
-    relative_l2: PositiveReal = 1e-5
-    top1_agreement: Rate = 0.999
-    latency_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1, 8, 64)
-    latency_samples: Positive = 662
-    """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
-    latency_seconds: PositiveReal = 10.0
-    """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
 
 
 class Config(Section):

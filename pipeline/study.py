@@ -29,8 +29,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, Section, build_config
+from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, build_config
 from d2nas.config_files import read_space
+from d2nas.config_section import Section
 from d2nas.errors import ConfigError
 from d2nas.strict_json import digest
 

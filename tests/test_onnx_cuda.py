@@ -63,7 +63,7 @@ def test_a_cuda_device_cannot_be_claimed_without_a_checked_session() -> None:
 
 NO_CHECK: dict[str, Any] = {
     "check_provider": lambda session, provider: None,
-    "_check_options": lambda session, index: None,
+    "_check_options": lambda session, index, asked: None,
     "_check_placement": lambda session: None,
 }
 

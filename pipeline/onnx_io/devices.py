@@ -7,6 +7,7 @@ options it runs with and the place of every node.
 import ctypes
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 NO_CUDA_HINT = "d2nas doctor shows what loads here; validate.device=cpu needs no GPU"
 
 _PROOF = object()
+_NO_OPTIONS: Mapping[str, str] = {}
 _DRIVER_VERSION = re.compile(r"\b(\d+\.\d+(?:\.\d+)?)\b")
 
 
@@ -60,14 +62,14 @@ class CudaDevice:
 Device = CpuDevice | CudaDevice
 
 
-def prove_cuda(session: Any, index: int) -> CudaDevice:
+def prove_cuda(session: Any, index: int, options: Mapping[str, str] = _NO_OPTIONS) -> CudaDevice:
     """Return the claim that ``session`` (ONNX Runtime's) runs on GPU ``index`` and nowhere else.
 
-    Raises ``ValidationFailedError`` saying what contradicts it: another provider, other options
+    ``options`` of the provider are those that the session must be using besides. Raises ``ValidationFailedError`` saying what contradicts it: another provider, other options
     than the strict ones, or nodes placed elsewhere.
     """
     check_provider(session, CUDA_PROVIDER)
-    _check_options(session, index)
+    _check_options(session, index, options)
     _check_placement(session)
     return CudaDevice(_gpu_name(index), index, _driver_version(), proof=_PROOF)
 
@@ -113,9 +115,9 @@ def misplaced(session: Any) -> str | None:
     return f"{len(nodes)} of {total} nodes are on {where} instead: {shown}"
 
 
-def _check_options(session: Any, index: int) -> None:
+def _check_options(session: Any, index: int, asked: Mapping[str, str]) -> None:
     options = session.get_provider_options().get(CUDA_PROVIDER, {})
-    for name, wanted in (("device_id", str(index)), ("use_tf32", "0")):
+    for name, wanted in {"device_id": str(index), "use_tf32": "0", **asked}.items():
         if str(options.get(name)) != wanted:
             raise ValidationFailedError(
                 f"CUDA was asked for with {name}={wanted}, the session runs with "

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import onnx
 import torch
@@ -16,8 +17,10 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from torch import nn
 
 from d2nas._version import __version__
+from d2nas.data import Normalizer
 from d2nas.errors import ConfigError, ValidationFailedError
 
+from .half_precision import to_half
 from .model_file import (
     BATCH_AXIS,
     INPUT_NAME,
@@ -29,7 +32,9 @@ from .model_file import (
     check_model,
     emitted_opset,
 )
+from .pixel_input import take_pixels
 
+Precision = Literal["fp32", "fp16"]
 PRODUCER_NAME = "d2nas"
 _EXAMPLE_BATCH = 2
 """One is a size that exporters have specialised on."""
@@ -50,12 +55,16 @@ def export_onnx(
     input_shape: tuple[int, int, int],
     opset: int,
     metadata: Mapping[str, str],
+    pixels: Normalizer | None = None,
+    precision: Precision = "fp32",
 ) -> bytes:
     """Return ``network`` as one ONNX file with all weights inside, byte-identical when repeated.
 
     ``input_shape`` is (channels, height, width) of one image; the batch size stays free, as the
     named axis ``batch`` of input ``images`` and output ``logits``. ``metadata`` (keys starting
-    with ``d2nas.``) becomes the file's only metadata. The network is not changed.
+    with ``d2nas.``) becomes the file's only metadata. With ``pixels`` the model takes uint8
+    [batch, height, width, channels] and normalises them itself; ``precision`` fp16 is what it
+    computes in, with the same logits in float32. The network is not changed.
 
     Raises ``ConfigError`` for a network that is in training mode, has outputs besides
     [batch, classes] logits, or is not float32, and for an unusable opset, shape or metadata key;
@@ -64,6 +73,10 @@ def export_onnx(
     _check_request(input_shape, opset, metadata)
     example = _check_network(network, input_shape)
     model = _traced(network, example, opset)
+    if pixels is not None:
+        take_pixels(model, pixels.mean, pixels.std)
+    if precision == "fp16":
+        model = to_half(model)
     _strip(model)
     _stamp(model, metadata)
     _check_emitted(model, opset)

@@ -7,7 +7,7 @@ options and the place of every node were checked; the provider is checked again 
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -56,6 +56,15 @@ __all__ = [
 
 Result = TypeVar("Result")
 
+PLAIN = "plain"
+MODE_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    PLAIN: {},
+    "nhwc": {"prefer_nhwc": "1"},
+    "cuda-graph": {"enable_cuda_graph": "1"},
+    "nhwc-cuda-graph": {"prefer_nhwc": "1", "enable_cuda_graph": "1"},
+}
+"""Ways to run one model on CUDA, with the provider's options; a CPU has only the first."""
+
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
@@ -75,17 +84,20 @@ class OnnxSession:
     """A model on a known device. Made by ``open_session``."""
 
     def __init__(
-        self, runtime: Any, session: Any, device: Device, description: ModelDescription
+        self,
+        runtime: Any,
+        session: Any,
+        device: Device,
+        description: ModelDescription,
+        mode: str = PLAIN,
     ) -> None:
         self._runtime = runtime
         self._session = session
         self._errors = runtime_errors(runtime)
-        self._run_options = runtime.RunOptions()
-        # What goes wrong in a run arrives as an exception; its native log line would be a second
-        # report, on the terminal.
-        self._run_options.log_severity_level = LOG_FATAL
+        self._run_options = _quiet(runtime.RunOptions())
         self.device = device
         self.description = description
+        self.mode = mode
 
     @property
     def provider(self) -> str:
@@ -150,6 +162,11 @@ class BoundRun:
         self._owner = owner
         self._input = values.ortvalue_from_numpy(np.ascontiguousarray(images), *where)
         self._output = values.ortvalue_from_shape_and_type(shape, np.float32, *where)
+        self._run_options = owner._run_options
+        if "cuda-graph" in owner.mode:
+            # Captured at the first run and replayed from then on: one graph for each batch size.
+            self._run_options = _quiet(owner._runtime.RunOptions())
+            self._run_options.add_run_config_entry("gpu_graph_id", str(len(images)))
         self._binding = owner._session.io_binding()
         self._binding.bind_ortvalue_input(INPUT_NAME, self._input)
         self._binding.bind_ortvalue_output(OUTPUT_NAME, self._output)
@@ -164,16 +181,29 @@ class BoundRun:
         return logits
 
     def _run(self) -> None:
-        self._owner._session.run_with_iobinding(self._binding, self._owner._run_options)
+        self._owner._session.run_with_iobinding(self._binding, self._run_options)
         self._binding.synchronize_outputs()
 
 
+def _quiet(run_options: Any) -> Any:
+    # What goes wrong in a run arrives as an exception; its native log line would be a second
+    # report, on the terminal.
+    run_options.log_severity_level = LOG_FATAL
+    return run_options
+
+
 def open_session(
-    model: bytes, *, device: str, num_threads: int | None = None, what: str = "model"
+    model: bytes,
+    *,
+    device: str,
+    num_threads: int | None = None,
+    what: str = "model",
+    mode: str = PLAIN,
 ) -> OnnxSession:
     """Open ``model`` on ``device``: ``cpu``, ``cuda`` or ``cuda:N``; never on another one.
 
-    ``num_threads`` is for the CPU; None takes all that this process may use. Raises
+    ``num_threads`` is for the CPU; None takes all that this process may use. ``mode`` is one of
+    ``MODE_OPTIONS``; those of CUDA graphs answer bound images only. Raises
     ``DamagedArtifactError`` for a model that ``check_model`` refuses (``what`` names it),
     ``ConfigError`` for a device that cannot be had in this installation, ``OutOfMemoryError``,
     and ``ValidationFailedError`` if the device does not load or would not run the whole model.
@@ -183,11 +213,13 @@ def open_session(
         raise ConfigError(f"device {device!r} is not cpu, cuda or cuda:N")
     if num_threads is not None and num_threads < 1:
         raise ConfigError(f"num_threads={num_threads} must be at least 1")
+    if mode not in MODE_OPTIONS or (device == "cpu" and mode != PLAIN):
+        raise ConfigError(f"{device} has no mode {mode}", hint="validate.modes")
     description = describe(check_model(model, what=what))
     runtime = load_runtime()
     if device == "cpu":
         return _open_cpu(runtime, model, num_threads or _available_threads(), description)
-    return _open_cuda(runtime, model, int(found[1] or 0), description)
+    return _open_cuda(runtime, model, int(found[1] or 0), description, mode)
 
 
 def resolve_device(device: str) -> str:
@@ -233,7 +265,7 @@ def _open_cpu(
 
 
 def _open_cuda(
-    runtime: Any, model: bytes, index: int, description: ModelDescription
+    runtime: Any, model: bytes, index: int, description: ModelDescription, mode: str
 ) -> OnnxSession:
     if CUDA_PROVIDER not in runtime.get_available_providers():
         raise ConfigError(
@@ -245,7 +277,7 @@ def _open_cuda(
     try:
         with captured_log() as log:
             _preload_cuda(runtime)
-            session = _cuda_session(runtime, model, index, _strict_options(runtime))
+            session = _cuda_session(runtime, model, index, _strict_options(runtime), mode)
     except runtime_errors(runtime) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(f"cuda:{index}", error) from error
@@ -257,8 +289,8 @@ def _open_cuda(
         raise ValidationFailedError(
             f"CUDA was asked for (cuda:{index}), but {why}", hint=NO_CUDA_HINT
         ) from error
-    device = prove_cuda(session, index)
-    return OnnxSession(runtime, session, device, description)
+    device = prove_cuda(session, index, MODE_OPTIONS[mode])
+    return OnnxSession(runtime, session, device, description, mode)
 
 
 def _preload_cuda(runtime: Any) -> None:
@@ -267,13 +299,14 @@ def _preload_cuda(runtime: Any) -> None:
         runtime.preload_dlls()
 
 
-def _cuda_session(runtime: Any, model: bytes, index: int, options: Any) -> Any:
+def _cuda_session(runtime: Any, model: bytes, index: int, options: Any, mode: str = PLAIN) -> Any:
     provider_options = {
         "device_id": str(index),
         # Full float32 products: the parity tolerance is for these.
         "use_tf32": "0",
         # An exhaustive search costs seconds at every new batch size and gains nothing steady.
         "cudnn_conv_algo_search": "HEURISTIC",
+        **MODE_OPTIONS[mode],
     }
     return runtime.InferenceSession(
         model, options, providers=[(CUDA_PROVIDER, provider_options)], enable_fallback=0

@@ -1,6 +1,7 @@
 """Export: trained weights to one ONNX file that says where it came from."""
 
 from d2nas._version import __version__
+from d2nas.data import Normalizer
 from d2nas.errors import ConfigError
 from d2nas.network import WEIGHTS_FILE, load_network
 from d2nas.strict_json import canonical_json, parse_json
@@ -27,11 +28,15 @@ def run(context: Context) -> Facts:
         )
     context.hooks.begin(1, 0, "model")
     preprocess = parse_json(retrained.read(PREPROCESS_FILE), what=PREPROCESS_FILE)
-    size = preprocess["image_size"]
+    config, size = context.config.export, preprocess["image_size"]
+    normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    pixels = normalizer if config.input == "uint8" else None
     data = export_onnx(
         network,
         input_shape=(preprocess["channels"], size, size),
-        opset=context.config.export.opset,
+        opset=config.opset,
+        pixels=pixels,
+        precision=config.precision,
         metadata={
             "d2nas.version": __version__,
             **{f"d2nas.{role}": parent for role, parent in derived.manifest.parents.items()},
@@ -47,4 +52,4 @@ def run(context: Context) -> Facts:
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
     description = describe(check_model(data, what=MODEL_FILE))
-    return {"bytes": len(data), **description.to_dict()}
+    return {"bytes": len(data), "precision": config.precision, **description.to_dict()}
