@@ -7,14 +7,17 @@ versions, so a missing or damaged bundle is written again without running a stag
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from d2nas.strict_json import parse_json
 
 from .store import FileSystem, Version, safe_run_name
+from .triton import triton_config
 
 CHECKSUMS = "SHA256SUMS"
+_PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 
 
 def write_bundle(
@@ -77,12 +80,12 @@ def _put(disk: FileSystem, path: Path, data: bytes) -> None:
 
 def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
-    preprocess = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
+    preprocess = _preprocess(versions["retrain"].read("preprocess.json"), report["model"])
     lineage = {**report["lineage"], "validate": versions["validate"].id}
     report |= {"bundle_version": number, "lineage": lineage}
     labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
     return {
-        "config.pbtxt": _triton_config(name, number, report).encode(),
+        "config.pbtxt": triton_config(name, number, report).encode(),
         "labels.txt": labels.encode(),
         "preprocess.json": _pretty(preprocess),
         "genotype.json": versions["derive"].read("genotype.json"),
@@ -93,34 +96,22 @@ def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str
     }
 
 
+def _preprocess(stored: bytes, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how a picture becomes the input: less is left to do for a model that takes pixels."""
+    preprocess: dict[str, Any] = parse_json(stored, what="preprocess.json")
+    if model["input_type"] == "uint8":
+        inside = f"none: the model itself computes {preprocess['formula']}"
+        preprocess |= {"layout": "NHWC", "dtype": "uint8", "formula": inside}
+        preprocess["value_range"] = [0, 255]
+    return preprocess
+
+
 def _pretty(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _triton_config(name: str, number: int, report: dict[str, Any]) -> str:
-    channels, height, width = report["model"]["input_shape"]
-    largest = max(entry["batch"] for entry in report["parity"]["batches"])
-    return f"""name: "{name}"
-backend: "onnxruntime"
-max_batch_size: {largest}
-input [
-  {{ name: "images" data_type: TYPE_FP32 dims: [ {channels}, {height}, {width} ] }}
-]
-output [
-  {{
-    name: "logits"
-    data_type: TYPE_FP32
-    dims: [ {report["model"]["num_classes"]} ]
-    label_filename: "labels.txt"
-  }}
-]
-dynamic_batching {{ }}
-version_policy: {{ specific: {{ versions: [ {number} ] }} }}
-"""
 
 
 def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict[str, Any]) -> str:
@@ -132,17 +123,16 @@ def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict
         for entry in report["latency"]
     )
     lineage = "\n".join(f"- {stage}: `{version}`" for stage, version in report["lineage"].items())
-    size, channels = preprocess["image_size"], preprocess["channels"]
     return f"""# {name}, version {number}
 
 Image classifier for {len(preprocess["class_names"])} classes; its architecture was
 {_origin(report)}.
 Served as is by Triton (this folder lies in a model repository) or by ONNX Runtime.
 
-- Input `images`: float32 [batch, {channels}, {size}, {size}], prepared as `preprocess.json` says
+- Input `images`: {_input_line(report["model"])}, prepared as `preprocess.json` says
 - Output `logits`: float32 [batch, {len(preprocess["class_names"])}], classes in the order of
   `labels.txt`
-- {report["params"]:,} parameters, {report["macs"]:,} MACs ({report["macs_convention"]})
+- Computes in {_PRECISIONS[report["model"]["precision"]]}; {report["params"]:,} parameters, {report["macs"]:,} MACs ({report["macs_convention"]})
 
 ## Evidence
 
@@ -175,6 +165,13 @@ its classes, also images of nothing it was trained on.
 `golden.safetensors` holds prepared inputs and the logits to expect; `{CHECKSUMS}` the digests of
 all files (`sha256sum -c {CHECKSUMS}`).
 """
+
+
+def _input_line(model: Mapping[str, Any]) -> str:
+    channels, height, width = model["input_shape"]
+    if model["input_type"] == "uint8":
+        return f"uint8 [batch, {height}, {width}, {channels}]"
+    return f"float32 [batch, {channels}, {height}, {width}]"
 
 
 def _origin(report: dict[str, Any]) -> str:

@@ -21,13 +21,16 @@ from .cli_options import (
     DataRootOption,
     ExportedOption,
     FreshOption,
+    GateBatchOption,
     JsonOption,
+    MaxP99Option,
     NameOption,
     PresetArgument,
     ProcessesOption,
     SetOption,
     StoreOption,
     TargetArgument,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +116,8 @@ def _main(
 def run_command(
     preset: PresetArgument,
     name: NameOption = None,
+    max_p99_ms: MaxP99Option = None,
+    batch: GateBatchOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     exported: ExportedOption = DEFAULT_EXPORTED,
@@ -125,7 +130,8 @@ def run_command(
     from .commands import configure, run_all, show_plan
     from .presets import run_name
 
-    config = configure(preset, settings, data_root)
+    gate = {"validate.max_p99_ms": max_p99_ms, "validate.gate_batch": batch}
+    config = configure(preset, with_options(settings, gate), data_root)
     run_title = name or run_name(preset)
     if plan:
         show_plan(run_title, config, store, as_json=as_json)
@@ -153,9 +159,7 @@ def search_command(
     from .commands import configure, run_search
     from .presets import run_name
 
-    if method is not None:
-        settings = [*(settings or []), f"search.method={method}"]
-    config = configure(preset, settings, data_root)
+    config = configure(preset, with_options(settings, {"search.method": method}), data_root)
     run_search(name or run_name(preset), config, store, reuse=_reuse(fresh), as_json=as_json)
     return 0
 
@@ -217,6 +221,13 @@ def retrain_command(
 @app.command("export")
 def export_command(
     target: TargetArgument,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32 or fp16 (export.precision).")
+    ] = None,
+    input_type: Annotated[
+        str | None,
+        typer.Option("--input", help="float32: prepared images; uint8: pixels (export.input)."),
+    ] = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -225,6 +236,7 @@ def export_command(
     """Export the trained network to one ONNX file."""
     from .commands import run_stage_on, show_stage
 
+    settings = with_options(settings, {"export.precision": precision, "export.input": input_type})
     result = run_stage_on("export", target, settings, store, reuse=_reuse(fresh))
     show_stage(result, "export", as_json=as_json)
 
@@ -235,6 +247,8 @@ def validate_command(
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (validate.device).")
     ] = None,
+    max_p99_ms: MaxP99Option = None,
+    batch: GateBatchOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     exported: ExportedOption = DEFAULT_EXPORTED,
@@ -245,8 +259,14 @@ def validate_command(
     """Validate the ONNX model on its runtime, and write the bundle."""
     from .commands import run_stage_on, show_run
 
-    if device is not None:
-        settings = [*(settings or []), f"validate.device={device}"]
+    settings = with_options(
+        settings,
+        {
+            "validate.device": device,
+            "validate.max_p99_ms": max_p99_ms,
+            "validate.gate_batch": batch,
+        },
+    )
     result = run_stage_on(
         "validate", target, settings, store, reuse=_reuse(fresh), data_root=data_root
     )

@@ -1,5 +1,6 @@
 """The arguments and options that several commands share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -35,3 +36,19 @@ ProcessesOption = Annotated[
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")
+MaxP99Option = Annotated[
+    float | None,
+    typer.Option("--max-p99-ms", help="Gate: longest p99 from host to host (validate.max_p99_ms)."),
+]
+GateBatchOption = Annotated[
+    int | None,
+    typer.Option("--batch", help="Batch size of that gate (validate.gate_batch; default 1)."),
+]
+
+
+def with_options(
+    settings: list[str] | None, options: Mapping[str, str | float | None]
+) -> list[str]:
+    """Return ``settings`` with the options that were given, which are short for keys."""
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return [*(settings or []), *given]

@@ -13,6 +13,7 @@ from d2nas.config import Config, build_config, override_key
 from d2nas.config_files import read_space
 from d2nas.config_sources import sources_of
 from d2nas.errors import ConfigError
+from d2nas.genotype import Genotype
 from d2nas.strict_json import parse_json
 
 from .bundle import write_bundle
@@ -64,8 +65,38 @@ def run_all(
     run: str, config: Config, store: Path, exported: Path, *, reuse: Reuse, as_json: bool
 ) -> None:
     """Bring every stage of a run up to date, write the bundle and show the result."""
-    result = _with_runner(store, lambda runner: runner.run(run, config, run_stages(config), reuse))
+    result = _with_runner(store, lambda runner: _run_stages(runner, run, config, reuse))
     show_run(result, exported, as_json=as_json)
+
+
+def _run_stages(runner: Runner, run: str, config: Config, reuse: Reuse) -> RunResult:
+    stages = run_stages(config)
+    if config.validate_.max_p99_ms is None:
+        return runner.run(run, config, stages, reuse)
+    split = stages.index("retrain")
+    derived = runner.run(run, config, stages[:split], reuse, then=stages[split:])
+    if reuse is Reuse.NOTHING or not runner.is_current(run, "retrain", config, derived.versions):
+        _keep_budget(runner, config, derived)
+    trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
+    return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
+
+
+def _keep_budget(runner: Runner, config: Config, derived: RunResult) -> None:
+    from .budget import check_budget
+
+    data = runner.images(config)
+    genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
+    budget = check_budget(
+        config,
+        genotype,
+        channels=data.channels,
+        image_size=data.image_size,
+        num_classes=len(data.class_names),
+    )
+    runner.display.say(
+        f"budget: p99 {budget.p99_ms:.3g} ms of {config.validate_.max_p99_ms:g} ms for batch "
+        f"{config.validate_.gate_batch} on {budget.device}, untrained"
+    )
 
 
 def run_search(run: str, config: Config, store: Path, *, reuse: Reuse, as_json: bool) -> None:

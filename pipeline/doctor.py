@@ -154,7 +154,7 @@ def _try_device(index: int) -> str | None:
 
 
 def _runtime_providers() -> list[Finding]:
-    from .onnx_io.session import loadable_providers
+    from .onnx_io.providers import loadable_providers
 
     return [
         Finding(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from d2nas.config import Config
 from d2nas.errors import StoppedError
 
-from .runner import Display, Reuse, Runner, RunResult, agree, read_state
+from .display import Display
+from .runner import Reuse, Runner, RunResult, agree, read_state
 from .stages import Context, Hooks, parents_of, run_stage
 from .stop import StopFlag
 from .store import Store, Version

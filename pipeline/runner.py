@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from d2nas._version import __version__
 from d2nas.config import Config, DataConfig
 from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
+from .display import Display
 from .events import Events
 from .file_hashes import FileHashes, data_folder
 from .stages import (
@@ -52,34 +53,6 @@ class Reuse(Enum):
     """Finished versions, and checkpoints of unfinished ones."""
     NOTHING = "nothing"
     """Start over."""
-
-
-class Display(Protocol):
-    """What the runner tells the user through. What a subclass leaves out is not shown."""
-
-    def say(self, line: str) -> None:
-        """Show a line."""
-        return
-
-    def warn(self, line: str) -> None:
-        """Show a line that asks for action."""
-        return
-
-    def stage_current(self, stage: str, reference: str) -> None:
-        """A stage need not run."""
-        return
-
-    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
-        """A stage's steps begin, of so many images each, if any."""
-        return
-
-    def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
-        """Steps were finished; with a row of metrics at an epoch's end."""
-        return
-
-    def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
-        """A stage was committed."""
-        return
 
 
 @dataclass(frozen=True)
@@ -156,6 +129,18 @@ class Runner:
         """Return the version that makes running ``stage`` unnecessary, or None."""
         ids = {role: version.id for role, version in parents.items()}
         return self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+
+    def is_current(
+        self, run: str, stage: str, config: Config, versions: Mapping[str, Version]
+    ) -> bool:
+        """Whether ``stage`` need not run on these versions of the stages before it."""
+        parents = {role: versions[role] for role in parents_of(stage, config)}
+        digest = self.data_digest(config) if reads_data(stage, config) else None
+        return self.current(run, stage, config, parents, digest) is not None
+
+    def images(self, config: Config) -> "ImageData":
+        """Return the images that stages with this configuration see."""
+        return self._own_data(config, None)
 
     def resumable_step(
         self,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from onnx_models import hand_made_model
 from d2nas.errors import ConfigError, ValidationFailedError
 from pipeline.onnx_io import latency
 from pipeline.onnx_io.devices import CpuDevice, CudaDevice
-from pipeline.onnx_io.latency import CpuLatency, GpuLatency, measure_latency
+from pipeline.onnx_io.latency import CpuLatency, GpuLatency, measure_latency, timing_images
 from pipeline.onnx_io.model_file import ModelDescription
 from pipeline.onnx_io.session import OnnxSession, open_session
 
@@ -51,9 +51,20 @@ class TimedStub:
     bound: list[Images] = field(default_factory=list)
     checked_at: list[int] = field(default_factory=list)
 
-    def bind(self, images: Images) -> Callable[[], None]:
+    mode: str = "plain"
+    copied: list[Images] = field(default_factory=list)
+
+    def bind(self, images: Images) -> "TimedStub":
         self.bound.append(images)
-        return self.clock.run
+        return self
+
+    def __call__(self) -> None:
+        self.clock.run()
+
+    def answer(self, images: Images) -> Images:
+        self.copied.append(images)
+        self.clock.run()
+        return images
 
     def check_provider(self) -> None:
         self.checked_at.append(self.clock.now)
@@ -171,7 +182,8 @@ def alternating(*milliseconds: float) -> tuple[int, ...]:
     ],
 )
 def test_stable_means_shown_to_be_stable(samples: tuple[int, ...], stable: bool) -> None:
-    assert CpuLatency(1, "CPU", samples, 0, CpuDevice("x", 1)).stable is stable
+    record = CpuLatency(1, "CPU", samples, 0, "plain", "none", CpuDevice("x", 1))
+    assert record.stable is stable
 
 
 def test_each_batch_is_bound_once_and_the_provider_checked_after_the_last_run() -> None:
@@ -185,6 +197,22 @@ def test_each_batch_is_bound_once_and_the_provider_checked_after_the_last_run() 
     assert clock.now == (record.warmup_runs + 11) * MILLISECOND
 
 
+def test_from_host_to_host_every_run_copies_the_images() -> None:
+    clock = Clock(constant(1.0))
+    session = TimedStub(clock)
+    record = measure_latency(session, 4, samples=11, seconds=100.0, transfers="host", clock=clock)
+    assert len(session.copied) == record.warmup_runs + 11
+    assert record.to_dict()["transfers"] == "host"
+    assert measured(constant(1.0), samples=11).to_dict()["transfers"] == "none"
+
+
+def test_pixels_are_timed_as_pixels() -> None:
+    description = ModelDescription((3, 4, 5), 3, 20, 10, 5, "uint8")
+    images = timing_images(2, description)
+    assert (images.shape, images.dtype) == ((2, 4, 5, 3), np.uint8)
+    assert images.std() > 60
+
+
 def test_a_cpu_figure_cannot_be_a_gpu_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     model = hand_made_model().SerializeToString()
     clock = Clock(constant(1.0))
@@ -192,7 +220,7 @@ def test_a_cpu_figure_cannot_be_a_gpu_figure(monkeypatch: pytest.MonkeyPatch) ->
     def timed(session: OnnxSession) -> Any:
         bind = session.bind
 
-        def bound(images: Images) -> Callable[[], None]:
+        def bound(images: Images) -> Any:
             run = bind(images)
             return lambda: (run(), clock.run())[1]
 
@@ -209,9 +237,9 @@ def test_a_cpu_figure_cannot_be_a_gpu_figure(monkeypatch: pytest.MonkeyPatch) ->
     assert on_gpu.to_dict()["provider"] == "CUDAExecutionProvider"
     assert on_processor.to_dict()["device"].startswith("CPU ")
     with pytest.raises(TypeError, match="measured on a CudaDevice"):
-        GpuLatency(2, "CUDAExecutionProvider", (1,), 0, on_processor.device)
+        GpuLatency(2, "CUDAExecutionProvider", (1,), 0, "plain", "none", on_processor.device)
     with pytest.raises(TypeError, match="measured on a CpuDevice"):
-        CpuLatency(2, "CPUExecutionProvider", (1,), 0, on_gpu.device)
+        CpuLatency(2, "CPUExecutionProvider", (1,), 0, "plain", "none", on_gpu.device)
 
     fallen = fake_runtime.Situation(providers_after_run=[fake_runtime.CPU])
     fake_runtime.install(fallen, monkeypatch)

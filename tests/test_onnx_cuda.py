@@ -17,7 +17,8 @@ from onnx_models import hand_made_model
 from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError, ValidationFailedError
 from pipeline.onnx_io import devices, session
 from pipeline.onnx_io.devices import CudaDevice
-from pipeline.onnx_io.session import open_session, resolve_device
+from pipeline.onnx_io.providers import resolve_device
+from pipeline.onnx_io.session import open_session
 
 ROOT = Path(__file__).parent.parent
 IMAGES = np.linspace(-1.0, 1.0, 5 * 16, dtype=np.float32).reshape(5, 1, 4, 4)
@@ -166,7 +167,7 @@ def test_strictness_is_what_makes_a_fallback_fail_at_once(
     with pytest.raises(ValidationFailedError, match="does not load"):
         open_session(model, device="cuda")
     assert fake.requests[0][1].entries[STRICT] == "1"
-    monkeypatch.setattr(session, "_strict_options", session._session_options)
+    monkeypatch.setattr(session, "strict_options", session._session_options)
     assert isinstance(open_session(model, device="cuda").device, CudaDevice)
 
 
@@ -240,7 +241,8 @@ HIDDEN_GPU_PROGRAM = """
 import sys
 from d2nas.errors import D2NasError
 from pipeline.onnx_io import latency, model_file, parity
-from pipeline.onnx_io.session import _probe_model, loadable_providers, open_session, resolve_device
+from pipeline.onnx_io.providers import _probe_model, loadable_providers, resolve_device
+from pipeline.onnx_io.session import open_session
 
 said = [resolve_device("auto")]
 said += [f"{status.name} {status.loads}" for status in loadable_providers()]

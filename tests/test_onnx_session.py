@@ -21,7 +21,8 @@ from d2nas.errors import (
 )
 from pipeline.onnx_io import devices, runtime, session
 from pipeline.onnx_io.devices import CpuDevice, placement
-from pipeline.onnx_io.session import loadable_providers, open_session, resolve_device
+from pipeline.onnx_io.providers import loadable_providers, resolve_device
+from pipeline.onnx_io.session import open_session
 
 ROOT = Path(__file__).parent.parent
 IMAGES = np.linspace(-1.0, 1.0, 5 * 16, dtype=np.float32).reshape(5, 1, 4, 4)

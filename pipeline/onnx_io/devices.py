@@ -47,6 +47,8 @@ class CudaDevice:
     index: int
     driver: str | None
     proof: InitVar[object]
+    pci_bus_id: str | None = None
+    """Where it sits in the machine: the same for CUDA, which numbers visible GPUs, and NVML."""
 
     def __post_init__(self, proof: object) -> None:
         if proof is not _PROOF:
@@ -65,13 +67,15 @@ Device = CpuDevice | CudaDevice
 def prove_cuda(session: Any, index: int, options: Mapping[str, str] = _NO_OPTIONS) -> CudaDevice:
     """Return the claim that ``session`` (ONNX Runtime's) runs on GPU ``index`` and nowhere else.
 
-    ``options`` of the provider are those that the session must be using besides. Raises ``ValidationFailedError`` saying what contradicts it: another provider, other options
-    than the strict ones, or nodes placed elsewhere.
+    ``options`` of the provider are those that the session must be using besides. Raises
+    ``ValidationFailedError`` saying what contradicts it: another provider, other options than the
+    strict ones, or nodes placed elsewhere.
     """
     check_provider(session, CUDA_PROVIDER)
     _check_options(session, index, options)
     _check_placement(session)
-    return CudaDevice(_gpu_name(index), index, _driver_version(), proof=_PROOF)
+    name, driver, bus = _gpu_name(index), _driver_version(), _pci_bus_id(index)
+    return CudaDevice(name, index, driver, proof=_PROOF, pci_bus_id=bus)
 
 
 def describe_cpu(num_threads: int) -> CpuDevice:
@@ -153,7 +157,15 @@ def _cpu_name(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
 
 def _gpu_name(index: int, load_library: Any = ctypes.CDLL) -> str:
     """Ask the driver, which numbers the visible devices as the provider does."""
-    name = ctypes.create_string_buffer(256)
+    return _ask_driver("cuDeviceGetName", index, load_library) or "NVIDIA GPU"
+
+
+def _pci_bus_id(index: int, load_library: Any = ctypes.CDLL) -> str | None:
+    return _ask_driver("cuDeviceGetPCIBusId", index, load_library)
+
+
+def _ask_driver(question: str, index: int, load_library: Any) -> str | None:
+    text = ctypes.create_string_buffer(256)
     device = ctypes.c_int()
     library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
     try:
@@ -161,11 +173,11 @@ def _gpu_name(index: int, load_library: Any = ctypes.CDLL) -> str:
         failed = (
             driver.cuInit(0)
             or driver.cuDeviceGet(ctypes.byref(device), index)
-            or driver.cuDeviceGetName(name, len(name), device)
+            or getattr(driver, question)(text, len(text), device)
         )
     except (OSError, AttributeError):
         failed = True
-    return "NVIDIA GPU" if failed else name.value.decode(errors="replace")
+    return None if failed else text.value.decode(errors="replace")
 
 
 def _driver_version(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:

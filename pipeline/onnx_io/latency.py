@@ -5,16 +5,17 @@ the numbers of runs are those of MLPerf Inference's early-stopping rule (confide
 measurement is ``stable`` if, and only if, it was shown to be: the medians of its first, middle and
 last third lie within 10 % of the smallest, and the standard deviation is at most 25 % of the mean.
 The first catches clocks that drift while measuring, the second a machine that is busy elsewhere.
-Copies to and from the device are not timed: input and output are bound before.
+Input and output lie on the device before and after (``transfers`` none), or images come from the
+host and logits go there, which a server does too (``transfers`` host).
 """
 
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,17 @@ MAX_DRIFT = 0.10
 MAX_VARIATION = 0.25
 
 Clock = Callable[[], int]
+Transfers = Literal["none", "host"]
+
+
+class Bound(Protocol):
+    """A batch on its device."""
+
+    def __call__(self) -> None:
+        """Run once and wait for the result, which stays on the device."""
+
+    def answer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Copy ``images`` to the device, run, and return a copy of the logits."""
 
 
 class TimedSession(Protocol):
@@ -53,8 +65,12 @@ class TimedSession(Protocol):
     def description(self) -> ModelDescription:
         """What the model takes."""
 
-    def bind(self, images: NDArray[np.float32]) -> Callable[[], None]:
-        """Return a call that runs the model once on ``images`` and waits for the result."""
+    @property
+    def mode(self) -> str:
+        """How the runtime runs the model."""
+
+    def bind(self, images: NDArray[Any]) -> Bound:
+        """Put a batch on the device."""
 
     def check_provider(self) -> None:
         """Raise ``ValidationFailedError`` if the session left its device."""
@@ -68,6 +84,8 @@ class Timings:
     provider: str
     samples_ns: tuple[int, ...]
     warmup_runs: int
+    mode: str
+    transfers: Transfers
 
     def percentile_ms(self, percent: int) -> float | None:
         """Nearest-rank percentile in milliseconds; None if the runs are too few for it.
@@ -149,6 +167,7 @@ def measure_latency(
     *,
     samples: int,
     seconds: float,
+    transfers: Transfers = "none",
     clock: Clock = time.perf_counter_ns,
 ) -> LatencyRecord:
     """Time ``samples`` runs of ``batch`` images, fewer if ``seconds`` are over, at least one.
@@ -159,19 +178,36 @@ def measure_latency(
     """
     if batch < 1 or samples < 1 or not 0.0 < seconds < math.inf:
         raise ConfigError("latency needs a batch, a number of samples and seconds above 0")
-    run = session.bind(_images(batch, session.description.input_shape))
+    images = timing_images(batch, session.description)
+    bound = session.bind(images)
+    run: Callable[[], object] = bound if transfers == "none" else lambda: bound.answer(images)
+    timings, warmup_runs = time_runs(run, samples=samples, seconds=seconds, clock=clock)
+    session.check_provider()
+    facts = (batch, session.provider, timings, warmup_runs, session.mode, transfers)
+    device = session.device
+    if isinstance(device, CudaDevice):
+        return GpuLatency(*facts, device)
+    return CpuLatency(*facts, device)
+
+
+def time_runs(
+    run: Callable[[], object],
+    *,
+    samples: int,
+    seconds: float,
+    clock: Clock = time.perf_counter_ns,
+) -> tuple[tuple[int, ...], int]:
+    """Warm up and time ``run``; returns the nanoseconds of each timed run, and the warm-up's runs.
+
+    At most ``samples`` runs and about ``seconds`` in all; at least one of each kind.
+    """
     budget = int(seconds * 1e9)
     began = clock()
     warmup_runs = _warm_up(run, clock, began, int(budget * WARMUP_SHARE))
-    timings = _timed(run, clock, began + budget, samples)
-    session.check_provider()
-    device = session.device
-    if isinstance(device, CudaDevice):
-        return GpuLatency(batch, session.provider, timings, warmup_runs, device)
-    return CpuLatency(batch, session.provider, timings, warmup_runs, device)
+    return _timed(run, clock, began + budget, samples), warmup_runs
 
 
-def _warm_up(run: Callable[[], None], clock: Clock, began: int, limit: int) -> int:
+def _warm_up(run: Callable[[], object], clock: Clock, began: int, limit: int) -> int:
     num_runs = 0
     while True:
         run()
@@ -181,7 +217,7 @@ def _warm_up(run: Callable[[], None], clock: Clock, began: int, limit: int) -> i
             return num_runs
 
 
-def _timed(run: Callable[[], None], clock: Clock, until: int, samples: int) -> tuple[int, ...]:
+def _timed(run: Callable[[], object], clock: Clock, until: int, samples: int) -> tuple[int, ...]:
     taken: list[int] = []
     while len(taken) < samples:
         start = clock()
@@ -192,12 +228,13 @@ def _timed(run: Callable[[], None], clock: Clock, until: int, samples: int) -> t
     return tuple(taken)
 
 
-def _images(batch: int, input_shape: Sequence[int]) -> NDArray[np.float32]:
-    # Values in [-1, 1] without structure in the images: zeros would let ReLU and caches flatter.
-    count = batch * math.prod(input_shape)
-    return (
-        np.sin(np.arange(count, dtype=np.float64)).astype(np.float32).reshape(batch, *input_shape)
-    )
+def timing_images(batch: int, description: ModelDescription) -> NDArray[Any]:
+    """Return ``batch`` made images, as the model takes them."""
+    # Values all over the range, without structure: zeros would let ReLU and caches flatter.
+    values = np.sin(np.arange(batch * math.prod(description.input_shape), dtype=np.float64))
+    if description.input_type == "uint8":
+        values = np.round((values + 1.0) * 127.5)
+    return values.astype(description.dtype).reshape(batch, *description.array_shape)
 
 
 def _to_dict(timings: Timings, device: Device) -> dict[str, Any]:
@@ -207,6 +244,8 @@ def _to_dict(timings: Timings, device: Device) -> dict[str, Any]:
         "device": device.label,
         "kind": device.kind,
         "provider": timings.provider,
+        "mode": timings.mode,
+        "transfers": timings.transfers,
         **{f"p{percent}_ms": timings.percentile_ms(percent) for percent in MIN_SAMPLES},
         "mean_ms": timings.mean_ms,
         "min_ms": min(timings.samples_ns) / 1e6,

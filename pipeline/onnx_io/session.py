@@ -8,15 +8,12 @@ options and the place of every node were checked; the provider is checked again 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError, ValidationFailedError
+from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 
 from .devices import (
     CPU_PROVIDER,
@@ -48,10 +45,7 @@ __all__ = [
     "CpuDevice",
     "CudaDevice",
     "OnnxSession",
-    "ProviderStatus",
-    "loadable_providers",
     "open_session",
-    "resolve_device",
 ]
 
 Result = TypeVar("Result")
@@ -65,19 +59,7 @@ MODE_OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """Ways to run one model on CUDA, with the provider's options; a CPU has only the first."""
 
-TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
-
-
-@dataclass(frozen=True)
-class ProviderStatus:
-    """One execution provider: is it in the build (``listed``), does it run a model (``loads``)."""
-
-    name: str
-    listed: bool
-    loads: bool
-    problem: str | None
-    """Why it does not load, in one line; None if it does."""
 
 
 class OnnxSession:
@@ -175,6 +157,12 @@ class BoundRun:
         """Run once; return when the logits are complete on the device."""
         self._owner.attempt(self._run)
 
+    def answer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Copy other ``images`` of the same shape to the device, run, and return the logits."""
+        self._owner.attempt(lambda: self._input.update_inplace(images))
+        self()
+        return self.logits()
+
     def logits(self) -> NDArray[np.float32]:
         """Copy the logits [N, classes] of the last run from the device."""
         logits: NDArray[np.float32] = self._output.numpy()
@@ -222,26 +210,6 @@ def open_session(
     return _open_cuda(runtime, model, int(found[1] or 0), description, mode)
 
 
-def resolve_device(device: str) -> str:
-    """Return ``device``, with ``auto`` replaced by ``cuda`` if CUDA runs a model, else ``cpu``."""
-    if device != "auto":
-        return device
-    return "cuda" if _try_device(load_runtime(), "cuda", CUDA_PROVIDER).loads else "cpu"
-
-
-def loadable_providers() -> list[ProviderStatus]:
-    """Try CUDA, TensorRT (if it is in the build) and the CPU with a tiny model each.
-
-    What a build lists says nothing about what loads, so both are reported.
-    """
-    runtime = load_runtime()
-    statuses = [_try_device(runtime, "cuda", CUDA_PROVIDER)]
-    if TENSORRT_PROVIDER in runtime.get_available_providers():
-        statuses.append(_try_tensorrt(runtime))
-    statuses.append(_try_device(runtime, "cpu", CPU_PROVIDER))
-    return statuses
-
-
 def _open_cpu(
     runtime: Any, model: bytes, num_threads: int, description: ModelDescription
 ) -> OnnxSession:
@@ -276,8 +244,8 @@ def _open_cuda(
     log: list[str] = []
     try:
         with captured_log() as log:
-            _preload_cuda(runtime)
-            session = _cuda_session(runtime, model, index, _strict_options(runtime), mode)
+            preload_cuda(runtime)
+            session = _cuda_session(runtime, model, index, strict_options(runtime), mode)
     except runtime_errors(runtime) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(f"cuda:{index}", error) from error
@@ -293,7 +261,8 @@ def _open_cuda(
     return OnnxSession(runtime, session, device, description, mode)
 
 
-def _preload_cuda(runtime: Any) -> None:
+def preload_cuda(runtime: Any) -> None:
+    """Load the CUDA libraries that PyTorch brings."""
     # The wheels of torch bring the CUDA libraries, in folders that no loader searches.
     if hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()
@@ -320,7 +289,8 @@ def _session_options(runtime: Any) -> Any:
     return options
 
 
-def _strict_options(runtime: Any) -> Any:
+def strict_options(runtime: Any) -> Any:
+    """Return session options under which no node may fall back to the CPU."""
     options = _session_options(runtime)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
@@ -349,50 +319,3 @@ def _available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _try_device(runtime: Any, device: str, provider: str) -> ProviderStatus:
-    listed = provider in runtime.get_available_providers()
-    try:
-        session = open_session(_probe_model(), device=device, num_threads=1)
-        session.run(np.ones((2, *session.description.array_shape), np.float32))
-    except D2NasError as error:
-        return ProviderStatus(provider, listed, loads=False, problem=str(error))
-    return ProviderStatus(provider, listed, loads=True, problem=None)
-
-
-def _try_tensorrt(runtime: Any) -> ProviderStatus:
-    log: list[str] = []
-    reason: str | None = None
-    try:
-        with captured_log() as log:
-            _preload_cuda(runtime)
-            session = runtime.InferenceSession(
-                _probe_model(),
-                _strict_options(runtime),
-                providers=[(TENSORRT_PROVIDER, {})],
-                enable_fallback=0,
-            )
-        if list(session.get_providers())[:1] != [TENSORRT_PROVIDER]:
-            reason = load_problem("".join(log)) or "ONNX Runtime would have used the CPU"
-    except runtime_errors(runtime) as error:
-        reason = problem(error, "".join(log))
-    return ProviderStatus(TENSORRT_PROVIDER, listed=True, loads=reason is None, problem=reason)
-
-
-def _probe_model() -> bytes:
-    """Return a tiny classifier with a convolution: that is what needs cuDNN."""
-    kernel = helper.make_tensor("kernel", onnx.TensorProto.FLOAT, [2, 1, 3, 3], [0.5] * 18)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Conv", [INPUT_NAME, "kernel"], ["features"], name="conv"),
-            helper.make_node("GlobalAveragePool", ["features"], ["pooled"], name="pool"),
-            helper.make_node("Flatten", ["pooled"], [OUTPUT_NAME], name="flatten"),
-        ],
-        "probe",
-        [helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.FLOAT, ["batch", 1, 8, 8])],
-        [helper.make_tensor_value_info(OUTPUT_NAME, onnx.TensorProto.FLOAT, ["batch", 2])],
-        [kernel],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return bytes(model.SerializeToString())

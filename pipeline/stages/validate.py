@@ -4,39 +4,52 @@ The test images are touched here, once, after all training. A model that does no
 ``ValidationFailedError`` and leaves no version.
 """
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from d2nas.config_deployment import ValidateConfig
 from d2nas.cost import MACS_CONVENTION
-from d2nas.data import ImageData, Normalizer
+from d2nas.data import ImageData
 from d2nas.errors import DamagedArtifactError, ValidationFailedError
-from d2nas.network import Network, load_network
+from d2nas.network import load_network
 from d2nas.strict_json import canonical_json
-from d2nas.training import resolve_device as resolve_torch_device
 
-from ..onnx_io.latency import measure_latency
 from ..onnx_io.model_file import check_model, lineage
 from ..onnx_io.mutants import mutants
 from ..onnx_io.parity import Limits, ParityReport, SelfTest, check_parity, self_test
-from ..onnx_io.session import OnnxSession, open_session, resolve_device
+from ..onnx_io.providers import resolve_device
+from ..onnx_io.session import OnnxSession, open_session
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .export import MODEL_FILE
+from .references import Recorded, TestImages, torch_answer
+from .timing import measure_all, num_measured, require_fast
 
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.safetensors"
+LATENCY_FILE = "latency.json"
 NUM_GOLDEN = 8
 NUM_SELF_TEST = 64
 
-Images = NDArray[np.float32]
+PRECISION_LIMITS = {
+    "fp32": (Limits(), 0.999),
+    # Weights and features rounded to 11 bits move the logits of trained networks by 1e-3 (20 cells:
+    # 1.5e-3); one weight tensor of them 1 % off, by 1e-2. The floors are MLPerf's.
+    "fp16": (Limits(relative_l2=5e-3, top1_agreement=0.99), 0.99),
+}
+"""What parity allows, and the smallest part of PyTorch's accuracy, by the model's precision."""
+
+Images = NDArray[Any]
 
 
 def run(context: Context) -> Facts:
-    """Write ``report.json`` and ``golden.safetensors`` (a few inputs with their logits).
+    """Write ``report.json``, ``golden.safetensors`` (a few inputs with their logits) and every
+    timed run in ``latency.json``.
 
     Raises ``ValidationFailedError`` when the gate says no or the device cannot be had,
     ``DamagedArtifactError`` when the model names other parents than its version does.
@@ -46,48 +59,64 @@ def run(context: Context) -> Facts:
     model = exported.read(MODEL_FILE)
     _check_lineage(context, model)
     device = resolve_device(config.device)
-    session = open_session(model, device=device, what=f"{exported.reference}: {MODEL_FILE}")
+    what = f"{exported.reference}: {MODEL_FILE}"
+    session = open_session(model, device=device, what=what)
     data = context.data()
-    images = _Inputs(data)
-    context.hooks.begin(2 + len(config.latency_batches), 0, "check")
+    images = TestImages(data, session.description)
+    context.hooks.begin(2 + num_measured(session.device, config), 0, "check")
     context.hooks.say(f"validate on {session.device.label}: {len(images)} test images")
 
     network = load_network(context.inputs["retrain"].path)
-    reference = _Recorded(_torch_answer(network, session))
-    limits = Limits(config.relative_l2, config.top1_agreement)
-    parity = check_parity(reference, session, images, config.parity_batches, limits)
+    reference = Recorded(torch_answer(network, images, session))
+    limits = _limits(config, exported.manifest.facts["precision"])
+    parity = check_parity(reference, session, images, config.parity_batches, limits.parity)
     context.hooks.advance(1, None)
     selftest = self_test(
         reference.answer,
         ((name, open_session(mutant, device=device)) for name, mutant in mutants(model)),
         images[:NUM_SELF_TEST],
-        limits,
+        limits.parity,
     )
     context.hooks.advance(2, None)
     _require_passed(parity, selftest)
 
-    onnx_logits = _in_batches(session.run, images, max(config.parity_batches))
+    logits = _in_batches(session.run, images, max(config.parity_batches))
     labels = data.test.labels_N.numpy()
     accuracy = {
         "torch": _accuracy(np.concatenate(reference.answers), labels),
-        "onnx": _accuracy(onnx_logits, labels),
+        "onnx": _accuracy(logits, labels),
         "test_images": len(images),
+        "floor": limits.accuracy_floor,
     }
-    latency = _latencies(context, session)
+    _require_accurate(accuracy)
+    sample = images[:NUM_SELF_TEST]
+    latencies = measure_all(
+        session,
+        lambda mode: open_session(model, device=device, what=what, mode=mode),
+        network,
+        config,
+        (sample, logits[:NUM_SELF_TEST]),
+        limits.parity,
+        _counter(context),
+    )
+    if config.max_p99_ms is not None:
+        require_fast(latencies.of(config.gate_batch, "host"), config.max_p99_ms)
     report = _report(context, data, session)
     report |= {
         "accuracy": accuracy,
         "parity": parity.to_dict(),
         "self_test": selftest.to_dict(),
-        "latency": latency,
+        **latencies.to_dict(),
+        "latency_gate": _gate_record(config),
     }
     golden = {
         "images": torch.from_numpy(images[:NUM_GOLDEN]),
-        "logits": torch.from_numpy(onnx_logits[:NUM_GOLDEN]),
+        "logits": torch.from_numpy(logits[:NUM_GOLDEN]),
         "labels": data.test.labels_N[:NUM_GOLDEN],
     }
     context.work.write(REPORT_FILE, canonical_json(report))
     context.work.write(GOLDEN_FILE, encode_tensors(golden))
+    context.work.write(LATENCY_FILE, canonical_json(latencies.samples()))
     return {
         "device": session.device.kind,
         "accuracy": accuracy,
@@ -97,45 +126,34 @@ def run(context: Context) -> Facts:
     }
 
 
-def _latencies(context: Context, session: OnnxSession) -> list[dict[str, Any]]:
-    config = context.config.validate_
-    records = []
-    for done, batch in enumerate(config.latency_batches, start=3):
-        record = measure_latency(
-            session, batch, samples=config.latency_samples, seconds=config.latency_seconds
-        )
-        records.append(record.to_dict())
-        context.hooks.advance(done, None)
-    session.check_provider()
-    return records
+class _Limits(NamedTuple):
+    """What the gate allows."""
+
+    parity: Limits
+    accuracy_floor: float
 
 
-class _Recorded:
-    """Keeps what a function answered, so that the test images are not run twice."""
+def _limits(config: ValidateConfig, precision: str) -> _Limits:
+    """Return the configured limits, the precision's where none is given."""
+    parity, floor = PRECISION_LIMITS[precision]
+    return _Limits(
+        Limits(
+            parity.relative_l2 if config.relative_l2 is None else config.relative_l2,
+            parity.top1_agreement if config.top1_agreement is None else config.top1_agreement,
+        ),
+        floor if config.accuracy_floor is None else config.accuracy_floor,
+    )
 
-    def __init__(self, answer: Callable[[Images], Images]) -> None:
-        self.answer = answer
-        self.answers: list[Images] = []
 
-    def __call__(self, images: Images) -> Images:
-        self.answers.append(self.answer(images))
-        return self.answers[-1]
+def _counter(context: Context) -> Callable[[], None]:
+    done = itertools.count(3)
+    return lambda: context.hooks.advance(next(done), None)
 
 
-def _torch_answer(network: Network, session: OnnxSession) -> Callable[[Images], Images]:
-    # Full float32 on both sides: TF32 is torch's default for convolutions on CUDA.
-    torch.backends.cudnn.allow_tf32 = False
-    device = resolve_torch_device(session.device.kind)
-    network.to(device)
-
-    def answer(images: Images) -> Images:
-        with torch.no_grad():
-            logits = network(torch.from_numpy(images).to(device))
-        assert isinstance(logits, torch.Tensor)  # evaluation mode: no auxiliary logits
-        answered: Images = logits.cpu().numpy()
-        return answered
-
-    return answer
+def _gate_record(config: ValidateConfig) -> dict[str, Any] | None:
+    if config.max_p99_ms is None:
+        return None
+    return {"max_p99_ms": config.max_p99_ms, "batch": config.gate_batch, "transfers": "host"}
 
 
 def _check_lineage(context: Context, model: bytes) -> None:
@@ -148,20 +166,6 @@ def _check_lineage(context: Context, model: bytes) -> None:
             )
 
 
-class _Inputs:
-    """The test images as the network's inputs, prepared when a part is looked at."""
-
-    def __init__(self, data: ImageData) -> None:
-        self._images, self._normalizer = data.test, Normalizer(data.mean, data.std)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, part: slice, /) -> Images:
-        inputs: Images = self._normalizer(self._images.pixels(part)).numpy()
-        return inputs
-
-
 def _require_passed(parity: ParityReport, selftest: SelfTest) -> None:
     if not parity.passed:
         raise ValidationFailedError(
@@ -172,6 +176,17 @@ def _require_passed(parity: ParityReport, selftest: SelfTest) -> None:
         raise ValidationFailedError(
             "the parity gate accepted a faulty copy of the model "
             f"({', '.join(selftest.accepted) or 'no copy could be made'}): it proves nothing"
+        )
+
+
+def _require_accurate(accuracy: Mapping[str, Any]) -> None:
+    floor = accuracy["floor"] * accuracy["torch"]
+    # "Not at least" rather than "below": a NaN must not pass.
+    if not accuracy["onnx"] >= floor:
+        raise ValidationFailedError(
+            f"the exported model's accuracy {accuracy['onnx']:.4f} is below {floor:.4f}, "
+            f"{100 * accuracy['floor']:g} % of PyTorch's {accuracy['torch']:.4f}",
+            hint="validate.accuracy_floor",
         )
 
 
@@ -217,7 +232,7 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
     }
 
 
-def _in_batches(answer: Callable[[Images], Images], images: _Inputs, batch: int) -> Images:
+def _in_batches(answer: Callable[[Images], Images], images: TestImages, batch: int) -> Images:
     return np.concatenate(
         [answer(images[start : start + batch]) for start in range(0, len(images), batch)]
     )
