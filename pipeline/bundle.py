@@ -132,7 +132,8 @@ Served as is by Triton (this folder lies in a model repository) or by ONNX Runti
 - Input `images`: {_input_line(report["model"])}, prepared as `preprocess.json` says
 - Output `logits`: float32 [batch, {len(preprocess["class_names"])}], classes in the order of
   `labels.txt`
-- Computes in {_PRECISIONS[report["model"]["precision"]]}; {report["params"]:,} parameters, {report["macs"]:,} MACs ({report["macs_convention"]})
+- Computes in {_PRECISIONS[report["model"]["precision"]]}; {report["params"]:,} parameters,
+  {report["macs"]:,} MACs ({report["macs_convention"]})
 
 ## Evidence
 

@@ -70,7 +70,9 @@ class FakeRuntime(SimpleNamespace):
             telemetry=True,
             capi=SimpleNamespace(onnxruntime_pybind11_state=SimpleNamespace(Fail=Fail)),
             SessionOptions=Options,
-            RunOptions=lambda: SimpleNamespace(log_severity_level=2),
+            RunOptions=lambda: SimpleNamespace(
+                log_severity_level=2, add_run_config_entry=lambda key, value: None
+            ),
             OrtValue=FakeValue,
         )
 
@@ -193,3 +195,6 @@ class FakeValue:
 
     def numpy(self) -> NDArray[np.float32]:
         return self.values
+
+    def update_inplace(self, values: NDArray[Any]) -> None:
+        self.values = values

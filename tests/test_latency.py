@@ -138,7 +138,7 @@ def test_percentiles_need_the_samples_that_support_them(samples: int, supported:
 
 
 def test_percentiles_are_observed_values_by_nearest_rank() -> None:
-    record = CpuLatency(1, "CPU", tuple(range(1000, 0, -1)), 0, CpuDevice("x", 1))
+    record = CpuLatency(1, "CPU", tuple(range(1000, 0, -1)), 0, "plain", "none", CpuDevice("x", 1))
     found = [record.percentile_ms(percent) for percent in (50, 90, 95, 99)]
     assert found == [500 / 1e6, 900 / 1e6, 950 / 1e6, 990 / 1e6]
 

@@ -28,6 +28,7 @@ from onnx_models import (
 from torch import Tensor, nn
 
 from d2nas._version import __version__
+from d2nas.data import Normalizer
 from d2nas.errors import ConfigError, ValidationFailedError
 from pipeline.onnx_io import export
 from pipeline.onnx_io.model_file import check_model, describe, lineage
@@ -45,8 +46,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def exported(network: nn.Module, opset: int = 20) -> bytes:
-    return export.export_onnx(network, input_shape=INPUT_SHAPE, opset=opset, metadata=METADATA)
+PIXELS = Normalizer((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def exported(network: nn.Module, opset: int = 20, **options: Any) -> bytes:
+    return export.export_onnx(
+        network, input_shape=INPUT_SHAPE, opset=opset, metadata=METADATA, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +144,21 @@ from onnx_models import INPUT_SHAPE, settled_network
 from pipeline.onnx_io import export
 
 network = settled_network()
-for name in ("stripped", "whole"):
+from d2nas.data import Normalizer
+
+pixels = Normalizer((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+for name in ("stripped", "half", "whole"):
+    options = {"pixels": pixels, "precision": "fp16"} if name == "half" else {}
     data = export.export_onnx(
         network,
         input_shape=INPUT_SHAPE,
         opset=20,
         metadata={"d2nas.weights": "0f" * 32, "d2nas.run": "a run"},
+        **options,
     )
     open(name, "wb").write(data)
-    export._strip = lambda message: None
+    if name == "half":
+        export._strip = lambda message: None
 """
 
 
@@ -166,6 +178,8 @@ def test_same_bytes_from_another_folder_process_and_hash_seed_and_nothing_printe
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "stripped").read_bytes() == data
+    half = exported(network, pixels=PIXELS, precision="fp16")
+    assert (tmp_path / "half").read_bytes() == half != data
     monkeypatch.setattr(export, "_strip", lambda message: None)
     whole = exported(network)
     assert str(ROOT / "tests").encode() in whole  # paths that would leave the machine,

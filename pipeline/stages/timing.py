@@ -34,6 +34,8 @@ class Latencies:
     eager: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     best_mode: str = PLAIN
+    serving_mode: str = PLAIN
+    """The best of those that take any batch size at any time, as a batching server needs."""
     before: GpuState | None = None
     after: GpuState | None = None
 
@@ -52,6 +54,7 @@ class Latencies:
             ],
             "latency_modes": entries,
             "best_mode": self.best_mode,
+            "serving_mode": self.serving_mode,
             "refused_modes": self.refused,
             "eager": self.eager,
             "gpu": None if self.before is None else self.before.to_dict(self.after),
@@ -105,6 +108,9 @@ def measure_all(
             ]
             done()
     found.best_mode = _best_mode(found.records, gate_batch(config))
+    found.serving_mode = _best_mode(
+        [record for record in found.records if "cuda-graph" not in record.mode], gate_batch(config)
+    )
     if config.compare_eager:
         for batch in batches:
             found.eager += measure_eager(network, session, batch, config)

@@ -1,0 +1,109 @@
+"""A latency budget before training: what is too slow is not trained; a width that fits is named."""
+
+from collections.abc import Callable
+
+import pytest
+from toy import Place
+
+from d2nas.errors import ValidationFailedError
+from pipeline import budget, commands
+from pipeline.budget import widest_that_fits
+
+
+def tried(
+    takes: Callable[[int], float], limit: float, width: int, trials: int = 4
+) -> tuple[tuple[int, float] | None, list[int]]:
+    widths: list[int] = []
+
+    def measure(init_channels: int) -> float:
+        widths.append(init_channels)
+        return takes(init_channels)
+
+    return widest_that_fits(measure, limit, width, takes(width), trials), widths
+
+
+@pytest.mark.parametrize("limit", [2.0, 3.1, 5.0, 8.9])
+def test_where_time_grows_with_width_the_widest_is_found(limit: float) -> None:
+    fits, widths = tried(lambda width: 0.25 * width, limit, 36)
+    assert fits is not None
+    width, taken = fits
+    assert taken <= limit < 0.25 * (width + 4)
+    assert len(widths) <= 4
+    assert len(set(widths)) == len(widths)
+
+
+def test_where_each_run_has_a_price_of_its_own_one_that_fits_is_still_found() -> None:
+    fits, widths = tried(lambda width: 3.0 + 0.1 * width, 5.0, 36)
+    assert fits is not None
+    assert fits[1] <= 5.0
+    assert fits[0] == 20
+    assert all(width % 4 == 0 and 0 < width < 36 for width in widths)
+
+
+def test_where_no_width_fits_none_is_named() -> None:
+    fits, widths = tried(lambda width: 10.0, 5.0, 36)
+    assert fits is None
+    assert len(widths) <= 4
+    assert tried(lambda width: 10.0, 5.0, 4) == (None, [])
+
+
+def test_a_network_that_is_too_slow_is_not_trained(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's 8 channels take 2 ms here, whatever the machine."""
+    took = {8: 2.0, 4: 1.0}
+    monkeypatch.setattr(budget, "_measure", lambda c, g, width, *sizes: (took[width], "CPU Test"))
+    words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4")
+    assert place.run(*words) == 3
+    talk = capfd.readouterr().err
+    assert "p99 2 ms > 1.5 ms for batch 4 on CPU Test: it was not trained" in talk
+    assert "retrain.init_channels=4 fits: p99 1 ms" in talk
+    stages = {row["ref"].split("/")[1].split("@")[0] for row in place.json(capfd, "ls")}
+    assert stages == {"search", "derive"}
+    # What is proposed is taken, and trained.
+    trained: list[str] = []
+    monkeypatch.setattr(
+        "pipeline.runner.run_stage", lambda stage, context: trained.append(stage) or 1 / 0
+    )
+    place.run(*words, "--set", "retrain.init_channels=4")
+    assert trained == ["retrain"]
+
+
+def test_a_network_that_is_trained_already_is_not_timed_again(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValidationFailedError("timed again")
+
+    monkeypatch.setattr(budget, "check_budget", refuse)
+    words = ("run", str(finished.preset), "--max-p99-ms", "1000")
+    # The gate then asks for more runs than the toy's 20: not for a new training.
+    assert finished.run(*words) == 3
+    talk = capfd.readouterr().err
+    assert "662 are needed" in talk
+    assert "timed again" not in talk
+    # Control: a changed training would be.
+    assert finished.run(*words, "--set", "retrain.epochs=4") == 3
+    assert "timed again" in capfd.readouterr().err
+
+
+def test_the_untrained_network_is_really_measured(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Export and timing of the toy, untrained; then the run ends where training would begin."""
+    said: list[str] = []
+    real = commands.Runner.check_stop
+
+    def stop(runner: commands.Runner, when: str) -> None:
+        if when == "before retrain":
+            raise ValidationFailedError("this is where training begins")
+        real(runner, when)
+
+    monkeypatch.setattr(commands.Runner, "check_stop", stop)
+    words = ("run", str(place.preset), "--max-p99-ms", "60000")
+    assert place.run(*words) == 3
+    said = capfd.readouterr().err.splitlines()
+    (line,) = (line for line in said if line.startswith("budget: "))
+    assert line.endswith(", untrained")
+    assert " ms of 60000 ms for batch 1 on CPU " in line
+    assert any("this is where training begins" in line for line in said)

@@ -1,0 +1,255 @@
+"""Modes of a device, the best of them, the gate, and what the GPU was doing meanwhile."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import fake_runtime
+import numpy as np
+import pytest
+import torch
+from fake_runtime import CUDA, Situation
+from onnx_models import hand_made_model
+from torch import nn
+
+from d2nas.config import build_config
+from d2nas.config_deployment import ValidateConfig
+from d2nas.errors import ConfigError, ValidationFailedError
+from pipeline.onnx_io import gpu_state
+from pipeline.onnx_io.devices import CpuDevice
+from pipeline.onnx_io.gpu_state import GpuState, read_gpu_state
+from pipeline.onnx_io.latency import CpuLatency
+from pipeline.onnx_io.parity import Limits
+from pipeline.onnx_io.session import OnnxSession, open_session
+from pipeline.stages import timing
+from pipeline.stages.eager import measure_eager
+from pipeline.stages.timing import Latencies, measure_all, require_fast
+
+MODEL = hand_made_model().SerializeToString()
+IMAGES = np.random.default_rng(1).standard_normal((6, 1, 4, 4)).astype(np.float32)
+LOGITS = np.random.default_rng(2).standard_normal((6, 3)).astype(np.float32)
+
+
+def config(*settings: str) -> ValidateConfig:
+    quick = ("validate.latency_samples=12", "validate.latency_seconds=0.05")
+    return build_config({}, [*quick, "validate.latency_batches=[1,2]", *settings]).validate_
+
+
+def right(images: Any) -> Any:
+    """The reference's answers, whatever order its images come in; nothing to others."""
+    if images.shape != IMAGES.shape:
+        return np.zeros((len(images), 3), np.float32)
+    backwards = np.array_equal(images, IMAGES[::-1])
+    return LOGITS[::-1] if backwards else LOGITS
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, situation: Situation, *settings: str
+) -> tuple[Latencies, list[str]]:
+    fake_runtime.install(situation, monkeypatch)
+    opened: list[str] = []
+
+    def open_mode(mode: str) -> OnnxSession:
+        opened.append(mode)
+        return open_session(MODEL, device="cuda", mode=mode)
+
+    found = measure_all(
+        open_session(MODEL, device="cuda"),
+        open_mode,
+        nn.Identity(),  # type: ignore[arg-type]  not timed here
+        config("validate.compare_eager=false", *settings),
+        (IMAGES, LOGITS),
+        Limits(),
+        lambda: None,
+    )
+    return found, opened
+
+
+def test_a_gpu_is_measured_in_every_mode_on_the_device_and_from_host_to_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, opened = measured(monkeypatch, Situation(answer=right))
+    assert opened == ["nhwc", "cuda-graph", "nhwc-cuda-graph"]
+    assert not found.refused
+    seen = {(r.mode, r.batch, r.transfers) for r in found.records}
+    assert seen == {
+        (mode, batch, transfers)
+        for mode in ("plain", *opened)
+        for batch in (1, 2)
+        for transfers in ("none", "host")
+    }
+    assert {r.device.kind for r in found.records} == {"cuda"}
+    report = found.to_dict()
+    assert [entry["batch"] for entry in report["latency"]] == [1, 2]
+    assert {entry["mode"] for entry in report["latency"]} == {found.best_mode}
+    assert len(report["latency_modes"]) == len(found.samples()) == 16
+    assert all(len(row["samples_ns"]) <= 12 for row in found.samples())
+
+
+def test_only_chosen_modes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, opened = measured(monkeypatch, Situation(answer=right), 'validate.modes=["plain","nhwc"]')
+    assert opened == ["nhwc"]
+
+
+def test_a_mode_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(images: Any) -> Any:
+        """What a captured graph would answer that never looks at new images."""
+        return LOGITS if images.shape == IMAGES.shape else right(images)
+
+    found, _ = measured(monkeypatch, Situation(answer=stuck))
+    assert set(found.refused) == {"nhwc", "cuda-graph", "nhwc-cuda-graph"}
+    assert {r.mode for r in found.records} == {"plain"}
+    assert "relative L2" in found.refused["nhwc"]
+    # Control: nobody would have noticed without the comparison.
+    monkeypatch.setattr(timing, "gate", lambda result, limits: ("passed", ()))
+    found, _ = measured(monkeypatch, Situation(answer=stuck))
+    assert not found.refused
+
+
+def test_a_mode_that_does_not_come_into_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    situation = Situation(answer=right, options_in_use={"prefer_nhwc": "0"})
+    found, _ = measured(monkeypatch, situation)
+    assert set(found.refused) == {"nhwc", "nhwc-cuda-graph"}
+    assert "prefer_nhwc=1, the session runs with prefer_nhwc=0" in found.refused["nhwc"]
+
+
+def test_a_cpu_has_one_mode() -> None:
+    with pytest.raises(ConfigError, match="cpu has no mode nhwc"):
+        open_session(MODEL, device="cpu", mode="nhwc")
+    assert timing.num_measured(CpuDevice("x", 1), config()) == 2
+
+
+def test_each_batch_size_has_a_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_runtime.install(Situation(answer=right), monkeypatch)
+    entries: list[tuple[str, str]] = []
+    fake.RunOptions = lambda: SimpleNamespace(
+        log_severity_level=2, add_run_config_entry=lambda key, value: entries.append((key, value))
+    )
+    session = open_session(MODEL, device="cuda", mode="cuda-graph")
+    for batch in (1, 6):
+        session.bind(IMAGES[:batch])()
+    assert entries == [("gpu_graph_id", "1"), ("gpu_graph_id", "6")]
+    (provider, options), *_ = fake.requests[0][0]
+    assert (provider, options["enable_cuda_graph"]) == (CUDA, "1")
+
+
+def record(milliseconds: float, samples: int = 662, mode: str = "plain", batch: int = 1) -> Any:
+    times = (int(milliseconds * 1e6),) * samples
+    return CpuLatency(batch, "CPU", times, 20, mode, "host", CpuDevice("Test", 2))
+
+
+def test_the_best_mode_has_the_shortest_median_at_the_deciding_batch() -> None:
+    records = [record(3.0), record(2.0, mode="nhwc"), record(1.0, mode="cuda-graph", batch=8)]
+    assert timing._best_mode(records, 1) == "nhwc"
+    assert timing._best_mode(records, 8) == "cuda-graph"
+    with pytest.raises(ValidationFailedError, match="no mode"):
+        timing._best_mode(records, 4)
+
+
+def test_the_gate_needs_a_p99_that_is_known_and_short_enough() -> None:
+    require_fast(record(2.0), 2.0)
+    with pytest.raises(ValidationFailedError, match=r"p99 2 ms > 1.9 ms for batch 1 on CPU Test"):
+        require_fast(record(2.0), 1.9)
+    with pytest.raises(ValidationFailedError, match="661 runs were timed, 662 are needed"):
+        require_fast(record(2.0, samples=661), 100.0)
+
+
+def test_pytorch_beside_is_timed_on_the_same_device_with_as_many_threads() -> None:
+    session = open_session(MODEL, device="cpu", num_threads=1)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).eval()
+    rows = list(measure_eager(network, session, 2, config()))  # type: ignore[arg-type]
+    assert [row["runtime"] for row in rows] == [
+        "PyTorch eager, contiguous",
+        "PyTorch eager, channels-last",
+    ]
+    assert {row["device"] for row in rows} == {session.device.label}
+    assert {row["kind"] for row in rows} == {"cpu"}
+    assert network[0].weight.is_contiguous()
+    network.to("meta")
+    with pytest.raises(ConfigError, match="the network is on meta"):
+        next(measure_eager(network, session, 2, config()))  # type: ignore[arg-type]
+
+
+class FakeNvml(SimpleNamespace):
+    """NVML as far as it is asked; ``refused`` answers are not supported by the device."""
+
+    NVMLError = RuntimeError
+    NVML_CLOCK_GRAPHICS, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 0, 2, 0
+
+    def __init__(self, refused: tuple[str, ...] = ()) -> None:
+        super().__init__(refused=refused, running=0)
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {
+            "nvmlDeviceGetHandleByPciBusId": lambda bus: f"handle of {bus.decode()}",
+            "nvmlSystemGetDriverVersion": lambda: b"580.65",
+            "nvmlDeviceGetClockInfo": lambda handle, kind: {0: 1980, 2: 2619}[kind],
+            "nvmlDeviceGetTemperature": lambda handle, kind: 41,
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(
+                used=3 * 2**20, total=80 * 2**30
+            ),
+        }
+        if name in self.refused:
+            return lambda *arguments: (_ for _ in ()).throw(RuntimeError("not supported"))
+        return answers[name]
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.running += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.running -= 1
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    fake_runtime.install(Situation(), monkeypatch)
+    from pipeline.onnx_io import devices
+
+    monkeypatch.setattr(devices, "_pci_bus_id", lambda index: f"0000:{index:02x}:00.0")
+    return open_session(MODEL, device="cuda:3").device
+
+
+def test_the_gpus_state_is_read_at_its_place_in_the_machine(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    asked: list[bytes] = []
+    find = nvml.nvmlDeviceGetHandleByPciBusId
+    nvml.nvmlDeviceGetHandleByPciBusId = lambda bus: (asked.append(bus), find(bus))[1]
+    state = read_gpu_state(gpu)
+    assert asked == [b"0000:03:00.0"]
+    assert state == GpuState("Test GPU", "580.65", 1980, 2619, 41, 3, 81920)
+    assert state.to_dict(None)["after"] is None
+    assert nvml.running == 0
+
+
+def test_what_the_driver_does_not_tell_is_not_guessed(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(("nvmlDeviceGetClockInfo",)))
+    state = read_gpu_state(gpu)
+    assert state is not None
+    assert (state.graphics_clock_mhz, state.temperature_c) == (None, 41)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(("nvmlDeviceGetHandleByPciBusId",)))
+    assert read_gpu_state(gpu) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    assert gpu_state.read_gpu_state(gpu) is None
+    assert read_gpu_state(CpuDevice("x", 1)) is None
+
+
+@pytest.mark.gpu
+def test_every_mode_of_a_real_gpu_answers_alike() -> None:
+    reference = open_session(MODEL, device="cpu", num_threads=1).run(IMAGES)
+    found = measure_all(
+        open_session(MODEL, device="cuda"),
+        lambda mode: open_session(MODEL, device="cuda", mode=mode),
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to("cuda").eval(),  # type: ignore[arg-type]
+        config(),
+        (IMAGES, reference),
+        Limits(relative_l2=1e-3),
+        lambda: None,
+    )
+    assert not found.refused
+    assert torch.cuda.is_available()
+    assert {row["kind"] for row in found.eager} == {"cuda"}
