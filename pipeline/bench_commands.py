@@ -135,15 +135,38 @@ def bench_train(settings: Sequence[str], *, pairs: int, threads: int | None, as_
     console.say(f"goal: {speedup:.2f}x images/s of plain >= {GOAL}: {state}")
 
 
-def _prepare(settings: Sequence[str], threads: int | None, section: str) -> Config:
-    """Return the configuration. Raises ``ConfigError`` for keys that are not of ``section``."""
+def bench_runtime(settings: Sequence[str], *, batch: int, pairs: int, as_json: bool) -> None:
+    """Time ONNX Runtime against PyTorch without a compiler, and compare with the goal."""
+    from .bench_pairs import COLUMNS, table_rows
+    from .bench_runtime import GENOTYPE, GOAL, compare_runtimes
+
+    config = _prepare(settings, None, "retrain", "export", "validate")
+    console = Console()
+    rows = [row for found in compare_runtimes(config, batch, pairs) for row in found]
+    if as_json:
+        console.data(rows)
+    else:
+        retrain = config.retrain
+        note = (
+            f"{GENOTYPE}, {retrain.num_cells} cells x {retrain.init_channels} channels, batch "
+            f"{batch}, 32 x 32 pixels, {config.export.precision}"
+        )
+        console.table("time", COLUMNS, table_rows(rows), note=note)
+    speedup = 1.0 / rows[0]["ratio_median"]
+    state = "met" if speedup >= GOAL else "missed"
+    console.say(f"goal: {speedup:.2f}x as fast as contiguous eager >= {GOAL}: {state}")
+
+
+def _prepare(settings: Sequence[str], threads: int | None, *sections: str) -> Config:
+    """Return the configuration. Raises ``ConfigError`` for keys that are of no such section."""
     import torch
 
     for setting in settings:
-        if parse_override(setting)[0] != section:
-            example = "search.draws=3" if section == "search" else "retrain.batch_size=32"
+        if parse_override(setting)[0] not in sections:
+            example = "search.draws=3" if "search" in sections else "retrain.batch_size=32"
+            known = ", ".join(f"{section}.*" for section in sections)
             raise ConfigError(
-                f"--set {setting}: only {section}.* counts here", hint=f"for example {example}"
+                f"--set {setting}: only {known} counts here", hint=f"for example {example}"
             )
     if threads is not None:
         torch.set_num_threads(threads)

@@ -22,6 +22,8 @@ class Contestant:
     name: str
     run: Callable[[], None]
     units: Mapping[str, int]
+    prepare: Callable[[], None] = lambda: None
+    """Called before each run, untimed."""
 
 
 def compare(
@@ -38,13 +40,16 @@ def compare(
     """
     if pairs < 1:
         raise ConfigError(f"{pairs} pairs: at least one is needed")
-    case.run()
-    against.run()
+    for contestant in (case, against):
+        contestant.prepare()
+        contestant.run()
     times: dict[bool, list[float]] = {True: [], False: []}
     for index in range(pairs):
         for is_case in (True, False) if index % 2 == 0 else (False, True):
+            contestant = case if is_case else against
+            contestant.prepare()
             began = clock()
-            (case if is_case else against).run()
+            contestant.run()
             times[is_case].append(clock() - began)
     return [
         _row(case, against, unit, times[True], times[False])

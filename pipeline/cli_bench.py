@@ -56,6 +56,19 @@ def bench_search_command(
         bench_search(settings or [], pairs=pairs, threads=threads, full=full, as_json=as_json)
 
 
+@bench.command("runtime")
+def bench_runtime_command(
+    settings: SetOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images of one run.")] = 1,
+    pairs: PairsOption = 9,
+    as_json: JsonOption = False,
+) -> None:
+    """ONNX Runtime's time over PyTorch's, without a compiler, in both memory layouts."""
+    from .bench_commands import bench_runtime
+
+    bench_runtime(settings or [], batch=batch, pairs=pairs, as_json=as_json)
+
+
 @bench.command("train")
 def bench_train_command(
     settings: SetOption = None,
