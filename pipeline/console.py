@@ -208,11 +208,26 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]
         )
         for entry in report["latency"]
     ]
+    rows += _eager_rows(report)
     return [
         *rows,
+        ("model", f"{report['model']['precision']}, takes {report['model']['input_type']}"),
         ("device", f"{report['device']['label']} ({report['device']['provider']})"),
         ("bundle", bundle),
     ]
+
+
+def _eager_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say how PyTorch compares at the smallest batch size, where it was timed."""
+    batch = min(entry["batch"] for entry in report["latency"])
+    (runtime,) = (entry for entry in report["latency"] if entry["batch"] == batch)
+    found = [
+        f"{entry['runtime'].removeprefix('PyTorch eager, ')} {entry['mean_ms']:.2f} ms "
+        f"({entry['mean_ms'] / runtime['mean_ms']:.1f}x)"
+        for entry in report["eager"]
+        if entry["batch"] == batch
+    ]
+    return [(f"PyTorch, batch {batch}", f"mean: {', '.join(found)}")] if found else []
 
 
 def _percentiles(entry: Mapping[str, Any]) -> str:
