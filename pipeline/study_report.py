@@ -6,11 +6,12 @@ Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here er
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .study import RANDOM
 
+MEASURES = ("accuracy", "calibrated_loss")
 MIN_RANKED = 5
 """Fewest networks for which a rank correlation is shown."""
 
@@ -22,6 +23,7 @@ COLUMNS = (
     "n",
     "failed",
     "error %",
+    "loss",
     "num",
     "params",
     "MACs",
@@ -40,16 +42,17 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ``error`` and ``error_sd`` are mean and sample standard deviation in percent (None without or
     with one value); ``percentile`` says how many percent of the ``random`` cells with the same
     data and retraining have a lower accuracy than the mean (ties count half; None for the random
-    cells themselves). A network counts once, with the mean of its trainings, whose pooled standard
-    deviation is ``training_sd`` (None with one training each). If one of them failed it counts in
-    ``failed`` and nowhere else.
+    cells themselves); ``loss``, ``loss_sd`` and ``loss_percentile`` say the same of the calibrated
+    loss, where lower is better. A network counts once, with the mean of its trainings, whose pooled
+    standard deviation is ``training_sd`` (None with one training each). If one of them failed it
+    counts in ``failed`` and nowhere else.
     """
     found = networks(rows)
     return [_summary(key, group, found) for key, group in _grouped(found).items()]
 
 
 def networks(rows: Sequence[Row]) -> list[Row]:
-    """Return one row per network: the first training's, with the mean accuracy of all of them.
+    """Return one row per network: the first training's, with the means of all of them.
 
     ``accuracies`` holds them all; ``error`` is the first training's that has one.
     """
@@ -68,6 +71,7 @@ def _network(trainings: list[Row]) -> Row:
         **trainings[0],
         "accuracies": accuracies,
         "accuracy": statistics.fmean(accuracies) if whole else None,
+        "calibrated_loss": _mean(row["calibrated_loss"] for row in trainings),
         "error": error,
     }
 
@@ -82,21 +86,21 @@ def percentile(value: float, among: Sequence[float]) -> float | None:
 
 
 def rank_correlations(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return, for each data set and pair of variants, Spearman's rank correlation of accuracies.
+    """Return Spearman's rank correlations, for each data set, pair of variants and measure.
+
+    The measures are ``accuracy`` and ``calibrated_loss`` (see ``d2nas.calibration``).
 
     Over networks of the same method, space and seed that trained the same genotype, each with the
     mean of its trainings; pairs with fewer than ``MIN_RANKED`` are left out. None where all
-    accuracies of a variant are equal.
+    values of a variant are equal.
     """
     found = []
     rows = networks(rows)
-    for data in dict.fromkeys(row["data"] for row in rows):
+    for data, measure in itertools.product(dict.fromkeys(row["data"] for row in rows), MEASURES):
         by_variant = {
-            variant: {
-                (row["method"], row["space"], row["seed"], row["genotype_digest"]): row["accuracy"]
-                for row in rows
-                if (row["data"], row["variant"]) == (data, variant) and row["accuracy"] is not None
-            }
+            variant: _ranked(
+                [r for r in rows if (r["data"], r["variant"]) == (data, variant)], measure
+            )
             for variant in dict.fromkeys(row["variant"] for row in rows)
         }
         for one, other in itertools.combinations(by_variant, 2):
@@ -107,11 +111,20 @@ def rank_correlations(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     {
                         "data": data,
                         "variants": (one, other),
+                        "measure": measure,
                         "n": len(pairs),
                         "spearman": _spearman(pairs),
                     }
                 )
     return found
+
+
+def _ranked(rows: Sequence[Row], measure: str) -> dict[tuple[Any, ...], float]:
+    return {
+        (row["method"], row["space"], row["seed"], row["genotype_digest"]): row[measure]
+        for row in rows
+        if row[measure] is not None
+    }
 
 
 def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -122,6 +135,7 @@ def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             str(line["n"]),
             str(line["failed"]),
             _with_spread(line["error"], line["error_sd"]),
+            _with_spread(line["loss"], line["loss_sd"], 4),
             _number(line["parameterless_normal"], ".1f"),
             _number(line["params"], ",.0f"),
             _number(line["macs"], ",.0f"),
@@ -175,7 +189,8 @@ def correlation_line(found: Mapping[str, Any]) -> str:
     one, other = found["variants"]
     value = "undefined" if found["spearman"] is None else f"{found['spearman']:.2f}"
     return (
-        f"{found['data']}: rank correlation (Spearman) of {one} and {other}: {value} "
+        f"{found['data']}: rank correlation (Spearman) of {one} and {other} by "
+        f"{found['measure'].replace('_', ' ')}: {value} "
         f"over {found['n']} genotypes trained in both"
     )
 
@@ -201,15 +216,14 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
     accuracies = [row["accuracy"] for row in done]
     errors = [100 * (1 - accuracy) for accuracy in accuracies]
     # A random cell counts once, in however many variants it was trained alike.
-    random_accuracies = {
-        (row["seed"], row["genotype_digest"]): row["accuracy"]
+    random = {
+        (row["seed"], row["genotype_digest"]): row
         for row in rows
         if row["method"] == RANDOM
         and row["error"] is None
         and (row["data"], row["space"]) == (data, space)
         and row["setting"] == group[0]["setting"]
-    }
-    random = list(random_accuracies.values())
+    }.values()
     compared = method != RANDOM and accuracies
     return {
         "variant": variant,
@@ -221,13 +235,31 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         "error": statistics.fmean(errors) if errors else None,
         "error_sd": statistics.stdev(errors) if len(errors) > 1 else None,
         "training_sd": _training_sd([row["accuracies"] for row in done]),
-        "percentile": percentile(statistics.fmean(accuracies), random) if compared else None,
+        "percentile": percentile(statistics.fmean(accuracies), [row["accuracy"] for row in random])
+        if compared
+        else None,
+        **_loss_summary([row["calibrated_loss"] for row in done], random if compared else ()),
         "num_random": len(random),
         **{
             name: _mean(row[name] for row in done)
             for name in ("parameterless_normal", "params", "macs", "passes", "search_seconds")
         },
         "device": ", ".join(sorted({row["device"] for row in done if row["device"]})),
+    }
+
+
+def _loss_summary(losses: list[float | None], random: Iterable[Row]) -> dict[str, float | None]:
+    """Return the loss's mean and spread, and how many percent of the random cells have a higher."""
+    known = [loss for loss in losses if loss is not None]
+    if not known or len(known) < len(losses):
+        return {"loss": None, "loss_sd": None, "loss_percentile": None}
+    mean = statistics.fmean(known)
+    others = [row["calibrated_loss"] for row in random]
+    comparable = [-loss for loss in others if loss is not None]
+    return {
+        "loss": mean,
+        "loss_sd": statistics.stdev(known) if len(known) > 1 else None,
+        "loss_percentile": percentile(-mean, comparable),
     }
 
 
@@ -254,10 +286,11 @@ def _spearman(pairs: list[tuple[float, float]]) -> float | None:
     return float(spearmanr(ones, others).statistic)
 
 
-def _with_spread(mean: float | None, spread: float | None) -> str:
+def _with_spread(mean: float | None, spread: float | None, digits: int = 2) -> str:
     if mean is None:
         return ""
-    return f"{mean:.2f}" if spread is None else f"{mean:.2f} +- {spread:.2f}"
+    shown = f"{mean:.{digits}f}"
+    return shown if spread is None else f"{shown} +- {spread:.{digits}f}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -267,4 +300,6 @@ def _number(value: float | None, form: str) -> str:
 def _of_random(line: Mapping[str, Any]) -> str:
     if line["percentile"] is None:
         return ""
-    return f"{line['percentile']:.0f} of {line['num_random']} random"
+    by_loss = line["loss_percentile"]
+    loss = "" if by_loss is None else f" (by loss {by_loss:.0f})"
+    return f"{line['percentile']:.0f}{loss} of {line['num_random']} random"

@@ -179,6 +179,7 @@ def _describe(cell: Cell, versions: Mapping[str, Version], error: str | None) ->
         "genotype": facts["derive"].get("genotype"),
         "genotype_digest": facts["derive"].get("genotype_digest"),
         "accuracy": facts["evaluate"].get("accuracy"),
+        "calibrated_loss": facts["evaluate"].get("calibrated_loss"),
         "evaluation": cell.config.data.evaluation,
         "images": facts["evaluate"].get("images"),
         "params": facts["retrain"].get("params"),

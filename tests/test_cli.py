@@ -15,8 +15,8 @@ from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor", "bench"]
-BENCH_COMMANDS = ["memory", "search", "train"]
-MAX_OPTIONS = 8
+BENCH_COMMANDS = ["memory", "runtime", "search", "train"]
+MAX_OPTIONS = 10
 
 
 def expect_error(

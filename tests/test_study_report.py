@@ -35,6 +35,7 @@ def row(method: str, accuracy: float | None, seed: int = 0, **values: Any) -> di
         "data": "digits",
         "seed": seed,
         "accuracy": accuracy,
+        "calibrated_loss": None if accuracy is None else 1 - accuracy,
         "genotype_digest": f"{method}-{seed}",
         "params": 1000 + seed,
         "macs": 50_000,
@@ -70,6 +71,9 @@ def test_means_spreads_and_percentiles_by_hand():
     assert d2nas["search_seconds"] == 1.5
     # The mean 0.625 is above two of four and ties with one.
     assert d2nas["percentile"] == 62.5
+    # The made losses are what is left to 1: as good, the other way round.
+    assert (d2nas["loss"], d2nas["loss_percentile"]) == (0.375, 62.5)
+    assert d2nas["loss_sd"] == pytest.approx(312.5**0.5 / 100)
     assert d2nas["num_random"] == 4
     assert (random["n"], random["failed"], random["percentile"]) == (4, 0, None)
     assert random["error"] == 46.875
@@ -170,7 +174,7 @@ ONES = [0.1, 0.2, 0.3, 0.4, 0.5]
     ],
 )
 def test_rank_correlation_by_hand(others, expected):
-    (found,) = rank_correlations(both(ONES, [value / 100 for value in others]))
+    found, _ = rank_correlations(both(ONES, [value / 100 for value in others]))
     assert (found["variants"], found["data"], found["n"]) == (("base", "long"), "digits", 5)
     if expected is None:
         assert found["spearman"] is None
@@ -187,7 +191,7 @@ def test_rank_correlation_needs_five_equal_genotypes_of_equal_cells():
     assert rank_correlations(both(ONES, ONES, method="d2nas")) == []
     assert rank_correlations(both(ONES, ONES, data="cifar10")) == []
     failed = both(ONES, ONES)
-    failed[7] |= {"accuracy": None, "error": "broken"}
+    failed[7] |= {"accuracy": None, "calibrated_loss": None, "error": "broken"}
     assert rank_correlations(failed) == []
 
 
@@ -195,8 +199,26 @@ def test_rank_correlation_is_of_the_means_of_the_trainings():
     pairs = both(ONES, ONES)
     # Second trainings that turn the order of the first ones round, and further.
     again = [{**r, "training": 1, "accuracy": 1 - 2 * r["accuracy"]} for r in pairs[:5]]
-    (found,) = rank_correlations([*pairs, *again])
+    found, _ = rank_correlations([*pairs, *again])
     assert (found["n"], found["spearman"]) == (5, pytest.approx(-1.0))
+
+
+def test_each_measure_ranks_for_itself():
+    rows = both(ONES, ONES)
+    for row_, loss in zip(rows[5:], (0.5, 0.1, 0.4, 0.2, 0.3), strict=True):
+        row_["calibrated_loss"] = loss
+    by_accuracy, by_loss = rank_correlations(rows)
+    assert (by_accuracy["measure"], by_loss["measure"]) == ("accuracy", "calibrated_loss")
+    assert by_accuracy["spearman"] == pytest.approx(1.0)
+    assert by_loss["spearman"] != by_accuracy["spearman"]
+    assert "by calibrated loss: " in correlation_line(by_loss)
+
+
+def test_a_loss_that_some_network_lacks_is_not_averaged():
+    rows = [row("d2nas", 0.5, 0), row("d2nas", 0.75, 1, calibrated_loss=None), row("random", 0.5)]
+    line = summarise(rows)[0]
+    assert (line["loss"], line["loss_sd"], line["loss_percentile"]) == (None, None, None)
+    assert line["error"] == 37.5
 
 
 def test_the_line_under_a_table_says_how_often_each_network_was_trained():

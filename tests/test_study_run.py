@@ -16,6 +16,7 @@ from studies import SMALL, write
 from toy import Place
 
 from d2nas import Genotype, load_network
+from d2nas.calibration import calibrated_loss
 from d2nas.config import build_config
 from d2nas.data import Normalizer, load_data
 from d2nas.errors import D2NasError
@@ -85,13 +86,17 @@ def test_the_accuracy_is_that_of_the_network_in_evaluation_mode(done, capfd):
             Normalizer(data.mean, data.std)(data.test.images_NCHW)
         )
     correct = int((logits.argmax(dim=1) == data.test.labels_N).sum())
+    loss, temperature = calibrated_loss(logits, data.test.labels_N)
     assert json.loads(evaluated.read("evaluation.json")) == {
         "accuracy": row["accuracy"],
+        "calibrated_loss": pytest.approx(loss, rel=1e-5),
+        "temperature": pytest.approx(temperature, rel=1e-5),
         "images": 150,
         "evaluation": "held-out",
         "data_digest": data.digest,
     }
     assert row["accuracy"] == pytest.approx(correct / 150)
+    assert row["calibrated_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_an_evaluation_depends_on_images_and_network_alone():
@@ -175,7 +180,7 @@ def test_a_second_call_loads_neither_torch_nor_scikit_learn(done):
     assert [line[:5] for line in lines[1:3]] == [
         ["digits", "base", "S0", method, "2"] for method in ("d2nas", "random")
     ]
-    assert "of 2 random" in lines[1][10]
+    assert "of 2 random" in lines[1][11]
     assert "+-" in lines[1][6]
     assert "held-out" in lines[3][0]
 

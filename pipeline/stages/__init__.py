@@ -62,7 +62,7 @@ CODE_SCHEMA: Mapping[str, int] = {
     "search": 5,
     "derive": 3,
     "retrain": 4,
-    "evaluate": 2,
+    "evaluate": 3,
     "export": 2,
     "validate": 4,
 }

@@ -3,6 +3,7 @@
 For studies, which compare networks and deploy none: no model file, no latency.
 """
 
+from d2nas.calibration import calibrated_loss
 from d2nas.data import Normalizer
 from d2nas.network import load_network
 from d2nas.strict_json import canonical_json, parse_json
@@ -31,8 +32,11 @@ def run(context: Context) -> Facts:
     with memory_errors(EVALUATION_BATCH, device):
         network = load_network(retrained.path).to(device).eval()
         logits = predict(network, data.test.to(device), normalizer, seed=config.run.seed)
+    loss, temperature = calibrated_loss(logits, data.test.labels_N)
     evaluation = {
         "accuracy": accuracy(logits, data.test.labels_N),
+        "calibrated_loss": loss,
+        "temperature": temperature,
         "images": len(data.test),
         "evaluation": data.evaluation,
         "data_digest": data.digest,
@@ -40,7 +44,7 @@ def run(context: Context) -> Facts:
     context.work.write(EVALUATION_FILE, canonical_json(evaluation))
     context.hooks.advance(1, None)
     context.hooks.say(
-        f"evaluate on {device}: accuracy {evaluation['accuracy']:.4f} on "
-        f"{len(data.test)} {data.evaluation} images"
+        f"evaluate on {device}: accuracy {evaluation['accuracy']:.4f}, calibrated loss {loss:.4f} "
+        f"on {len(data.test)} {data.evaluation} images"
     )
     return {"device": device.type, **evaluation}

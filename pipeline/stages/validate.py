@@ -6,6 +6,7 @@ The test images are touched here, once, after all training. A model that does no
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,51 +68,31 @@ def run(context: Context) -> Facts:
     context.hooks.say(f"validate on {session.device.label}: {len(images)} test images")
 
     network = load_network(context.inputs["retrain"].path)
-    reference = Recorded(torch_answer(network, images, session))
     limits = _limits(config, exported.manifest.facts["precision"])
-    parity = check_parity(reference, session, images, config.parity_batches, limits.parity)
-    context.hooks.advance(1, None)
-    selftest = self_test(
-        reference.answer,
-        ((name, open_session(mutant, device=device)) for name, mutant in mutants(model)),
-        images[:NUM_SELF_TEST],
-        limits.parity,
-    )
-    context.hooks.advance(2, None)
-    _require_passed(parity, selftest)
-
-    logits = _in_batches(session.run, images, max(config.parity_batches))
-    labels = data.test.labels_N.numpy()
-    accuracy = {
-        "torch": _accuracy(np.concatenate(reference.answers), labels),
-        "onnx": _accuracy(logits, labels),
-        "test_images": len(images),
-        "floor": limits.accuracy_floor,
-    }
-    _require_accurate(accuracy)
-    sample = images[:NUM_SELF_TEST]
+    reference = Recorded(torch_answer(network, images, session))
+    checked = _check(context, model, session, reference, images, limits)
+    accuracy = _accuracies(checked.logits, reference, data, limits)
     latencies = measure_all(
         session,
         lambda mode: open_session(model, device=device, what=what, mode=mode),
         network,
         config,
-        (sample, logits[:NUM_SELF_TEST]),
+        (images[:NUM_SELF_TEST], checked.logits[:NUM_SELF_TEST]),
         limits.parity,
         _counter(context),
     )
     if config.max_p99_ms is not None:
         require_fast(latencies.of(config.gate_batch, "host"), config.max_p99_ms)
-    report = _report(context, data, session)
-    report |= {
+    report = _report(context, data, session) | {
         "accuracy": accuracy,
-        "parity": parity.to_dict(),
-        "self_test": selftest.to_dict(),
+        "parity": checked.parity.to_dict(),
+        "self_test": checked.self_test.to_dict(),
         **latencies.to_dict(),
         "latency_gate": _gate_record(config),
     }
     golden = {
         "images": torch.from_numpy(images[:NUM_GOLDEN]),
-        "logits": torch.from_numpy(logits[:NUM_GOLDEN]),
+        "logits": torch.from_numpy(checked.logits[:NUM_GOLDEN]),
         "labels": data.test.labels_N[:NUM_GOLDEN],
     }
     context.work.write(REPORT_FILE, canonical_json(report))
@@ -121,9 +102,57 @@ def run(context: Context) -> Facts:
         "device": session.device.kind,
         "accuracy": accuracy,
         "evaluation": data.evaluation,
-        "relative_l2": parity.relative_l2,
-        "max_abs": parity.max_abs,
+        "relative_l2": checked.parity.relative_l2,
+        "max_abs": checked.parity.max_abs,
     }
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What passed the gate: the model's logits of all test images, and how they were judged."""
+
+    parity: ParityReport
+    self_test: SelfTest
+    logits: Images
+
+
+def _check(
+    context: Context,
+    model: bytes,
+    session: OnnxSession,
+    reference: Recorded,
+    images: TestImages,
+    limits: "_Limits",
+) -> _Checked:
+    """Raise ``ValidationFailedError`` unless the model computes what the network computes."""
+    batches = context.config.validate_.parity_batches
+    parity = check_parity(reference, session, images, batches, limits.parity)
+    context.hooks.advance(1, None)
+    device = resolve_device(context.config.validate_.device)
+    selftest = self_test(
+        reference.answer,
+        ((name, open_session(mutant, device=device)) for name, mutant in mutants(model)),
+        images[:NUM_SELF_TEST],
+        limits.parity,
+    )
+    context.hooks.advance(2, None)
+    _require_passed(parity, selftest)
+    return _Checked(parity, selftest, _in_batches(session.run, images, max(batches)))
+
+
+def _accuracies(
+    logits: Images, reference: Recorded, data: ImageData, limits: "_Limits"
+) -> dict[str, Any]:
+    """Return the accuracies of both; raises ``ValidationFailedError`` below the floor."""
+    labels = data.test.labels_N.numpy()
+    accuracy = {
+        "torch": _accuracy(np.concatenate(reference.answers), labels),
+        "onnx": _accuracy(logits, labels),
+        "test_images": len(labels),
+        "floor": limits.accuracy_floor,
+    }
+    _require_accurate(accuracy)
+    return accuracy
 
 
 class _Limits(NamedTuple):
