@@ -132,7 +132,7 @@ def run_command(
 
     gate = {"validate.max_p99_ms": max_p99_ms, "validate.gate_batch": batch}
     config = configure(preset, with_options(settings, gate), data_root)
-    run_title = name or run_name(preset)
+    run_title = run_name(preset) if name is None else name
     if plan:
         show_plan(run_title, config, store, as_json=as_json)
     else:
@@ -160,7 +160,13 @@ def search_command(
     from .presets import run_name
 
     config = configure(preset, with_options(settings, {"search.method": method}), data_root)
-    run_search(name or run_name(preset), config, store, reuse=_reuse(fresh), as_json=as_json)
+    run_search(
+        run_name(preset) if name is None else name,
+        config,
+        store,
+        reuse=_reuse(fresh),
+        as_json=as_json,
+    )
     return 0
 
 

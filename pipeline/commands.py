@@ -147,7 +147,7 @@ def retrain(
         config = configure(preset, settings, data_root)
         config, given = given_genotype(Store(store), genotype, config)
         stages = ("retrain",) if given else ("derive", "retrain")
-        run = name or genotype_run_name(preset, genotype)
+        run = genotype_run_name(preset, genotype) if name is None else name
         result = _with_runner(
             store,
             lambda runner: runner.run(run, config, stages, reuse, given=given),
