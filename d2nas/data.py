@@ -377,6 +377,7 @@ def preprocessing(data: ImageData) -> dict[str, Any]:
         "image_size": data.image_size,
         "channels": data.channels,
         "colour_order": "grey" if data.channels == 1 else "RGB",
+        "fit": data.fit,
         "resize": _RESIZING[data.fit],
         "crop_fraction": data.crop_fraction,
         "transparency": "over black",

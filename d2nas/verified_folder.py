@@ -98,14 +98,17 @@ def read_manifest(folder: Path, *, hint: str | None = DEFAULT_HINT) -> dict[str,
         return _verified_manifest(folder.name, descriptor)
 
 
-def read_plain_file(path: Path, *, max_bytes: int, hint: str | None = None) -> bytes:
+def read_plain_file(
+    path: Path, *, max_bytes: int, hint: str | None = None, max_links: int = 2
+) -> bytes:
     """Return the content of a small plain file; links, devices and larger files are refused.
 
-    Raises ``DamagedArtifactError`` (also when it is missing) or ``StorageError``.
+    ``max_links`` is how many names it may have: two where a reference is published as a second
+    name of its temporary file. Raises ``DamagedArtifactError`` (also when it is missing) or
+    ``StorageError``.
     """
     with _damage_of(path.parent, hint):
-        # Two names: a reference is published as a second name of its temporary file.
-        data = _read(str(path), max_bytes, max_links=2)
+        data = _read(str(path), max_bytes, max_links=max_links)
         if len(data) > max_bytes:
             raise _FoundDamageError(f"{path.name}: larger than {max_bytes} bytes")
     return data

@@ -14,6 +14,7 @@ import typer
 
 from d2nas.errors import ConfigError, D2NasError, StoppedError
 
+from . import cli_deploy
 from .cli_bench import bench
 from .cli_options import (
     DEFAULT_EXPORTED,
@@ -30,12 +31,12 @@ from .cli_options import (
     SetOption,
     StoreOption,
     TargetArgument,
+    reuse_of,
     with_options,
 )
 
 if TYPE_CHECKING:
     from .console import Console
-    from .runner import Reuse
 
 app = typer.Typer(
     name="d2nas",
@@ -136,7 +137,7 @@ def run_command(
     if plan:
         show_plan(run_title, config, store, as_json=as_json)
     else:
-        run_all(run_title, config, store, exported, reuse=_reuse(fresh), as_json=as_json)
+        run_all(run_title, config, store, exported, reuse=reuse_of(fresh), as_json=as_json)
 
 
 @app.command("search")
@@ -164,7 +165,7 @@ def search_command(
         run_name(preset) if name is None else name,
         config,
         store,
-        reuse=_reuse(fresh),
+        reuse=reuse_of(fresh),
         as_json=as_json,
     )
     return 0
@@ -181,7 +182,7 @@ def derive_command(
     """Derive the genotype from a search's logits."""
     from .commands import run_stage_on, show_stage
 
-    result = run_stage_on("derive", target, settings, store, reuse=_reuse(fresh))
+    result = run_stage_on("derive", target, settings, store, reuse=reuse_of(fresh))
     show_stage(result, "derive", as_json=as_json)
 
 
@@ -217,66 +218,14 @@ def retrain_command(
         name,
         settings,
         store,
-        reuse=_reuse(fresh),
+        reuse=reuse_of(fresh),
         data_root=data_root,
         as_json=as_json,
     )
     return 0
 
 
-@app.command("export")
-def export_command(
-    target: TargetArgument,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32 or fp16 (export.precision).")
-    ] = None,
-    input_type: Annotated[
-        str | None,
-        typer.Option("--input", help="float32: prepared images; uint8: pixels (export.input)."),
-    ] = None,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-) -> None:
-    """Export the trained network to one ONNX file."""
-    from .commands import run_stage_on, show_stage
-
-    settings = with_options(settings, {"export.precision": precision, "export.input": input_type})
-    result = run_stage_on("export", target, settings, store, reuse=_reuse(fresh))
-    show_stage(result, "export", as_json=as_json)
-
-
-@app.command("validate")
-def validate_command(
-    target: TargetArgument,
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (validate.device).")
-    ] = None,
-    max_p99_ms: MaxP99Option = None,
-    batch: GateBatchOption = None,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    exported: ExportedOption = DEFAULT_EXPORTED,
-    data_root: DataRootOption = None,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-) -> None:
-    """Validate the ONNX model on its runtime, and write the bundle."""
-    from .commands import run_stage_on, show_run
-
-    settings = with_options(
-        settings,
-        {
-            "validate.device": device,
-            "validate.max_p99_ms": max_p99_ms,
-            "validate.gate_batch": batch,
-        },
-    )
-    result = run_stage_on(
-        "validate", target, settings, store, reuse=_reuse(fresh), data_root=data_root
-    )
-    show_run(result, exported, as_json=as_json)
+cli_deploy.add_to(app)
 
 
 @app.command("study")
@@ -296,7 +245,7 @@ def study_command(
     if plan:
         plan_study(study, store, data_root, as_json=as_json)
         return 0
-    return run_study(study, store, data_root, reuse=_reuse(fresh), as_json=as_json)
+    return run_study(study, store, data_root, reuse=reuse_of(fresh), as_json=as_json)
 
 
 @app.command("ls")
@@ -332,21 +281,6 @@ def show_command(
         show_config(config, settings, as_json=as_json)
     else:
         show_target(str(target), store, as_json=as_json)
-
-
-@app.command("verify")
-def verify_command(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TARGET]...", help="Versions and all they were made from."),
-    ] = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-) -> int:
-    """Hash every file of the store again; exit code 4 if anything is damaged."""
-    from .commands import verify_versions
-
-    return verify_versions(targets or [], store, as_json=as_json)
 
 
 @app.command("gc")
@@ -394,9 +328,3 @@ def _console() -> "Console":
     from .console import Console
 
     return Console()
-
-
-def _reuse(fresh: bool) -> "Reuse":
-    from .runner import Reuse
-
-    return Reuse.NOTHING if fresh else Reuse.EVERYTHING

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from .runner import Reuse
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
 ExportedOption = Annotated[
@@ -52,3 +55,10 @@ def with_options(
     """Return ``settings`` with the options that were given, which are short for keys."""
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     return [*(settings or []), *given]
+
+
+def reuse_of(fresh: bool) -> "Reuse":
+    """Return what ``--fresh`` means."""
+    from .runner import Reuse
+
+    return Reuse.NOTHING if fresh else Reuse.EVERYTHING

@@ -281,6 +281,24 @@ def show_target(target: str, store: Path, *, as_json: bool) -> None:
         Console().facts(target, fact_rows(described))
 
 
+def verify(
+    targets: Sequence[str], store: Path, *, digest: str | None, device: str, as_json: bool
+) -> int:
+    """Check versions of the store, or bundles, and return the exit code."""
+    from .bundle_commands import verify_bundles
+    from .bundle_reader import is_bundle
+
+    bundles = [target for target in targets if is_bundle(Path(target))]
+    if digest is not None and (len(bundles) != 1 or len(targets) != 1):
+        raise ConfigError("--digest is of one bundle", hint="d2nas verify exported/NAME --digest D")
+    if not bundles:
+        return verify_versions(targets, store, as_json=as_json)
+    if len(bundles) < len(targets):
+        raise ConfigError("versions and bundles cannot be verified together")
+    verify_bundles([Path(bundle) for bundle in bundles], digest, device, as_json=as_json)
+    return 0
+
+
 def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> int:
     """Hash versions again, and return the exit code: 4 if any is damaged."""
     report = Store(store).verify(targets)

@@ -14,7 +14,7 @@ from d2nas.config import METHOD_NAMES, build_config
 from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
-COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor", "bench"]
+COMMANDS += ["study", "predict", "ls", "show", "verify", "gc", "doctor", "bench"]
 BENCH_COMMANDS = ["memory", "runtime", "search", "train"]
 MAX_OPTIONS = 10
 

@@ -64,6 +64,15 @@ class Limits:
         return SPREAD_FACTOR * self.relative_l2
 
 
+PRECISION_LIMITS = {
+    "fp32": (Limits(), 0.999),
+    # Weights and features rounded to 11 bits move the logits of trained networks by 1e-3 (20 cells:
+    # 1.5e-3); one weight tensor of them 1 % off, by 1e-2. The floors are MLPerf's.
+    "fp16": (Limits(relative_l2=5e-3, top1_agreement=0.99), 0.99),
+}
+"""What parity allows, and the smallest part of PyTorch's accuracy, by the model's precision."""
+
+
 @dataclass(frozen=True)
 class BatchParity:
     """The comparison at one batch size.

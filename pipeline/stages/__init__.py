@@ -61,7 +61,7 @@ def reads_data(stage: str, config: Config) -> bool:
 CODE_SCHEMA: Mapping[str, int] = {
     "search": 5,
     "derive": 3,
-    "retrain": 4,
+    "retrain": 5,
     "evaluate": 3,
     "export": 2,
     "validate": 4,

@@ -22,7 +22,14 @@ from d2nas.strict_json import canonical_json
 
 from ..onnx_io.model_file import check_model, lineage
 from ..onnx_io.mutants import mutants
-from ..onnx_io.parity import Limits, ParityReport, SelfTest, check_parity, self_test
+from ..onnx_io.parity import (
+    PRECISION_LIMITS,
+    Limits,
+    ParityReport,
+    SelfTest,
+    check_parity,
+    self_test,
+)
 from ..onnx_io.providers import resolve_device
 from ..onnx_io.session import OnnxSession, open_session
 from ..store.codec import encode_tensors
@@ -36,14 +43,6 @@ GOLDEN_FILE = "golden.safetensors"
 LATENCY_FILE = "latency.json"
 NUM_GOLDEN = 8
 NUM_SELF_TEST = 64
-
-PRECISION_LIMITS = {
-    "fp32": (Limits(), 0.999),
-    # Weights and features rounded to 11 bits move the logits of trained networks by 1e-3 (20 cells:
-    # 1.5e-3); one weight tensor of them 1 % off, by 1e-2. The floors are MLPerf's.
-    "fp16": (Limits(relative_l2=5e-3, top1_agreement=0.99), 0.99),
-}
-"""What parity allows, and the smallest part of PyTorch's accuracy, by the model's precision."""
 
 Images = NDArray[Any]
 

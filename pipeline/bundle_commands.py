@@ -1,0 +1,61 @@
+"""What the commands on bundles do once their arguments are parsed (no torch)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .bundle_reader import Bundle, open_bundle
+from .console import Console
+from .onnx_io.providers import resolve_device
+from .prediction import check_golden, open_model, predict
+
+
+def verify_bundles(
+    folders: Sequence[Path], digest: str | None, device: str, *, as_json: bool
+) -> None:
+    """Check bundles from themselves alone and show what was checked.
+
+    Raises what is wrong with the first that is not sound.
+    """
+    rows = [_verified(open_bundle(folder, digest), resolve_device(device)) for folder in folders]
+    console = Console()
+    if as_json:
+        console.data(rows)
+        return
+    for row in rows:
+        facts = [(key.replace("_", " "), str(value)) for key, value in row.items()]
+        console.facts(f"bundle {row['name']}", facts)
+
+
+def _verified(bundle: Bundle, device: str) -> dict[str, object]:
+    session = open_model(bundle, device)
+    found = check_golden(bundle, session)
+    return {
+        "name": bundle.name,
+        "version": bundle.number,
+        "digest": bundle.digest,
+        "device": session.device.label,
+        "golden_inputs": len(bundle.golden["images"]),
+        "relative_l2": found.relative_l2,
+        "lineage": dict(bundle.report["lineage"]),
+    }
+
+
+def predict_images(
+    folder: Path, images: Sequence[Path], *, top: int, device: str, as_json: bool
+) -> None:
+    """Answer pictures and show the most probable classes of each."""
+    bundle = open_bundle(folder)
+    session = open_model(bundle, resolve_device(device))
+    found = predict(bundle, session, images, top)
+    console = Console()
+    if as_json:
+        console.data([prediction.to_dict() for prediction in found])
+        return
+    rows = [
+        (prediction.image if place == 0 else "", name, f"{100 * probability:.2f} %")
+        for prediction in found
+        for place, (name, probability) in enumerate(
+            zip(prediction.classes, prediction.probabilities, strict=True)
+        )
+    ]
+    console.table(bundle.name, ("image", "class", "probability"), rows)

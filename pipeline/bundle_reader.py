@@ -1,0 +1,280 @@
+"""Reading a bundle that may come from anywhere: whole and consistent, or an error (no torch).
+
+A bundle proves itself by ``SHA256SUMS`` alone, needs no store and no images. Nothing in it is
+trusted: no links, no files besides the listed ones, no path that leads out, limits on every size,
+no format that can run code.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.genotype import Genotype
+from d2nas.strict_json import parse_json
+from d2nas.verified_folder import read_plain_file
+
+from .bundle import CHECKSUMS
+from .onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
+
+FILES = (
+    "MODEL_CARD.md",
+    "config.pbtxt",
+    "genotype.json",
+    "genotype.svg",
+    "golden.safetensors",
+    "labels.txt",
+    "preprocess.json",
+    "report.json",
+)
+"""What every bundle holds beside its models; others may be listed, too."""
+
+HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
+MODEL_NAME = "model.onnx"
+_MAX_FILE_BYTES = 64 * 2**20
+_MAX_CHECKSUM_BYTES = 2**20
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_MODEL = re.compile(r"([1-9][0-9]{0,8})/" + re.escape(MODEL_NAME))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was whole and consistent when it was opened."""
+
+    folder: Path
+    name: str
+    number: int
+    """The version that ``config.pbtxt`` serves."""
+    model: bytes
+    description: ModelDescription
+    labels: tuple[str, ...]
+    preprocess: Mapping[str, Any]
+    report: Mapping[str, Any]
+    golden: Mapping[str, NDArray[Any]]
+    """A few ``images`` as the model takes them, with their ``logits`` and ``labels``."""
+    max_batch: int
+    digest: str
+    """SHA-256 of ``SHA256SUMS``, and so of everything."""
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a path looks like a bundle, sound or not."""
+    return (folder / CHECKSUMS).is_file()
+
+
+def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
+    """Check every file of a bundle and return what it holds.
+
+    ``digest`` is what its digest must be, if it is known. Raises ``ConfigError`` where there is no
+    bundle, ``DamagedArtifactError`` naming the file that is wrong, ``StorageError``.
+    """
+    folder = Path(os.path.abspath(folder))
+    if not is_bundle(folder):
+        raise ConfigError(
+            f"{folder}: no bundle, it holds no {CHECKSUMS}",
+            hint="give the folder of one model, for example exported/quickstart",
+        )
+    content = read_plain_file(
+        folder / CHECKSUMS, max_bytes=_MAX_CHECKSUM_BYTES, hint=HINT, max_links=1
+    )
+    found = hashlib.sha256(content).hexdigest()
+    if digest is not None and digest.lower() != found:
+        raise _damaged(folder, CHECKSUMS, f"its digest is {found}, not the one that was published")
+    sums = _parse_sums(folder, content)
+    _check_listing(folder, sums)
+    files = {path: _read(folder, path, wanted) for path, wanted in sums.items()}
+    return _assemble(folder, files, found)
+
+
+def _parse_sums(folder: Path, content: bytes) -> dict[str, str]:
+    try:
+        text = content.decode("ascii")
+    except UnicodeDecodeError:
+        raise _damaged(folder, CHECKSUMS, "is not ASCII text") from None
+    sums: dict[str, str] = {}
+    for line in text.splitlines(keepends=True):
+        match = _LINE.fullmatch(line)
+        if match is None or not (_FILE.fullmatch(match[2]) or _MODEL.fullmatch(match[2])):
+            raise _damaged(folder, CHECKSUMS, f"has a line that is none of its own: {line[:80]!r}")
+        if match[2].lower() in (path.lower() for path in sums) or match[2] == CHECKSUMS:
+            raise _damaged(folder, CHECKSUMS, f"lists {match[2]} twice")
+        sums[match[2]] = match[1]
+    for name in FILES:
+        if name not in sums:
+            raise _damaged(folder, CHECKSUMS, f"does not list {name}")
+    return sums
+
+
+def _check_listing(folder: Path, sums: Mapping[str, str]) -> None:
+    present = set(_walk(folder)) - {CHECKSUMS}
+    for path in sorted(sums.keys() - present):
+        raise _damaged(folder, path, "is missing")
+    for path in sorted(present - sums.keys()):
+        raise _damaged(folder, path, f"is not listed in {CHECKSUMS}")
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the files of a bundle: in it, and in the folders of its models."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode):
+                yield entry.name
+            elif entry.name.isdecimal():
+                yield from (f"{entry.name}/{name}" for name in sorted(os.listdir(entry.path)))
+            else:
+                raise _damaged(folder, entry.name, f"is a folder not listed in {CHECKSUMS}")
+
+
+def _read(folder: Path, path: str, wanted: str) -> bytes:
+    limit = MAX_MODEL_BYTES if path.endswith(MODEL_NAME) else _MAX_FILE_BYTES
+    data = read_plain_file(folder / path, max_bytes=limit, hint=HINT, max_links=1)
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise _damaged(folder, path, f"its SHA-256 is not the one in {CHECKSUMS}")
+    return data
+
+
+def _assemble(folder: Path, files: Mapping[str, bytes], digest: str) -> Bundle:
+    config = _text(folder, files, "config.pbtxt")
+    number = _number(folder, config, r"versions: \[ ([1-9][0-9]{0,8}) \]")
+    max_batch = _number(folder, config, r"^max_batch_size: ([1-9][0-9]{0,5})$")
+    path = f"{number}/{MODEL_NAME}"
+    if path not in files:
+        raise _damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
+    model = check_model(files[path], what=str(folder / path))
+    description = describe(model)
+    report = _object(folder, files, "report.json")
+    preprocess = _object(folder, files, "preprocess.json")
+    labels = tuple(_text(folder, files, "labels.txt").splitlines())
+    bundle = Bundle(
+        folder=folder,
+        name=_name(folder, config),
+        number=number,
+        model=files[path],
+        description=description,
+        labels=labels,
+        preprocess=preprocess,
+        report=report,
+        golden=_golden(folder, files["golden.safetensors"]),
+        max_batch=max_batch,
+        digest=digest,
+    )
+    genotype = Genotype.from_json(files["genotype.json"], what=str(folder / "genotype.json"))
+    _check_agreement(bundle, config, lineage(model), genotype)
+    return bundle
+
+
+def _check_agreement(
+    bundle: Bundle, config: str, named: Mapping[str, str], genotype: Genotype
+) -> None:
+    """Raise ``DamagedArtifactError`` where the files contradict the model that is served."""
+    description, preprocess, folder = bundle.description, bundle.preprocess, bundle.folder
+    channels, height, width = description.input_shape
+    layout = "NHWC" if description.input_type == "uint8" else "NCHW"
+    kind = "TYPE_UINT8" if description.input_type == "uint8" else "TYPE_FP32"
+    dims = ", ".join(map(str, description.array_shape))
+    claimed = bundle.report.get("lineage")
+    claimed = claimed if isinstance(claimed, dict) else {}
+    agreements = {
+        "labels.txt": len(bundle.labels) == description.num_classes,
+        "preprocess.json": preprocess.get("channels") == channels
+        and preprocess.get("image_size") == height == width
+        and preprocess.get("dtype") == description.input_type
+        and preprocess.get("layout") == layout
+        and preprocess.get("fit") in ("crop", "pad")
+        and _is_fraction(preprocess.get("crop_fraction"))
+        and all(_are_numbers(preprocess.get(key), channels) for key in ("mean", "std"))
+        and len(preprocess.get("class_names") or ()) == description.num_classes,
+        "config.pbtxt": f"data_type: {kind} dims: [ {dims} ]" in config
+        and f"dims: [ {description.num_classes} ]" in config,
+        "report.json": all(claimed.get(role) == named.get(f"d2nas.{role}") for role in _ROLES)
+        and bundle.report.get("bundle_version") == bundle.number
+        and bundle.report.get("genotype_digest") == genotype.digest,
+        "genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip(),
+        "golden.safetensors": _golden_fits(bundle),
+    }
+    for name, agrees in agreements.items():
+        if not agrees:
+            raise _damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
+
+
+_ROLES = ("derive", "retrain")
+
+
+def _golden_fits(bundle: Bundle) -> bool:
+    images, logits, labels = (bundle.golden[name] for name in ("images", "logits", "labels"))
+    description = bundle.description
+    return (
+        len(images) >= 1
+        and images.shape[1:] == description.array_shape
+        and images.dtype == description.dtype
+        and logits.shape == (len(images), description.num_classes)
+        and logits.dtype == np.float32
+        and labels.shape == (len(images),)
+    )
+
+
+def _golden(folder: Path, data: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        found = dict(safetensors.numpy.load(data))
+    except (safetensors.SafetensorError, KeyError, MemoryError, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise _damaged(folder, "golden.safetensors", f"not valid safetensors ({problem})") from None
+    if found.keys() != {"images", "logits", "labels"}:
+        raise _damaged(folder, "golden.safetensors", "does not hold images, logits and labels")
+    return found
+
+
+def _text(folder: Path, files: Mapping[str, bytes], name: str) -> str:
+    try:
+        return files[name].decode()
+    except UnicodeDecodeError:
+        raise _damaged(folder, name, "is not UTF-8 text") from None
+
+
+def _object(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    value = parse_json(files[name], what=str(folder / name))
+    if not isinstance(value, dict):
+        raise _damaged(folder, name, "is no JSON object")
+    return value
+
+
+def _number(folder: Path, config: str, pattern: str) -> int:
+    found = re.findall(pattern, config, flags=re.MULTILINE)
+    if len(found) != 1:
+        raise _damaged(folder, "config.pbtxt", "does not say which version it serves, or how")
+    return int(found[0])
+
+
+def _name(folder: Path, config: str) -> str:
+    found = re.findall(r'^name: "([^"\n]{1,64})"$', config, flags=re.MULTILINE)
+    if len(found) != 1:
+        raise _damaged(folder, "config.pbtxt", "does not say the model's name")
+    return str(found[0])
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and 0.0 < value <= 1.0
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, int | float) for value in values)
+    )
+
+
+def _damaged(folder: Path, name: str, problem: str) -> DamagedArtifactError:
+    return DamagedArtifactError(f"{folder}: {name}: {problem}", hint=HINT)

@@ -1,0 +1,122 @@
+"""The commands from the trained network to its answers: export, validate, verify, predict."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    DEFAULT_EXPORTED,
+    DEFAULT_STORE,
+    DataRootOption,
+    ExportedOption,
+    FreshOption,
+    GateBatchOption,
+    JsonOption,
+    MaxP99Option,
+    SetOption,
+    StoreOption,
+    TargetArgument,
+    reuse_of,
+    with_options,
+)
+
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="The folder of one model: exported/NAME.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Declare the commands."""
+    app.command("export")(export_command)
+    app.command("validate")(validate_command)
+    app.command("verify")(verify_command)
+    app.command("predict")(predict_command)
+
+
+def export_command(
+    target: TargetArgument,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32 or fp16 (export.precision).")
+    ] = None,
+    input_type: Annotated[
+        str | None,
+        typer.Option("--input", help="float32: prepared images; uint8: pixels (export.input)."),
+    ] = None,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Export the trained network to one ONNX file."""
+    from .commands import run_stage_on, show_stage
+
+    settings = with_options(settings, {"export.precision": precision, "export.input": input_type})
+    result = run_stage_on("export", target, settings, store, reuse=reuse_of(fresh))
+    show_stage(result, "export", as_json=as_json)
+
+
+def validate_command(
+    target: TargetArgument,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (validate.device).")
+    ] = None,
+    max_p99_ms: MaxP99Option = None,
+    batch: GateBatchOption = None,
+    settings: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    exported: ExportedOption = DEFAULT_EXPORTED,
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Validate the ONNX model on its runtime, and write the bundle."""
+    from .commands import run_stage_on, show_run
+
+    settings = with_options(
+        settings,
+        {
+            "validate.device": device,
+            "validate.max_p99_ms": max_p99_ms,
+            "validate.gate_batch": batch,
+        },
+    )
+    result = run_stage_on(
+        "validate", target, settings, store, reuse=reuse_of(fresh), data_root=data_root
+    )
+    show_run(result, exported, as_json=as_json)
+
+
+def verify_command(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET]...",
+            help="Versions and all they were made from; or bundles: exported/NAME.",
+        ),
+    ] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="What the digest of the one bundle must be.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> int:
+    """Hash every file of the store again, or check bundles from themselves alone; 4 if damaged."""
+    from .commands import verify
+
+    return verify(targets or [], store, digest=digest, device=device, as_json=as_json)
+
+
+def predict_command(
+    bundle: BundleArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes shown for each.")] = 5,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer pictures with a bundle's model: class names and probabilities."""
+    from .bundle_commands import predict_images
+
+    predict_images(bundle, images, top=top, device=device, as_json=as_json)

@@ -1,0 +1,137 @@
+"""What a bundle's model answers: to its golden inputs, and to pictures (no torch).
+
+A picture is prepared as training did it: the same decoding, and the same float32 operations in
+the same order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2nas.errors import ConfigError, ValidationFailedError
+from d2nas.image_decoding import Decoding, read_image, strict_pillow
+
+from .bundle_reader import Bundle
+from .onnx_io.comparison import ParityResult, compare
+from .onnx_io.parity import PRECISION_LIMITS, Limits, gate
+from .onnx_io.session import OnnxSession, open_session
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one picture, best first."""
+
+    image: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+    """Of all classes, in the order of ``labels.txt``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        named = zip(self.classes, self.probabilities, strict=True)
+        return {
+            "image": self.image,
+            "predictions": [{"class": name, "probability": value} for name, value in named],
+            "logits": list(self.logits),
+        }
+
+
+def open_model(bundle: Bundle, device: str) -> OnnxSession:
+    """Open a bundle's model; raises as ``open_session`` does."""
+    return open_session(bundle.model, device=device, what=f"{bundle.folder}: model.onnx")
+
+
+def check_golden(bundle: Bundle, session: OnnxSession) -> ParityResult:
+    """Run the golden inputs and return how far the answers are from those of the validation.
+
+    Raises ``ValidationFailedError`` beyond the limits of the validation, or those of the model's
+    precision where they are stricter.
+    """
+    found = compare(bundle.golden["logits"], session.run(bundle.golden["images"]))
+    verdict, reasons = gate(found, _limits(bundle.report))
+    if verdict == "failed":
+        raise ValidationFailedError(
+            f"the golden inputs are answered otherwise on {session.device.label}: "
+            f"{'; '.join(reasons)}"
+        )
+    return found
+
+
+def predict(
+    bundle: Bundle, session: OnnxSession, paths: Sequence[Path], top: int = TOP
+) -> list[Prediction]:
+    """Return the ``top`` classes of every picture.
+
+    All pictures are read before any is answered, so there is never half a result. Raises
+    ``ConfigError`` for one that cannot be read.
+    """
+    if top < 1:
+        raise ConfigError(f"{top} classes cannot be shown")
+    images = prepare(bundle, paths)
+    batches = [
+        session.run(images[start : start + bundle.max_batch])
+        for start in range(0, len(images), bundle.max_batch)
+    ]
+    return [
+        _prediction(bundle, path, logits, top)
+        for path, logits in zip(paths, np.concatenate(batches), strict=True)
+    ]
+
+
+def prepare(bundle: Bundle, paths: Sequence[Path]) -> NDArray[Any]:
+    """Return pictures as the model takes them. Raises ``ConfigError`` without any, or for one that
+    cannot be read.
+    """
+    if not paths:
+        raise ConfigError("there is no picture to answer")
+    preprocess = bundle.preprocess
+    decoding = Decoding(
+        preprocess["image_size"],
+        preprocess["channels"],
+        preprocess["fit"],
+        preprocess["crop_fraction"],
+    )
+    with strict_pillow():
+        pixels = np.stack([read_image(path, decoding)[0] for path in paths])
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]  # grey pictures come without an axis of channels
+    if bundle.description.input_type == "uint8":
+        return pixels
+    planes = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)).astype(np.float32)
+    planes /= np.float32(255)
+    for channel, (mean, std) in enumerate(zip(preprocess["mean"], preprocess["std"], strict=True)):
+        planes[:, channel] -= np.float32(mean)
+        planes[:, channel] /= np.float32(std)
+    return planes
+
+
+def _prediction(bundle: Bundle, path: Path, logits: NDArray[np.float32], top: int) -> Prediction:
+    if not np.isfinite(logits).all():
+        raise ValidationFailedError(f"{path}: the model's answer is not finite")
+    shifted = logits.astype(np.float64) - float(logits.max())
+    probabilities = np.exp(shifted) / np.exp(shifted).sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return Prediction(
+        image=str(path),
+        classes=tuple(bundle.labels[index] for index in order),
+        probabilities=tuple(float(probabilities[index]) for index in order),
+        logits=tuple(float(value) for value in logits),
+    )
+
+
+def _limits(report: Mapping[str, Any]) -> Limits:
+    """Return the validation's limits, where they are not looser than the precision's own."""
+    precision = report["model"].get("precision", "fp32")
+    default, _ = PRECISION_LIMITS.get(precision, PRECISION_LIMITS["fp32"])
+    used = report["parity"]["limits"]
+    return Limits(
+        min(float(used["relative_l2"]), default.relative_l2),
+        max(float(used["top1_agreement"]), default.top1_agreement),
+    )

@@ -1,0 +1,356 @@
+"""A bundle proves itself, or is refused with the file that is wrong; pictures get their answers."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.numpy
+from PIL import Image
+from toy import Place
+
+from d2nas.config import build_config
+from d2nas.data import load_data
+from d2nas.errors import ConfigError, DamagedArtifactError
+from pipeline import bundle_reader, prediction
+from pipeline.bundle_reader import open_bundle
+from pipeline.store import Store
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def bundle_of(place: Place) -> Path:
+    return place.exported / "toy"
+
+
+def seal(bundle: Path) -> None:
+    """Write the checksums again, as a forger would."""
+    files = sorted(str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file())
+    lines = [
+        f"{hashlib.sha256((bundle / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in files
+        if name != CHECKSUMS
+    ]
+    (bundle / CHECKSUMS).write_text("".join(lines))
+
+
+def change_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        value = json.loads((bundle / name).read_text())
+        (bundle / name).write_text(json.dumps(value | changes))
+
+    return change
+
+
+def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        text = (bundle / name).read_text()
+        assert old in text
+        (bundle / name).write_text(text.replace(old, new))
+
+    return change
+
+
+def change_model(change: Callable[[onnx.ModelProto], None]) -> Callable[[Path], None]:
+    def changed(bundle: Path) -> None:
+        model = onnx.ModelProto.FromString((bundle / "1" / "model.onnx").read_bytes())
+        change(model)
+        (bundle / "1" / "model.onnx").write_bytes(model.SerializeToString())
+
+    return changed
+
+
+def other_lineage(model: onnx.ModelProto) -> None:
+    for entry in model.metadata_props:
+        if entry.key == "d2nas.retrain":
+            entry.value = "0" * 64
+
+
+def external_weights(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../etc/passwd")
+
+
+def other_golden(**changes: Any) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        path = bundle / "golden.safetensors"
+        values = safetensors.numpy.load_file(path)
+        path.write_bytes(safetensors.numpy.save(values | changes))
+
+    return change
+
+
+UNSEALED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a changed byte": (lambda b: flip(b / "1" / "model.onnx"), "1/model.onnx: its SHA-256"),
+    "a changed card": (lambda b: flip(b / "MODEL_CARD.md"), "MODEL_CARD.md: its SHA-256"),
+    "a file cut off": (
+        lambda b: os.truncate(b / "golden.safetensors", 100),
+        "golden.safetensors: its SHA-256",
+    ),
+    "a missing file": (lambda b: (b / "labels.txt").unlink(), "labels.txt: is missing"),
+    "a missing model": (lambda b: (b / "1" / "model.onnx").unlink(), "1/model.onnx: is missing"),
+    "an extra file": (lambda b: (b / "x.so").write_text("x"), "x.so: is not listed"),
+    "an extra file beside the model": (
+        lambda b: (b / "1" / "model.onnx.data").write_text("x"),
+        "1/model.onnx.data: is not listed",
+    ),
+    "an extra folder": (lambda b: (b / "plugins").mkdir(), "plugins: is a folder"),
+    "a link for a file": (lambda b: linked(b / "labels.txt"), "labels.txt: is a link"),
+    "a hard link for a file": (lambda b: hard_linked(b / "labels.txt"), "labels.txt: is a hard"),
+    "a link for a folder": (lambda b: linked(b / "1"), "1/model.onnx: is missing"),
+    "a pipe for a file": (lambda b: piped(b / "labels.txt"), "labels.txt: is not a plain file"),
+    "an empty list": (lambda b: (b / CHECKSUMS).write_text(""), "does not list MODEL_CARD.md"),
+    "a list that leads out": (
+        lambda b: append(b / CHECKSUMS, f"{'0' * 64}  ../../secret\n"),
+        "has a line that is none of its own",
+    ),
+    "a list of an absolute path": (
+        lambda b: append(b / CHECKSUMS, f"{'0' * 64}  /etc/passwd\n"),
+        "has a line that is none of its own",
+    ),
+    "a file listed twice": (
+        lambda b: append(b / CHECKSUMS, f"{'0' * 64}  LABELS.txt\n"),
+        "lists LABELS.txt twice",
+    ),
+    "a list that is a binary": (
+        lambda b: (b / CHECKSUMS).write_bytes(bytes(range(256))),
+        "is not ASCII",
+    ),
+}
+
+SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "other lineage": (change_model(other_lineage), "report.json: contradicts"),
+    "weights in another file": (change_model(external_weights), "lies in another file"),
+    "no model": (lambda b: (b / "1" / "model.onnx").write_bytes(b"x"), "not an ONNX file"),
+    "one label less": (replace_text("labels.txt", "9\n", ""), "labels.txt: contradicts"),
+    "other channels": (change_json("preprocess.json", channels=3), "preprocess.json: contradicts"),
+    "another size": (change_json("preprocess.json", image_size=9), "preprocess.json: contradicts"),
+    "no numbers": (change_json("preprocess.json", mean=["0"]), "preprocess.json: contradicts"),
+    "pixels for real": (change_json("preprocess.json", dtype="uint8"), "preprocess.json: contra"),
+    "a list for an object": (lambda b: (b / "report.json").write_text("[]"), "no JSON object"),
+    "JSON with NaN": (lambda b: (b / "report.json").write_text('{"a": NaN}'), "not valid JSON"),
+    "another version": (replace_text("config.pbtxt", "[ 1 ]", "[ 2 ]"), "serves version 2"),
+    "other dims": (replace_text("config.pbtxt", "1, 8, 8", "1, 9, 9"), "config.pbtxt: contradict"),
+    "no name": (replace_text("config.pbtxt", 'name: "toy"', ""), "does not say the model's name"),
+    "another genotype": (
+        lambda b: swap_operation(b / "genotype.json"),
+        "report.json: contradicts",
+    ),
+    "a golden pickle": (
+        lambda b: (b / "golden.safetensors").write_bytes(b"cos\nsystem\n(S'id'\ntR."),
+        "not valid safetensors",
+    ),
+    "other golden tensors": (other_golden(more=np.zeros(1)), "does not hold images, logits"),
+    "golden images of another shape": (
+        other_golden(images=np.zeros((8, 3, 8, 8), np.float32)),
+        "golden.safetensors: contradicts",
+    ),
+}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def linked(path: Path) -> None:
+    elsewhere = path.parent.parent / f"moved-{path.name}"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def hard_linked(path: Path) -> None:
+    os.link(path, path.parent.parent / "another-name")
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def swap_operation(path: Path) -> None:
+    text = path.read_text()
+    first = json.loads(text)["normal"][0][0]
+    other = "dil_conv_3x3" if first != "dil_conv_3x3" else "sep_conv_3x3"
+    path.write_text(text.replace(first, other, 1))
+
+
+@pytest.mark.parametrize("what", [*UNSEALED, *SEALED])
+def test_a_bundle_that_was_tampered_with_is_refused(
+    what: str, finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change, words = (UNSEALED | SEALED)[what]
+    change(bundle_of(finished))
+    if what in SEALED:
+        seal(bundle_of(finished))
+    with pytest.raises(DamagedArtifactError) as caught:
+        open_bundle(bundle_of(finished))
+    assert words in str(caught.value)
+    assert finished.run("verify", str(bundle_of(finished))) == 4
+    assert capfd.readouterr().err.count("error: ") == 1
+
+
+def test_control_a_whole_bundle_is_verified_from_itself_alone(
+    finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine: under another name, without a store and without images."""
+    elsewhere = tmp_path / "elsewhere" / "another-name"
+    shutil.copytree(bundle_of(finished), elsewhere)
+    shutil.rmtree(finished.store)
+    shutil.rmtree(finished.exported)
+    (shown,) = finished.json(capfd, "verify", str(elsewhere))
+    assert (shown["name"], shown["version"], shown["golden_inputs"]) == ("toy", 1, 8)
+    assert shown["device"].startswith("CPU ")
+    assert shown["relative_l2"] < 1e-5
+    assert set(shown["lineage"]) == {"search", "derive", "retrain", "export", "validate"}
+    digest = hashlib.sha256((elsewhere / CHECKSUMS).read_bytes()).hexdigest()
+    assert shown["digest"] == digest
+    assert finished.run("verify", str(elsewhere), "--digest", digest) == 0
+
+
+def test_the_digest_proves_which_bundle_it_is(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A forger who seals a bundle again passes every check but this one."""
+    bundle = bundle_of(finished)
+    published = open_bundle(bundle).digest
+    append(bundle / "MODEL_CARD.md", "Fit for every purpose.\n")
+    seal(bundle)
+    assert open_bundle(bundle).digest != published
+    assert finished.run("verify", str(bundle), "--digest", published) == 4
+    assert "not the one that was published" in capfd.readouterr().err
+    assert finished.run("verify", "toy", "--digest", published) == 2
+
+
+def test_golden_inputs_that_are_answered_otherwise_are_3(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(finished)
+    logits = safetensors.numpy.load_file(bundle / "golden.safetensors")["logits"]
+    other_golden(logits=logits * np.float32(1.001))(bundle)
+    seal(bundle)
+    assert finished.run("verify", str(bundle)) == 3
+    assert "golden inputs are answered otherwise on CPU " in capfd.readouterr().err
+    # A forged report does not loosen the limits.
+    report = json.loads((bundle / "report.json").read_text())
+    report["parity"]["limits"]["relative_l2"] = 1.0
+    (bundle / "report.json").write_text(json.dumps(report))
+    seal(bundle)
+    assert finished.run("verify", str(bundle)) == 3
+    # Control: without the comparison nobody would notice.
+    monkeypatch.setattr(prediction, "gate", lambda result, limits: ("passed", ()))
+    assert finished.run("verify", str(bundle)) == 0
+
+
+def test_what_is_no_bundle_is_a_mistake_of_the_user(
+    finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="no bundle, it holds no SHA256SUMS"):
+        open_bundle(tmp_path)
+    assert finished.run("verify", str(bundle_of(finished)), "toy") == 2
+    assert "cannot be verified together" in capfd.readouterr().err
+
+
+def test_sizes_are_limited_before_anything_is_read(
+    finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_reader, "_MAX_FILE_BYTES", 100)
+    with pytest.raises(DamagedArtifactError, match="larger than 100 bytes"):
+        open_bundle(bundle_of(finished))
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def pictures(place: Place, folder: Path) -> tuple[list[Path], Any]:
+    """The toy's first test images as files, and their logits out of the validation."""
+    store = Store(place.store)
+    version = store.open("toy/validate")
+    assert version.note is not None
+    config = build_config(version.note["config"])
+    data = load_data(config.data, seed=config.run.seed, default_root=folder)
+    paths = []
+    for index in range(8):
+        path = folder / f"{index}.png"
+        Image.fromarray(data.test.images_NCHW[index, 0].numpy()).save(path)
+        paths.append(path)
+    golden = safetensors.numpy.load(version.read("golden.safetensors"))
+    return paths, golden["logits"]
+
+
+@pytest.mark.parametrize("words", [(), ("--input", "uint8"), ("--precision", "fp16")])
+def test_a_picture_gets_the_answer_that_validation_gave_it(
+    finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    if words:
+        assert finished.run("export", "toy", *words) == 0
+        assert finished.run("validate", "toy") == 0
+    paths, logits = pictures(finished, tmp_path)
+    found = finished_json(finished, capfd, *map(str, paths))
+    for prediction_, wanted in zip(found, logits, strict=True):
+        np.testing.assert_allclose(prediction_["logits"], wanted, rtol=1e-5, atol=1e-5)
+        best = [entry["class"] for entry in prediction_["predictions"]]
+        assert best == [str(index) for index in np.argsort(-wanted, kind="stable")[:5]]
+        shares = [entry["probability"] for entry in prediction_["predictions"]]
+        exponents = np.exp(wanted.astype(np.float64))
+        assert shares[0] == pytest.approx(exponents.max() / exponents.sum(), rel=1e-4)
+        assert shares == sorted(shares, reverse=True)
+
+
+def finished_json(place: Place, capfd: pytest.CaptureFixture[str], *images: str) -> Any:
+    from pipeline.cli import run
+
+    capfd.readouterr()
+    assert run(["predict", str(bundle_of(place)), *images, "--json"]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def test_predictions_are_a_table_and_one_bad_picture_is_one_line(
+    finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.cli import run
+
+    paths, _ = pictures(finished, tmp_path)
+    assert run(["predict", str(bundle_of(finished)), str(paths[0]), "--top", "2"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split("\t") == ["image", "class", "probability"]
+    assert len(lines) == 3
+    assert lines[1].endswith(" %")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    assert run(["predict", str(bundle_of(finished)), str(paths[0]), str(bad)]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""  # never half a result
+    assert "bad.png: cannot be read as an image" in captured.err
+    missing = str(tmp_path / "missing.png")
+    assert run(["predict", str(bundle_of(finished)), missing]) in (2, 7)
+    assert run(["predict", str(tmp_path), str(paths[0])]) == 2
+
+
+def test_more_pictures_than_a_batch_are_answered_in_parts(
+    finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = pictures(finished, tmp_path)
+    bundle = open_bundle(bundle_of(finished))
+    session = prediction.open_model(bundle, "cpu")
+    whole = prediction.predict(bundle, session, paths)
+    object.__setattr__(bundle, "max_batch", 3)
+    sizes: list[int] = []
+    run = session.run
+    monkeypatch.setattr(session, "run", lambda images: (sizes.append(len(images)), run(images))[1])
+    parts = prediction.predict(bundle, session, paths)
+    assert sizes == [3, 3, 2]
+    assert [p.classes for p in parts] == [p.classes for p in whole]
