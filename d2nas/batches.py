@@ -185,11 +185,13 @@ class _FileStream:
                 self._iterator = iter(self._loader(step))
         try:
             pixels = next(self._iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # What cannot be read arrives as a value: an OSError is of the way between processes.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise OutOfMemoryError(
-                f"a process that reads images ended: {str(error).splitlines()[0]}",
+                f"a process that reads images ended: {reason}",
                 hint="memory (or /dev/shm) is the usual reason: lower data.workers, 0 uses none",
             ) from None
         if isinstance(pixels, _Failure):

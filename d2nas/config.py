@@ -347,7 +347,7 @@ def _first_problem(error: ValidationError, what: str) -> ConfigError:
     where = ".".join(str(part) for part in problem["loc"][:2])
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    if not where:
+    if not where or isinstance(given, Mapping):
         return ConfigError(f"{what}: {message}")
     if isinstance(given, float) and not math.isfinite(given):
         message = "must be a finite number"

@@ -21,6 +21,8 @@ from .errors import ConfigError, LostRankError
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long one rank waits for the others; a rank whose process ended is noticed at once."""
 
+_MEET = "MASTER_ADDR and MASTER_PORT must name a free port of the first machine; torchrun sets them"
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -45,12 +47,38 @@ class Ranks:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def device(self, device: torch.device) -> torch.device:
-        """Return this rank's own device of the kind of ``device``."""
+        """Return this rank's own device of the kind of ``device``.
+
+        Raises ``ConfigError`` where this machine has no GPU for it.
+        """
         if self.size == 1 or device.type != "cuda":
             return device
+        count = torch.cuda.device_count()
+        if self.local_rank >= count:
+            raise ConfigError(
+                f"process {self.local_rank + 1} of this machine has no GPU: there are {count}",
+                hint="start as many processes as there are GPUs (--nproc)",
+            )
         own = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(own)
         return own
+
+    def own_name(self, name: str) -> str:
+        """Return what this rank calls its device where the configuration says ``name``.
+
+        Several processes take a GPU each by their number: raises ``ConfigError`` for ``cuda:N``.
+        """
+        if self.size == 1 or name == "cpu":
+            return name
+        if name not in ("auto", "cuda"):
+            raise ConfigError(
+                f"device={name} is one GPU, for {self.size} processes",
+                hint="device=cuda gives each process its own; CUDA_VISIBLE_DEVICES chooses which",
+            )
+        if name == "auto" and not torch.cuda.is_available():
+            return "cpu"
+        # Not the first GPU, on which every process would leave a context.
+        return f"cuda:{self.local_rank}"
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the ranks, the same on all. Raises ``LostRankError``."""
@@ -129,6 +157,11 @@ def environment_ranks() -> Ranks:
         raise ConfigError(
             f"the variables {', '.join(names)} must be numbers, all or none", hint="use torchrun"
         ) from None
+    if not (size >= 1 and 0 <= rank < size and local >= 0):
+        raise ConfigError(
+            f"RANK={rank} LOCAL_RANK={local} WORLD_SIZE={size} are no place among processes",
+            hint="use torchrun, or d2nas's --nproc",
+        )
     return Ranks(rank, size, local)
 
 
@@ -139,10 +172,16 @@ def connected(ranks: Ranks) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _lost_ranks():
+    try:
         distributed.init_process_group(
             backend, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT
         )
+    except ValueError as error:  # a variable is missing, or makes no sense
+        raise ConfigError(f"the processes cannot meet: {_first_line(error)}", hint=_MEET) from None
+    except RuntimeError as error:
+        raise LostRankError(
+            f"the processes did not meet: {_first_line(error)}", hint=_MEET
+        ) from error
     try:
         yield
     finally:
@@ -171,8 +210,12 @@ def _lost_ranks() -> Iterator[None]:
 
 
 def _lost(error: Exception) -> LostRankError:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
     return LostRankError(
-        f"another process of this training is gone: {reason[0][:200]}",
+        f"another process of this training is gone: {_first_line(error)}",
         hint="the same command continues from the last checkpoint",
     )
+
+
+def _first_line(error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return reason[0][:200]

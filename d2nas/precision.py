@@ -14,13 +14,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     Raises ``ConfigError`` where the device does not compute in the type asked for.
     """
     on_cuda = device.type == "cuda"
-    has_bfloat16 = not on_cuda or torch.cuda.is_bf16_supported()
+    # Without emulation: cards before Ampere hold the type, and compute in it by detours.
+    has_bfloat16 = not on_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
         return ("bf16" if has_bfloat16 else "fp16") if on_cuda else "fp32"
     if precision == "bf16" and not has_bfloat16:
         raise ConfigError(
             f"{torch.cuda.get_device_name(device)} does not compute in bf16",
-            hint="set search.precision=fp32, or retrain.precision=fp16",
+            hint="precision=fp32 works everywhere; retrain.precision=fp16 is as small",
         )
     return precision
 

@@ -31,6 +31,7 @@ from .state import Trainee
 from .training import FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
 from .units import keep_everything
 
+_COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 _SUMS = ("loss", "accuracy", "clip_rate")
 
 
@@ -54,6 +55,7 @@ class Retraining(Loop):
     """
 
     network: Network
+    precision: str
     model: nn.Module
     """What is called: the network, or what compiles it."""
 
@@ -124,8 +126,17 @@ class Retraining(Loop):
         return compiled
 
     def take_step(self, step: int) -> None:
-        """Run ``train_step``."""
-        train_step(self, step)
+        """Run ``train_step``. Raises ``ConfigError`` where the network cannot be compiled."""
+        try:
+            train_step(self, step)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(_COMPILER_MODULES):
+                raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(
+                f"torch.compile fails here: {reason[0][:200]}",
+                hint="set retrain.compile=false; on a CPU it needs a C++ compiler",
+            ) from error
 
     def check(self) -> None:
         """Raise ``NonFiniteError`` for the first step whose update was not finite."""

@@ -21,6 +21,8 @@ class TrainState:
     step: int
     tensors: dict[str, Tensor]
     metrics: list[dict[str, Any]]
+    precision: str | None = None
+    """What was computed in, where the device had a say in it."""
 
 
 @dataclass(frozen=True, slots=True)

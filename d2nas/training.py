@@ -3,7 +3,7 @@
 import contextlib
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ class Loop:
     batch_size: int
     num_steps: int
     steps_per_epoch: int
+    precision: str | None = None
+    """What is computed in, where the device has a say in it."""
     metrics: list[dict[str, Any]]
     """One row per finished epoch."""
 
@@ -101,11 +103,17 @@ class Loop:
     def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
         """Run every step, from ``state`` on if given; yields after each one.
 
-        Raises ``NonFiniteError``, ``OutOfMemoryError``, and ``DamagedArtifactError`` for a state
-        that does not fit.
+        Raises ``NonFiniteError``, ``OutOfMemoryError``, ``ConfigError`` for a state that another
+        precision was computed in, and ``DamagedArtifactError`` for one that does not fit.
         """
         first = 0
         if state is not None:
+            if state.precision not in (None, self.precision):
+                raise ConfigError(
+                    f"the checkpoint was trained in {state.precision}, this device would go on in "
+                    f"{self.precision}",
+                    hint="continue on the same kind of device, or start over with --fresh",
+                )
             self.trainee.restore(state)
             self.metrics = list(state.metrics)
             first = state.step
@@ -124,7 +132,7 @@ class Loop:
     def capture(self, step: int) -> TrainState:
         """Return the state with which the run continues at ``step``. Raises as ``check``."""
         self.check()
-        return self.trainee.capture(step, self.metrics)
+        return replace(self.trainee.capture(step, self.metrics), precision=self.precision)
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
         self.check()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2nas.errors import ConfigError, D2NasError, StoppedError
+from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError, StoppedError
 
 from . import cli_deploy
 from .cli_bench import bench
@@ -74,6 +74,10 @@ def run(arguments: list[str]) -> int:
         # The reader has left (`d2nas ls | head`): nobody to tell. Python would complain at exit.
         sys.stdout = open("/dev/null", "w") if Path("/dev/null").exists() else sys.stdout  # noqa: SIM115
         return 0
+    except MemoryError:
+        hint = "lower batch_size or init_channels, or free memory"
+        _console().error("out of memory", hint)
+        return OutOfMemoryError.exit_code
     except typer.Abort:
         _console().error("stopped", None)
         return INTERRUPTED

@@ -4,6 +4,7 @@
 out.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from .listing import (
 from .presets import preset_sources, read_preset
 from .runner import Reuse, Runner, RunResult
 from .stages import run_stages
-from .stop import StopFlag
+from .stop import StopFlag, signals_by_default
 from .store import Store
 from .study import read_study
 from .study_report import (
@@ -367,7 +368,10 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
     ranks = environment_ranks()
     console = Console()
     try:
-        with StopFlag().installed() as stop, connected(ranks):
+        with contextlib.ExitStack() as stack:
+            with signals_by_default():  # nothing is lost while the processes meet
+                stack.enter_context(connected(ranks))
+            stop = stack.enter_context(StopFlag().installed())
             if ranks.rank > 0:
                 return action(Follower(Store(store), stop, ranks))
             return action(Runner(Store(store), console, stop, ranks=ranks))

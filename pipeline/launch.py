@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO
 
-from d2nas.errors import LostRankError
+from d2nas.errors import LostRankError, StoppedError
 
 GRACE_SECONDS = 15.0
 """How long the other ranks may take to end on their own once one has failed."""
@@ -64,10 +64,12 @@ def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
     """Wait for all, passing signals on; returns the code, and the rank whose words explain it."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        passed.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
+    passed: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
@@ -76,6 +78,9 @@ def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
         _end(children)
         for number, handler in before.items():
             signal.signal(number, handler)
+    if passed and any(children[rank].returncode == -passed[0] for rank in failed):
+        # Stopped before it could save anything: the user's signal, no lost rank.
+        raise StoppedError(passed[0], "stopped before training began")
     return _outcome(children, failed)
 
 

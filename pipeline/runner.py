@@ -336,7 +336,12 @@ class _StageHooks:
         state = capture(step)
         store, stage = self._runner.store, f"{self._commit.stage}-state"
         with store.stage() as work:
-            files = encode_state(state.tensors, {"step": state.step, "metrics": state.metrics})
+            scalars = {
+                "step": state.step,
+                "metrics": state.metrics,
+                "precision": state.precision,
+            }
+            files = encode_state(state.tensors, scalars)
             for name, data in files.items():
                 work.write(name, data)
             version = self._commit.make(store, work, stage, "state", {"step": step}, self.seconds())
@@ -360,7 +365,7 @@ def read_state(version: Version) -> "TrainState":
     from .store.codec import decode_state
 
     tensors, scalars = decode_state(version.read)
-    return TrainState(scalars["step"], tensors, scalars["metrics"])
+    return TrainState(scalars["step"], tensors, scalars["metrics"], scalars.get("precision"))
 
 
 def library_versions() -> dict[str, str]:

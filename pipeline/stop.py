@@ -9,6 +9,18 @@ from types import FrameType
 from d2nas.errors import StoppedError
 
 
+@contextmanager
+def signals_by_default() -> Iterator[None]:
+    """Let both signals end the process at once: for waits that look at no flag."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 @dataclass
 class StopFlag:
     """Set by the first SIGINT or SIGTERM, looked at between steps; the second leaves at once."""

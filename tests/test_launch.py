@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from toy import Place
 
-from d2nas.errors import LostRankError
+from d2nas.errors import LostRankError, StoppedError
 from pipeline import launch as launch_module
 from pipeline.cli import run
 from pipeline.launch import launch, without_nproc
@@ -110,7 +111,8 @@ def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_proces
 ) -> None:
     process = start(place, *LONG)
     wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
-    time.sleep(25)  # past the first checkpoint
+    states = place.store / "runs" / "toy-darts-v2" / "retrain-state"
+    wait_for(lambda: states.is_dir() and any(states.iterdir()), process)
     began = time.monotonic()
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     _, talk = process.communicate(timeout=60)
@@ -143,6 +145,46 @@ def test_a_signal_stops_all_ranks_at_the_same_step_with_one_checkpoint(
     assert len([row for row in rows if row["kind"] == "state"]) == 1
     words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
     assert place.signalled(1, signal.SIGTERM, *words) == 143
+
+
+def test_a_signal_before_training_is_no_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks end by the signal's default: there is nothing to save yet."""
+    real = subprocess.Popen
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        return real([sys.executable, "-c", "import time; time.sleep(600)"], env=env, **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(StoppedError) as caught:
+        launch(2, ["retrain"])
+    assert caught.value.shell_code == 143
+
+
+def test_a_rank_that_waits_for_the_others_ends_at_a_signal(place: Place) -> None:
+    words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "d2nas", *words],
+        env=os.environ | alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        stderr=subprocess.DEVNULL,
+    )
+
+    def listens() -> bool:
+        with socket.socket() as caller:
+            return caller.connect_ex(("127.0.0.1", int(port))) == 0
+
+    deadline = time.monotonic() + 120
+    while not listens():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == -signal.SIGTERM
 
 
 def test_an_error_is_told_once_with_its_code(

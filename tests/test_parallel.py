@@ -21,7 +21,7 @@ from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
 from d2nas.method import Measured
 from d2nas.network import DropPath
-from d2nas.parallel import ALONE, Ranks, environment_ranks
+from d2nas.parallel import ALONE, Ranks, connected, environment_ranks
 from d2nas.randomness import generator
 from d2nas.retrain import Retraining
 from d2nas.search import Search
@@ -306,7 +306,46 @@ def test_the_place_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Ranks(5, 8, 1).device(torch.device("cuda:0")) == torch.device("cuda:1")
     assert chosen == [torch.device("cuda:1")]
     assert Ranks(5, 8, 1).device(CPU) == CPU
     assert ALONE.device(torch.device("cuda:2")) == torch.device("cuda:2")
+    with pytest.raises(ConfigError, match="process 3 of this machine has no GPU: there are 2"):
+        Ranks(2, 3, 2).device(torch.device("cuda:0"))
+
+
+def test_several_processes_take_a_gpu_each_and_no_certain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [Ranks(1, 2, 1).own_name(name) for name in ("auto", "cuda", "cpu")] == [
+        "cuda:1",
+        "cuda:1",
+        "cpu",
+    ]
+    assert ALONE.own_name("cuda:3") == "cuda:3"
+    with pytest.raises(ConfigError, match="device=cuda:3 is one GPU, for 2 processes"):
+        Ranks(0, 2, 0).own_name("cuda:3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Ranks(1, 2, 1).own_name("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "place", [("2", "2", "0"), ("-1", "2", "0"), ("0", "0", "0"), ("0", "2", "-1")]
+)
+def test_a_place_that_cannot_be_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, place: tuple[str, str, str]
+) -> None:
+    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), place, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="no place among processes"):
+        environment_ranks()
+
+
+def test_processes_that_are_not_told_where_to_meet_are_a_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="MASTER_ADDR"), connected(Ranks(0, 2, 0)):
+        pass

@@ -108,14 +108,23 @@ def test_other_precisions_are_refused_by_name(value: str) -> None:
     assert config_of("d2nas", BF16).search.precision == "bf16"
 
 
+def pretend_bf16(monkeypatch: pytest.MonkeyPatch, *, in_hardware: bool) -> None:
+    """A card on which PyTorch can emulate bf16, and which may have it."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or in_hardware
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+
+
 def test_a_device_without_bf16_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    pretend_bf16(monkeypatch, in_hardware=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     cuda = torch.device("cuda:0")
     with pytest.raises(ConfigError, match="an old card") as raised:
         compute_type("bf16", cuda)
-    assert "search.precision=fp32" in (raised.value.hint or "")
+    assert "precision=fp32" in (raised.value.hint or "")
     assert compute_type("fp32", cuda) == torch.float32
     assert compute_type("bf16", CPU) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    pretend_bf16(monkeypatch, in_hardware=True)
     assert compute_type("bf16", cuda) == torch.bfloat16

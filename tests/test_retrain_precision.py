@@ -6,7 +6,7 @@ from searches import CPU
 from test_recipe import flat, retraining_of
 
 from d2nas.config import build_config
-from d2nas.errors import NonFiniteError
+from d2nas.errors import ConfigError, NonFiniteError
 from d2nas.precision import LossScale, resolve_precision
 from d2nas.retrain import Retraining, train_step
 
@@ -126,10 +126,40 @@ def test_a_resume_is_exact_in_every_type(precision: str, stop: int) -> None:
 def test_auto_takes_what_the_device_is_good_at(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda:0")
     for has_bf16, wanted in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16: has)
+        # As PyTorch has it: by default, what can be emulated counts.
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, has=has_bf16: including_emulation or has,
+        )
         assert resolve_precision("auto", cuda) == wanted
     assert resolve_precision("auto", CPU) == "fp32"
     assert build_config({}).retrain.precision == "fp32"
+
+
+def test_a_checkpoint_does_not_go_on_in_another_precision() -> None:
+    """precision=auto means bf16 on one GPU and fp16 on another: no mixture of both."""
+    first = retraining_of(precision="bf16")
+    next(iter(first.run()))
+    state = first.capture(1)
+    assert state.precision == "bf16"
+    for other in ("fp32", "fp16"):
+        with pytest.raises(ConfigError, match=f"in bf16, this device would go on in {other}"):
+            next(iter(retraining_of(precision=other).run(state)))
+    # Control: in the same one it does.
+    next(iter(retraining_of(precision="bf16").run(state)))
+
+
+def test_a_network_that_cannot_be_compiled_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InductorError
+
+    def fail(*_: object) -> None:
+        raise InductorError(RuntimeError("No working C++ compiler found"), None)
+
+    retraining = retraining_of()
+    monkeypatch.setattr("d2nas.retrain.train_step", fail)
+    with pytest.raises(ConfigError, match=r"torch\.compile fails here: .*C\+\+ compiler"):
+        next(iter(retraining.run()))
 
 
 def test_a_compiled_network_trains_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,26 @@ def test_a_killed_worker_is_an_error_not_a_hang(folder: Path) -> None:
         _ = [batches.batch(step) for step in range(1, 100)]
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), OSError(9, "x")])
+def test_a_worker_that_ends_while_it_hands_a_batch_over_is_that_error_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The batch comes as a file descriptor, over a socket that ends with the worker."""
+    data, config = loaded(folder, stream="always", workers=0)
+    batches = batches_of(data.train, config)
+    batches.batch(0)
+    stream = batches._stream
+    assert stream is not None
+
+    class Broken:
+        def __next__(self) -> None:
+            raise error
+
+    stream._iterator = Broken()  # type: ignore[assignment]
+    with pytest.raises(OutOfMemoryError, match="a process that reads images ended"):
+        batches.batch(1)
+
+
 def test_workers_outlive_an_interrupt_and_end_with_their_stream(folder: Path) -> None:
     data, config = loaded(folder, stream="always", workers=2)
     batches = batches_of(data.train, config)

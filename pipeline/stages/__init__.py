@@ -68,6 +68,9 @@ CODE_SCHEMA: Mapping[str, int] = {
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 
+_NOT_IN_RESULTS = ("root", "stream", "workers")
+"""Keys of ``data`` that change no batch."""
+
 Facts = dict[str, Any]
 
 
@@ -137,7 +140,8 @@ def read_genotype(name: str) -> Genotype:
 def stage_config(stage: str, config: Config) -> dict[str, Any]:
     """Return the part of the configuration that a stage depends on.
 
-    Where the images lie is not part of it: their content's digest is.
+    Where the images lie is not part of it (their content's digest is), nor who reads them: a batch
+    is the same function of seed and step either way.
     """
     values = config.to_dict()
     part: dict[str, Any] = {stage: values[stage]} if stage in values else {}
@@ -152,7 +156,8 @@ def stage_config(stage: str, config: Config) -> dict[str, Any]:
         # As with a space: the cells decide, not the path of their file.
         part["derive"] = {"genotype": read_genotype(config.derive.genotype).to_dict()}
     if reads_data(stage, config):
-        part["data"] = {key: value for key, value in values["data"].items() if key != "root"}
+        data = values["data"].items()
+        part["data"] = {key: value for key, value in data if key not in _NOT_IN_RESULTS}
         part["run"] = values["run"]
     return part
 

@@ -23,7 +23,7 @@ def run(context: Context) -> Facts:
     """Write the weights, what builds the network, how images are prepared, and the metrics."""
     config = context.config
     ranks = context.ranks or ALONE
-    device = ranks.device(resolve_device(config.retrain.device))
+    device = ranks.device(resolve_device(ranks.own_name(config.retrain.device)))
     data = context.data()
     derived = context.inputs["derive"]
     genotype = Genotype.from_json(

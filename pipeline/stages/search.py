@@ -25,7 +25,7 @@ def run(context: Context) -> Facts:
     """
     config = context.config
     ranks = context.ranks or ALONE
-    device = ranks.device(resolve_device(config.search.device))
+    device = ranks.device(resolve_device(ranks.own_name(config.search.device)))
     data = context.data()
     with memory_errors(config.search.batch_size, device):
         search = Search(
