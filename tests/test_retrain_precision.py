@@ -139,15 +139,15 @@ def test_auto_takes_what_the_device_is_good_at(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_checkpoint_does_not_go_on_in_another_precision() -> None:
     """precision=auto means bf16 on one GPU and fp16 on another: no mixture of both."""
-    first = retraining_of(precision="bf16")
+    first = retraining_of("retrain.precision=bf16")
     next(iter(first.run()))
     state = first.capture(1)
     assert state.precision == "bf16"
     for other in ("fp32", "fp16"):
         with pytest.raises(ConfigError, match=f"in bf16, this device would go on in {other}"):
-            next(iter(retraining_of(precision=other).run(state)))
+            next(iter(retraining_of(f"retrain.precision={other}").run(state)))
     # Control: in the same one it does.
-    next(iter(retraining_of(precision="bf16").run(state)))
+    next(iter(retraining_of("retrain.precision=bf16").run(state)))
 
 
 def test_a_network_that_cannot_be_compiled_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
