@@ -11,7 +11,7 @@ from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, NUM_INPUTS, PARAMETERLESS
 
 _WIDTH, _CELL_HEIGHT = 706, 424
-_INPUT_XS = (38, 104)
+_INPUTS = {38: "c(k-2)", 104: "c(k-1)"}
 _INPUT_Y = 60
 _COLUMN, _ROW, _LANE = 143, 72, 32
 """Distance of two nodes to the right and downwards, and of a node's two operations, in pixels."""
@@ -66,7 +66,8 @@ def _draw_cell(genotype: Genotype, cell_type: str) -> str:
     title = "Normal cell" if cell_type == "normal" else "Reduction cell"
     concat = genotype.normal_concat if cell_type == "normal" else genotype.reduce_concat
     edges = [
-        (operation, source, index) for index, (operation, source) in enumerate(genotype.cell(cell_type))
+        (operation, source, index)
+        for index, (operation, source) in enumerate(genotype.cell(cell_type))
     ]
     legend = "dashed: operations without weights"
     return "".join(
@@ -76,7 +77,7 @@ def _draw_cell(genotype: Genotype, cell_type: str) -> str:
             *(_draw_output_line(node) for node in concat),
             *(_draw_trunk(source, edges) for source in range(NUM_INPUTS + len(NODES))),
             *(_draw_edge(*edge) for edge in edges),
-            *(_draw_box(x, _INPUT_Y, name) for x, name in zip(_INPUT_XS, ("c(k-2)", "c(k-1)"))),
+            *(_draw_box(x, _INPUT_Y, name) for x, name in _INPUTS.items()),
             *(_draw_node(node) for node in NODES),
             _draw_output(concat),
         ]
@@ -86,9 +87,9 @@ def _draw_cell(genotype: Genotype, cell_type: str) -> str:
 def _centre(source: int) -> tuple[int, int]:
     """Where an input or a node stands."""
     if source < NUM_INPUTS:
-        return _INPUT_XS[source], _INPUT_Y
+        return list(_INPUTS)[source], _INPUT_Y
     index = source - NUM_INPUTS
-    return _INPUT_XS[-1] + _COLUMN * (index + 1), _FIRST_LANE + _ROW * index + _LANE // 2
+    return max(_INPUTS) + _COLUMN * (index + 1), _FIRST_LANE + _ROW * index + _LANE // 2
 
 
 def _lane(index: int) -> int:
@@ -112,9 +113,10 @@ def _draw_edge(operation: str, source: int, index: int) -> str:
     right = end - _RADIUS - _ARROW
     left = right - _OPERATION_WIDTH
     line, box = ("plain", "free") if operation in PARAMETERLESS else ("edge", "operation")
+    bend = right + _ARROW // 2
     return (
         f'<path class="{line}" d="M{start} {lane} H{left}"/>'
-        f'<path class="{line}" d="M{right} {lane} Q{right + _ARROW / 2:.0f} {lane} {end} {middle}"/>'
+        f'<path class="{line}" d="M{right} {lane} Q{bend} {lane} {end} {middle}"/>'
         f'<rect class="{box}" x="{left}" y="{lane - _BOX_HEIGHT // 2}" width="{_OPERATION_WIDTH}" '
         f'height="{_BOX_HEIGHT}" rx="13"/>'
         f'<text x="{left + _OPERATION_WIDTH // 2}" y="{lane + 4}">{escape(operation)}</text>'
@@ -132,7 +134,8 @@ def _draw_box(x: int, y: int, text: str) -> str:
 def _draw_node(node: int) -> str:
     x, y = _centre(node)
     return (
-        f'<circle class="box" cx="{x}" cy="{y}" r="{_RADIUS}"/><text x="{x}" y="{y + 4}">{node}</text>'
+        f'<circle class="box" cx="{x}" cy="{y}" r="{_RADIUS}"/>'
+        f'<text x="{x}" y="{y + 4}">{node}</text>'
     )
 
 
