@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_WIDTH, _HEIGHT, _MARGIN = 430, 220, 48
+_WIDTH, _HEIGHT, _MARGIN = 430, 220, 56
 """Of a panel, and of the room left of it for numbers, in pixels: two stand side by side."""
 _RIGHT = 12
 _LETTER = 6.6

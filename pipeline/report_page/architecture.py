@@ -7,7 +7,7 @@ from typing import Any
 from d2nas.spaces import EDGES_PER_NODE, NODES, PARAMETERLESS
 
 from .content import Content, model_file, origin_of
-from .html import Html, count, definitions, image, join, scrolling, table, tag
+from .html import Html, bullets, count, definitions, image, join, scrolling, table, tag
 
 _CELLS = (("normal", "normal"), ("reduce", "reduction"))
 _INPUT_NAMES = {0: "c(k-2)", 1: "c(k-1)"}
@@ -106,7 +106,13 @@ def _operations(genotype: Mapping[str, Any]) -> Html:
             "",
         ]
     )
-    return table("Operations counted", ("operation", "normal", "reduction", "weights"), rows)
+    note = "Counted by name, as the papers do; a skip_connect of stride 2 has weights, too."
+    return join(
+        (
+            table("Operations counted", ("operation", "normal", "reduction", "weights"), rows),
+            bullets([note], "notes"),
+        )
+    )
 
 
 def _edges(genotype: Mapping[str, Any]) -> Html:

@@ -49,6 +49,8 @@ def latency_chart(records: Sequence[Mapping[str, Any]], label: str) -> Html:
 
 
 def _is_drawable(record: Mapping[str, Any]) -> bool:
+    if record.get("batch") is None:
+        return False
     times = [record.get("min_ms"), record.get("max_ms"), record.get("mean_ms")]
     return all(isinstance(time, int | float) and 0 < time < math.inf for time in times)
 

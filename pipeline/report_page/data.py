@@ -59,17 +59,18 @@ def _colours(channels: int | None) -> str:
 
 
 def _classes(content: Content, data: Mapping[str, Any]) -> Html | None:
-    counts = data.get("class_counts")
-    if not isinstance(counts, Mapping) or not counts:
+    recorded = data.get("class_counts") or {}
+    counts = {str(name): int(n) for name, n in recorded.items() if n is not None}
+    if not counts:
         return None
-    names = [name for name in content.class_names if name in counts] or [str(n) for n in counts]
-    largest = max(1, *(int(counts[name]) for name in names))
+    names = [name for name in content.class_names if name in counts] or list(counts)
+    largest = max(1, *(counts[name] for name in names))
     items = [
         tag(
             "li",
             tag("span", isolated(name), class_="name"),
             tag("span", count(counts[name]), class_="count"),
-            tag("span", class_="bar", style=f"width:{100 * int(counts[name]) / largest:.0f}%"),
+            tag("span", class_="bar", style=f"width:{100 * counts[name] / largest:.0f}%"),
         )
         for name in names
     ]
@@ -77,7 +78,7 @@ def _classes(content: Content, data: Mapping[str, Any]) -> Html | None:
     heading = tag("h3", f"Training images of the {len(names):,} classes")
     if len(names) <= _MAX_CLASSES_SHOWN:
         return join((heading, listed))
-    smallest = min(int(counts[name]) for name in names)
+    smallest = min(counts[name] for name in names)
     told = f"{count(smallest)} to {count(largest)} images each"
     return join((heading, tag("details", tag("summary", f"{told}; all of them"), listed)))
 

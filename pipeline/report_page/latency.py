@@ -98,16 +98,16 @@ def _percentile(record: Mapping[str, Any], key: str) -> Html | str:
     value = record.get(key)
     if value is not None:
         return milliseconds(value)
-    if record.get("samples", 0) >= NEEDED_RUNS[key]:
+    if (record.get("samples") or 0) >= NEEDED_RUNS[key]:
         return NOT_APPLICABLE
     return join((NOT_APPLICABLE, tag("small", f" needs {NEEDED_RUNS[key]} runs")))
 
 
 def _row(record: Mapping[str, Any]) -> list[object]:
-    mean = record.get("mean_ms")
-    per_second = f"{1000 * record['batch'] / mean:,.0f}" if mean else NOT_APPLICABLE
+    mean, batch = record.get("mean_ms"), record.get("batch")
+    per_second = f"{1000 * batch / mean:,.0f}" if mean and batch else NOT_APPLICABLE
     return [
-        count(record.get("batch")),
+        count(batch),
         device_kind(record),
         *(_percentile(record, key) for key in ("p50_ms", "p90_ms", "p99_ms")),
         *(milliseconds(record.get(key)) for key in ("mean_ms", "min_ms", "max_ms")),
@@ -146,20 +146,10 @@ def _modes(content: Content, shown: Sequence[Mapping[str, Any]]) -> Html | None:
     refused = content.get("refused_modes") or {}
     if not others and not refused:
         return None
-    kinds = _words(device_kind(record) for record in others)
-    rows = [
-        [
-            join(
-                (
-                    str(record.get("mode", "")),
-                    ", ",
-                    _TRANSFERS.get(str(record.get("transfers")), ""),
-                )
-            ),
-            *_row(record),
-        ]
-        for record in others
-    ]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in others:
+        how = _TRANSFERS.get(str(record.get("transfers")), "copies not recorded")
+        groups.setdefault(f"Mode {record.get('mode', 'plain')}, {how}", []).append(record)
     chosen = [
         f"{what}: {content.get(key)}."
         for what, key in (
@@ -172,7 +162,10 @@ def _modes(content: Content, shown: Sequence[Mapping[str, Any]]) -> Html | None:
     return join(
         (
             tag("h3", "With copies, and in other modes"),
-            table(f"Latency on {kinds}, ms", ("how", *_COLUMNS), rows) if rows else None,
+            *(
+                _table(f"{how}: {_words(map(device_kind, found))}, ms", found)
+                for how, found in groups.items()
+            ),
             bullets(chosen, "notes"),
         )
     )
@@ -182,7 +175,7 @@ def _eager(content: Content, shown: Sequence[Mapping[str, Any]]) -> Html | None:
     records = [record for record in content.items("eager") if isinstance(record, Mapping)]
     if not records:
         return None
-    means = {record.get("batch"): (device_kind(record), record.get("mean_ms")) for record in shown}
+    models = {record.get("batch"): record for record in shown}
     rows = [
         [
             str(record.get("runtime", "PyTorch")),
@@ -190,7 +183,7 @@ def _eager(content: Content, shown: Sequence[Mapping[str, Any]]) -> Html | None:
             device_kind(record),
             _percentile(record, "p50_ms"),
             milliseconds(record.get("mean_ms")),
-            _ratio(record, means),
+            _ratio(record, models.get(record.get("batch"))),
             count(record.get("samples")),
             "stable" if is_stable(record) else tag("strong", "UNSTABLE", class_="warn"),
         ]
@@ -205,12 +198,15 @@ def _eager(content: Content, shown: Sequence[Mapping[str, Any]]) -> Html | None:
     )
 
 
-def _ratio(record: Mapping[str, Any], means: Mapping[Any, tuple[str, Any]]) -> str:
-    """Return how many times the exported model's mean; only ever of the same kind of device."""
-    kind, mean = means.get(record.get("batch"), (None, None))
-    if not mean or not record.get("mean_ms") or kind != device_kind(record):
+def _ratio(record: Mapping[str, Any], model: Mapping[str, Any] | None) -> Html | str:
+    """Return how many times the exported model's mean: of two steady figures of one device only."""
+    if model is None or not model.get("mean_ms") or not record.get("mean_ms"):
         return NOT_APPLICABLE
-    return f"{record['mean_ms'] / mean:.1f}"
+    if device_kind(model) != device_kind(record):
+        return join((NOT_APPLICABLE, tag("small", " another device")))
+    if not (is_stable(model) and is_stable(record)):
+        return join((NOT_APPLICABLE, tag("small", " not stable")))
+    return f"{record['mean_ms'] / model['mean_ms']:.1f}"
 
 
 def _gpu_state(content: Content) -> Html | None:

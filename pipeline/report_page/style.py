@@ -55,6 +55,7 @@ code { font: .875em ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   border-top: 1px solid var(--rule); padding-top: 1.75rem; margin-top: 3rem }
 .part > div > * + * { margin-top: 1.25rem }
 .part > div > h3 { margin-top: 2.25rem }
+.part > div > h3:first-child { margin-top: 0 }
 .part > div > h3 + * { margin-top: .6rem }
 .scroll { overflow-x: auto;
   /* A shadow at the right edge while there is more to see there. */

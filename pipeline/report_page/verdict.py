@@ -107,7 +107,8 @@ def _figure(name: str, value: object, note: object) -> tuple[object, object]:
 
 def _fastest(content: Content) -> list[tuple[object, object]]:
     """Return the latency of the smallest batch, with its device in its very name."""
-    records = [r for r in content.items("latency") if isinstance(r, Mapping) and "batch" in r]
+    found = [record for record in content.items("latency") if isinstance(record, Mapping)]
+    records = [record for record in found if record.get("batch") is not None]
     if not records:
         return []
     record = min(records, key=lambda r: r["batch"])
