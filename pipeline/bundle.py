@@ -16,8 +16,8 @@ from d2nas.strict_json import parse_json
 from .report_page import report_page
 from .store import FileSystem, Version, safe_run_name
 
-CHECKSUMS = "SHA256SUMS"
 CURVES = "curves.svg"
+CHECKSUMS = "SHA256SUMS"
 
 
 def write_bundle(
