@@ -70,33 +70,6 @@ def _listed_models(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _put(disk: FileSystem, path: Path, data: bytes) -> None:
-    try:
-        if path.read_bytes() == data:
-            return
-    except OSError:
-        pass  # missing or unreadable: written below
-    disk.replace_file(path, data)
-
-
-def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
-    report = parse_json(versions["validate"].read("report.json"), what="report.json")
-    preprocess = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
-    lineage = {**report["lineage"], "validate": versions["validate"].id}
-    report |= {"bundle_version": number, "lineage": lineage}
-    labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
-    return {
-        "config.pbtxt": _triton_config(name, number, report).encode(),
-        "labels.txt": labels.encode(),
-        "preprocess.json": _pretty(preprocess),
-        "genotype.json": versions["derive"].read("genotype.json"),
-        "genotype.svg": versions["derive"].read("genotype.svg"),
-        "golden.safetensors": versions["validate"].read("golden.safetensors"),
-        "report.json": _pretty(report),
-        "MODEL_CARD.md": _model_card(name, number, report, preprocess).encode(),
-    }
-
-
 def _page(
     name: str, number: int, versions: Mapping[str, Version], files: Mapping[str, bytes]
 ) -> bytes:
@@ -124,6 +97,33 @@ def _page(
         },
         files=files,
     )
+
+
+def _put(disk: FileSystem, path: Path, data: bytes) -> None:
+    try:
+        if path.read_bytes() == data:
+            return
+    except OSError:
+        pass  # missing or unreadable: written below
+    disk.replace_file(path, data)
+
+
+def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
+    report = parse_json(versions["validate"].read("report.json"), what="report.json")
+    preprocess = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
+    lineage = {**report["lineage"], "validate": versions["validate"].id}
+    report |= {"bundle_version": number, "lineage": lineage}
+    labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
+    return {
+        "config.pbtxt": _triton_config(name, number, report).encode(),
+        "labels.txt": labels.encode(),
+        "preprocess.json": _pretty(preprocess),
+        "genotype.json": versions["derive"].read("genotype.json"),
+        "genotype.svg": versions["derive"].read("genotype.svg"),
+        "golden.safetensors": versions["validate"].read("golden.safetensors"),
+        "report.json": _pretty(report),
+        "MODEL_CARD.md": _model_card(name, number, report, preprocess).encode(),
+    }
 
 
 def _pretty(value: Any) -> bytes:
