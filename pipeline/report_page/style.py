@@ -129,7 +129,7 @@ summary { cursor: pointer }
 .hash { display: block; color: var(--soft); font-size: .8125rem; line-height: 1.5 }
 footer { margin-top: 3rem; padding-top: 1.25rem; border-top: 1px solid var(--rule);
   color: var(--soft); font-size: .875rem }
-@media (max-width: 760px) {
+@media screen and (max-width: 760px) {
   main { padding: 2rem 1.125rem 3rem }
   h1 { font-size: 1.875rem }
   .part { display: block; margin-top: 2.25rem; padding-top: 1.25rem }
@@ -142,13 +142,14 @@ footer { margin-top: 3rem; padding-top: 1.25rem; border-top: 1px solid var(--rul
 }
 @media print {
   @page { margin: 15mm }
-  body { font-size: 10pt }
+  html { font-size: 12px } body { font-size: 1rem }
   main { max-width: none; padding: 0 }
   .part { display: block; margin-top: 1.5rem; padding-top: 1rem }
   .part > div { margin-top: .75rem }
-  .scroll { overflow: visible }
+  .scroll { overflow: visible; background: none }
   .genotype img { min-width: 0 }
-  table { font-size: 8.5pt } th, td { padding-left: .6rem }
+  th, td { padding: .3rem 0 .3rem .6rem }
+  td small { min-width: 0 }
   h2, h3, caption { break-after: avoid }
   figure, tr, .facts > div, .lineage li, .verdict, .figures { break-inside: avoid }
   .verdict, .bar, .lineage li::before { print-color-adjust: exact }
