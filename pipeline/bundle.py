@@ -13,9 +13,11 @@ from typing import Any
 
 from d2nas.strict_json import parse_json
 
+from .report_page import report_page
 from .store import FileSystem, Version, safe_run_name
 from .triton import triton_config
 
+CURVES = "curves.svg"
 CHECKSUMS = "SHA256SUMS"
 _PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 
@@ -34,6 +36,7 @@ def write_bundle(
     number = _number_of(folder, hashlib.sha256(model).hexdigest())
     disk.make_folder(folder / str(number))
     files = {f"{number}/model.onnx": model, **_documents(name, number, versions)}
+    files["report.html"] = _page(name, number, versions, files)
     sums = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
     for path, data in files.items():
         _put(disk, folder / path, data)
@@ -67,6 +70,35 @@ def _listed_models(folder: Path) -> dict[str, str]:
         if file_name == "model.onnx" and number.isdecimal() and len(digest) == 64:
             listed[path] = digest
     return listed
+
+
+def _page(
+    name: str, number: int, versions: Mapping[str, Version], files: Mapping[str, bytes]
+) -> bytes:
+    """Return the report for people, of the bundle's other files and the versions behind them."""
+    report = parse_json(files["report.json"], what="report.json")
+    # A single stage may stand on versions of an earlier run; only its own parents belong here.
+    used = {
+        stage: version
+        for stage, version in versions.items()
+        if report["lineage"].get(stage) == version.id
+    }
+    return report_page(
+        name,
+        number,
+        report,
+        parse_json(files["preprocess.json"], what="preprocess.json"),
+        files["genotype.svg"],
+        {
+            stage: version.read(CURVES)
+            for stage, version in used.items()
+            if CURVES in version.manifest.files
+        },
+        manifests={
+            stage: version.manifest.model_dump(by_alias=True) for stage, version in used.items()
+        },
+        files=files,
+    )
 
 
 def _put(disk: FileSystem, path: Path, data: bytes) -> None:
@@ -163,6 +195,7 @@ its classes, also images of nothing it was trained on.
 
 {lineage}
 
+`report.html` shows all of this and more in a browser, without a network.
 `golden.safetensors` holds prepared inputs and the logits to expect; `{CHECKSUMS}` the digests of
 all files (`sha256sum -c {CHECKSUMS}`).
 """

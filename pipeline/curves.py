@@ -4,14 +4,35 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_WIDTH, _HEIGHT, _MARGIN = 760, 280, 60
-_COLOURS = ("#33658a", "#c8553d", "#5b8e7d", "#8d6a9f")
+_WIDTH, _HEIGHT, _MARGIN = 430, 220, 56
+"""Of a panel, and of the room left of it for numbers, in pixels: two stand side by side."""
+_RIGHT = 12
+_LETTER = 6.6
+"""About the width of a letter in a line's name."""
 _STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #1a1a2e }
-.title { font-size: 15px; font-weight: 600 }
-.grid { stroke: #d9dee7; stroke-width: 1 }
-.line { fill: none; stroke-width: 1.8 }
+text { font: 12px system-ui, sans-serif; fill: #59616e }
+.title { font-size: 14px; font-weight: 600; fill: #1c2026 }
+.name { fill: currentColor }
+.paper { fill: #fff }
+.grid { stroke: #dfe3e9; stroke-width: 1 }
+.line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }
+.c0 { color: #2f6690 }
+.c1 { color: #b3481f }
+.c2 { color: #3d7562 }
+.c3 { color: #7b568f }
+@media screen and (prefers-color-scheme: dark) {
+text { fill: #a2abb8 }
+.title { fill: #e4e7ec }
+.name { fill: currentColor }
+.paper { fill: #15181d }
+.grid { stroke: #323842 }
+.c0 { color: #7ab3dc }
+.c1 { color: #f0a07c }
+.c2 { color: #86c9b0 }
+.c3 { color: #c5a3d8 }
+}
 """
+_NUM_COLOURS = 4
 
 RETRAIN_PANELS = {"loss": {"training": "loss"}, "accuracy": {"training": "accuracy"}}
 SEARCH_PANELS = {
@@ -33,7 +54,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'width="{_WIDTH}" height="{height}" role="img" aria-label="training curves">'
-        f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{drawn}</svg>\n'
+        f'<style>{_STYLE}</style><rect class="paper" width="100%" height="100%"/>{drawn}</svg>\n'
     )
 
 
@@ -42,29 +63,34 @@ def _panel(title: str, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, st
     known = [value for column in columns.values() for value in column if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     high = high if high > low else low + 1.0
-    parts = [f'<text class="title" x="{_MARGIN}" y="24">{escape(title)}</text>']
+    parts = [f'<text class="title" x="8" y="24">{escape(title.capitalize())}</text>']
     for share in (0.0, 0.5, 1.0):
         y = _y(share)
-        parts.append(f'<path class="grid" d="M{_MARGIN} {y:.1f} H{_WIDTH - 20}"/>')
+        parts.append(f'<path class="grid" d="M{_MARGIN} {y:.1f} H{_WIDTH - _RIGHT}"/>')
         label = f"{low + share * (high - low):.3g}"
         parts.append(f'<text x="{_MARGIN - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    names = list(columns)
     for index, (name, column) in enumerate(columns.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        end = _WIDTH - _RIGHT - sum(_LETTER * len(later) + 16 for later in names[index + 1 :])
         path = _path([None if v is None else (v - low) / (high - low) for v in column])
-        parts.append(f'<path class="line" stroke="{colour}" d="{path}"/>')
-        x = _MARGIN + 130 + 150 * index
-        parts.append(f'<text x="{x}" y="24" style="fill:{colour}">{escape(name)}</text>')
+        parts.append(
+            f'<g class="c{index % _NUM_COLOURS}"><path class="line" d="{path}"/>'
+            f'<text class="name" x="{end:.0f}" y="24" text-anchor="end">{escape(name)}</text></g>'
+        )
+    below = _y(0) + 18
+    if len(rows) > 1:
+        parts.append(f'<text x="{_MARGIN}" y="{below:.1f}">epoch 1</text>')
     last = f"epoch {len(rows)}"
-    parts.append(f'<text x="{_WIDTH - 20}" y="{_y(0) + 18:.1f}" text-anchor="end">{last}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{below:.1f}" text-anchor="end">{last}</text>')
     return "".join(parts)
 
 
 def _y(share: float) -> float:
-    return _HEIGHT - 40 - share * (_HEIGHT - 80)
+    return _HEIGHT - 36 - share * (_HEIGHT - 80)
 
 
 def _path(shares: Sequence[float | None]) -> str:
-    width = _WIDTH - _MARGIN - 20
+    width = _WIDTH - _MARGIN - _RIGHT
     step = width / max(1, len(shares) - 1)
     words = []
     pen = "M"

@@ -1,91 +1,154 @@
-"""A genotype as a picture: both cells as SVG, nodes left to right, edges named by operation."""
+"""A genotype as a picture: both cells as SVG, every edge a line from its source to its operation.
+
+Nodes stand on a diagonal. What a node hands on goes straight down from it, what a node reads comes
+from the left in two rows of its own, so that no line runs through a box and lines only cross at
+right angles; a dot says where one branches off.
+"""
 
 from html import escape
 
 from d2nas.genotype import Genotype
-from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, PARAMETERLESS
+from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, NUM_INPUTS, PARAMETERLESS
 
-_COLUMN = 190
-_BOX_WIDTH, _BOX_HEIGHT = 64, 30
-_CELL_HEIGHT = 330
-_TOP = 46
+_WIDTH, _CELL_HEIGHT = 706, 424
+_INPUTS = {38: "c(k-2)", 104: "c(k-1)"}
+_INPUT_Y = 60
+_COLUMN, _ROW, _LANE = 143, 72, 32
+"""Distance of two nodes to the right and downwards, and of a node's two operations, in pixels."""
+_FIRST_LANE = 106
+_RADIUS = 15
+_BOX_WIDTH, _BOX_HEIGHT = 58, 26
+_OPERATION_WIDTH = 98
+_ARROW = 16
+_OUTPUT_Y = 386
 _STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #1a1a2e }
-.title { font-size: 15px; font-weight: 600 }
-.edge { fill: none; stroke: #33658a; stroke-width: 1.6 }
-.plain { stroke: #8d99ae; stroke-dasharray: 5 4 }
-.box { fill: #eef4ed; stroke: #33658a }
-.label { fill: #ffffff; fill-opacity: .88 }
+text { font: 12px system-ui, sans-serif; fill: #1c2026; text-anchor: middle }
+.title { font-size: 15px; font-weight: 600; text-anchor: start }
+.legend { fill: #59616e; text-anchor: end }
+.paper { fill: #fff }
+.edge, .plain, .out { fill: none; stroke: #2f6690; stroke-width: 1.6 }
+.plain { stroke: #79828f; stroke-dasharray: 5 4 }
+.out { stroke: #b9c0ca; stroke-width: 1.2 }
+.dot { fill: #2f6690 }
+.box { fill: #f2f4f7; stroke: #79828f }
+.operation { fill: #e3eef6; stroke: #2f6690 }
+.free { fill: #fff; stroke: #79828f; stroke-dasharray: 5 4 }
+@media screen and (prefers-color-scheme: dark) {
+text { fill: #e4e7ec }
+.legend { fill: #a2abb8 }
+.paper { fill: #15181d }
+.edge, .operation { stroke: #7ab3dc }
+.plain, .free, .box { stroke: #8b94a2 }
+.out { stroke: #4b535f }
+.dot { fill: #7ab3dc }
+.box { fill: #22272f }
+.operation { fill: #1d3344 }
+.free { fill: #15181d }
+}
 """
 
 
 def draw_genotype(genotype: Genotype) -> str:
-    """Return a self-contained SVG; dashed edges are operations without weights."""
-    width = _COLUMN * (len(NODES) + 1) + 2 * _BOX_WIDTH + 40
+    """Return a self-contained SVG; dashed are operations without weights."""
     height = _CELL_HEIGHT * len(CELL_TYPES)
     cells = "".join(
         f'<g transform="translate(0 {_CELL_HEIGHT * index})">{_draw_cell(genotype, cell)}</g>'
         for index, cell in enumerate(CELL_TYPES)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="genotype">'
-        f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{cells}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        f'width="{_WIDTH}" height="{height}" role="img" aria-label="genotype">'
+        f'<style>{_STYLE}</style><rect class="paper" width="100%" height="100%"/>{cells}</svg>\n'
     )
 
 
 def _draw_cell(genotype: Genotype, cell_type: str) -> str:
-    centres = {0: (20.0, 100.0), 1: (20.0, 240.0)}
-    # Nodes zigzag so that edges between distant nodes do not run through the ones between.
-    for index, node in enumerate(NODES):
-        centres[node] = (20.0 + _COLUMN * (index + 0.9), 110.0 if index % 2 == 0 else 230.0)
-    title = "normal cell" if cell_type == "normal" else "reduction cell"
-    parts = [f'<text class="title" x="20" y="28">{title}</text>']
-    edges, labels = [], []
-    for index, (operation, source) in enumerate(genotype.cell(cell_type)):
-        node = NODES[index // EDGES_PER_NODE]
-        path, label = _draw_edge(centres[source], centres[node], operation, index)
-        edges.append(path)
-        labels.append(label)
+    title = "Normal cell" if cell_type == "normal" else "Reduction cell"
     concat = genotype.normal_concat if cell_type == "normal" else genotype.reduce_concat
-    output = (20.0 + _COLUMN * (len(NODES) + 0.8), 170.0)
-    for node in concat:
-        start_x, start_y = centres[node]
-        edges.append(
-            f'<path class="edge" stroke-opacity=".35" d="M{start_x + _BOX_WIDTH:.0f} {start_y:.0f} '
-            f'L{output[0]:.0f} {output[1]:.0f}"/>'
-        )
-    names = {0: "c(k-2)", 1: "c(k-1)", **{node: f"node {node}" for node in NODES}}
-    boxes = [_draw_box(*centres[node], name) for node, name in names.items()]
-    return "".join([*parts, *edges, *boxes, _draw_box(*output, "output"), *labels])
-
-
-def _draw_edge(
-    start: tuple[float, float], end: tuple[float, float], operation: str, index: int
-) -> tuple[str, str]:
-    start_x, end_x = start[0] + _BOX_WIDTH, end[0]
-    bend = (index % EDGES_PER_NODE) * 24 - 12 + (start[1] - end[1]) * 0.25
-    middle_x, middle_y = (start_x + end_x) / 2, (start[1] + end[1]) / 2 + 2 * bend
-    css = "edge plain" if operation in PARAMETERLESS else "edge"
-    path = (
-        f'<path class="{css}" d="M{start_x:.0f} {start[1]:.0f} '
-        f'Q{middle_x:.0f} {middle_y:.0f} {end_x:.0f} {end[1]:.0f}"/>'
+    edges = [
+        (operation, source, index)
+        for index, (operation, source) in enumerate(genotype.cell(cell_type))
+    ]
+    legend = "dashed: operations without weights"
+    return "".join(
+        [
+            f'<text class="title" x="9" y="26">{title}</text>',
+            f'<text class="legend" x="{_WIDTH - 9}" y="26">{legend}</text>',
+            *(_draw_output_line(node) for node in concat),
+            *(_draw_trunk(source, edges) for source in range(NUM_INPUTS + len(NODES))),
+            *(_draw_edge(*edge) for edge in edges),
+            *(_draw_box(x, _INPUT_Y, name) for x, name in _INPUTS.items()),
+            *(_draw_node(node) for node in NODES),
+            _draw_output(concat),
+        ]
     )
-    label_x, label_y = 0.35 * start_x + 0.65 * end_x, 0.3 * start[1] + 0.7 * end[1] + bend
-    width = 7 * len(operation)
-    label = (
-        f'<rect class="label" x="{label_x - width / 2:.0f}" y="{label_y - 12:.0f}" '
-        f'width="{width}" height="16" rx="4"/>'
-        f'<text x="{label_x:.0f}" y="{label_y:.0f}" text-anchor="middle">{escape(operation)}</text>'
-    )
-    return path, label
 
 
-def _draw_box(left: float, middle: float, text: str) -> str:
-    top = middle - _BOX_HEIGHT / 2
+def _centre(source: int) -> tuple[int, int]:
+    """Where an input or a node stands."""
+    if source < NUM_INPUTS:
+        return list(_INPUTS)[source], _INPUT_Y
+    index = source - NUM_INPUTS
+    return max(_INPUTS) + _COLUMN * (index + 1), _FIRST_LANE + _ROW * index + _LANE // 2
+
+
+def _lane(index: int) -> int:
+    """Height of the row of the edge with this index."""
+    return _FIRST_LANE + _ROW * (index // EDGES_PER_NODE) + _LANE * (index % EDGES_PER_NODE)
+
+
+def _draw_trunk(source: int, edges: list[tuple[str, int, int]]) -> str:
+    """Draw the line down from a source to the last operation that reads it."""
+    lanes = [_lane(index) for _, read, index in edges if read == source]
+    if not lanes:
+        return ""
+    x, y = _centre(source)
+    dots = "".join(f'<circle class="dot" cx="{x}" cy="{lane}" r="3"/>' for lane in lanes)
+    return f'<path class="edge" d="M{x} {y} V{max(lanes)}"/>{dots}'
+
+
+def _draw_edge(operation: str, source: int, index: int) -> str:
+    start, lane = _centre(source)[0], _lane(index)
+    end, middle = _centre(NODES[index // EDGES_PER_NODE])
+    right = end - _RADIUS - _ARROW
+    left = right - _OPERATION_WIDTH
+    line, box = ("plain", "free") if operation in PARAMETERLESS else ("edge", "operation")
+    bend = right + _ARROW // 2
     return (
-        f'<rect class="box" x="{left:.0f}" y="{top:.0f}" width="{_BOX_WIDTH}" '
-        f'height="{_BOX_HEIGHT}" rx="6"/>'
-        f'<text x="{left + _BOX_WIDTH / 2:.0f}" y="{middle + 4:.0f}" '
-        f'text-anchor="middle">{escape(text)}</text>'
+        f'<path class="{line}" d="M{start} {lane} H{left}"/>'
+        f'<path class="{line}" d="M{right} {lane} Q{bend} {lane} {end} {middle}"/>'
+        f'<rect class="{box}" x="{left}" y="{lane - _BOX_HEIGHT // 2}" width="{_OPERATION_WIDTH}" '
+        f'height="{_BOX_HEIGHT}" rx="13"/>'
+        f'<text x="{left + _OPERATION_WIDTH // 2}" y="{lane + 4}">{escape(operation)}</text>'
+    )
+
+
+def _draw_box(x: int, y: int, text: str) -> str:
+    return (
+        f'<rect class="box" x="{x - _BOX_WIDTH // 2}" y="{y - _BOX_HEIGHT // 2}" '
+        f'width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="5"/>'
+        f'<text x="{x}" y="{y + 4}">{escape(text)}</text>'
+    )
+
+
+def _draw_node(node: int) -> str:
+    x, y = _centre(node)
+    return (
+        f'<circle class="box" cx="{x}" cy="{y}" r="{_RADIUS}"/>'
+        f'<text x="{x}" y="{y + 4}">{node}</text>'
+    )
+
+
+def _draw_output_line(node: int) -> str:
+    x, y = _centre(node)
+    return f'<path class="out" d="M{x} {y} V{_OUTPUT_Y}"/>'
+
+
+def _draw_output(concat: tuple[int, ...]) -> str:
+    left, right = _centre(NODES[0])[0] - 20, _centre(NODES[-1])[0] + 20
+    names = ", ".join(str(node) for node in concat)
+    return (
+        f'<rect class="box" x="{left}" y="{_OUTPUT_Y - _BOX_HEIGHT // 2}" width="{right - left}" '
+        f'height="{_BOX_HEIGHT}" rx="5"/>'
+        f'<text x="{(left + right) // 2}" y="{_OUTPUT_Y + 4}">output: {names} concatenated</text>'
     )

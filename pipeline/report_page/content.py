@@ -1,0 +1,132 @@
+"""What the page is made of, and what several of its sections say in the same words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .html import Html, count, find, size, tag
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+DeviceKind = Literal["CPU", "GPU", "unknown device"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Stored data of one bundle. Any part may miss keys: what is not known is not shown.
+
+    ``report`` and ``preprocess`` are the bundle's JSON files, ``curves`` the SVGs of the search
+    and the retraining, ``manifests`` the manifests by stage, ``files`` the bundle's other files.
+    """
+
+    name: str
+    number: int
+    report: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+    genotype_svg: bytes | None = None
+    curves: Mapping[str, bytes] = field(default_factory=dict)
+    manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def get(self, *path: str) -> Any:
+        """Return a value of the report, or None."""
+        return find(self.report, *path)
+
+    def items(self, *path: str) -> list[Any]:
+        """Return a list of the report; none is empty."""
+        found = self.get(*path)
+        return list(found) if isinstance(found, list | tuple) else []
+
+    def made(self, stage: str, *path: str) -> Any:
+        """Return a value of a stage's manifest, or None."""
+        return find(self.manifests, stage, *path)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in the order of the logits."""
+        return [str(name) for name in self.preprocess.get("class_names") or []]
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the model tells apart."""
+        return len(self.class_names) or self.get("model", "num_classes")
+
+    @property
+    def evaluation(self) -> str:
+        """Which images the accuracy is of."""
+        return str(self.get("data", "evaluation") or "test")
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate let the model through and was itself shown to reject faulty ones."""
+        return self.get("parity", "passed") is True and self.get("self_test", "passed") is True
+
+
+def device_kind(record: Mapping[str, Any]) -> DeviceKind:
+    """Say what a record was measured on. A GPU only where nothing in the record speaks against."""
+    kind, provider = record.get("kind"), record.get("provider")
+    says = {
+        {"cpu": "CPU", "cuda": "GPU"}.get(str(kind)) if kind is not None else None,
+        {CPU_PROVIDER: "CPU", CUDA_PROVIDER: "GPU"}.get(str(provider))
+        if provider is not None
+        else None,
+    } - {None}
+    if says == {"CPU"}:
+        return "CPU"
+    return "GPU" if says == {"GPU"} else "unknown device"
+
+
+def reduced_protocol(content: Content) -> list[str]:
+    """Say in what the accuracy is not that of the whole data set's protocol."""
+    reasons = []
+    kept = content.made("retrain", "config", "data", "train_images")
+    if kept is not None:
+        reasons.append(f"only {kept:,} training images were kept")
+    if content.evaluation == "held-out":
+        reasons.append("accuracy is on held-out training images, the test images are unread")
+    return reasons
+
+
+def isolated(value: str) -> Html:
+    """Return a name that somebody else chose, so that its direction stays its own."""
+    return tag("bdi", value)
+
+
+def spaced(word: str) -> str:
+    """Write a configured word as people do."""
+    return {"held-out": "held-out training"}.get(word, word)
+
+
+def origin_of(content: Content) -> str | None:
+    """Say in words where the architecture comes from; None where it is not recorded."""
+    found_by = content.get("found_by")
+    if found_by is None:
+        return None
+    if str(found_by).startswith("given: "):
+        return f"not searched here ({found_by})"
+    how = "drawn at random" if found_by == "random" else f"found by a search ({found_by})"
+    where = "the data it classifies" if content.get("found_on_this_data") else "other data"
+    return f"{how} on {where}"
+
+
+def model_file(content: Content) -> str | None:
+    """Describe the ONNX file; None where nothing of it is recorded."""
+    parts = []
+    if content.get("model", "bytes") is not None:
+        parts.append(size(content.get("model", "bytes")))
+    if content.get("model", "opset") is not None:
+        parts.append(f"ONNX opset {content.get('model', 'opset')}")
+    if content.get("model", "num_nodes") is not None:
+        parts.append(f"{count(content.get('model', 'num_nodes'))} nodes")
+    precision = content.get("model", "precision")
+    if precision is not None:
+        parts.append(f"computes in {PRECISIONS.get(str(precision), str(precision))}")
+    return ", ".join(parts) or None
+
+
+def digest(value: str) -> Html:
+    """Return a digest or id in full."""
+    return tag("code", value, class_="hash")
