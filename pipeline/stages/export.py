@@ -2,10 +2,11 @@
 
 from d2nas._version import __version__
 from d2nas.errors import ConfigError
-from d2nas.network import WEIGHTS_FILE, load_network
+from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, load_network
 from d2nas.strict_json import canonical_json, parse_json
 
 from ..onnx_io.export import export_onnx
+from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
 from . import Context, Facts
 from .retrain import PREPROCESS_FILE
@@ -27,6 +28,7 @@ def run(context: Context) -> Facts:
         )
     context.hooks.begin(1, 0, "model")
     preprocess = parse_json(retrained.read(PREPROCESS_FILE), what=PREPROCESS_FILE)
+    description = parse_json(retrained.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
     size = preprocess["image_size"]
     data = export_onnx(
         network,
@@ -40,11 +42,11 @@ def run(context: Context) -> Facts:
             "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,
             "d2nas.data_digest": str(retrained.manifest.facts["data_digest"]),
             "d2nas.seed": str(retrained.manifest.seed),
-            "d2nas.genotype": network.genotype.to_json().strip(),
+            GENOTYPE_KEY: network.genotype.to_json().strip(),
+            NETWORK_KEY: canonical_json(description).decode().strip(),
             "d2nas.preprocess": canonical_json(preprocess).decode().strip(),
         },
     )
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
-    description = describe(check_model(data, what=MODEL_FILE))
-    return {"bytes": len(data), **description.to_dict()}
+    return {"bytes": len(data), **describe(check_model(data, what=MODEL_FILE)).to_dict()}

@@ -1,4 +1,5 @@
-"""Validate: the gate before deployment. Parity, accuracy and latency on the runtime that serves.
+"""Validate: the gate before deployment. Is it the network of its genotype, does it compute what was
+trained, how well and how fast, on the runtime that serves.
 
 The test images are touched here, once, after all training. A model that does not pass raises
 ``ValidationFailedError`` and leaves no version.
@@ -18,6 +19,7 @@ from d2nas.network import Network, load_network
 from d2nas.strict_json import canonical_json
 from d2nas.training import resolve_device as resolve_torch_device
 
+from ..onnx_io.identity import IdentityReport, check_identity
 from ..onnx_io.latency import measure_latency
 from ..onnx_io.model_file import check_model, lineage, mutants
 from ..onnx_io.parity import Limits, ParityReport, SelfTest, check_parity, self_test
@@ -44,6 +46,7 @@ def run(context: Context) -> Facts:
     exported = context.inputs["export"]
     model = exported.read(MODEL_FILE)
     _check_lineage(context, model)
+    identity = _check_architecture(context, model)
     device = resolve_device(config.device)
     session = open_session(model, device=device, what=f"{exported.reference}: {MODEL_FILE}")
     data = context.data()
@@ -75,6 +78,7 @@ def run(context: Context) -> Facts:
     latency = _latencies(context, session)
     report = _report(context, data, session)
     report |= {
+        "identity": identity.to_dict(),
         "accuracy": accuracy,
         "parity": parity.to_dict(),
         "self_test": selftest.to_dict(),
@@ -145,6 +149,16 @@ def _check_lineage(context: Context, model: bytes) -> None:
                 f"{MODEL_FILE} names another {role} version than {context.inputs[role].reference}",
                 hint="export it again: d2nas export RUN",
             )
+
+
+def _check_architecture(context: Context, model: bytes) -> IdentityReport:
+    identity = check_identity(model)
+    if identity.genotype_digest != context.inputs["derive"].manifest.facts["genotype_digest"]:
+        raise ValidationFailedError(
+            f"{MODEL_FILE} is another genotype's network than {context.inputs['derive'].reference}",
+            hint="export it again: d2nas export RUN",
+        )
+    return identity
 
 
 class _Inputs:
