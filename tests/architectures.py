@@ -50,7 +50,7 @@ MERGED = Genotype(
         ("skip_connect", 1),
         ("max_pool_3x3", 0),
         ("sep_conv_3x3", 2),
-        ("skip_connect", 3),
+        ("skip_connect", 0),
         ("max_pool_3x3", 3),
         ("max_pool_3x3", 2),
     ),
@@ -65,7 +65,7 @@ MERGED = Genotype(
         ("skip_connect", 2),
     ),
 )
-"""Nodes 2 and 3 of the normal cell, and 3 and 5 of the reduction cell, are one in the graph."""
+"""Nodes 2 and 3 of the normal cell, and 3 and 5 of the reduction cell, are the same function."""
 
 
 def random_genotype(seed: int) -> Genotype:

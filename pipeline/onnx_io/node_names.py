@@ -172,6 +172,8 @@ def _rename(graph: onnx.GraphProto, names: list[str]) -> None:
     kept |= {tensor.name for tensor in graph.initializer}
     renamed: dict[str, str] = {}
     for node, name in zip(graph.node, names, strict=True):
+        if node.name == name:
+            continue
         node.name = name
         for position, output in enumerate(node.output):
             new = name if position == 0 else f"{name}:{position}"
