@@ -132,9 +132,13 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
     if not as_json:
         Console().facts(f"run {result.run}", report_rows(report, str(folder)))
         return
-    keys = ("genotype", "params", "macs", "accuracy", "parity", "latency", "device", "data")
+    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "latency", "device")
     Console().data(
-        {**_references(result), **{key: report[key] for key in keys}, "bundle": str(folder)}
+        {
+            **_references(result),
+            **{key: report[key] for key in (*keys, "data")},
+            "bundle": str(folder),
+        }
     )
 
 
