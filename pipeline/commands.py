@@ -273,6 +273,22 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
     return 4 if damaged else 0
 
 
+def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:
+    """Show where each operation of a space runs; raises if one does not run on ``device``."""
+    from .placement import COLUMNS, place_operations, require_all_land
+
+    found, console = [], Console()
+    for placement in place_operations(read_space(space), device=device, opset=opset):
+        found.append(placement)
+        console.say(f"{placement.operation}: {placement.device or placement.problem}")
+    if as_json:
+        console.data([placement.to_dict() for placement in found])
+    else:
+        title = f"operations of {space} on {device}, opset {opset}"
+        console.table(title, COLUMNS, [placement.cells() for placement in found])
+    require_all_land(found, device)
+
+
 def remove_garbage(store: Path, *, dry_run: bool, as_json: bool) -> None:
     """Remove, or only show, what interrupted commands left and what no run refers to."""
     opened = Store(store)
