@@ -89,7 +89,8 @@ def check_model(data: bytes, *, what: str) -> onnx.ModelProto:
     Accepted: one file of at most 512 MiB with all weights inside, standard operators of opset 18
     to 21, IR version up to 10, no subgraphs, functions or training parts, exactly one input
     ``images``, float32 [batch, channels, height, width] or uint8 [batch, height, width, channels],
-    and one float32 output ``logits`` [batch, classes]; and ``onnx.checker`` agrees. Raises ``DamagedArtifactError`` otherwise.
+    and one float32 output ``logits`` [batch, classes]; and ``onnx.checker`` agrees. Raises
+    ``DamagedArtifactError`` otherwise.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise DamagedArtifactError(

@@ -45,7 +45,6 @@ def run(context: Context) -> Facts:
     config = context.config.validate_
     exported = context.inputs["export"]
     model = exported.read(MODEL_FILE)
-    _check_lineage(context, model)
     identity = _check_architecture(context, model)
     device = resolve_device(config.device)
     session = open_session(model, device=device, what=f"{exported.reference}: {MODEL_FILE}")
@@ -152,6 +151,7 @@ def _check_lineage(context: Context, model: bytes) -> None:
 
 
 def _check_architecture(context: Context, model: bytes) -> IdentityReport:
+    _check_lineage(context, model)
     identity = check_identity(model)
     if identity.genotype_digest != context.inputs["derive"].manifest.facts["genotype_digest"]:
         raise ValidationFailedError(
