@@ -15,7 +15,7 @@ from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor", "bench"]
-BENCH_COMMANDS = ["memory", "search", "train"]
+BENCH_COMMANDS = ["memory", "search", "train", "profile"]
 MAX_OPTIONS = 8
 
 
