@@ -1,6 +1,7 @@
 """What the ``bench`` commands do once their arguments are parsed (no torch before they run)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from d2nas.config import Config, SearchConfig, build_config, parse_override
 from d2nas.errors import ConfigError
@@ -155,6 +156,33 @@ def bench_runtime(settings: Sequence[str], *, batch: int, pairs: int, as_json: b
     speedup = 1.0 / rows[0]["ratio_median"]
     state = "met" if speedup >= GOAL else "missed"
     console.say(f"goal: {speedup:.2f}x as fast as contiguous eager >= {GOAL}: {state}")
+
+
+def bench_profile(
+    target: str,
+    store: Path,
+    *,
+    batch: int,
+    threads: int | None,
+    svg: Path | None,
+    as_json: bool,
+) -> None:
+    """Show where a model's time goes, by cell, edge and operation."""
+    from .bench_profile import attribution_note, draw, find_model, tables
+    from .onnx_io.profile import profile_model
+    from .store import FileSystem
+
+    name, model = find_model(target, store)
+    profile = profile_model(model, batch=batch, num_threads=threads)
+    if svg is not None:
+        FileSystem().replace_file(svg.absolute(), draw(profile, name).encode())
+    console = Console()
+    if as_json:
+        console.data({"model": name, **profile.to_dict()})
+        return
+    for title, columns, rows in tables(profile):
+        console.table(title, columns, rows)
+    console.note(f"{name} on {profile.device.label}, {attribution_note(profile)}")
 
 
 def _prepare(settings: Sequence[str], threads: int | None, *sections: str) -> Config:

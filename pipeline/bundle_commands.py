@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .bundle_reader import Bundle, open_bundle
 from .console import Console
+from .onnx_io.identity import check_identity
 from .onnx_io.providers import resolve_device
 from .prediction import check_golden, open_model, predict
 
@@ -27,12 +28,15 @@ def verify_bundles(
 
 
 def _verified(bundle: Bundle, device: str) -> dict[str, object]:
+    identity = check_identity(bundle.model)
     session = open_model(bundle, device)
     found = check_golden(bundle, session)
     return {
         "name": bundle.name,
         "version": bundle.number,
         "digest": bundle.digest,
+        "genotype_digest": identity.genotype_digest,
+        "convolutions": identity.num_convolutions,
         "device": session.device.label,
         "golden_inputs": len(bundle.golden["images"]),
         "relative_l2": found.relative_l2,

@@ -305,10 +305,21 @@ def gc_command(
 def doctor_command(
     store: StoreOption = DEFAULT_STORE,
     data_root: DataRootOption = None,
+    space: Annotated[
+        str | None, typer.Option("--space", help="Try this space's operations instead.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where they must run.")] = "auto",
+    opset: Annotated[int, typer.Option("--opset", help="ONNX opset of the trial.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Say what this machine can do, and what to do about each gap."""
     from .doctor import examine
+
+    if space is not None:
+        from .commands import check_placement
+
+        check_placement(space, device, opset, as_json=as_json)
+        return
 
     findings = examine(store, data_root)
     if as_json:

@@ -1,10 +1,11 @@
 """The command ``bench``: measurements of this machine."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .cli_options import FullOption, JsonOption, SetOption
+from .cli_options import DEFAULT_STORE, FullOption, JsonOption, SetOption, StoreOption
 
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")]
 ThreadsOption = Annotated[
@@ -80,3 +81,20 @@ def bench_train_command(
     from .bench_commands import bench_train
 
     bench_train(settings or [], pairs=pairs, threads=threads, as_json=as_json)
+
+
+@bench.command("profile")
+def bench_profile_command(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run, RUN/export@vN, a bundle, a .onnx file.")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    threads: ThreadsOption = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Where an exported model's time goes on the CPU: by cell, by edge, by operation."""
+    from .bench_commands import bench_profile
+
+    bench_profile(target, store, batch=batch, threads=threads, svg=svg, as_json=as_json)

@@ -164,9 +164,13 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
     if not as_json:
         Console().facts(f"run {result.run}", report_rows(report, str(folder)))
         return
-    keys = ("genotype", "params", "macs", "accuracy", "parity", "latency", "device", "data")
+    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "latency", "device")
     Console().data(
-        {**_references(result), **{key: report[key] for key in keys}, "bundle": str(folder)}
+        {
+            **_references(result),
+            **{key: report[key] for key in (*keys, "data")},
+            "bundle": str(folder),
+        }
     )
 
 
@@ -317,6 +321,22 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
         hint = "d2nas run PRESET --fresh makes the run's versions again"
         console.error(f"{len(damaged)} of {report.checked} are damaged", hint)
     return 4 if damaged else 0
+
+
+def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:
+    """Show where each operation of a space runs; raises if one does not run on ``device``."""
+    from .placement import COLUMNS, place_operations, require_all_land
+
+    found, console = [], Console()
+    for placement in place_operations(read_space(space), device=device, opset=opset):
+        found.append(placement)
+        console.say(f"{placement.operation}: {placement.device or placement.problem}")
+    if as_json:
+        console.data([placement.to_dict() for placement in found])
+    else:
+        title = f"operations of {space} on {device}, opset {opset}"
+        console.table(title, COLUMNS, [placement.cells() for placement in found])
+    require_all_land(found, device)
 
 
 def remove_garbage(store: Path, *, dry_run: bool, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "predict", "ls", "show", "verify", "gc", "doctor", "bench"]
-BENCH_COMMANDS = ["memory", "runtime", "search", "train"]
+BENCH_COMMANDS = ["memory", "profile", "runtime", "search", "train"]
 MAX_OPTIONS = 10
 
 

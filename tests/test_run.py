@@ -34,6 +34,10 @@ def test_run_reports_what_it_made(finished: Place, capfd: pytest.CaptureFixture[
     assert result["parity"]["passed"] is True
     assert result["parity"]["relative_l2"] <= 1e-5
     assert {entry["batch"] for entry in result["parity"]["batches"]} == {1, 2, 7, 64}
+    genotype = Genotype.from_dict(result["genotype"])
+    assert result["identity"]["verdict"] == "passed"
+    assert result["identity"]["genotype_digest"] == genotype.digest
+    assert result["identity"]["convolutions"] > 8
     assert result["accuracy"]["onnx"] == result["accuracy"]["torch"]
     assert result["accuracy"]["onnx"] > 0.3  # ten classes: it has learned something
     assert result["accuracy"]["test_images"] == result["data"]["test"] == 359

@@ -1,8 +1,9 @@
 """A trained network becomes one ONNX file whose bytes depend on the network alone.
 
 The exporter writes stack traces with absolute source paths, class names and graph listings into
-every node. All of that is removed and replaced by the caller's lineage keys, so the same weights
-give the same bytes in any folder and process, and no path leaves the machine.
+every node. All of that is removed, once the nodes are named after the architecture, and replaced by
+the caller's lineage keys, so the same weights give the same bytes in any folder and process, and no
+path leaves the machine.
 """
 
 import logging
@@ -32,6 +33,7 @@ from .model_file import (
     check_model,
     emitted_opset,
 )
+from .node_names import name_nodes
 from .pixel_input import take_pixels
 
 Precision = Literal["fp32", "fp16"]
@@ -73,6 +75,7 @@ def export_onnx(
     _check_request(input_shape, opset, metadata)
     example = _check_network(network, input_shape)
     model = _traced(network, example, opset)
+    name_nodes(model, network)
     if pixels is not None:
         take_pixels(model, pixels.mean, pixels.std)
     if precision == "fp16":

@@ -3,10 +3,11 @@
 from d2nas._version import __version__
 from d2nas.data import Normalizer
 from d2nas.errors import ConfigError
-from d2nas.network import WEIGHTS_FILE, load_network
+from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, load_network
 from d2nas.strict_json import canonical_json, parse_json
 
 from ..onnx_io.export import export_onnx
+from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
 from . import Context, Facts
 from .retrain import PREPROCESS_FILE
@@ -31,6 +32,7 @@ def run(context: Context) -> Facts:
     config, size = context.config.export, preprocess["image_size"]
     normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
     pixels = normalizer if config.input == "uint8" else None
+    description = parse_json(retrained.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
     data = export_onnx(
         network,
         input_shape=(preprocess["channels"], size, size),
@@ -45,11 +47,12 @@ def run(context: Context) -> Facts:
             "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,
             "d2nas.data_digest": str(retrained.manifest.facts["data_digest"]),
             "d2nas.seed": str(retrained.manifest.seed),
-            "d2nas.genotype": network.genotype.to_json().strip(),
+            GENOTYPE_KEY: network.genotype.to_json().strip(),
+            NETWORK_KEY: canonical_json(description).decode().strip(),
             "d2nas.preprocess": canonical_json(preprocess).decode().strip(),
         },
     )
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
-    description = describe(check_model(data, what=MODEL_FILE))
-    return {"bytes": len(data), "precision": config.precision, **description.to_dict()}
+    facts = describe(check_model(data, what=MODEL_FILE)).to_dict()
+    return {"bytes": len(data), "precision": config.precision, **facts}

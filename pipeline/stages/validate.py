@@ -1,4 +1,5 @@
-"""Validate: the gate before deployment. Parity, accuracy and latency on the runtime that serves.
+"""Validate: the gate before deployment. Is it the network of its genotype, does it compute what was
+trained, how well and how fast, on the runtime that serves.
 
 The test images are touched here, once, after all training. A model that does not pass raises
 ``ValidationFailedError`` and leaves no version.
@@ -20,6 +21,7 @@ from d2nas.errors import DamagedArtifactError, ValidationFailedError
 from d2nas.network import load_network
 from d2nas.strict_json import canonical_json
 
+from ..onnx_io.identity import IdentityReport, check_identity
 from ..onnx_io.model_file import check_model, lineage
 from ..onnx_io.mutants import mutants
 from ..onnx_io.parity import (
@@ -57,7 +59,7 @@ def run(context: Context) -> Facts:
     config = context.config.validate_
     exported = context.inputs["export"]
     model = exported.read(MODEL_FILE)
-    _check_lineage(context, model)
+    identity = _check_architecture(context, model)
     device = resolve_device(config.device)
     what = f"{exported.reference}: {MODEL_FILE}"
     session = open_session(model, device=device, what=what)
@@ -83,6 +85,7 @@ def run(context: Context) -> Facts:
     if config.max_p99_ms is not None:
         require_fast(latencies.of(config.gate_batch, "host"), config.max_p99_ms)
     report = _report(context, data, session) | {
+        "identity": identity.to_dict(),
         "accuracy": accuracy,
         "parity": checked.parity.to_dict(),
         "self_test": checked.self_test.to_dict(),
@@ -192,6 +195,17 @@ def _check_lineage(context: Context, model: bytes) -> None:
                 f"{MODEL_FILE} names another {role} version than {context.inputs[role].reference}",
                 hint="export it again: d2nas export RUN",
             )
+
+
+def _check_architecture(context: Context, model: bytes) -> IdentityReport:
+    _check_lineage(context, model)
+    identity = check_identity(model)
+    if identity.genotype_digest != context.inputs["derive"].manifest.facts["genotype_digest"]:
+        raise ValidationFailedError(
+            f"{MODEL_FILE} is another genotype's network than {context.inputs['derive'].reference}",
+            hint="export it again: d2nas export RUN",
+        )
+    return identity
 
 
 def _require_passed(parity: ParityReport, selftest: SelfTest) -> None:

@@ -1,0 +1,117 @@
+"""Where each operation of a search space would run: exported alone, opened strictly, run once.
+
+A search of hours whose best operation has no kernel on the device that serves is caught here in
+seconds. Each operation is tried in both forms that a network has: with stride 1 and with stride 2.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
+from d2nas.ops import build_operation
+from d2nas.spaces import CELL_TYPES, SearchSpace
+
+from .onnx_io.export import export_onnx
+from .onnx_io.providers import resolve_device
+from .onnx_io.session import open_session
+
+COLUMNS = ("operation", "runs", "where", "nodes", "problem")
+_CHANNELS, _SIZE, _CLASSES = 4, 8, 3
+_NEVER_EXPORTED = ("none", "noise")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One operation: on which device all its nodes ran, or why they did not run on the asked one.
+
+    ``device`` and ``providers`` (nodes on each) are those of the checked session; None if there is
+    none.
+    """
+
+    operation: str
+    opset: int
+    lands: bool
+    device: str | None = None
+    providers: dict[str, int] | None = None
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of a table with ``COLUMNS``."""
+        nodes = ", ".join(
+            f"{count} {name.removesuffix('ExecutionProvider')}"
+            for name, count in (self.providers or {}).items()
+        )
+        state = "yes" if self.lands else "no"
+        return (self.operation, state, self.device or "", nodes, self.problem or "")
+
+
+class _Alone(nn.Module):
+    """An operation between an image and logits: with stride 1, then with stride 2."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.stride1 = build_operation(operation, _CHANNELS, 1)
+        self.stride2 = build_operation(operation, _CHANNELS, 2)
+        self.classifier = nn.Linear(_CHANNELS, _CLASSES)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.stride2(self.stride1(x_NCHW)).mean((2, 3)))
+        return logits
+
+
+def operations_of(space: SearchSpace) -> list[str]:
+    """Return the operations of ``space`` that an exported network can hold, by name."""
+    named = {name for cell in CELL_TYPES for edge in space.candidates(cell) for name in edge}
+    return sorted(named.difference(_NEVER_EXPORTED))
+
+
+def place_operations(space: SearchSpace, *, device: str, opset: int) -> Iterator[Placement]:
+    """Yield where each operation of ``space`` runs when ``device`` is asked for.
+
+    ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises ``ConfigError`` for a device
+    that this installation cannot have at all, and for an unusable opset.
+    """
+    resolved = resolve_device(device)
+    for operation in operations_of(space):
+        yield _place(operation, resolved, opset)
+
+
+def _place(operation: str, device: str, opset: int) -> Placement:
+    shape = (_CHANNELS, _SIZE, _SIZE)
+    with torch.random.fork_rng(devices=[]):
+        module = _Alone(operation).eval()
+    try:
+        data = export_onnx(module, input_shape=shape, opset=opset, metadata={})
+        session = open_session(data, device=device, what=operation)
+        session.run(np.ones((2, *shape), np.float32))
+    except (ValidationFailedError, OutOfMemoryError) as error:
+        return Placement(operation, opset, lands=False, problem=str(error))
+    return Placement(
+        operation,
+        opset,
+        lands=True,
+        device=session.device.label,
+        providers=session.num_nodes_placed,
+    )
+
+
+def require_all_land(found: list[Placement], device: str) -> None:
+    """Raise ``ValidationFailedError`` naming the operations that do not run where they should."""
+    if not found:
+        raise ConfigError("the space has no operation that is ever exported")
+    missed = [placement.operation for placement in found if not placement.lands]
+    if missed:
+        raise ValidationFailedError(
+            f"{len(missed)} of {len(found)} operations do not run on {device}: {', '.join(missed)}",
+            hint="search another space, or validate and serve on the CPU; "
+            "export.opset=20 has the most CUDA kernels",
+        )
