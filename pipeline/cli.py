@@ -19,9 +19,11 @@ from .cli_options import (
     DEFAULT_EXPORTED,
     DEFAULT_STORE,
     DataRootOption,
+    DeviceOption,
     ExportedOption,
     FreshOption,
     GateBatchOption,
+    GenotypeOption,
     JsonOption,
     MaxP99Option,
     NameOption,
@@ -30,8 +32,10 @@ from .cli_options import (
     SetOption,
     StoreOption,
     TargetArgument,
+    TargetsArgument,
     with_options,
 )
+from .cli_serve import serve_command
 
 if TYPE_CHECKING:
     from .console import Console
@@ -194,10 +198,7 @@ def retrain_command(
             help="A run or RUN/derive@vN; with --genotype a preset (default: cifar10).",
         ),
     ] = None,
-    genotype: Annotated[
-        str | None,
-        typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
-    ] = None,
+    genotype: GenotypeOption = None,
     name: NameOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -250,9 +251,7 @@ def export_command(
 @app.command("validate")
 def validate_command(
     target: TargetArgument,
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (validate.device).")
-    ] = None,
+    device: DeviceOption = None,
     max_p99_ms: MaxP99Option = None,
     batch: GateBatchOption = None,
     settings: SetOption = None,
@@ -336,10 +335,7 @@ def show_command(
 
 @app.command("verify")
 def verify_command(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TARGET]...", help="Versions and all they were made from."),
-    ] = None,
+    targets: TargetsArgument = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> int:
@@ -380,6 +376,7 @@ def doctor_command(
     _console().table("this machine", ("what", "state", "detail", "what to do"), rows)
 
 
+app.command("serve")(serve_command)
 # Declared last in --help, as what a user needs least.
 app.add_typer(bench)
 

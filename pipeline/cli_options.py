@@ -30,10 +30,21 @@ PresetArgument = Annotated[
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
 ]
+TargetsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TARGET]...", help="Versions and all they were made from."),
+]
 ProcessesOption = Annotated[
     int, typer.Option("--nproc", min=1, help="Processes on this machine that share every batch.")
 ]
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (validate.device).")
+]
+GenotypeOption = Annotated[
+    str | None,
+    typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
+]
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")
 MaxP99Option = Annotated[
