@@ -171,6 +171,11 @@ class _WholeRequests:
         except RequestError as error:
             # What is still on its way would be taken for the next request.
             await _error(error.status, str(error), _CLOSE)(scope, receive, send)
+        except asyncio.CancelledError:
+            # The stop took too long, or a second signal came: better than uvicorn's 500 in plain
+            # text. Nothing was sent so far: between head and body of an answer nobody waits.
+            await _error(503, "the server is stopping", _CLOSE)(scope, receive, send)
+            raise
         finally:
             self._free += held
 

@@ -141,8 +141,8 @@ class Serving:
         Raises what the warm-up raised, and ``StoppedError`` after a second signal.
         """
         try:
-            self._workers.submit(self._warm_up).add_done_callback(self._warmed_up)
             with self._signals():
+                self._workers.submit(self._warm_up).add_done_callback(self._warmed_up)
                 self._server.run(sockets=[self._listener.socket])
         finally:
             self._workers.shutdown()
@@ -154,10 +154,11 @@ class Serving:
         self._server.should_exit = True
 
     def _warmed_up(self, done: "Future[None]") -> None:
-        self._problem = done.exception()
-        if self._problem is None:
+        problem = done.exception()
+        if problem is None:
             self._say("ready")
         else:
+            self._problem = problem
             self.stop()
 
     @contextlib.contextmanager
