@@ -1,6 +1,7 @@
 """What the ``bench`` commands do once their arguments are parsed (no torch before they run)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from d2nas.config import Config, SearchConfig, build_config, parse_override
 from d2nas.errors import ConfigError
@@ -155,6 +156,19 @@ def bench_runtime(settings: Sequence[str], *, batch: int, pairs: int, as_json: b
     speedup = 1.0 / rows[0]["ratio_median"]
     state = "met" if speedup >= GOAL else "missed"
     console.say(f"goal: {speedup:.2f}x as fast as contiguous eager >= {GOAL}: {state}")
+
+
+def bench_serve(folder: Path, *, clients: int, requests: int, device: str, as_json: bool) -> None:
+    """Time requests over HTTP against direct calls of the same session."""
+    from .bench_serve import COLUMNS, compare_serving, table_rows
+
+    console = Console()
+    rows = compare_serving(folder, clients=clients, requests=requests, device=device)
+    if as_json:
+        console.data(rows)
+    else:
+        note = "one image a request; clients and server share this machine"
+        console.table("requests", COLUMNS, table_rows(rows), note=note)
 
 
 def _prepare(settings: Sequence[str], threads: int | None, *sections: str) -> Config:

@@ -30,6 +30,9 @@ PresetArgument = Annotated[
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
 ]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder: exported/NAME.")
+]
 TargetsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[TARGET]...", help="Versions and all they were made from."),

@@ -1,13 +1,10 @@
 """The command ``serve``: a bundle behind HTTP."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder: exported/NAME.")
-]
+from .cli_options import BundleArgument
 
 
 def serve_command(

@@ -195,6 +195,8 @@ def _make_server(application: Any, limits: "Limits") -> "uvicorn.Server":
     config = uvicorn.Config(
         application,
         http=connection_class(limits.header_seconds),
+        # Named, so that an installed uvloop changes nothing of what was tested.
+        loop="asyncio",
         ws="none",
         lifespan="off",
         log_config=None,

@@ -15,7 +15,7 @@ from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "ls", "show", "verify", "gc", "doctor", "serve", "bench"]
-BENCH_COMMANDS = ["memory", "runtime", "search", "train"]
+BENCH_COMMANDS = ["memory", "runtime", "search", "serve", "train"]
 MAX_OPTIONS = 10
 
 
