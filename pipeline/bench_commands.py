@@ -185,6 +185,19 @@ def bench_profile(
     console.note(f"{name} on {profile.device.label}, {attribution_note(profile)}")
 
 
+def bench_serve(folder: Path, *, clients: int, requests: int, device: str, as_json: bool) -> None:
+    """Time requests over HTTP against direct calls of the same session."""
+    from .bench_serve import COLUMNS, compare_serving, table_rows
+
+    console = Console()
+    rows = compare_serving(folder, clients=clients, requests=requests, device=device)
+    if as_json:
+        console.data(rows)
+    else:
+        note = "one image a request; clients and server share this machine"
+        console.table("requests", COLUMNS, table_rows(rows), note=note)
+
+
 def _prepare(settings: Sequence[str], threads: int | None, *sections: str) -> Config:
     """Return the configuration. Raises ``ConfigError`` for keys that are of no such section."""
     import torch

@@ -23,6 +23,7 @@ from .cli_options import (
     ExportedOption,
     FreshOption,
     GateBatchOption,
+    GenotypeOption,
     JsonOption,
     MaxP99Option,
     NameOption,
@@ -34,6 +35,7 @@ from .cli_options import (
     reuse_of,
     with_options,
 )
+from .cli_serve import serve_command
 
 if TYPE_CHECKING:
     from .console import Console
@@ -199,10 +201,7 @@ def retrain_command(
             help="A run or RUN/derive@vN; with --genotype a preset (default: cifar10).",
         ),
     ] = None,
-    genotype: Annotated[
-        str | None,
-        typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
-    ] = None,
+    genotype: GenotypeOption = None,
     name: NameOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -329,6 +328,7 @@ def doctor_command(
     _console().table("this machine", ("what", "state", "detail", "what to do"), rows)
 
 
+app.command("serve")(serve_command)
 # Declared last in --help, as what a user needs least.
 app.add_typer(bench)
 

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import DEFAULT_STORE, FullOption, JsonOption, SetOption, StoreOption
+from .cli_options import (
+    DEFAULT_STORE,
+    BundleArgument,
+    FullOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+)
 
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")]
 ThreadsOption = Annotated[
@@ -98,3 +105,17 @@ def bench_profile_command(
     from .bench_commands import bench_profile
 
     bench_profile(target, store, batch=batch, threads=threads, svg=svg, as_json=as_json)
+
+
+@bench.command("serve")
+def bench_serve_command(
+    bundle: BundleArgument,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Threads that ask.")] = 8,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Of each client.")] = 500,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Time requests to ``d2nas serve`` against direct calls of the same session."""
+    from .bench_commands import bench_serve
+
+    bench_serve(bundle, clients=clients, requests=requests, device=device, as_json=as_json)

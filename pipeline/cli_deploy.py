@@ -8,6 +8,7 @@ import typer
 from .cli_options import (
     DEFAULT_EXPORTED,
     DEFAULT_STORE,
+    BundleArgument,
     DataRootOption,
     ExportedOption,
     FreshOption,
@@ -22,9 +23,6 @@ from .cli_options import (
 )
 
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="The folder of one model: exported/NAME.")
-]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -33,10 +33,17 @@ PresetArgument = Annotated[
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or RUN/STAGE@vN of the stage to start from.")
 ]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder: exported/NAME.")
+]
 ProcessesOption = Annotated[
     int, typer.Option("--nproc", min=1, help="Processes on this machine that share every batch.")
 ]
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
+GenotypeOption = Annotated[
+    str | None,
+    typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
+]
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")
 MaxP99Option = Annotated[

@@ -14,8 +14,8 @@ from d2nas.config import METHOD_NAMES, build_config
 from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
-COMMANDS += ["study", "predict", "ls", "show", "verify", "gc", "doctor", "bench"]
-BENCH_COMMANDS = ["memory", "profile", "runtime", "search", "train"]
+COMMANDS += ["study", "predict", "ls", "show", "verify", "gc", "doctor", "serve", "bench"]
+BENCH_COMMANDS = ["memory", "profile", "runtime", "search", "serve", "train"]
 MAX_OPTIONS = 10
 
 
@@ -54,7 +54,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys; from pipeline.cli import run; "
         f"code = run({[*command, '--help']!r}); "
-        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'sklearn'}; "
+        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'sklearn', 'starlette', 'uvicorn'}; "
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr); raise SystemExit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -1,0 +1,129 @@
+"""A model that answers requests: warm-up, readiness, and one answer at a time for each worker.
+
+Knows bytes and sessions, not HTTP. Its methods are called from worker threads; one session may be
+run by several threads at once.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from d2nas._version import __version__
+from d2nas.errors import D2NasError, OutOfMemoryError
+
+from .bundle_reader import Bundle
+from .inference_protocol import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Answer,
+    RequestError,
+    Signature,
+    encode_answer,
+    parse_request,
+)
+from .onnx_io.model_file import ModelDescription
+from .onnx_io.session import OnnxSession
+
+_DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
+
+
+def signature_of(description: ModelDescription, max_batch: int) -> Signature:
+    """Return what the protocol calls the input and output of a model."""
+    datatype = _DATATYPES[description.input_type]
+    return Signature(datatype, description.array_shape, description.num_classes, max_batch)
+
+
+class InferenceService:
+    """One version of one model on a device that its session was checked to use."""
+
+    def __init__(self, bundle: Bundle, session: OnnxSession) -> None:
+        self.name, self.version = bundle.name, str(bundle.number)
+        self.signature = signature_of(bundle.description, bundle.max_batch)
+        self._digest = bundle.digest
+        self._session = session
+        self._problem: str | None = "the model is warming up"
+
+    @property
+    def problem(self) -> str | None:
+        """Why the model is not ready, in one line; None if it is."""
+        return self._problem
+
+    @property
+    def device(self) -> str:
+        """The device in words, for example ``CPU AMD EPYC, 2 threads``."""
+        return self._session.device.label
+
+    def warm_up(self) -> None:
+        """Run batch 1 and the largest batch; then the model is ready.
+
+        At a new shape a device first chooses its kernels and takes its memory. Raises
+        ``OutOfMemoryError`` and ``ValidationFailedError``, and stays not ready.
+        """
+        for batch in dict.fromkeys((1, self.signature.max_batch)):
+            shape = (batch, *self.signature.image_shape)
+            self._session.run(np.zeros(shape, self._session.description.dtype))
+        self._problem = None
+
+    def check_model(self, name: str, version: str | None) -> None:
+        """Raise ``RequestError`` (404) for another model or version than the one served."""
+        if name != self.name:
+            raise RequestError(404, f"there is no model {ascii(name)[:60]}, expected {self.name}")
+        if version is not None and version != self.version:
+            raise RequestError(
+                404,
+                f"model {self.name} has no version {ascii(version)[:60]}, expected {self.version}",
+            )
+
+    def check_ready(self) -> None:
+        """Raise ``RequestError`` (503) saying why the model is not ready, if it is not."""
+        if self._problem is not None:
+            raise RequestError(503, self._problem)
+
+    def answer(self, body: bytes, header_length: str | None) -> Answer:
+        """Return the answer to a request, or raise ``RequestError`` saying why there is none."""
+        self.check_ready()
+        request = parse_request(body, header_length, self.signature)
+        try:
+            logits = self._session.run(request.images)
+        except OutOfMemoryError as error:
+            raise RequestError(503, str(error)) from error
+        except D2NasError as error:
+            # The runtime fails at a request that is right, or left its device: what it would say
+            # from now on is not what was validated.
+            self._problem = str(error)
+            raise RequestError(500, str(error)) from error
+        return encode_answer(logits, request, self.name, self.version)
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Return what ``/v2`` says; ``provider`` and ``device`` are our own keys."""
+        return {
+            "name": "d2nas",
+            "version": __version__,
+            "extensions": ["binary_tensor_data"],
+            **self._place(),
+        }
+
+    def model_metadata(self) -> dict[str, Any]:
+        """Return what ``/v2/models/NAME`` says; ``parameters`` holds what the protocol lacks."""
+        signature = self.signature
+        images = {
+            "name": INPUT_NAME,
+            "datatype": signature.datatype,
+            "shape": [-1, *signature.image_shape],
+        }
+        logits = {"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, signature.num_classes]}
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": "onnxruntime_onnx",
+            "inputs": [images],
+            "outputs": [logits],
+            "parameters": {
+                **self._place(),
+                "max_batch": signature.max_batch,
+                "bundle_digest": self._digest,
+            },
+        }
+
+    def _place(self) -> dict[str, Any]:
+        return {"provider": self._session.provider, "device": self.device}

@@ -1,0 +1,210 @@
+"""``d2nas serve``: a bundle on a device, an address to listen on, and an orderly end.
+
+SIGTERM and SIGINT end the server the same way: no new connections, running requests are answered,
+exit code 0, which is what a supervisor expects of a server it stopped and a person of Ctrl+C. A
+second signal leaves at once, with the shell's code (143 or 130), because answers may be lost.
+"""
+
+import contextlib
+import importlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from d2nas.errors import ConfigError, StoppedError
+
+from .console import Console
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from .bundle_reader import Bundle
+    from .inference_service import InferenceService
+    from .server import Limits
+
+_LOOPBACK = ("127.", "::1")
+
+
+def serve_bundle(folder: Path, *, host: str, port: int, device: str) -> None:
+    """Serve the bundle in ``folder`` until a signal ends it.
+
+    Raises ``ConfigError`` (no bundle, the extra is missing, no such device or address),
+    ``DamagedArtifactError`` and whatever ``open_session`` raises, all before it listens; a failed
+    warm-up; and ``StoppedError`` after a second signal.
+    """
+    check_extra()
+    from .bundle_reader import open_bundle
+
+    console = Console()
+    bundle = open_bundle(folder)
+    service = open_service(bundle, device)
+    with ServerSocket(host, port) as listener:
+        console.say(f"{bundle.name}, version {bundle.number}, on {service.device}")
+        console.say(f"listening on {listener.url}")
+        if not listener.is_loopback:
+            console.warn("anyone who reaches this address can ask: no TLS, no passwords")
+        Serving(service, listener, say=console.say).run()
+    console.say("stopped")
+
+
+def check_extra() -> None:
+    """Raise ``ConfigError`` if what ``d2nas[serve]`` installs is not there."""
+    try:
+        for name in ("starlette", "uvicorn"):
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"serving needs what is not installed ({' '.join(str(error).split())})",
+            hint="pip install 'd2nas[serve]'",
+        ) from error
+
+
+def open_service(bundle: "Bundle", device: str) -> "InferenceService":
+    """Open the model of ``bundle`` on ``device`` (auto, cpu, cuda or cuda:N); not yet warm."""
+    from .inference_service import InferenceService
+    from .onnx_io.providers import resolve_device
+    from .onnx_io.session import open_session
+
+    what = f"{bundle.name}/{bundle.number}/model.onnx"
+    session = open_session(bundle.model, device=resolve_device(device), what=what)
+    return InferenceService(bundle, session)
+
+
+class ServerSocket:
+    """A socket that listens. Port 0 takes any that is free; ``url`` says which."""
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            self.socket = socket.create_server(
+                address[:2], family=family, backlog=256, reuse_port=False
+            )
+        except (OSError, UnicodeError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(
+                f"cannot listen on {host}, port {port} ({reason})",
+                hint="--port 0 takes any free port",
+            ) from error
+        self.host, self.port = self.socket.getsockname()[:2]
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return str(self.host).startswith(_LOOPBACK)
+
+    def __enter__(self) -> "ServerSocket":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening."""
+        self.socket.close()
+
+
+class Serving:
+    """Runs a service on a socket, in the thread that calls ``run``."""
+
+    def __init__(
+        self,
+        service: "InferenceService",
+        listener: ServerSocket,
+        limits: "Limits | None" = None,
+        say: Callable[[str], None] = lambda line: None,
+        warm_up: Callable[[], None] | None = None,
+    ) -> None:
+        from .server import Limits, make_application
+
+        self._limits = limits or Limits()
+        self._listener = listener
+        self._warm_up = warm_up or service.warm_up
+        self._say = say
+        self._problem: BaseException | None = None
+        self._workers = ThreadPoolExecutor(self._limits.num_workers, "inference")
+        application = make_application(service, self._workers, self._limits, say)
+        self._server = _make_server(application, self._limits)
+
+    def run(self) -> None:
+        """Listen, warm up, answer; return once all running requests were answered after a stop.
+
+        Raises what the warm-up raised, and ``StoppedError`` after a second signal.
+        """
+        try:
+            with self._signals():
+                self._workers.submit(self._warm_up).add_done_callback(self._warmed_up)
+                self._server.run(sockets=[self._listener.socket])
+        finally:
+            self._workers.shutdown()
+        if self._problem is not None:
+            raise self._problem
+
+    def stop(self) -> None:
+        """Ask for an orderly end, from any thread."""
+        self._server.should_exit = True
+
+    def _warmed_up(self, done: "Future[None]") -> None:
+        problem = done.exception()
+        if problem is None:
+            self._say("ready")
+        else:
+            self._problem = problem
+            self.stop()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Handle both signals inside the ``with``; only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._server.should_exit:
+            self._problem = StoppedError(number, "stopped at once by a second signal")
+            self._server.force_exit = True
+        self.stop()
+
+
+def _make_server(application: Any, limits: "Limits") -> "uvicorn.Server":
+    import uvicorn
+
+    from .server_connection import connection_class
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+            # Its own way ends with the signal raised once more, which would be our exit code.
+            return contextlib.nullcontext()
+
+    config = uvicorn.Config(
+        application,
+        http=connection_class(limits.header_seconds),
+        # Named, so that an installed uvloop changes nothing of what was tested.
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        # It would print tracebacks; what a person has to know is said in a line elsewhere.
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=limits.stop_seconds,
+    )
+    return Server(config)
