@@ -41,14 +41,14 @@ def write_bundle(
     for path, data in files.items():
         _put(disk, folder / path, data)
     # Older models stay listed as they were when they were written.
-    sums = {**_listed_models(folder), **sums}
+    sums = {**_known_models(folder), **sums}
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
     _put(disk, folder / CHECKSUMS, lines.encode())
     return folder
 
 
 def _number_of(folder: Path, digest: str) -> int:
-    known = _listed_models(folder)
+    known = _known_models(folder)
     for path, listed in known.items():
         if listed == digest:
             return int(path.split("/")[0])
@@ -56,6 +56,18 @@ def _number_of(folder: Path, digest: str) -> int:
     if folder.is_dir():
         taken += [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
     return max(taken, default=0) + 1
+
+
+def _known_models(folder: Path) -> dict[str, str]:
+    """Return the digests of the models that are listed, and of those that lie there unlisted: an
+    interruption leaves one between a model and its list.
+    """
+    known = _listed_models(folder)
+    for path in folder.glob("*/model.onnx"):
+        name = f"{path.parent.name}/{path.name}"
+        if path.parent.name.isdecimal() and name not in known:
+            known[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return known
 
 
 def _listed_models(folder: Path) -> dict[str, str]:

@@ -49,7 +49,7 @@ def bundle_of(model: onnx.ModelProto, max_batch: int = MAX_BATCH) -> Bundle:
     data = model.SerializeToString()
     description = describe(check_model(data, what="model"))
     labels = tuple(map(str, range(description.num_classes)))
-    return Bundle(Path("toy"), "toy", 1, data, description, labels, {}, {}, max_batch, "0" * 64)
+    return Bundle(Path("toy"), "toy", 1, data, description, labels, {}, {}, {}, max_batch, "0" * 64)
 
 
 def cold_service(

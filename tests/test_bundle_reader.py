@@ -255,6 +255,24 @@ def test_golden_inputs_that_are_answered_otherwise_are_3(
     assert finished.run("verify", str(bundle)) == 0
 
 
+def test_a_bundle_whose_writing_was_interrupted_is_finished_by_the_next_run(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after the model and before the list: the same number, and a bundle that verifies."""
+    bundle = bundle_of(finished)
+    (bundle / CHECKSUMS).unlink()
+    assert finished.run("run", str(finished.preset)) == 0
+    assert open_bundle(bundle).number == 1
+    # With another model lying there, from a run that was never listed: it stays, and is listed.
+    (bundle / "2").mkdir()
+    shutil.copy(bundle / "1" / "model.onnx", bundle / "2" / "model.onnx")
+    flip(bundle / "2" / "model.onnx")
+    with pytest.raises(DamagedArtifactError, match=r"2/model.onnx: is not listed"):
+        open_bundle(bundle)
+    assert finished.run("run", str(finished.preset)) == 0
+    assert open_bundle(bundle).number == 1
+
+
 def test_what_is_no_bundle_is_a_mistake_of_the_user(
     finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
