@@ -22,7 +22,7 @@ from .config import DataConfig
 from .data import Images, ImageSet, Normalizer, Part, augment_pixels, batch_indices, cutout
 from .errors import D2NasError, OutOfMemoryError
 from .image_decoding import Decoding, read_image, read_random_crop, strict_pillow
-from .image_files import ImageFiles, channels_first
+from .image_files import ImageFiles, channels_first, check_unchanged
 from .parallel import ALONE, Ranks
 from .randomness import generator
 from .transfer import send
@@ -129,6 +129,8 @@ class _Request(NamedTuple):
 
     path: Path
     seed: int
+    state: tuple[int, ...] | None
+    """Of the file that was hashed when the training began."""
 
 
 class _Failure(NamedTuple):
@@ -155,6 +157,7 @@ class _Decoder(Dataset[Any]):
             return _Failure(type(error), str(error), error.hint)
 
     def _decode(self, request: _Request) -> Tensor:
+        check_unchanged(request.path, request.state)
         if self.random_crop:
             pixels = read_random_crop(
                 request.path,
@@ -231,7 +234,7 @@ class _Requests:
             part = self.order.part
             seeds = torch.randint(2**62, (part.num_whole,), generator=draws)[part.own].tolist()
             yield [
-                _Request(self.files.root / self.files.paths[index], seed)
+                _Request(self.files.root / self.files.paths[index], seed, self.files.state(index))
                 for index, seed in zip(indices, seeds, strict=True)
             ]
 

@@ -16,7 +16,7 @@ import tempfile
 import urllib.error
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from .data_sources import (
 )
 from .errors import ConfigError, StorageError
 from .image_decoding import Decoding, fit_image, is_grey, strict_pillow
-from .image_files import ImageFiles, channels_first, read_files
+from .image_files import ImageFiles, channels_first, file_states, read_files
 
 MAX_TENSOR_BYTES = 8 * 2**30
 FOLDER_IMAGE_SIZE = 32
@@ -270,6 +270,7 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     files = ImageFiles(listing.root, tuple(paths), labels, decoding)
     needed = _num_bytes(len(paths), channels, size)
     if streams(config, needed):
+        files = replace(files, states=file_states(listing.root, paths))
         return Pool(config.name, listing.class_names, labels, parts, size, channels, _unread, files)
     check_fits(config.name, len(paths), channels, size)
 

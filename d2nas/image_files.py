@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .errors import StorageError
 from .image_decoding import Decoding, read_image, strict_pillow
+from .image_folders import shown
 from .transfer import send
 
 
@@ -26,6 +28,8 @@ class ImageFiles:
     paths: tuple[str, ...]
     labels_N: Tensor  # noqa: N815
     decoding: Decoding
+    states: NDArray[np.int64] | None = None
+    """What ``file_states`` says of each file; None: they may change."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,7 +41,13 @@ class ImageFiles:
     def select(self, indices: Tensor) -> "ImageFiles":
         """Return the part of the set at ``indices`` (int64, any device)."""
         paths = tuple(self.paths[index] for index in indices.tolist())
-        return replace(self, paths=paths, labels_N=self.labels_N[indices.to(self.labels_N.device)])
+        labels_N = self.labels_N[indices.to(self.labels_N.device)]
+        states = None if self.states is None else self.states[indices.cpu().numpy()]
+        return replace(self, paths=paths, labels_N=labels_N, states=states)
+
+    def state(self, index: int) -> tuple[int, ...] | None:
+        """Return what ``check_unchanged`` compares a file with."""
+        return None if self.states is None else tuple(self.states[index].tolist())
 
     def pixels(self, part: slice) -> Tensor:
         """Decode a part of the images: uint8 N x channels x size x size. Raises as
@@ -45,6 +55,34 @@ class ImageFiles:
         """
         images, _ = read_files([self.root / path for path in self.paths[part]], self.decoding)
         return send(images, self.labels_N.device)
+
+
+def file_states(root: Path, paths: Sequence[str]) -> NDArray[np.int64]:
+    """Return the size and the times of change of files, int64 [N, 3]: of what was hashed before a
+    training that reads them again and again. Raises ``StorageError``.
+    """
+    return np.array([_state(root / path) for path in paths], np.int64).reshape(len(paths), 3)
+
+
+def check_unchanged(path: Path, state: tuple[int, ...] | None) -> None:
+    """Raise ``StorageError`` for a file that is not the one whose state was taken."""
+    if state is not None and _state(path) != state:
+        raise StorageError(
+            f"{shown(path)}: changed since this training began",
+            hint="let the images be as they were, and start the command again",
+        )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise StorageError(
+            f"{shown(path)}: {error.strerror or error}",
+            hint="let the images be as they were, and start the command again",
+        ) from error
+    # The time of change too: it can't be set back, as the time of modification can.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_files(paths: Sequence[Path], decoding: Decoding) -> tuple[Tensor, list[str]]:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from d2nas.batches import Batches
 from d2nas.config import DataConfig, build_config
 from d2nas.data import ImageData, ImageSet, Normalizer, load_data, preprocessing
 from d2nas.data_readers import streams
-from d2nas.errors import ConfigError, OutOfMemoryError
+from d2nas.errors import ConfigError, OutOfMemoryError, StorageError
 from d2nas.image_decoding import Decoding, read_random_crop
 from d2nas.image_files import ImageFiles
 from pipeline.cli import run
@@ -137,7 +138,8 @@ def test_a_damaged_file_is_named(folder: Path, workers: int) -> None:
     data, config = loaded(folder, stream="always", workers=workers)
     assert isinstance(data.train, ImageFiles)
     (folder / data.train.paths[4]).write_bytes(b"not an image")
-    batches = batches_of(data.train, config, batch_size=len(data.train))
+    files = replace(data.train, states=None)  # as if it had been so from the start
+    batches = batches_of(files, config, batch_size=len(data.train))
     with pytest.raises(ConfigError, match=data.train.paths[4]) as caught:
         batches.batch(0)
     assert caught.value.hint == "repair or remove it"
@@ -173,6 +175,28 @@ def test_a_worker_that_ends_while_it_hands_a_batch_over_is_that_error_too(
     stream._iterator = Broken()  # type: ignore[assignment]
     with pytest.raises(OutOfMemoryError, match="a process that reads images ended"):
         batches.batch(1)
+
+
+@pytest.mark.parametrize("crop", ["shift", "resized"])
+def test_a_picture_that_is_exchanged_during_training_ends_it(folder: Path, crop: str) -> None:
+    """The version vouches for the images that were hashed when it began."""
+    data, config = loaded(folder, stream="always", workers=0, crop=crop)
+    assert isinstance(data.train, ImageFiles)
+    batches = batches_of(data.train, config, batch_size=len(data.train))
+    batches.batch(0)
+    path = folder / data.train.paths[3]
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # that time can be set back
+    with pytest.raises(StorageError, match=f"{data.train.paths[3]}: changed since"):
+        batches.batch(1)
+    path.unlink()
+    with pytest.raises(StorageError, match=data.train.paths[3]) as caught:
+        batches.batch(2)
+    assert "let the images be as they were" in (caught.value.hint or "")
+    # Control: without the states of the files nobody notices.
+    path.write_bytes(content)
+    batches_of(replace(data.train, states=None), config, batch_size=len(data.train)).batch(0)
 
 
 def test_workers_outlive_an_interrupt_and_end_with_their_stream(folder: Path) -> None:
