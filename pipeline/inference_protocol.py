@@ -27,6 +27,9 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dty
 _JSON_CHARACTERS = {"FP32": 32, "UINT8": 8}
 """Room for one value: a double's 24 digits, or 3, with the comma, spaces and brackets."""
 _SLACK_BYTES = 64 * 1024
+_SLACK_BRACKETS = 256
+_MAX_QUOTES = 4096
+"""A request has a few dozen names; its numbers are not quoted."""
 _MAX_MESSAGE = 300
 _NOT_DONE = {
     "classification": "answers are logits; classes are for the client to pick",
@@ -61,6 +64,12 @@ class Signature:
         return max(num_values * _DTYPES[self.datatype].itemsize, as_json) + _SLACK_BYTES
 
     @property
+    def max_brackets(self) -> int:
+        """Most lists and objects in a request that can be right, with some room."""
+        first, second, _ = self.image_shape
+        return 1 + self.max_batch * (1 + first * (1 + second)) + _SLACK_BRACKETS
+
+    @property
     def expected(self) -> str:
         """The input in words."""
         shape = ", ".join(map(str, self.image_shape))
@@ -92,6 +101,7 @@ def parse_request(body: bytes, header_length: str | None, signature: Signature) 
     Raises ``RequestError`` (400) for everything that is not exactly a request for this model.
     """
     text, raw = _split(body, header_length)
+    _check_counts(text, signature)
     request = _object(_json(text), "the request")
     parameters = _parameters(request, "the request")
     identity = request.get("id")
@@ -158,6 +168,17 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if not 1 <= length <= len(body):
         raise _wrong(f"{HEADER_LENGTH} is {length}, expected 1 to {len(body)}, the body's length")
     return body[:length], body[length:]
+
+
+def _check_counts(text: bytes, signature: Signature) -> None:
+    # Before parsing: an empty list takes two bytes of text and more than sixty of memory.
+    brackets, quotes = text.count(b"[") + text.count(b"{"), text.count(b'"')
+    if brackets > signature.max_brackets:
+        raise _wrong(
+            f"the request has {brackets} brackets, expected {signature.max_brackets} at most"
+        )
+    if quotes > _MAX_QUOTES:
+        raise _wrong(f"the request has {quotes} quotes, expected {_MAX_QUOTES} at most")
 
 
 def _json(text: bytes) -> Any:

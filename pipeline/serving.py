@@ -10,7 +10,7 @@ import importlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -70,9 +70,23 @@ def open_service(bundle: "Bundle", device: str) -> "InferenceService":
     from .onnx_io.providers import resolve_device
     from .onnx_io.session import open_session
 
-    what = f"{bundle.name}/{bundle.number}/model.onnx"
-    session = open_session(bundle.model, device=resolve_device(device), what=what)
+    device = resolve_device(device)
+    session = open_session(
+        bundle.model,
+        device=device,
+        what=f"{bundle.name}/{bundle.number}/model.onnx",
+        mode=session_mode(bundle.report, device),
+    )
     return InferenceService(bundle, session)
+
+
+def session_mode(report: Mapping[str, Any], device: str) -> str:
+    """Return the mode in which a GPU serves, as ``config.pbtxt`` has it: the best one validated.
+
+    Never with CUDA graphs, which hold for one batch size each and answer one thread at a time.
+    """
+    is_nhwc = report.get("serving_mode") == "nhwc"
+    return "nhwc" if is_nhwc and device.startswith("cuda") else "plain"
 
 
 class ServerSocket:

@@ -25,8 +25,9 @@ from served import (
 
 from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError
 from pipeline.cli import run
+from pipeline.onnx_io.session import MODE_OPTIONS
 from pipeline.server import Limits
-from pipeline.serving import ServerSocket, Serving, open_service
+from pipeline.serving import ServerSocket, Serving, open_service, session_mode
 
 INFER = "/v2/models/toy/infer"
 
@@ -195,6 +196,23 @@ def test_automatic_choice_never_calls_a_cpu_a_gpu() -> None:
     place = service.server_metadata()
     kind = {"CPUExecutionProvider": "CPU ", "CUDAExecutionProvider": "CUDA "}[place["provider"]]
     assert place["device"].startswith(kind)
+
+
+@pytest.mark.parametrize(
+    ("report", "device", "mode"),
+    [
+        ({"serving_mode": "nhwc"}, "cuda:1", "nhwc"),
+        ({"serving_mode": "nhwc"}, "cpu", "plain"),
+        ({"serving_mode": "plain"}, "cuda", "plain"),
+        ({"serving_mode": None}, "cuda", "plain"),
+        ({}, "cuda", "plain"),
+    ],
+)
+def test_a_gpu_serves_in_the_mode_of_the_bundle(
+    report: dict[str, object], device: str, mode: str
+) -> None:
+    assert session_mode(report, device) == mode
+    assert mode in MODE_OPTIONS
 
 
 def test_signals_are_given_back() -> None:
