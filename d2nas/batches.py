@@ -23,7 +23,7 @@ from .data import Images, ImageSet, Normalizer, Part, augment_pixels, batch_indi
 from .errors import D2NasError, OutOfMemoryError
 from .image_decoding import Decoding, read_image, read_random_crop, strict_pillow
 from .image_files import ImageFiles, channels_first, check_unchanged
-from .parallel import ALONE, Ranks
+from .parallel import ALONE, Ranks, local_size
 from .randomness import generator
 from .transfer import send
 
@@ -206,7 +206,7 @@ class _FileStream:
         augmentation, files = self._augmentation, self._files
         workers = augmentation.workers
         if workers is None:
-            workers = min(MAX_WORKERS, os.cpu_count() or 1)
+            workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // local_size()))
         return DataLoader(
             _Decoder(files.decoding, augmentation.crop == "resized", augmentation.color_jitter),
             batch_sampler=_Requests(files, self._order, first_step),

@@ -89,7 +89,8 @@ class DataConfig(Section):
     """Read image files while training, by worker processes, in place of once into memory. Auto:
     imagenet, what needs more than 8 GiB, and for crop=resized or color_jitter."""
     workers: NonNegative | None = None
-    """Worker processes that read a stream; 0 reads in the training process; none: one per core."""
+    """Worker processes that read a stream, of each training process; 0 reads in that one; none: one
+    per core, shared by the training processes."""
 
     @model_validator(mode="after")
     def _can_be_augmented(self) -> "DataConfig":

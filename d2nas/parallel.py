@@ -165,6 +165,12 @@ def environment_ranks() -> Ranks:
     return Ranks(rank, size, local)
 
 
+def local_size() -> int:
+    """Return how many processes of this training share the machine, as torchrun tells it."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(told)) if told.isdecimal() else 1
+
+
 @contextlib.contextmanager
 def connected(ranks: Ranks) -> Iterator[None]:
     """Connect the ranks for the time of the ``with``: gloo for the host, NCCL for GPUs."""
@@ -179,9 +185,10 @@ def connected(ranks: Ranks) -> Iterator[None]:
     except ValueError as error:  # a variable is missing, or makes no sense
         raise ConfigError(f"the processes cannot meet: {_first_line(error)}", hint=_MEET) from None
     except RuntimeError as error:
-        raise LostRankError(
-            f"the processes did not meet: {_first_line(error)}", hint=_MEET
-        ) from error
+        problem = f"the processes did not meet: {_first_line(error)}"
+        if "EADDRINUSE" in str(error):
+            raise ConfigError(problem, hint=_MEET) from None
+        raise LostRankError(problem, hint=_MEET) from error
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
 from d2nas.method import Measured
 from d2nas.network import DropPath
-from d2nas.parallel import ALONE, Ranks, connected, environment_ranks
+from d2nas.parallel import ALONE, Ranks, connected, environment_ranks, local_size
 from d2nas.randomness import generator
 from d2nas.retrain import Retraining
 from d2nas.search import Search
@@ -341,6 +341,28 @@ def test_a_place_that_cannot_be_is_a_mistake(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="no place among processes"):
         environment_ranks()
+
+
+def test_the_workers_of_a_machine_are_shared_by_its_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert local_size() == 1
+    for told, wanted in (("8", 8), ("0", 1), ("x", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", told)
+        assert local_size() == wanted
+
+
+def test_a_port_that_is_taken_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(holder.getsockname()[1]))
+        with (
+            pytest.raises(ConfigError, match=r"did not meet.*EADDRINUSE"),
+            connected(Ranks(0, 2, 0)),
+        ):
+            pass
 
 
 def test_processes_that_are_not_told_where_to_meet_are_a_mistake(
