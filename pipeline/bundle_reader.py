@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, DamagedArtifactError
@@ -26,6 +24,7 @@ from d2nas.verified_folder import read_plain_file
 
 from .bundle import CHECKSUMS
 from .onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
+from .store.arrays import decode_arrays
 
 FILES = (
     "MODEL_CARD.md",
@@ -226,11 +225,7 @@ def _golden_fits(bundle: Bundle) -> bool:
 
 
 def _golden(folder: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    try:
-        found = dict(safetensors.numpy.load(data))
-    except (safetensors.SafetensorError, KeyError, MemoryError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise _damaged(folder, "golden.safetensors", f"not valid safetensors ({problem})") from None
+    found = decode_arrays(data, what=str(folder / "golden.safetensors"))
     if found.keys() != {"images", "logits", "labels"}:
         raise _damaged(folder, "golden.safetensors", "does not hold images, logits and labels")
     return found
