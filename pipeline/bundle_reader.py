@@ -40,6 +40,14 @@ FILES = (
 
 HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
 MODEL_NAME = "model.onnx"
+# fmt: off
+_CONFIG_FIELDS = frozenset((
+    "name", "backend", "max_batch_size", "input", "output", "data_type", "dims",
+    "label_filename", "instance_group", "count", "kind", "dynamic_batching", "version_policy",
+    "specific", "versions", "model_warmup", "batch_size", "inputs", "key", "value", "zero_data",
+    "optimization", "execution_accelerators", "gpu_execution_accelerator", "parameters",
+))
+# fmt: on
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_CHECKSUM_BYTES = 2**20
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
@@ -69,7 +77,7 @@ class Bundle:
 
 def is_bundle(folder: Path) -> bool:
     """Whether a path looks like a bundle, sound or not."""
-    return (folder / CHECKSUMS).is_file()
+    return any((folder / name).is_file() for name in (CHECKSUMS, "config.pbtxt"))
 
 
 def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
@@ -81,7 +89,7 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     folder = Path(os.path.abspath(folder))
     if not is_bundle(folder):
         raise ConfigError(
-            f"{folder}: no bundle, it holds no {CHECKSUMS}",
+            f"{folder}: no bundle, it holds neither {CHECKSUMS} nor config.pbtxt",
             hint="give the folder of one model, for example exported/quickstart",
         )
     content = read_plain_file(
@@ -146,6 +154,7 @@ def _read(folder: Path, path: str, wanted: str) -> bytes:
 
 def _assemble(folder: Path, files: Mapping[str, bytes], digest: str) -> Bundle:
     config = _text(folder, files, "config.pbtxt")
+    _check_fields(folder, config)
     number = _number(folder, config, r"versions: \[ ([1-9][0-9]{0,8}) \]")
     max_batch = _number(folder, config, r"^max_batch_size: ([1-9][0-9]{0,5})$")
     path = f"{number}/{MODEL_NAME}"
@@ -243,6 +252,18 @@ def _object(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, An
     if not isinstance(value, dict):
         raise _damaged(folder, name, "is no JSON object")
     return value
+
+
+def _check_fields(folder: Path, config: str) -> None:
+    """Refuse what no bundle needs: a server would load other files or libraries by some fields."""
+    text = re.sub(r'"[^"\n]*"', '""', config)
+    for field in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)\s*[:{\[<]", text):
+        if field not in _CONFIG_FIELDS:
+            raise _damaged(
+                folder, "config.pbtxt", f"has the field {field}, which d2nas never writes"
+            )
+    if re.search(r"[^A-Za-z0-9_:\[\]{},\s\".-]", text):
+        raise _damaged(folder, "config.pbtxt", "has characters that d2nas never writes")
 
 
 def _number(folder: Path, config: str, pattern: str) -> int:

@@ -107,6 +107,7 @@ UNSEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a hard link for a file": (lambda b: hard_linked(b / "labels.txt"), "labels.txt: is a hard"),
     "a link for a folder": (lambda b: linked(b / "1"), "1/model.onnx: is missing"),
     "a pipe for a file": (lambda b: piped(b / "labels.txt"), "labels.txt: is not a plain file"),
+    "a missing list": (lambda b: (b / CHECKSUMS).unlink(), "SHA256SUMS: is missing"),
     "an empty list": (lambda b: (b / CHECKSUMS).write_text(""), "does not list MODEL_CARD.md"),
     "a list that leads out": (
         lambda b: append(b / CHECKSUMS, f"{'0' * 64}  ../../secret\n"),
@@ -139,6 +140,18 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "JSON with NaN": (lambda b: (b / "report.json").write_text('{"a": NaN}'), "not valid JSON"),
     "another version": (replace_text("config.pbtxt", "[ 1 ]", "[ 2 ]"), "serves version 2"),
     "other dims": (replace_text("config.pbtxt", "1, 8, 8", "1, 9, 9"), "config.pbtxt: contradict"),
+    "a library for the server to load": (
+        lambda b: append(b / "config.pbtxt", 'model_operations { op_library_filename: "x.so" }\n'),
+        "has the field model_operations",
+    ),
+    "another file for the server to load": (
+        lambda b: append(b / "config.pbtxt", 'default_model_filename: "../../x"\n'),
+        "has the field default_model_filename",
+    ),
+    "a comment that hides": (
+        lambda b: append(b / "config.pbtxt", "# version_policy\n"),
+        "characters that d2nas never writes",
+    ),
     "no name": (replace_text("config.pbtxt", 'name: "toy"', ""), "does not say the model's name"),
     "another genotype": (
         lambda b: swap_operation(b / "genotype.json"),
@@ -276,7 +289,7 @@ def test_a_bundle_whose_writing_was_interrupted_is_finished_by_the_next_run(
 def test_what_is_no_bundle_is_a_mistake_of_the_user(
     finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="no bundle, it holds no SHA256SUMS"):
+    with pytest.raises(ConfigError, match="no bundle, it holds neither SHA256SUMS"):
         open_bundle(tmp_path)
     assert finished.run("verify", str(bundle_of(finished)), "toy") == 2
     assert "cannot be verified together" in capfd.readouterr().err
