@@ -6,6 +6,7 @@ import io
 import math
 import os
 import random
+import stat
 import struct
 import warnings
 import zlib
@@ -214,7 +215,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        # Non-blocking, because a named pipe would make the reader wait for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{shown(path)}: not a file")
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes > MAX_FILE_BYTES:
                 raise ConfigError(

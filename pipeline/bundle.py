@@ -13,6 +13,7 @@ from typing import Any
 
 from d2nas.strict_json import parse_json
 
+from .preprocess import preprocess_for
 from .report_page import report_page
 from .store import FileSystem, Version, safe_run_name
 from .triton import triton_config
@@ -62,7 +63,8 @@ def _known_models(folder: Path) -> dict[str, str]:
     """Return the digests of the models that are listed, and of those that lie there unlisted: an
     interruption leaves one between a model and its list.
     """
-    known = _listed_models(folder)
+    listed = _listed_models(folder)
+    known = {name: digest for name, digest in listed.items() if (folder / name).is_file()}
     for path in folder.glob("*/model.onnx"):
         name = f"{path.parent.name}/{path.name}"
         if path.parent.name.isdecimal() and name not in known:
@@ -124,7 +126,8 @@ def _put(disk: FileSystem, path: Path, data: bytes) -> None:
 
 def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
-    preprocess = _preprocess(versions["retrain"].read("preprocess.json"), report["model"])
+    trained = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
+    preprocess = preprocess_for(report["model"]["input_type"], trained)
     lineage = {**report["lineage"], "validate": versions["validate"].id}
     report |= {"bundle_version": number, "lineage": lineage}
     labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
@@ -138,16 +141,6 @@ def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str
         "report.json": _pretty(report),
         "MODEL_CARD.md": _model_card(name, number, report, preprocess).encode(),
     }
-
-
-def _preprocess(stored: bytes, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Say how a picture becomes the input: less is left to do for a model that takes pixels."""
-    preprocess: dict[str, Any] = parse_json(stored, what="preprocess.json")
-    if model["input_type"] == "uint8":
-        inside = f"none: the model itself computes {preprocess['formula']}"
-        preprocess |= {"layout": "NHWC", "dtype": "uint8", "formula": inside}
-        preprocess["value_range"] = [0, 255]
-    return preprocess
 
 
 def _pretty(value: Any) -> bytes:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype
-from d2nas.strict_json import parse_json
+from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import read_plain_file
 
 from .bundle import CHECKSUMS
@@ -162,7 +162,7 @@ def _assemble(folder: Path, files: Mapping[str, bytes], digest: str) -> Bundle:
         raise _damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
     model = check_model(files[path], what=str(folder / path))
     description = describe(model)
-    report = _object(folder, files, "report.json")
+    report = _report(folder, files)
     preprocess = _object(folder, files, "preprocess.json")
     labels = tuple(_text(folder, files, "labels.txt").splitlines())
     bundle = Bundle(
@@ -192,23 +192,34 @@ def _check_agreement(
     layout = "NHWC" if description.input_type == "uint8" else "NCHW"
     kind = "TYPE_UINT8" if description.input_type == "uint8" else "TYPE_FP32"
     dims = ", ".join(map(str, description.array_shape))
-    claimed = bundle.report.get("lineage")
-    claimed = claimed if isinstance(claimed, dict) else {}
+    claimed = bundle.report["lineage"]
+    device = bundle.report["device"]["kind"]
     agreements = {
-        "labels.txt": len(bundle.labels) == description.num_classes,
-        "preprocess.json": preprocess.get("channels") == channels
+        "labels.txt": list(bundle.labels) == [" ".join(name.split()) for name in _names(bundle)]
+        and len(bundle.labels) == description.num_classes
+        and all(label.isprintable() for label in bundle.labels),
+        "preprocess.json": canonical_json(preprocess).decode().strip()
+        == named.get("d2nas.preprocess")
+        and preprocess.get("channels") == channels
         and preprocess.get("image_size") == height == width
         and preprocess.get("dtype") == description.input_type
         and preprocess.get("layout") == layout
         and preprocess.get("fit") in ("crop", "pad")
         and _is_fraction(preprocess.get("crop_fraction"))
         and all(_are_numbers(preprocess.get(key), channels) for key in ("mean", "std"))
-        and len(preprocess.get("class_names") or ()) == description.num_classes,
+        and 0 not in preprocess["std"],
         "config.pbtxt": f"data_type: {kind} dims: [ {dims} ]" in config
-        and f"dims: [ {description.num_classes} ]" in config,
-        "report.json": all(claimed.get(role) == named.get(f"d2nas.{role}") for role in _ROLES)
+        and f"dims: [ {description.num_classes} ]" in config
+        and f"kind: KIND_{'GPU' if device == 'cuda' else 'CPU'}" in config
+        and bundle.max_batch == max(row["batch"] for row in bundle.report["parity"]["batches"]),
+        "report.json": all(
+            claimed.get(role) == named.get(f"d2nas.{role}")
+            for role in ("derive", "retrain", *(["search"] if "d2nas.search" in named else []))
+        )
         and bundle.report.get("bundle_version") == bundle.number
-        and bundle.report.get("genotype_digest") == genotype.digest,
+        and bundle.report.get("genotype_digest") == genotype.digest
+        and description.to_dict().items() <= bundle.report["model"].items()
+        and {row["kind"] for row in bundle.report["latency"]} == {device},
         "genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip(),
         "golden.safetensors": _golden_fits(bundle),
     }
@@ -217,7 +228,9 @@ def _check_agreement(
             raise _damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
 
 
-_ROLES = ("derive", "retrain")
+def _names(bundle: Bundle) -> list[str]:
+    names = bundle.preprocess.get("class_names")
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
 
 
 def _golden_fits(bundle: Bundle) -> bool:
@@ -266,6 +279,27 @@ def _check_fields(folder: Path, config: str) -> None:
         raise _damaged(folder, "config.pbtxt", "has characters that d2nas never writes")
 
 
+def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the report, with the parts that are relied on in the form that they have."""
+    report = _object(folder, files, "report.json")
+    try:
+        limits = report["parity"]["limits"]
+        sound = (
+            all(type(limits[name]) is float for name in ("relative_l2", "top1_agreement"))
+            and all(type(row["batch"]) is int for row in report["parity"]["batches"])
+            and report["parity"]["batches"] != []
+            and report["device"]["kind"] in ("cpu", "cuda")
+            and all(row["kind"] in ("cpu", "cuda") for row in report["latency"])
+            and report["model"]["precision"] in ("fp32", "fp16")
+            and all(isinstance(value, str) for value in report["lineage"].values())
+        )
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise _damaged(folder, "report.json", "is no report that d2nas writes")
+    return report
+
+
 def _number(folder: Path, config: str, pattern: str) -> int:
     found = re.findall(pattern, config, flags=re.MULTILINE)
     if len(found) != 1:
@@ -274,7 +308,7 @@ def _number(folder: Path, config: str, pattern: str) -> int:
 
 
 def _name(folder: Path, config: str) -> str:
-    found = re.findall(r'^name: "([^"\n]{1,64})"$', config, flags=re.MULTILINE)
+    found = re.findall(r'^name: "([A-Za-z0-9][A-Za-z0-9._-]{0,63})"$', config, flags=re.MULTILINE)
     if len(found) != 1:
         raise _damaged(folder, "config.pbtxt", "does not say the model's name")
     return str(found[0])

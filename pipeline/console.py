@@ -225,7 +225,7 @@ def _eager_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{entry['runtime'].removeprefix('PyTorch eager, ')} {entry['mean_ms']:.2f} ms "
         f"({entry['mean_ms'] / runtime['mean_ms']:.1f}x)"
         for entry in report["eager"]
-        if entry["batch"] == batch
+        if entry["batch"] == batch and entry["stable"] and runtime["stable"]
     ]
     return [(f"PyTorch, batch {batch}", f"mean: {', '.join(found)}")] if found else []
 

@@ -12,15 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from PIL import Image
 from toy import Place
 
-from d2nas.config import build_config
-from d2nas.data import load_data
 from d2nas.errors import ConfigError, DamagedArtifactError
 from pipeline import bundle_reader, prediction
 from pipeline.bundle_reader import open_bundle
-from pipeline.store import Store
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -140,6 +136,28 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "JSON with NaN": (lambda b: (b / "report.json").write_text('{"a": NaN}'), "not valid JSON"),
     "another version": (replace_text("config.pbtxt", "[ 1 ]", "[ 2 ]"), "serves version 2"),
     "other dims": (replace_text("config.pbtxt", "1, 8, 8", "1, 9, 9"), "config.pbtxt: contradict"),
+    "another mean": (change_json("preprocess.json", mean=[0.9]), "preprocess.json: contradicts"),
+    "another crop": (change_json("preprocess.json", crop_fraction=0.3), "preprocess.json: contra"),
+    "labels the other way round": (
+        lambda b: (b / "labels.txt").write_text("".join(f"{n}\n" for n in range(9, -1, -1))),
+        "labels.txt: contradicts",
+    ),
+    "a larger batch than was checked": (
+        replace_text("config.pbtxt", "max_batch_size: 64", "max_batch_size: 4096"),
+        "config.pbtxt: contradicts",
+    ),
+    "a GPU for a CPU": (replace_text("config.pbtxt", "KIND_CPU", "KIND_GPU"), "config.pbtxt: con"),
+    "a GPU in the report": (
+        change_json("report.json", device={"kind": "cuda", "label": "CUDA H100"}),
+        "contradicts",
+    ),
+    "a report without a model": (change_json("report.json", model=None), "is no report that"),
+    "a report without limits": (change_json("report.json", parity={}), "is no report that"),
+    "lineage that is no text": (change_json("report.json", lineage={"derive": 1}), "is no report"),
+    "a name that leads out": (
+        replace_text("config.pbtxt", 'name: "toy"', 'name: "../toy"'),
+        "does not say the model's name",
+    ),
     "a library for the server to load": (
         lambda b: append(b / "config.pbtxt", 'model_operations { op_library_filename: "x.so" }\n'),
         "has the field model_operations",
@@ -286,6 +304,18 @@ def test_a_bundle_whose_writing_was_interrupted_is_finished_by_the_next_run(
     assert open_bundle(bundle).number == 1
 
 
+def test_a_model_that_is_gone_is_no_longer_listed(finished: Place) -> None:
+    """An old version that somebody removed must not make the bundle useless for ever."""
+    bundle = bundle_of(finished)
+    assert finished.run("export", "toy", "--input", "uint8") == 0
+    assert finished.run("validate", "toy") == 0
+    shutil.rmtree(bundle / "1")
+    with pytest.raises(DamagedArtifactError, match=r"1/model.onnx: is missing"):
+        open_bundle(bundle)
+    assert finished.run("validate", "toy") == 0
+    assert open_bundle(bundle).number == 2
+
+
 def test_what_is_no_bundle_is_a_mistake_of_the_user(
     finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,87 +331,3 @@ def test_sizes_are_limited_before_anything_is_read(
     monkeypatch.setattr(bundle_reader, "_MAX_FILE_BYTES", 100)
     with pytest.raises(DamagedArtifactError, match="larger than 100 bytes"):
         open_bundle(bundle_of(finished))
-
-
-# --- pictures -----------------------------------------------------------------------------------
-
-
-def pictures(place: Place, folder: Path) -> tuple[list[Path], Any]:
-    """The toy's first test images as files, and their logits out of the validation."""
-    store = Store(place.store)
-    version = store.open("toy/validate")
-    assert version.note is not None
-    config = build_config(version.note["config"])
-    data = load_data(config.data, seed=config.run.seed, default_root=folder)
-    paths = []
-    for index in range(8):
-        path = folder / f"{index}.png"
-        Image.fromarray(data.test.images_NCHW[index, 0].numpy()).save(path)
-        paths.append(path)
-    golden = safetensors.numpy.load(version.read("golden.safetensors"))
-    return paths, golden["logits"]
-
-
-@pytest.mark.parametrize("words", [(), ("--input", "uint8"), ("--precision", "fp16")])
-def test_a_picture_gets_the_answer_that_validation_gave_it(
-    finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...]
-) -> None:
-    if words:
-        assert finished.run("export", "toy", *words) == 0
-        assert finished.run("validate", "toy") == 0
-    paths, logits = pictures(finished, tmp_path)
-    found = finished_json(finished, capfd, *map(str, paths))
-    for prediction_, wanted in zip(found, logits, strict=True):
-        np.testing.assert_allclose(prediction_["logits"], wanted, rtol=1e-5, atol=1e-5)
-        best = [entry["class"] for entry in prediction_["predictions"]]
-        assert best == [str(index) for index in np.argsort(-wanted, kind="stable")[:5]]
-        shares = [entry["probability"] for entry in prediction_["predictions"]]
-        exponents = np.exp(wanted.astype(np.float64))
-        assert shares[0] == pytest.approx(exponents.max() / exponents.sum(), rel=1e-4)
-        assert shares == sorted(shares, reverse=True)
-
-
-def finished_json(place: Place, capfd: pytest.CaptureFixture[str], *images: str) -> Any:
-    from pipeline.cli import run
-
-    capfd.readouterr()
-    assert run(["predict", str(bundle_of(place)), *images, "--json"]) == 0
-    return json.loads(capfd.readouterr().out)
-
-
-def test_predictions_are_a_table_and_one_bad_picture_is_one_line(
-    finished: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from pipeline.cli import run
-
-    paths, _ = pictures(finished, tmp_path)
-    assert run(["predict", str(bundle_of(finished)), str(paths[0]), "--top", "2"]) == 0
-    lines = capfd.readouterr().out.splitlines()
-    assert lines[0].split("\t") == ["image", "class", "probability"]
-    assert len(lines) == 3
-    assert lines[1].endswith(" %")
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
-    assert run(["predict", str(bundle_of(finished)), str(paths[0]), str(bad)]) == 2
-    captured = capfd.readouterr()
-    assert captured.out == ""  # never half a result
-    assert "bad.png: cannot be read as an image" in captured.err
-    missing = str(tmp_path / "missing.png")
-    assert run(["predict", str(bundle_of(finished)), missing]) in (2, 7)
-    assert run(["predict", str(tmp_path), str(paths[0])]) == 2
-
-
-def test_more_pictures_than_a_batch_are_answered_in_parts(
-    finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths, _ = pictures(finished, tmp_path)
-    bundle = open_bundle(bundle_of(finished))
-    session = prediction.open_model(bundle, "cpu")
-    whole = prediction.predict(bundle, session, paths)
-    object.__setattr__(bundle, "max_batch", 3)
-    sizes: list[int] = []
-    run = session.run
-    monkeypatch.setattr(session, "run", lambda images: (sizes.append(len(images)), run(images))[1])
-    parts = prediction.predict(bundle, session, paths)
-    assert sizes == [3, 3, 2]
-    assert [p.classes for p in parts] == [p.classes for p in whole]

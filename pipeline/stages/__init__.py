@@ -63,7 +63,7 @@ CODE_SCHEMA: Mapping[str, int] = {
     "derive": 3,
     "retrain": 5,
     "evaluate": 3,
-    "export": 3,
+    "export": 4,
     "validate": 5,
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""

@@ -9,6 +9,7 @@ from d2nas.strict_json import canonical_json, parse_json
 from ..onnx_io.export import export_onnx
 from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
+from ..preprocess import preprocess_for
 from . import Context, Facts
 from .retrain import PREPROCESS_FILE
 
@@ -49,7 +50,9 @@ def run(context: Context) -> Facts:
             "d2nas.seed": str(retrained.manifest.seed),
             GENOTYPE_KEY: network.genotype.to_json().strip(),
             NETWORK_KEY: canonical_json(description).decode().strip(),
-            "d2nas.preprocess": canonical_json(preprocess).decode().strip(),
+            "d2nas.preprocess": canonical_json(preprocess_for(config.input, preprocess))
+            .decode()
+            .strip(),
         },
     )
     context.work.write(MODEL_FILE, data)

@@ -12,6 +12,7 @@ from d2nas.data import ImageData, Normalizer
 from d2nas.network import Network
 from d2nas.training import resolve_device
 
+from ..onnx_io.devices import CpuDevice
 from ..onnx_io.model_file import ModelDescription
 from ..onnx_io.session import OnnxSession
 
@@ -47,13 +48,11 @@ class TestImages:
 def torch_answer(
     network: Network, images: TestImages, session: OnnxSession
 ) -> Callable[[NDArray[Any]], Logits]:
-    """Return the network in float32 as a function of the model's inputs, on the session's device.
-
-    The device is the kind, not the number: PyTorch's first GPU.
-    """
+    """Return the network in float32 as a function of the model's inputs, on the same device."""
     # Full float32 on both sides: TF32 is torch's default for convolutions on CUDA.
     torch.backends.cudnn.allow_tf32 = False
-    device = resolve_device(session.device.kind)
+    own = session.device
+    device = resolve_device("cpu" if isinstance(own, CpuDevice) else f"cuda:{own.index}")
     network.to(device)
 
     def answer(inputs: NDArray[Any]) -> Logits:

@@ -142,7 +142,7 @@ def require_fast(record: LatencyRecord, max_p99_ms: float) -> None:
         raise ValidationFailedError(
             f"the p99 of {what} is not known: {len(record.samples_ns)} runs were timed, "
             f"{MIN_SAMPLES[99]} are needed",
-            hint="raise validate.latency_seconds",
+            hint="raise validate.latency_samples or validate.latency_seconds",
         )
     # "Not at most" rather than "above": a NaN must not pass.
     if not p99 <= max_p99_ms:
@@ -156,7 +156,8 @@ def _modes(device: Device, config: ValidateConfig) -> Sequence[str]:
     if isinstance(device, CpuDevice):
         return (PLAIN,)
     chosen = tuple(MODE_OPTIONS) if config.modes is None else config.modes
-    return tuple(mode for mode in MODE_OPTIONS if mode in chosen)
+    # Plain always: it is what parity was checked in, and what serves where no other may.
+    return tuple(mode for mode in MODE_OPTIONS if mode == PLAIN or mode in chosen)
 
 
 def _open_if_right(
