@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .config_section import Device, Positive, PositiveReal, Rate, Section
 
+P99_SAMPLES = 662
+"""Timed runs that a p99 needs (MLPerf's early-stopping rule)."""
 LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
 
 
@@ -37,7 +39,7 @@ class ValidateConfig(Section):
     accuracy_floor: Rate | None = None
     """Smallest part of PyTorch's accuracy; none: 0.999 (fp32), 0.99 (fp16; MLPerf's floors)."""
     latency_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1, 8, 64)
-    latency_samples: Positive = 662
+    latency_samples: Positive = P99_SAMPLES
     """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
     latency_seconds: PositiveReal = 10.0
     """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
@@ -49,3 +51,11 @@ class ValidateConfig(Section):
     """Batch size that max_p99_ms is for."""
     compare_eager: bool = True
     """Time PyTorch without a compiler beside the runtime."""
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> "ValidateConfig":
+        if self.max_p99_ms is not None and self.latency_samples < P99_SAMPLES:
+            raise ValueError(
+                f"validate.max_p99_ms needs validate.latency_samples of at least {P99_SAMPLES}"
+            )
+        return self

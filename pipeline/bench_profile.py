@@ -4,6 +4,7 @@ from pathlib import Path
 
 from d2nas.errors import ConfigError
 
+from .bundle_reader import is_bundle, open_bundle
 from .onnx_io.profile import Profile, operation_of
 from .profile_drawing import draw_profile
 from .store import Store
@@ -15,10 +16,14 @@ TOP_PLACES = 20
 def find_model(target: str, store: Path) -> tuple[str, bytes]:
     """Return the name and bytes of a model: a .onnx file, a bundle's folder, a run, or a version.
 
-    A bundle's highest number is taken, a run's newest export. Raises ``ConfigError`` if there is
-    none, and what opening a version raises.
+    Of a bundle the model that it serves is taken, once all of it was checked; of any other folder
+    the highest number; of a run the newest export. Raises ``ConfigError`` if there is none, and
+    what opening a bundle or a version raises.
     """
     path = Path(target)
+    if is_bundle(path):
+        bundle = open_bundle(path)
+        return str(path / str(bundle.number) / MODEL_FILE), bundle.model
     if path.is_dir():
         numbers = [int(entry.name) for entry in path.iterdir() if entry.name.isdecimal()]
         path = path / str(max(numbers, default=0)) / MODEL_FILE

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2nas.errors import ConfigError
+from d2nas.verified_folder import is_digest
+
 from .bundle_reader import Bundle, open_bundle
 from .console import Console
 from .onnx_io.identity import check_identity
@@ -17,6 +20,8 @@ def verify_bundles(
 
     Raises what is wrong with the first that is not sound.
     """
+    if digest is not None and not is_digest(digest.lower()):
+        raise ConfigError(f"--digest {digest!r} is no SHA-256 in hexadecimal")
     rows = [_verified(open_bundle(folder, digest), resolve_device(device)) for folder in folders]
     console = Console()
     if as_json:

@@ -91,6 +91,9 @@ def prepare(bundle: Bundle, paths: Sequence[Path]) -> NDArray[Any]:
     """
     if not paths:
         raise ConfigError("there is no picture to answer")
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file")
     preprocess = bundle.preprocess
     decoding = Decoding(
         preprocess["image_size"],

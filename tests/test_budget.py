@@ -5,9 +5,21 @@ from collections.abc import Callable
 import pytest
 from toy import Place
 
+from d2nas.config_deployment import P99_SAMPLES
 from d2nas.errors import ValidationFailedError
 from pipeline import budget, commands
 from pipeline.budget import widest_that_fits
+from pipeline.onnx_io.latency import MIN_SAMPLES
+
+ENOUGH = ("--set", "validate.latency_samples=662", "--set", "validate.latency_seconds=30")
+
+
+def test_a_p99_that_can_never_be_shown_is_refused_before_anything_runs(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert place.run("run", str(place.preset), "--max-p99-ms", "60000") == 2
+    assert "latency_samples of at least 662" in capfd.readouterr().err
+    assert MIN_SAMPLES[99] == P99_SAMPLES
 
 
 def tried(
@@ -53,7 +65,7 @@ def test_a_network_that_is_too_slow_is_not_trained(
     """The toy's 8 channels take 2 ms here, whatever the machine."""
     took = {8: 2.0, 4: 1.0}
     monkeypatch.setattr(budget, "_measure", lambda c, g, width, *sizes: (took[width], "CPU Test"))
-    words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4")
+    words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4", *ENOUGH)
     assert place.run(*words) == 3
     talk = capfd.readouterr().err
     assert "p99 2 ms > 1.5 ms for batch 4 on CPU Test: it was not trained" in talk
@@ -76,12 +88,9 @@ def test_a_network_that_is_trained_already_is_not_timed_again(
         raise ValidationFailedError("timed again")
 
     monkeypatch.setattr(budget, "check_budget", refuse)
-    words = ("run", str(finished.preset), "--max-p99-ms", "1000")
-    # The gate then asks for more runs than the toy's 20: not for a new training.
-    assert finished.run(*words) == 3
-    talk = capfd.readouterr().err
-    assert "662 are needed" in talk
-    assert "timed again" not in talk
+    words = ("run", str(finished.preset), "--max-p99-ms", "60000", *ENOUGH)
+    assert finished.run(*words) == 0
+    assert "timed again" not in capfd.readouterr().err
     # Control: a changed training would be.
     assert finished.run(*words, "--set", "retrain.epochs=4") == 3
     assert "timed again" in capfd.readouterr().err
@@ -100,7 +109,7 @@ def test_the_untrained_network_is_really_measured(
         real(runner, when)
 
     monkeypatch.setattr(commands.Runner, "check_stop", stop)
-    words = ("run", str(place.preset), "--max-p99-ms", "60000")
+    words = ("run", str(place.preset), "--max-p99-ms", "60000", *ENOUGH)
     assert place.run(*words) == 3
     said = capfd.readouterr().err.splitlines()
     (line,) = (line for line in said if line.startswith("budget: "))

@@ -264,6 +264,7 @@ def test_the_digest_proves_which_bundle_it_is(
     assert finished.run("verify", str(bundle), "--digest", published) == 4
     assert "not the one that was published" in capfd.readouterr().err
     assert finished.run("verify", "toy", "--digest", published) == 2
+    assert finished.run("verify", str(bundle), "--digest", "0000") == 2
 
 
 def test_golden_inputs_that_are_answered_otherwise_are_3(
