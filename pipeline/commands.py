@@ -6,6 +6,7 @@ out.
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from .listing import (
 from .presets import preset_sources, read_preset
 from .runner import Reuse, Runner, RunResult
 from .stages import run_stages
-from .stop import StopFlag, signals_by_default
+from .stop import StopFlag, signals_handled
 from .store import Store
 from .study import read_study
 from .study_report import (
@@ -389,7 +390,7 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
     console = Console()
     try:
         with contextlib.ExitStack() as stack:
-            with signals_by_default():  # nothing is lost while the processes meet
+            with signals_handled(signal.SIG_DFL):  # at once: nothing is lost while they meet
                 stack.enter_context(connected(ranks))
             stop = stack.enter_context(StopFlag().installed())
             if ranks.rank > 0:

@@ -7,7 +7,6 @@ second signal leaves at once, with the shell's code (143 or 130), because answer
 
 import contextlib
 import importlib
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from d2nas.errors import ConfigError, StoppedError
 
 from .console import Console
+from .stop import signals_handled
 
 if TYPE_CHECKING:
     import uvicorn
@@ -181,13 +181,8 @@ class Serving:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
+        with signals_handled(self._handle):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._server.should_exit:

@@ -1,24 +1,26 @@
 """Signals as a flag that is looked at where a stop costs nothing (no torch)."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from d2nas.errors import StoppedError
 
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
+
 
 @contextmanager
-def signals_by_default() -> Iterator[None]:
-    """Let both signals end the process at once: for waits that look at no flag."""
+def signals_handled(handler: Handler) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM by ``handler`` inside the ``with`` (main thread only)."""
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 @dataclass
@@ -35,10 +37,5 @@ class StopFlag:
     @contextmanager
     def installed(self) -> Iterator["StopFlag"]:
         """Handle both signals inside the ``with`` (main thread only)."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
+        with signals_handled(self._handle):
             yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

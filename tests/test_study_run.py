@@ -214,6 +214,7 @@ def test_a_variant_reuses_the_search_and_not_the_training(done, capfd):
         path.read_text()
         + '[[variant]]\nname = "base"\n[[variant]]\nname = "long"\nmethods = ["random"]\n'
         + 'seeds = [1]\n[variant.settings]\n"retrain.epochs" = 1\n'
+        + '[[variant]]\nname = "twice"\nmethods = ["random"]\nseeds = [1]\ntrainings = 2\n'
     )
     rows = study_rows(done, capfd)
     base = next(r for r in rows if (r["method"], r["seed"]) == ("random", 1))
@@ -226,24 +227,14 @@ def test_a_variant_reuses_the_search_and_not_the_training(done, capfd):
         "retrain",
         "evaluate",
     }
-
-
-def test_a_network_is_searched_once_and_trained_from_several_seeds(done, capfd):
-    path = done.folder / "small.toml"
-    path.write_text(
-        path.read_text()
-        + '[[variant]]\nname = "base"\n[[variant]]\nname = "twice"\nmethods = ["random"]\n'
-        + "seeds = [1]\ntrainings = 2\n"
-    )
-    rows = study_rows(done, capfd)
-    base = next(r for r in rows if (r["method"], r["seed"]) == ("random", 1))
+    # Two trainings of it: the first is the base's, the second starts from other weights.
     first, second = (row for row in rows if row["variant"] == "twice")
     assert [r["genotype_digest"] for r in (first, second)] == [base["genotype_digest"]] * 2
-    store = Store(done.store)
-    weights = [store.open(f"{r['run']}/retrain").read("weights.safetensors") for r in (first, base)]
-    assert weights[0] == weights[1]
-    other = store.open(f"{second['run']}/retrain").read("weights.safetensors")
-    assert other != weights[0]
+    weights = [
+        store.open(f"{row['run']}/retrain").read("weights.safetensors")
+        for row in (base, first, second)
+    ]
+    assert weights[0] == weights[1] != weights[2]
     assert len(store.references(second["run"])) == 2  # retrain and evaluate
 
 
