@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from .config_section import Device, Positive, PositiveReal, Rate, Section
 
-P99_SAMPLES = 662
-"""Timed runs that a p99 needs (MLPerf's early-stopping rule)."""
 LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
 
 
@@ -39,7 +37,7 @@ class ValidateConfig(Section):
     accuracy_floor: Rate | None = None
     """Smallest part of PyTorch's accuracy; none: 0.999 (fp32), 0.99 (fp16; MLPerf's floors)."""
     latency_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1, 8, 64)
-    latency_samples: Positive = P99_SAMPLES
+    latency_samples: Positive = 662
     """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
     latency_seconds: PositiveReal = 10.0
     """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
@@ -47,15 +45,26 @@ class ValidateConfig(Section):
     """How the runtime may run the model on a GPU; none tries all, a CPU has only plain."""
     max_p99_ms: PositiveReal | None = None
     """The gate: the p99 of gate_batch, from host to host in the best mode, must not be longer."""
-    gate_batch: Positive = 1
-    """Batch size that max_p99_ms is for."""
+    gate_batch: Positive | None = None
+    """Batch size that max_p99_ms is for; none: 1."""
     compare_eager: bool = True
     """Time PyTorch without a compiler beside the runtime."""
 
+    @property
+    def gated_batch(self) -> int | None:
+        """Batch size that the gate on latency is for; None without one."""
+        return None if self.max_p99_ms is None else self.gate_batch or 1
+
     @model_validator(mode="after")
-    def _can_be_shown(self) -> "ValidateConfig":
-        if self.max_p99_ms is not None and self.latency_samples < P99_SAMPLES:
+    def _gate_is_whole(self) -> "ValidateConfig":
+        if self.gate_batch is None:
+            return self
+        if self.max_p99_ms is None:
+            raise ValueError("validate.gate_batch needs validate.max_p99_ms, the gate's limit")
+        largest = max(self.parity_batches)
+        if self.gate_batch > largest:
             raise ValueError(
-                f"validate.max_p99_ms needs validate.latency_samples of at least {P99_SAMPLES}"
+                f"validate.gate_batch={self.gate_batch} is above {largest}, the largest batch "
+                "that is served (validate.parity_batches)"
             )
         return self

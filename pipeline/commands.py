@@ -88,7 +88,7 @@ def _keep_budget(runner: Runner, config: Config, derived: RunResult) -> None:
 
     data = runner.images(config)
     genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
-    budget = check_budget(
+    taken = check_budget(
         config,
         genotype,
         channels=data.channels,
@@ -96,8 +96,8 @@ def _keep_budget(runner: Runner, config: Config, derived: RunResult) -> None:
         num_classes=len(data.class_names),
     )
     runner.display.say(
-        f"budget: p99 {budget.p99_ms:.3g} ms of {config.validate_.max_p99_ms:g} ms for batch "
-        f"{config.validate_.gate_batch} on {budget.device}, untrained"
+        f"budget: {taken} of {config.validate_.max_p99_ms:g} ms for batch "
+        f"{config.validate_.gated_batch} on {taken.device}, untrained"
     )
 
 

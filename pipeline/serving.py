@@ -85,7 +85,7 @@ def session_mode(report: Mapping[str, Any], device: str) -> str:
 
     Never with CUDA graphs, which hold for one batch size each and answer one thread at a time.
     """
-    is_nhwc = report.get("serving_mode") == "nhwc"
+    is_nhwc = report.get("best_mode") == "nhwc"
     return "nhwc" if is_nhwc and device.startswith("cuda") else "plain"
 
 

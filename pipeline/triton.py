@@ -13,8 +13,7 @@ _KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 def triton_config(name: str, number: int, report: Mapping[str, Any]) -> str:
     """Return the configuration that serves version ``number`` as it was validated.
 
-    On the validated kind of device, in its best mode without CUDA graphs, which hold for one batch
-    size each where the server makes up batches of any. Ready only after a run at batch 1 and at the
+    On the validated kind of device, in its best mode. Ready only after a run at batch 1 and at the
     largest batch: at a new shape a GPU first chooses its kernels.
     """
     model = report["model"]
@@ -60,11 +59,11 @@ def _warmup(batch: int, input_type: str, shape: str) -> str:
 
 
 def _acceleration(report: Mapping[str, Any]) -> str:
-    """Return the options of the CUDA provider that the best mode for a batching server ran with."""
+    """Return the options of the CUDA provider that the best mode ran with."""
     if report["device"]["kind"] != "cuda":
         return ""
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-    if report["serving_mode"] == "nhwc":
+    if report["best_mode"] == "nhwc":
         options["prefer_nhwc"] = "1"
     parameters = "".join(
         f'        parameters {{ key: "{key}" value: "{value}" }}\n'

@@ -5,21 +5,13 @@ from collections.abc import Callable
 import pytest
 from toy import Place
 
-from d2nas.config_deployment import P99_SAMPLES
 from d2nas.errors import ValidationFailedError
 from pipeline import budget, commands
-from pipeline.budget import widest_that_fits
-from pipeline.onnx_io.latency import MIN_SAMPLES
-
-ENOUGH = ("--set", "validate.latency_samples=662", "--set", "validate.latency_seconds=30")
+from pipeline.budget import Taken, widest_that_fits
 
 
-def test_a_p99_that_can_never_be_shown_is_refused_before_anything_runs(
-    place: Place, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert place.run("run", str(place.preset), "--max-p99-ms", "60000") == 2
-    assert "latency_samples of at least 662" in capfd.readouterr().err
-    assert MIN_SAMPLES[99] == P99_SAMPLES
+def p99(milliseconds: float) -> Taken:
+    return Taken(milliseconds, None, "CPU Test")
 
 
 def tried(
@@ -27,11 +19,12 @@ def tried(
 ) -> tuple[tuple[int, float] | None, list[int]]:
     widths: list[int] = []
 
-    def measure(init_channels: int) -> float:
+    def measure(init_channels: int) -> Taken:
         widths.append(init_channels)
-        return takes(init_channels)
+        return p99(takes(init_channels))
 
-    return widest_that_fits(measure, limit, width, takes(width), trials), widths
+    found = widest_that_fits(measure, limit, width, p99(takes(width)), trials)
+    return (None if found is None else (found[0], found[1].milliseconds)), widths
 
 
 @pytest.mark.parametrize("limit", [2.0, 3.1, 5.0, 8.9])
@@ -63,9 +56,10 @@ def test_a_network_that_is_too_slow_is_not_trained(
     place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The toy's 8 channels take 2 ms here, whatever the machine."""
-    took = {8: 2.0, 4: 1.0}
-    monkeypatch.setattr(budget, "_measure", lambda c, g, width, *sizes: (took[width], "CPU Test"))
-    words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4", *ENOUGH)
+    took = {8: p99(2.0), 4: p99(1.0)}
+    monkeypatch.setattr(budget, "_untrained", lambda config, genotype, width, *sizes: width)
+    monkeypatch.setattr(budget, "_measure", lambda config, width, shape: took[width])
+    words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4")
     assert place.run(*words) == 3
     talk = capfd.readouterr().err
     assert "p99 2 ms > 1.5 ms for batch 4 on CPU Test: it was not trained" in talk
@@ -88,7 +82,7 @@ def test_a_network_that_is_trained_already_is_not_timed_again(
         raise ValidationFailedError("timed again")
 
     monkeypatch.setattr(budget, "check_budget", refuse)
-    words = ("run", str(finished.preset), "--max-p99-ms", "60000", *ENOUGH)
+    words = ("run", str(finished.preset), "--max-p99-ms", "60000")
     assert finished.run(*words) == 0
     assert "timed again" not in capfd.readouterr().err
     # Control: a changed training would be.
@@ -100,7 +94,6 @@ def test_the_untrained_network_is_really_measured(
     place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Export and timing of the toy, untrained; then the run ends where training would begin."""
-    said: list[str] = []
     real = commands.Runner.check_stop
 
     def stop(runner: commands.Runner, when: str) -> None:
@@ -109,7 +102,7 @@ def test_the_untrained_network_is_really_measured(
         real(runner, when)
 
     monkeypatch.setattr(commands.Runner, "check_stop", stop)
-    words = ("run", str(place.preset), "--max-p99-ms", "60000", *ENOUGH)
+    words = ("run", str(place.preset), "--max-p99-ms", "60000")
     assert place.run(*words) == 3
     said = capfd.readouterr().err.splitlines()
     (line,) = (line for line in said if line.startswith("budget: "))

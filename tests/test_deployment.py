@@ -76,20 +76,17 @@ def test_pytorch_stands_beside_and_every_run_is_kept(finished: Place) -> None:
     assert {(row["batch"], row["transfers"]) for row in report["latency_modes"]} == {
         (batch, transfers) for batch in (1, 4) for transfers in ("none", "host")
     }
-    assert (report["best_mode"], report["serving_mode"], report["gpu"]) == ("plain", "plain", None)
+    assert (report["best_mode"], report["gpu"]) == ("plain", None)
     (stored,) = finished.store.glob("versions/*/latency.json")
     kept = json.loads(stored.read_text())
     measured = {(row["batch"], row["transfers"]): row["samples"] for row in report["latency_modes"]}
     assert {(row["batch"], row["transfers"]): len(row["samples_ns"]) for row in kept} == measured
 
 
-ENOUGH = ("--set", "validate.latency_samples=662", "--set", "validate.latency_seconds=30")
-
-
 def test_the_gate_on_latency_is_3_and_leaves_no_version(
     finished: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("validate", "toy", "--set", "validate.compare_eager=false", "--batch", "2", *ENOUGH)
+    words = ("validate", "toy", "--set", "validate.compare_eager=false", "--batch", "2")
     assert finished.run(*words, "--max-p99-ms", "0.0001") == 3
     assert " ms > 0.0001 ms for batch 2 on CPU " in capfd.readouterr().err
     rows = finished.json(capfd, "ls")
@@ -105,15 +102,15 @@ def test_accuracy_below_the_floor_is_3(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parity may pass and accuracy may not: one of many images tips over."""
-    real = validate._accuracy
+    real = validate.accuracy_of
     answers = iter([1.0, 0.99])
-    monkeypatch.setattr(validate, "_accuracy", lambda logits, labels: next(answers))
+    monkeypatch.setattr(validate, "accuracy_of", lambda logits, labels: next(answers))
     words = ("validate", "toy", "--fresh")
     assert finished.run(*words) == 3
     assert "accuracy 0.9900 is below 0.9990, 99.9 % of PyTorch's 1.0000" in capfd.readouterr().err
     answers = iter([1.0, 0.99])
     assert finished.run(*words, "--set", "validate.accuracy_floor=0.99") == 0
-    monkeypatch.setattr(validate, "_accuracy", real)
+    monkeypatch.setattr(validate, "accuracy_of", real)
 
 
 def report_of(kind: str, mode: str) -> dict[str, object]:
@@ -121,7 +118,7 @@ def report_of(kind: str, mode: str) -> dict[str, object]:
         "model": {"input_type": "float32", "input_shape": [3, 32, 32], "num_classes": 10},
         "parity": {"batches": [{"batch": 1}, {"batch": 64}]},
         "device": {"kind": kind},
-        "serving_mode": mode,
+        "best_mode": mode,
     }
 
 

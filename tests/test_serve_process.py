@@ -201,10 +201,10 @@ def test_automatic_choice_never_calls_a_cpu_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("report", "device", "mode"),
     [
-        ({"serving_mode": "nhwc"}, "cuda:1", "nhwc"),
-        ({"serving_mode": "nhwc"}, "cpu", "plain"),
-        ({"serving_mode": "plain"}, "cuda", "plain"),
-        ({"serving_mode": None}, "cuda", "plain"),
+        ({"best_mode": "nhwc"}, "cuda:1", "nhwc"),
+        ({"best_mode": "nhwc"}, "cpu", "plain"),
+        ({"best_mode": "plain"}, "cuda", "plain"),
+        ({"best_mode": None}, "cuda", "plain"),
         ({}, "cuda", "plain"),
     ],
 )

@@ -14,20 +14,22 @@ from torch import nn
 
 from d2nas.config import build_config
 from d2nas.config_deployment import ValidateConfig
-from d2nas.errors import ConfigError, ValidationFailedError
+from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 from pipeline.onnx_io import gpu_state
 from pipeline.onnx_io.devices import CpuDevice
 from pipeline.onnx_io.gpu_state import GpuState, read_gpu_state
 from pipeline.onnx_io.latency import CpuLatency
 from pipeline.onnx_io.parity import Limits
 from pipeline.onnx_io.session import OnnxSession, open_session
-from pipeline.stages import timing
+from pipeline.stages import modes, timing
 from pipeline.stages.eager import measure_eager
+from pipeline.stages.modes import GateLimits, ModeCheck
 from pipeline.stages.timing import Latencies, measure_all, require_fast
 
 MODEL = hand_made_model().SerializeToString()
 IMAGES = np.random.default_rng(1).standard_normal((6, 1, 4, 4)).astype(np.float32)
-LOGITS = np.random.default_rng(2).standard_normal((6, 3)).astype(np.float32)
+WEIGHTS = np.random.default_rng(2).standard_normal((16, 3)).astype(np.float32)
+LABELS = (IMAGES.reshape(6, 16) @ WEIGHTS).argmax(axis=1)
 
 
 def config(*settings: str) -> ValidateConfig:
@@ -36,11 +38,14 @@ def config(*settings: str) -> ValidateConfig:
 
 
 def right(images: Any) -> Any:
-    """The reference's answers, whatever order its images come in; nothing to others."""
-    if images.shape != IMAGES.shape:
-        return np.zeros((len(images), 3), np.float32)
-    backwards = np.array_equal(images, IMAGES[::-1])
-    return LOGITS[::-1] if backwards else LOGITS
+    """The reference's answers, row by row."""
+    return np.stack([(image.reshape(16) @ WEIGHTS) for image in images])
+
+
+def check(**changes: Any) -> ModeCheck:
+    limits = GateLimits(Limits(), accuracy_floor=0.999)
+    facts = {"answer": right, "images": IMAGES, "labels": LABELS, "batches": (1, 2, 4)}
+    return ModeCheck(**{**facts, "limits": limits, "accuracy": 1.0, **changes})
 
 
 def measured(
@@ -58,8 +63,7 @@ def measured(
         open_mode,
         nn.Identity(),  # type: ignore[arg-type]  not timed here
         config("validate.compare_eager=false", *settings),
-        (IMAGES, LOGITS),
-        Limits(),
+        check().problem,
         lambda: None,
     )
     return found, opened
@@ -94,16 +98,66 @@ def test_only_chosen_modes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_mode_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def stuck(images: Any) -> Any:
         """What a captured graph would answer that never looks at new images."""
-        return LOGITS if images.shape == IMAGES.shape else right(images)
+        return right(IMAGES[: len(images)])
 
     found, _ = measured(monkeypatch, Situation(answer=stuck))
     assert set(found.refused) == {"nhwc", "cuda-graph", "nhwc-cuda-graph"}
     assert {r.mode for r in found.records} == {"plain"}
-    assert "relative L2" in found.refused["nhwc"]
+    assert all("relative L2" in reason for reason in found.refused.values())
     # Control: nobody would have noticed without the comparison.
-    monkeypatch.setattr(timing, "gate", lambda result, limits: ("passed", ()))
+    monkeypatch.setattr(modes.ModeCheck, "problem", lambda check, session: None)
     found, _ = measured(monkeypatch, Situation(answer=stuck))
     assert not found.refused
+
+
+def test_a_mode_that_may_serve_is_judged_at_every_batch_size_and_on_all_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong_in_pairs(images: Any) -> Any:
+        return right(images[::-1]) if len(images) == 2 else right(images)
+
+    found, _ = measured(monkeypatch, Situation(answer=wrong_in_pairs))
+    assert set(found.refused) == {"nhwc"}
+    assert found.refused["nhwc"].startswith("parity failed: batch 2: ")
+    assert (found.best_mode, {r.mode for r in found.records} >= {"cuda-graph"}) == ("plain", True)
+
+
+def test_a_mode_that_may_serve_keeps_the_floor_of_accuracy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_runtime.install(Situation(answer=right), monkeypatch)
+    session = open_session(MODEL, device="cuda", mode="nhwc")
+    assert check().problem(session) is None
+    wrong = check(labels=np.roll(LABELS, 1)).problem(session)
+    assert wrong is not None
+    assert "is below 0.9990" in wrong
+
+
+def test_memory_that_runs_out_in_another_mode_ends_that_mode_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = fake_runtime.Fail("CUDA error cudaErrorMemoryAllocation: out of memory")
+
+    def no_room_for_nhwc(session: OnnxSession) -> str | None:
+        session._session.situation = Situation(
+            answer=right, run_error=full if session.mode == "nhwc" else None
+        )
+        return None
+
+    fake_runtime.install(Situation(answer=right), monkeypatch)
+    quick = config("validate.compare_eager=false")
+    arguments = (nn.Identity(), quick, no_room_for_nhwc, lambda: None)
+    plain = open_session(MODEL, device="cuda")
+    found = measure_all(
+        plain,
+        lambda mode: open_session(MODEL, device="cuda", mode=mode),
+        *arguments,  # type: ignore[arg-type]
+    )
+    assert set(found.refused) == {"nhwc"}
+    assert "out of memory" in found.refused["nhwc"]
+    plain._session.situation = Situation(answer=right, run_error=full)
+    with pytest.raises(OutOfMemoryError):
+        measure_all(plain, lambda mode: plain, *arguments)  # type: ignore[arg-type]
 
 
 def test_a_mode_that_does_not_come_into_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +192,52 @@ def record(milliseconds: float, samples: int = 662, mode: str = "plain", batch: 
     return CpuLatency(batch, "CPU", times, 20, mode, "host", CpuDevice("Test", 2))
 
 
-def test_the_best_mode_has_the_shortest_median_at_the_deciding_batch() -> None:
-    records = [record(3.0), record(2.0, mode="nhwc"), record(1.0, mode="cuda-graph", batch=8)]
+def test_a_batch_size_has_one_memory_for_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_runtime.install(Situation(answer=right), monkeypatch)
+    session = open_session(MODEL, device="cuda", mode="cuda-graph")
+    first = session.bind(IMAGES)
+    second = session.bind(IMAGES[::-1].copy())
+    second()
+    assert second is first
+    assert np.allclose(second.logits(), right(IMAGES[::-1]))
+    assert session.bind(IMAGES[:2]) is not first
+    plain = open_session(MODEL, device="cuda")
+    assert plain.bind(IMAGES) is not plain.bind(IMAGES)
+
+
+def test_the_best_mode_has_the_shortest_median_of_those_that_may_serve() -> None:
+    records = [record(3.0), record(2.0, mode="nhwc"), record(1.0, mode="cuda-graph")]
     assert timing._best_mode(records, 1) == "nhwc"
-    assert timing._best_mode(records, 8) == "cuda-graph"
-    with pytest.raises(ValidationFailedError, match="no mode"):
-        timing._best_mode(records, 4)
+    assert timing._best_mode(records[:1], 1) == "plain"
+
+
+def test_the_gate_times_as_many_runs_as_its_p99_needs() -> None:
+    session = open_session(MODEL, device="cpu", num_threads=1)
+    quick = config("validate.compare_eager=false", "validate.max_p99_ms=60000")
+    found = measure_all(
+        session,
+        lambda mode: session,
+        nn.Identity(),  # type: ignore[arg-type]
+        quick,
+        lambda session: None,
+        lambda: None,
+    )
+    runs = {(r.batch, r.transfers): len(r.samples_ns) for r in found.records}
+    assert runs[1, "host"] == 662
+    assert max(count for key, count in runs.items() if key != (1, "host")) <= 12
+    require_fast(found.of(1, "host"), 60000.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["validate.gate_batch=2"], "gate_batch needs validate.max_p99_ms"),
+        (["validate.max_p99_ms=5", "validate.gate_batch=65"], "gate_batch=65 is above 64"),
+    ],
+)
+def test_a_gate_that_means_nothing_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(*settings)
 
 
 def test_the_gate_needs_a_p99_that_is_known_and_short_enough() -> None:
@@ -240,14 +334,17 @@ def test_what_the_driver_does_not_tell_is_not_guessed(
 
 @pytest.mark.gpu
 def test_every_mode_of_a_real_gpu_answers_alike() -> None:
-    reference = open_session(MODEL, device="cpu", num_threads=1).run(IMAGES)
+    reference_session = open_session(MODEL, device="cpu", num_threads=1)
     found = measure_all(
         open_session(MODEL, device="cuda"),
         lambda mode: open_session(MODEL, device="cuda", mode=mode),
         nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to("cuda").eval(),  # type: ignore[arg-type]
         config(),
-        (IMAGES, reference),
-        Limits(relative_l2=1e-3),
+        check(
+            answer=lambda images: reference_session.run(images),
+            labels=reference_session.run(IMAGES).argmax(axis=1),
+            limits=GateLimits(Limits(relative_l2=1e-3), 0.999),
+        ).problem,
         lambda: None,
     )
     assert not found.refused

@@ -20,7 +20,7 @@ def report_of(kind: str, mode: str, input_type: str = "float32") -> dict[str, An
         "model": {"input_type": input_type, "input_shape": [3, 32, 48], "num_classes": 10},
         "parity": {"batches": [{"batch": 1}, {"batch": 64}]},
         "device": {"kind": kind},
-        "serving_mode": mode,
+        "best_mode": mode,
     }
 
 

@@ -167,21 +167,24 @@ def measure_latency(
     *,
     samples: int,
     seconds: float,
+    at_least: int = 1,
     transfers: Transfers = "none",
     clock: Clock = time.perf_counter_ns,
 ) -> LatencyRecord:
-    """Time ``samples`` runs of ``batch`` images, fewer if ``seconds`` are over, at least one.
+    """Time ``samples`` runs of ``batch`` images, ``at_least`` so many if ``seconds`` are over.
 
     Warm-up before, at this batch size: until 20 runs and one second are over, but at most a
     quarter of ``seconds``, at least one run. Raises ``ConfigError`` for senseless numbers and what
     ``session`` raises; the provider is checked after the last run.
     """
-    if batch < 1 or samples < 1 or not 0.0 < seconds < math.inf:
+    if batch < 1 or not 1 <= at_least <= samples or not 0.0 < seconds < math.inf:
         raise ConfigError("latency needs a batch, a number of samples and seconds above 0")
     images = timing_images(batch, session.description)
     bound = session.bind(images)
     run: Callable[[], object] = bound if transfers == "none" else lambda: bound.answer(images)
-    timings, warmup_runs = time_runs(run, samples=samples, seconds=seconds, clock=clock)
+    timings, warmup_runs = time_runs(
+        run, samples=samples, seconds=seconds, at_least=at_least, clock=clock
+    )
     session.check_provider()
     facts = (batch, session.provider, timings, warmup_runs, session.mode, transfers)
     device = session.device
@@ -195,16 +198,18 @@ def time_runs(
     *,
     samples: int,
     seconds: float,
+    at_least: int = 1,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[tuple[int, ...], int]:
     """Warm up and time ``run``; returns the nanoseconds of each timed run, and the warm-up's runs.
 
-    At most ``samples`` runs and about ``seconds`` in all; at least one of each kind.
+    At most ``samples`` runs and about ``seconds`` in all; at least one run to warm up, and
+    ``at_least`` so many timed ones.
     """
     budget = int(seconds * 1e9)
     began = clock()
     warmup_runs = _warm_up(run, clock, began, int(budget * WARMUP_SHARE))
-    return _timed(run, clock, began + budget, samples), warmup_runs
+    return _timed(run, clock, began + budget, samples, at_least), warmup_runs
 
 
 def _warm_up(run: Callable[[], object], clock: Clock, began: int, limit: int) -> int:
@@ -217,11 +222,13 @@ def _warm_up(run: Callable[[], object], clock: Clock, began: int, limit: int) ->
             return num_runs
 
 
-def _timed(run: Callable[[], object], clock: Clock, until: int, samples: int) -> tuple[int, ...]:
+def _timed(
+    run: Callable[[], object], clock: Clock, until: int, samples: int, at_least: int
+) -> tuple[int, ...]:
     taken: list[int] = []
     while len(taken) < samples:
         start = clock()
-        if taken and start >= until:
+        if len(taken) >= at_least and start >= until:
             break
         run()
         taken.append(clock() - start)

@@ -227,7 +227,7 @@ def check_parity(
         raise ConfigError("parity needs at least one image and batch sizes of at least 1")
     limits = limits or Limits()
     largest = max(batches)
-    reference = _in_batches(reference_fn, images, largest)
+    reference = in_batches(reference_fn, images, largest)
     if len(reference) != len(images):
         raise ValueError("the reference does not answer each image with one row of logits")
     entries = []
@@ -268,7 +268,7 @@ def _at_batch(
     batch: int,
     limits: Limits,
 ) -> BatchParity:
-    result = compare(reference, _in_batches(session.run, images, batch))
+    result = compare(reference, in_batches(session.run, images, batch))
     verdict, reasons = gate(result, limits)
     identical, permuted = _row_invariance(session, images[:batch])
     broken = [
@@ -312,8 +312,11 @@ def _row_distance(rows: NDArray[Any], wanted: NDArray[Any]) -> float:
     return max(ratio(row - target, target) for row, target in zip(rows, wanted, strict=True))
 
 
-def _in_batches(answer: Reference, images: Rows, batch: int) -> NDArray[Any]:
-    """Answers to all images in order; an array of no rows if a batch is answered by other rows."""
+def in_batches(answer: Reference, images: Rows, batch: int) -> NDArray[Any]:
+    """Return the answers to all images in order, ``batch`` at a time.
+
+    An array of no rows if a batch is answered by another number of rows.
+    """
     answers = []
     for at in range(0, len(images), batch):
         rows = images[at : at + batch]

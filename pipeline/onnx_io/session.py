@@ -80,6 +80,7 @@ class OnnxSession:
         self.device = device
         self.description = description
         self.mode = mode
+        self._captured: dict[int, BoundRun] = {}
 
     @property
     def provider(self) -> str:
@@ -111,7 +112,16 @@ class OnnxSession:
     def bind(self, images: NDArray[Any]) -> "BoundRun":
         """Put ``images`` and room for their logits on the device; raises as ``run`` does."""
         self._check_images(images)
-        return self.attempt(lambda: BoundRun(self, images))
+        if "cuda-graph" not in self.mode:
+            return self.attempt(lambda: BoundRun(self, images))
+        # A captured graph reads and writes where it did when it was captured: the same memory
+        # for every binding of a batch size.
+        captured = self._captured.get(len(images))
+        if captured is None:
+            captured = self._captured[len(images)] = self.attempt(lambda: BoundRun(self, images))
+        else:
+            self.attempt(lambda: captured.replace_images(images))
+        return captured
 
     def attempt(self, action: Callable[[], Result]) -> Result:
         """Call ``action`` and turn the runtime's exceptions into errors of d2nas."""
@@ -159,9 +169,13 @@ class BoundRun:
 
     def answer(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Copy other ``images`` of the same shape to the device, run, and return the logits."""
-        self._owner.attempt(lambda: self._input.update_inplace(images))
+        self._owner.attempt(lambda: self.replace_images(images))
         self()
         return self.logits()
+
+    def replace_images(self, images: NDArray[Any]) -> None:
+        """Copy other ``images`` of the same shape to where the first ones lie."""
+        self._input.update_inplace(np.ascontiguousarray(images))
 
     def logits(self) -> NDArray[np.float32]:
         """Copy the logits [N, classes] of the last run from the device."""

@@ -150,14 +150,12 @@ def _modes(content: Content, shown: Sequence[Mapping[str, Any]]) -> Html | None:
     for record in others:
         how = _TRANSFERS.get(str(record.get("transfers")), "copies not recorded")
         groups.setdefault(f"Mode {record.get('mode', 'plain')}, {how}", []).append(record)
-    chosen = [
-        f"{what}: {content.get(key)}."
-        for what, key in (
-            ("Fastest mode", "best_mode"),
-            ("Mode for a server that batches", "serving_mode"),
+    best = content.get("best_mode")
+    chosen = [f"It is served in mode {best}."] if best else []
+    if any("cuda-graph" in str(record.get("mode")) for record in others):
+        chosen.append(
+            "CUDA graphs hold for one batch size each: timed for comparison, never served."
         )
-        if content.get(key)
-    ]
     chosen += [f"Mode {mode} was refused: {why}" for mode, why in refused.items()]
     return join(
         (

@@ -1,7 +1,8 @@
 """Latency of a validated model: every mode of its device, PyTorch beside, and the gate.
 
-The best mode has the shortest median from host to host at the gate's batch size; that is also what
-the gate's p99 is of, because a server copies too.
+The best mode is, of those that may serve, the one with the shortest median from host to host at
+the gate's batch size. It is what ``config.pbtxt`` and ``d2nas serve`` run in, and what the gate's
+p99 is of.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,21 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2nas.config_deployment import ValidateConfig
-from d2nas.errors import ValidationFailedError
+from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.network import Network
 
-from ..onnx_io.comparison import compare
-from ..onnx_io.devices import CpuDevice, Device
+from ..onnx_io.devices import Device
 from ..onnx_io.gpu_state import GpuState, read_gpu_state
-from ..onnx_io.latency import MIN_SAMPLES, LatencyRecord, measure_latency
-from ..onnx_io.parity import Limits, gate
-from ..onnx_io.session import MODE_OPTIONS, PLAIN, OnnxSession
+from ..onnx_io.latency import MIN_SAMPLES, LatencyRecord, Transfers, measure_latency
+from ..onnx_io.session import PLAIN, OnnxSession
 from .eager import measure_eager
+from .modes import may_serve, modes_of
 
+TRANSFERS: tuple[Transfers, ...] = ("none", "host")
 OpenMode = Callable[[str], OnnxSession]
+Problem = Callable[[OnnxSession], str | None]
+"""Says why a session must not be used; None if it may."""
 
 
 @dataclass
@@ -34,8 +36,6 @@ class Latencies:
     eager: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     best_mode: str = PLAIN
-    serving_mode: str = PLAIN
-    """The best of those that take any batch size at any time, as a batching server needs."""
     before: GpuState | None = None
     after: GpuState | None = None
 
@@ -54,7 +54,6 @@ class Latencies:
             ],
             "latency_modes": entries,
             "best_mode": self.best_mode,
-            "serving_mode": self.serving_mode,
             "refused_modes": self.refused,
             "eager": self.eager,
             "gpu": None if self.before is None else self.before.to_dict(self.after),
@@ -78,60 +77,72 @@ def measure_all(
     open_mode: OpenMode,
     network: Network,
     config: ValidateConfig,
-    reference: tuple[NDArray[Any], NDArray[np.float32]],
-    limits: Limits,
+    problem: Problem,
     done: Callable[[], None],
 ) -> Latencies:
     """Measure every mode at every batch size, on the device and from host to host.
 
-    ``session`` runs in the plain mode, ``open_mode`` opens others; one whose answers to the
-    reference's images are not its logits is refused. ``done`` is called after each batch size.
+    ``session`` runs in the plain mode, ``open_mode`` opens others; one that does not come about or
+    has a ``problem`` is refused. ``done`` is called after each batch size.
     """
     found = Latencies(before=read_gpu_state(session.device))
-    batches = measured_batches(config)
-    for mode in _modes(session.device, config):
-        opened = (
-            session if mode == PLAIN else _open_if_right(mode, open_mode, reference, limits, found)
-        )
-        if opened is None:
+    for mode in modes_of(session.device, config):
+        if mode == PLAIN:
+            found.records += _measured(session, config, done)
             continue
-        for batch in batches:
-            found.records += [
-                measure_latency(
-                    opened,
-                    batch,
-                    samples=config.latency_samples,
-                    seconds=config.latency_seconds,
-                    transfers=transfers,
-                )
-                for transfers in ("none", "host")
-            ]
-            done()
-    found.best_mode = _best_mode(found.records, gate_batch(config))
-    found.serving_mode = _best_mode(
-        [record for record in found.records if "cuda-graph" not in record.mode], gate_batch(config)
-    )
+        try:
+            opened = open_mode(mode)
+            refused = problem(opened)
+            found.records += [] if refused else _measured(opened, config, done)
+        except (OutOfMemoryError, ValidationFailedError) as error:
+            refused = str(error)
+        if refused:
+            found.refused[mode] = refused
+    found.best_mode = _best_mode(found.records, deciding_batch(config))
     if config.compare_eager:
-        for batch in batches:
+        for batch in measured_batches(config):
             found.eager += measure_eager(network, session, batch, config)
     found.after = read_gpu_state(session.device)
     return found
 
 
+def _measured(
+    session: OnnxSession, config: ValidateConfig, done: Callable[[], None]
+) -> list[LatencyRecord]:
+    records = []
+    for batch in measured_batches(config):
+        for transfers in TRANSFERS:
+            is_gate = (batch, transfers) == (config.gated_batch, "host")
+            # What the gate asks for can be answered, whatever the budgets say.
+            needed = MIN_SAMPLES[99] if is_gate else 1
+            records.append(
+                measure_latency(
+                    session,
+                    batch,
+                    samples=max(config.latency_samples, needed),
+                    seconds=config.latency_seconds,
+                    at_least=needed,
+                    transfers=transfers,
+                )
+            )
+        done()
+    return records
+
+
 def measured_batches(config: ValidateConfig) -> list[int]:
     """Return the batch sizes to time, smallest first, the gate's among them."""
-    gated = [config.gate_batch] if config.max_p99_ms is not None else []
+    gated = () if config.gated_batch is None else (config.gated_batch,)
     return sorted({*config.latency_batches, *gated})
 
 
-def gate_batch(config: ValidateConfig) -> int:
-    """Return the batch size that decides: the gate's, or the smallest measured."""
-    return config.gate_batch if config.max_p99_ms is not None else measured_batches(config)[0]
+def deciding_batch(config: ValidateConfig) -> int:
+    """Return the batch size that the best mode is chosen by: the gate's, or the smallest."""
+    return config.gated_batch or measured_batches(config)[0]
 
 
 def num_measured(device: Device, config: ValidateConfig) -> int:
     """Return how often ``measure_all`` calls ``done``, at most."""
-    return len(_modes(device, config)) * len(measured_batches(config))
+    return len(modes_of(device, config)) * len(measured_batches(config))
 
 
 def require_fast(record: LatencyRecord, max_p99_ms: float) -> None:
@@ -141,8 +152,7 @@ def require_fast(record: LatencyRecord, max_p99_ms: float) -> None:
     if p99 is None:
         raise ValidationFailedError(
             f"the p99 of {what} is not known: {len(record.samples_ns)} runs were timed, "
-            f"{MIN_SAMPLES[99]} are needed",
-            hint="raise validate.latency_samples or validate.latency_seconds",
+            f"{MIN_SAMPLES[99]} are needed"
         )
     # "Not at most" rather than "above": a NaN must not pass.
     if not p99 <= max_p99_ms:
@@ -152,42 +162,13 @@ def require_fast(record: LatencyRecord, max_p99_ms: float) -> None:
         )
 
 
-def _modes(device: Device, config: ValidateConfig) -> Sequence[str]:
-    if isinstance(device, CpuDevice):
-        return (PLAIN,)
-    chosen = tuple(MODE_OPTIONS) if config.modes is None else config.modes
-    # Plain always: it is what parity was checked in, and what serves where no other may.
-    return tuple(mode for mode in MODE_OPTIONS if mode == PLAIN or mode in chosen)
-
-
-def _open_if_right(
-    mode: str,
-    open_mode: OpenMode,
-    reference: tuple[NDArray[Any], NDArray[np.float32]],
-    limits: Limits,
-    found: Latencies,
-) -> OnnxSession | None:
-    images, logits = reference
-    try:
-        session = open_mode(mode)
-        bound = session.bind(images)
-        bound()  # what is captured at the first run must hold for the images of a later one
-        answered = bound.answer(images[::-1].copy())[::-1]
-    except ValidationFailedError as error:
-        found.refused[mode] = str(error)
-        return None
-    verdict, reasons = gate(compare(logits, answered), limits)
-    if verdict == "failed":
-        found.refused[mode] = "; ".join(reasons)
-        return None
-    return session
-
-
 def _best_mode(records: Sequence[LatencyRecord], batch: int) -> str:
-    at_batch = [r for r in records if (r.batch, r.transfers) == (batch, "host")]
-    if not at_batch:
-        raise ValidationFailedError("no mode of the device answers as the network does")
-    return min(at_batch, key=lambda record: float(np.median(record.samples_ns))).mode
+    candidates = [
+        record
+        for record in records
+        if (record.batch, record.transfers) == (batch, "host") and may_serve(record.mode)
+    ]
+    return min(candidates, key=lambda record: float(np.median(record.samples_ns))).mode
 
 
 def _find(records: Sequence[LatencyRecord], mode: str, batch: int, transfers: str) -> LatencyRecord:

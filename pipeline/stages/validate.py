@@ -8,7 +8,7 @@ The test images are touched here, once, after all training. A model that does no
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ..onnx_io.parity import (
     ParityReport,
     SelfTest,
     check_parity,
+    in_batches,
     self_test,
 )
 from ..onnx_io.providers import resolve_device
@@ -37,6 +38,7 @@ from ..onnx_io.session import OnnxSession, open_session
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .export import MODEL_FILE
+from .modes import GateLimits, ModeCheck, accuracy_of
 from .references import Recorded, TestImages, torch_answer
 from .timing import measure_all, num_measured, require_fast
 
@@ -78,12 +80,18 @@ def run(context: Context) -> Facts:
         lambda mode: open_session(model, device=device, what=what, mode=mode),
         network,
         config,
-        (images[:NUM_SELF_TEST], checked.logits[:NUM_SELF_TEST]),
-        limits.parity,
+        ModeCheck(
+            reference.answer,
+            images,
+            data.test.labels_N.numpy(),
+            config.parity_batches,
+            limits,
+            accuracy["torch"],
+        ).problem,
         _counter(context),
     )
-    if config.max_p99_ms is not None:
-        require_fast(latencies.of(config.gate_batch, "host"), config.max_p99_ms)
+    if config.gated_batch is not None and config.max_p99_ms is not None:
+        require_fast(latencies.of(config.gated_batch, "host"), config.max_p99_ms)
     report = _report(context, data, session) | {
         "identity": identity.to_dict(),
         "accuracy": accuracy,
@@ -124,7 +132,7 @@ def _check(
     session: OnnxSession,
     reference: Recorded,
     images: TestImages,
-    limits: "_Limits",
+    limits: GateLimits,
 ) -> _Checked:
     """Raise ``ValidationFailedError`` unless the model computes what the network computes."""
     batches = context.config.validate_.parity_batches
@@ -139,17 +147,17 @@ def _check(
     )
     context.hooks.advance(2, None)
     _require_passed(parity, selftest)
-    return _Checked(parity, selftest, _in_batches(session.run, images, max(batches)))
+    return _Checked(parity, selftest, in_batches(session.run, images, max(batches)))
 
 
 def _accuracies(
-    logits: Images, reference: Recorded, data: ImageData, limits: "_Limits"
+    logits: Images, reference: Recorded, data: ImageData, limits: GateLimits
 ) -> dict[str, Any]:
     """Return the accuracies of both; raises ``ValidationFailedError`` below the floor."""
     labels = data.test.labels_N.numpy()
     accuracy = {
-        "torch": _accuracy(np.concatenate(reference.answers), labels),
-        "onnx": _accuracy(logits, labels),
+        "torch": accuracy_of(np.concatenate(reference.answers), labels),
+        "onnx": accuracy_of(logits, labels),
         "test_images": len(labels),
         "floor": limits.accuracy_floor,
     }
@@ -157,17 +165,10 @@ def _accuracies(
     return accuracy
 
 
-class _Limits(NamedTuple):
-    """What the gate allows."""
-
-    parity: Limits
-    accuracy_floor: float
-
-
-def _limits(config: ValidateConfig, precision: str) -> _Limits:
+def _limits(config: ValidateConfig, precision: str) -> GateLimits:
     """Return the configured limits, the precision's where none is given."""
     parity, floor = PRECISION_LIMITS[precision]
-    return _Limits(
+    return GateLimits(
         Limits(
             parity.relative_l2 if config.relative_l2 is None else config.relative_l2,
             parity.top1_agreement if config.top1_agreement is None else config.top1_agreement,
@@ -184,7 +185,7 @@ def _counter(context: Context) -> Callable[[], None]:
 def _gate_record(config: ValidateConfig) -> dict[str, Any] | None:
     if config.max_p99_ms is None:
         return None
-    return {"max_p99_ms": config.max_p99_ms, "batch": config.gate_batch, "transfers": "host"}
+    return {"max_p99_ms": config.max_p99_ms, "batch": config.gated_batch, "transfers": "host"}
 
 
 def _check_lineage(context: Context, model: bytes) -> None:
@@ -272,13 +273,3 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
             "export": exported.id,
         },
     }
-
-
-def _in_batches(answer: Callable[[Images], Images], images: TestImages, batch: int) -> Images:
-    return np.concatenate(
-        [answer(images[start : start + batch]) for start in range(0, len(images), batch)]
-    )
-
-
-def _accuracy(logits: Images, labels: NDArray[np.int64]) -> float:
-    return float((logits.argmax(axis=1) == labels).mean())
