@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from d2nas.errors import DamagedArtifactError
 from d2nas.strict_json import parse_json
 
 from .preprocess import preprocess_for
 from .report_page import report_page
+from .report_page.content import Content, origin_of, searched_here
 from .store import FileSystem, Version, safe_run_name
 from .triton import triton_config
 
@@ -45,7 +47,25 @@ def write_bundle(
     sums = {**_known_models(folder), **sums}
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
     _put(disk, folder / CHECKSUMS, lines.encode())
+    _check_older_models(folder, sums)
     return folder
+
+
+def _check_older_models(folder: Path, sums: Mapping[str, str]) -> None:
+    """Raise ``DamagedArtifactError`` for a model of an earlier version that is not what is listed.
+
+    It would have every reader refuse the bundle, and nothing here says what it was made from.
+    """
+    for path, digest in sums.items():
+        if path.endswith("/model.onnx") and _digest_of(folder / path) != digest:
+            raise DamagedArtifactError(
+                f"{folder}: {path}: its SHA-256 is not the one in {CHECKSUMS}",
+                hint=f"remove {folder / path.split('/')[0]}, then write the bundle again",
+            )
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _number_of(folder: Path, digest: str) -> int:
@@ -68,7 +88,7 @@ def _known_models(folder: Path) -> dict[str, str]:
     for path in folder.glob("*/model.onnx"):
         name = f"{path.parent.name}/{path.name}"
         if path.parent.name.isdecimal() and name not in known:
-            known[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            known[name] = _digest_of(path)
     return known
 
 
@@ -152,6 +172,7 @@ def _one_line(text: str) -> str:
 
 
 def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict[str, Any]) -> str:
+    content = Content(name, number, report, preprocess)
     data, accuracy, parity = report["data"], report["accuracy"], report["parity"]
     latency = "\n".join(
         f"| {entry['batch']} | {entry['device']} | {entry['provider']} "
@@ -163,7 +184,7 @@ def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict
     return f"""# {name}, version {number}
 
 Image classifier for {len(preprocess["class_names"])} classes; its architecture was
-{_origin(report)}.
+{origin_of(content)}.
 Served as is by Triton (this folder lies in a model repository) or by ONNX Runtime.
 
 - Input `images`: {_input_line(report["model"])}, prepared as `preprocess.json` says
@@ -175,8 +196,8 @@ Served as is by Triton (this folder lies in a model repository) or by ONNX Runti
 ## Evidence
 
 - Accuracy {100 * accuracy["onnx"]:.2f} % (ONNX Runtime), {100 * accuracy["torch"]:.2f} %
-  (PyTorch), on {accuracy["test_images"]} {data["evaluation"]} images that no stage
-  saw before; weights of the last epoch
+  (PyTorch), on {accuracy["test_images"]} {data["evaluation"]} images that neither
+  search nor training read; weights of the last epoch
 - Parity {parity["verdict"]}: relative L2 {parity["relative_l2"]:.2e}, largest difference
   {parity["max_abs"]:.2e}, top-1 agreement {100 * parity["top1_agreement"]:.2f} %
 - The gate rejected every deliberately faulty copy: {", ".join(report["self_test"]["rejected"])}
@@ -188,7 +209,7 @@ Served as is by Triton (this folder lies in a model repository) or by ONNX Runti
 
 ## Data
 
-{data["name"]}: {data["train"]} training images{_halves(report)},
+{data["name"]}: {data["train"]} training images{_halves(content)},
 {data["test"]} {data["evaluation"]} images. Content digest `{data["digest"]}`.
 
 ## Limits
@@ -213,19 +234,10 @@ def _input_line(model: Mapping[str, Any]) -> str:
     return f"float32 [batch, {channels}, {height}, {width}]"
 
 
-def _origin(report: dict[str, Any]) -> str:
-    found_by = str(report["found_by"])
-    if found_by.startswith("given: "):
-        return f"not searched here ({found_by})"
-    how = "drawn at random" if found_by == "random" else f"found by a search ({found_by})"
-    where = "the data it classifies" if report["found_on_this_data"] else "other data"
-    return f"{how} on {where}"
-
-
-def _halves(report: dict[str, Any]) -> str:
-    if not report["found_on_this_data"]:
+def _halves(content: Content) -> str:
+    if not searched_here(content):
         return ""
-    data = report["data"]
+    data = content.report["data"]
     return (
         f" ({data['weight_half']} for the weights and\n{data['arch_half']} for the architecture "
         "during the search, all of them for the final training)"

@@ -52,9 +52,13 @@ def _verified(bundle: Bundle, device: str) -> dict[str, object]:
 def predict_images(
     folder: Path, images: Sequence[Path], *, top: int, device: str, as_json: bool
 ) -> None:
-    """Answer pictures and show the most probable classes of each."""
+    """Answer pictures and show the most probable classes of each.
+
+    The device may be another than the validated one: it answers the golden inputs first.
+    """
     bundle = open_bundle(folder)
     session = open_model(bundle, resolve_device(device))
+    check_golden(bundle, session)
     found = predict(bundle, session, images, top)
     console = Console()
     if as_json:

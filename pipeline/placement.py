@@ -18,7 +18,7 @@ from d2nas.spaces import CELL_TYPES, SearchSpace
 
 from .onnx_io.export import export_onnx
 from .onnx_io.providers import resolve_device
-from .onnx_io.session import open_session
+from .onnx_io.session import OnnxSession, open_session
 
 COLUMNS = ("operation", "runs", "where", "nodes", "problem")
 _CHANNELS, _SIZE, _CLASSES = 4, 8, 3
@@ -55,12 +55,14 @@ class Placement:
 
 
 class _Alone(nn.Module):
-    """An operation between an image and logits: with stride 1, then with stride 2."""
+    """An operation between an image and logits: with stride 1, then with stride 2; or none."""
 
-    def __init__(self, operation: str) -> None:
+    def __init__(self, operation: str | None) -> None:
         super().__init__()
-        self.stride1 = build_operation(operation, _CHANNELS, 1)
-        self.stride2 = build_operation(operation, _CHANNELS, 2)
+        self.stride1, self.stride2 = (
+            nn.Identity() if operation is None else build_operation(operation, _CHANNELS, stride)
+            for stride in (1, 2)
+        )
         self.classifier = nn.Linear(_CHANNELS, _CLASSES)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -78,21 +80,18 @@ def place_operations(space: SearchSpace, *, device: str, opset: int) -> Iterator
     """Yield where each operation of ``space`` runs when ``device`` is asked for.
 
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises ``ConfigError`` for a device
-    that this installation cannot have at all, and for an unusable opset.
+    that this installation cannot have at all, and for an unusable opset;
+    ``ValidationFailedError`` if the device does not even run a network without operations.
     """
     resolved = resolve_device(device)
+    _run_alone(None, resolved, opset)
     for operation in operations_of(space):
         yield _place(operation, resolved, opset)
 
 
 def _place(operation: str, device: str, opset: int) -> Placement:
-    shape = (_CHANNELS, _SIZE, _SIZE)
-    with torch.random.fork_rng(devices=[]):
-        module = _Alone(operation).eval()
     try:
-        data = export_onnx(module, input_shape=shape, opset=opset, metadata={})
-        session = open_session(data, device=device, what=operation)
-        session.run(np.ones((2, *shape), np.float32))
+        session = _run_alone(operation, device, opset)
     except (ValidationFailedError, OutOfMemoryError) as error:
         return Placement(operation, opset, lands=False, problem=str(error))
     return Placement(
@@ -102,6 +101,16 @@ def _place(operation: str, device: str, opset: int) -> Placement:
         device=session.device.label,
         providers=session.num_nodes_placed,
     )
+
+
+def _run_alone(operation: str | None, device: str, opset: int) -> OnnxSession:
+    shape = (_CHANNELS, _SIZE, _SIZE)
+    with torch.random.fork_rng(devices=[]):
+        module = _Alone(operation).eval()
+    data = export_onnx(module, input_shape=shape, opset=opset, metadata={})
+    session = open_session(data, device=device, what=operation or "an empty network")
+    session.run(np.ones((2, *shape), np.float32))
+    return session
 
 
 def require_all_land(found: list[Placement], device: str) -> None:

@@ -65,10 +65,15 @@ def check_extra() -> None:
 
 
 def open_service(bundle: "Bundle", device: str) -> "InferenceService":
-    """Open the model of ``bundle`` on ``device`` (auto, cpu, cuda or cuda:N); not yet warm."""
+    """Open the model of ``bundle`` on ``device`` (auto, cpu, cuda or cuda:N); not yet warm.
+
+    Raises what ``open_session`` raises, and ``ValidationFailedError`` where that device, which may
+    be another than the validated one, answers the golden inputs otherwise.
+    """
     from .inference_service import InferenceService
     from .onnx_io.providers import resolve_device
     from .onnx_io.session import open_session
+    from .prediction import check_golden
 
     device = resolve_device(device)
     session = open_session(
@@ -77,6 +82,7 @@ def open_service(bundle: "Bundle", device: str) -> "InferenceService":
         what=f"{bundle.name}/{bundle.number}/model.onnx",
         mode=session_mode(bundle.report, device),
     )
+    check_golden(bundle, session)
     return InferenceService(bundle, session)
 
 

@@ -49,7 +49,15 @@ def bundle_of(model: onnx.ModelProto, max_batch: int = MAX_BATCH) -> Bundle:
     data = model.SerializeToString()
     description = describe(check_model(data, what="model"))
     labels = tuple(map(str, range(description.num_classes)))
-    return Bundle(Path("toy"), "toy", 1, data, description, labels, {}, {}, {}, max_batch, "0" * 64)
+    shape = (2, *description.array_shape)
+    images = (np.arange(np.prod(shape)) % 7).astype(description.dtype).reshape(shape)
+    logits = open_session(data, device="cpu", num_threads=1).run(images)
+    limits = {"relative_l2": 1e-5, "top1_agreement": 0.999}
+    report = {"model": {"precision": "fp32"}, "parity": {"limits": limits}}
+    golden = {"images": images, "logits": logits}
+    return Bundle(
+        Path("toy"), "toy", 1, data, description, labels, {}, report, golden, max_batch, "0" * 64
+    )
 
 
 def cold_service(

@@ -12,11 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
+from PIL import Image
 from toy import Place
 
 from d2nas.errors import ConfigError, DamagedArtifactError
 from pipeline import bundle_reader, prediction
 from pipeline.bundle_reader import open_bundle
+from pipeline.cli import run
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -276,6 +278,10 @@ def test_golden_inputs_that_are_answered_otherwise_are_3(
     seal(bundle)
     assert finished.run("verify", str(bundle)) == 3
     assert "golden inputs are answered otherwise on CPU " in capfd.readouterr().err
+    picture = bundle.parent / "picture.png"
+    Image.new("L", (8, 8)).save(picture)
+    assert run(["predict", str(bundle), str(picture)]) == 3
+    assert capfd.readouterr().out == ""
     # A forged report does not loosen the limits.
     report = json.loads((bundle / "report.json").read_text())
     report["parity"]["limits"]["relative_l2"] = 1.0

@@ -318,6 +318,14 @@ def test_without_a_search_none_is_claimed() -> None:
     assert "for the architecture" not in text
 
 
+def test_of_a_random_draw_no_search_is_told() -> None:
+    text = words(parsed(page(a_report(found_by="random"))))
+    assert "drawn at random on the data it classifies" in text
+    assert "for the architecture" not in text
+    # Control: of a search it is.
+    assert "for the architecture" in words(parsed(page(a_report())))
+
+
 def test_every_id_stands_there_in_full() -> None:
     text = page()
     for index in range(5):

@@ -120,6 +120,24 @@ def test_another_model_gets_the_next_number_and_the_first_keeps_its_own(
     assert "versions: [ 1 ]" in (bundle / "config.pbtxt").read_text()
 
 
+def test_an_older_model_that_is_damaged_is_named_and_can_be_removed(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = finished.exported / "toy"
+    other = ("run", str(finished.preset), "--set", "export.opset=19")
+    assert finished.run(*other) == 0
+    older = bundle / "1" / "model.onnx"
+    older.write_bytes(older.read_bytes()[:-1])
+    capfd.readouterr()
+    assert finished.run(*other) == 4
+    told = capfd.readouterr().err
+    assert "1/model.onnx: its SHA-256 is not the one in SHA256SUMS" in told
+    assert f"remove {bundle / '1'}, then write the bundle again" in told
+    shutil.rmtree(bundle / "1")
+    assert finished.run(*other) == 0
+    assert finished.run("verify", str(bundle)) == 0
+
+
 @pytest.mark.parametrize(
     ("setting", "stages"),
     [

@@ -23,7 +23,7 @@ from served import (
     running,
 )
 
-from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError
+from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError, ValidationFailedError
 from pipeline.cli import run
 from pipeline.onnx_io.session import MODE_OPTIONS
 from pipeline.server import Limits
@@ -196,6 +196,16 @@ def test_automatic_choice_never_calls_a_cpu_a_gpu() -> None:
     place = service.server_metadata()
     kind = {"CPUExecutionProvider": "CPU ", "CUDAExecutionProvider": "CUDA "}[place["provider"]]
     assert place["device"].startswith(kind)
+
+
+def test_a_device_that_answers_otherwise_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_of(hand_made_model())
+    bundle.golden["logits"][0, 0] += np.float32(0.1)
+    with pytest.raises(ValidationFailedError, match="golden inputs are answered otherwise on CPU"):
+        open_service(bundle, "cpu")
+    # Control: only the golden inputs tell.
+    monkeypatch.setattr("pipeline.prediction.gate", lambda found, limits: ("passed", ()))
+    assert open_service(bundle, "cpu").device.startswith("CPU ")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,11 @@ def origin_of(content: Content) -> str | None:
     return f"{how} on {where}"
 
 
+def searched_here(content: Content) -> bool:
+    """Whether a search read this data set's training images: a random draw reads none."""
+    return bool(content.get("found_on_this_data")) and content.get("found_by") != "random"
+
+
 def model_file(content: Content) -> str | None:
     """Describe the ONNX file; None where nothing of it is recorded."""
     parts = []

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .content import Content, digest, isolated, reduced_protocol
+from .content import Content, digest, isolated, reduced_protocol, searched_here
 from .html import Html, bullets, count, definitions, join, tag
 
 _MAX_CLASSES_SHOWN = 100
@@ -16,7 +16,7 @@ def data_section(content: Content) -> Html:
         return Html("")
     side, channels = data.get("image_size"), data.get("channels")
     halves = None
-    if content.get("found_on_this_data") and data.get("weight_half") is not None:
+    if searched_here(content) and data.get("weight_half") is not None:
         halves = (
             f"{count(data['weight_half'])} for the weights, {count(data.get('arch_half'))} for the "
             "architecture; the final training sees all"

@@ -48,7 +48,7 @@ def accuracy_section(content: Content) -> Html:
             table(caption, ("computed by", "accuracy", "correct", "95 % interval"), rows),
             definitions(
                 [
-                    ("Images", f"{kind} that no stage saw before, read once, after all training"),
+                    ("Images", f"{kind} that neither search nor training read"),
                     ("Weights", "of the last epoch; none was chosen by these images"),
                     ("Training", _training(content)),
                     ("Protocol", _protocol(content)),

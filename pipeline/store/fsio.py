@@ -73,15 +73,18 @@ def inside(root: Path, *parts: str) -> Path:
 def storage_error(error: OSError, action: str, path: Path) -> StorageError:
     """Return the error that says what the operating system refused, and what to do."""
     if error.errno in _FULL:
-        problem, hint = "no space left on the disk", f"{_free_space(path)}; free some, or --store"
+        problem, hint = (
+            "no space left on the disk",
+            f"{_free_space(path)}; free some, or use another disk",
+        )
     elif error.errno in _DENIED:
         problem, hint = (
             (error.strerror or "permission denied").lower(),
-            "check who owns the folder, or give another one with --store",
+            "check who owns the folder, or give another one",
         )
     else:
         problem = (error.strerror or str(error)).lower()
-        hint = "check the disk, or give another folder with --store"
+        hint = "check the disk, or give a folder on another one"
     return StorageError(f"cannot {action} {path}: {problem}", hint=hint)
 
 
