@@ -20,6 +20,11 @@ from .errors import ConfigError, LostRankError
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long one rank waits for the others; a rank whose process ended is noticed at once."""
+PATIENCE = datetime.timedelta(days=7)
+"""How long the ranks wait for what rank 0 decides: it may download a data set meanwhile."""
+
+_decisions: distributed.ProcessGroup | None = None
+"""The connection for ``Ranks.from_first``, with a patience of its own; PyTorch's are global too."""
 
 _MEET = "MASTER_ADDR and MASTER_PORT must name a free port of the first machine; torchrun sets them"
 
@@ -125,17 +130,20 @@ class Ranks:
         return [int(value) for value in values]
 
     def from_first(self, value: Any) -> Any:
-        """Return rank 0's value (JSON) on every rank; the others' is not looked at."""
+        """Return rank 0's value (JSON) on every rank; the others' is not looked at.
+
+        Waits long for it: rank 0 may have much to do before it can tell.
+        """
         if self.size == 1:
             return value
         content = json.dumps(value).encode() if self.rank == 0 else b""
         length = torch.tensor(len(content))
         with _lost_ranks():
-            distributed.broadcast(length, src=0)
+            distributed.broadcast(length, src=0, group=_decisions)
             message = torch.empty(int(length), dtype=torch.uint8)
             if self.rank == 0:
                 message.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-            distributed.broadcast(message, src=0)
+            distributed.broadcast(message, src=0, group=_decisions)
         return json.loads(message.numpy().tobytes())
 
 
@@ -189,9 +197,13 @@ def connected(ranks: Ranks) -> Iterator[None]:
         if "EADDRINUSE" in str(error):
             raise ConfigError(problem, hint=_MEET) from None
         raise LostRankError(problem, hint=_MEET) from error
+    global _decisions
     try:
+        with _lost_ranks():
+            _decisions = distributed.new_group(backend="gloo", timeout=PATIENCE)
         yield
     finally:
+        _decisions = None
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()
 

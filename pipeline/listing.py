@@ -120,7 +120,7 @@ def inputs_of(
         version = store.open(target)
         if version.stage != nearest:
             raise ConfigError(
-                f"{stage} starts from a {nearest} version, {target} is of {version.stage}",
+                f"{stage} starts from a version of {nearest}, {target} is of {version.stage}",
                 hint=f"give {run} or {run}/{nearest}@vN",
             )
     else:

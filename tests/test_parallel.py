@@ -1,9 +1,11 @@
 """Two processes that train one network, against one that sees both halves of every batch."""
 
+import datetime
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from searches import CPU, config_of, made_images
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from d2nas import parallel
 from d2nas.batches import Batches
 from d2nas.config import build_config
 from d2nas.data import Normalizer
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, LostRankError
 from d2nas.genotype import Genotype
 from d2nas.method import Measured
 from d2nas.network import DropPath
@@ -224,6 +227,26 @@ def messages_here(ranks: Ranks, folder: str) -> None:
     save(folder, ranks, {"mean": mean})
 
 
+def long_preparation_here(ranks: Ranks, folder: str) -> None:
+    """Rank 0 downloads for longer than ranks wait for each other in training."""
+    short = datetime.timedelta(seconds=1)
+    training = distributed.distributed_c10d._get_default_group()
+    training._get_backend(CPU)._set_default_timeout(short)
+    if ranks.rank == 0:
+        time.sleep(3)
+    assert ranks.from_first({"images": 1}) == {"images": 1}
+    ranks.largest(0)  # together again
+    # Control: with the patience of training, a rank would have given up.
+    parallel._decisions = None
+    if ranks.rank == 0:
+        time.sleep(3)
+        save(folder, ranks, {"waited": torch.ones(1)})
+        return
+    with pytest.raises(LostRankError, match=r"[Tt]imed out"):
+        ranks.from_first(None)
+    save(folder, ranks, {"waited": torch.ones(1)})
+
+
 def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Weights, logits and moments; statistics are each rank's own, sums are compared elsewhere."""
     names = [name for name in wanted if not is_statistic(name) and name != "sums"]
@@ -239,6 +262,10 @@ def is_statistic(name: str) -> bool:
 def test_ranks_tell_each_other_the_same(tmp_path: Path) -> None:
     first, second = on_two_processes("messages_here", tmp_path)
     assert torch.equal(first["mean"], second["mean"])
+
+
+def test_ranks_wait_long_for_what_the_first_prepares(tmp_path: Path) -> None:
+    on_two_processes("long_preparation_here", tmp_path)
 
 
 def test_retraining_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
