@@ -5,6 +5,7 @@
 Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -76,10 +77,6 @@ def run(arguments: list[str]) -> int:
         # The reader has left (`d2nas ls | head`): nobody to tell. Python would complain at exit.
         sys.stdout = open("/dev/null", "w") if Path("/dev/null").exists() else sys.stdout  # noqa: SIM115
         return 0
-    except MemoryError:
-        hint = "lower batch_size or init_channels, or free memory"
-        _console().error("out of memory", hint)
-        return OutOfMemoryError.exit_code
     except typer.Abort:
         _console().error("stopped", None)
         return INTERRUPTED
@@ -94,12 +91,25 @@ def _usage_or_bug(error: Exception) -> int:
         return 2
     if _debug:
         traceback.print_exc()
+    if _is_out_of_memory(error):
+        _console().error("out of memory", "lower batch_size or init_channels, or free memory")
+        return OutOfMemoryError.exit_code
     reason = str(error).strip().splitlines() or [""]
     _console().error(
         f"this is a bug in d2nas: {type(error).__name__}: {reason[0][:300]}",
         "d2nas --debug COMMAND shows where; please report it",
     )
     return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # What the loader of shared libraries says where there is no room for one.
+    no_room = ("failed to map segment", "cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, ImportError) and any(words in str(error).lower() for words in no_room)
+    )
 
 
 @app.callback(invoke_without_command=True)

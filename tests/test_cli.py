@@ -1,5 +1,6 @@
 """The command line's manners: help at once, one-line errors, data apart from talk."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 from toy import Place
 
 from d2nas.config import METHOD_NAMES, build_config
+from pipeline import commands
 from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
@@ -262,3 +264,42 @@ def test_none_is_a_word_where_a_field_has_it_and_nothing_elsewhere() -> None:
     found = build_config({}, ["search.recompute=none", "data.image_size=none"])
     assert found.search.recompute == "none"
     assert found.data.image_size is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 6),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 6),
+        (ImportError("libx.so: failed to map segment from shared object"), 6),
+        (ImportError("libx.so: cannot allocate memory in static TLS block"), 6),
+        (ImportError("No module named 'x'"), 1),
+        (OSError(errno.EIO, "Input/output error"), 1),
+    ],
+)
+def test_memory_that_runs_out_anywhere_is_6(
+    error: Exception,
+    code: int,
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "run_all", fail)
+    told = expect_error(capfd, place, code, "run", str(place.preset))
+    assert ("out of memory" in told, "bug in d2nas" in told) == (code == 6, code == 1)
+
+
+def test_too_little_memory_for_the_libraries_is_6(tmp_path: Path) -> None:
+    half_a_gib = 2**29
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_AS, ({half_a_gib},) * 2); "
+        f"from pipeline.cli import run; raise SystemExit(run(['run', 'quickstart', '--store', "
+        f"{str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 6, done.stderr
+    assert "out of memory" in done.stderr
+    assert "Traceback" not in done.stderr
