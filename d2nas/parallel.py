@@ -200,7 +200,9 @@ def connected(ranks: Ranks) -> Iterator[None]:
     global _decisions
     try:
         with _lost_ranks():
-            _decisions = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(group, distributed.ProcessGroup)  # every rank is a member of it
+        _decisions = group
         yield
     finally:
         _decisions = None

@@ -268,7 +268,7 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List runs and versions."""
-    from .commands import list_versions
+    from .store_commands import list_versions
 
     list_versions(run, store, as_json=as_json)
 
@@ -286,7 +286,8 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show a version: metrics, lineage, files, configuration. Or a preset's configuration."""
-    from .commands import show_config, show_target
+    from .commands import show_config
+    from .store_commands import show_target
 
     if (target is None) == (config is None):
         raise ConfigError("show needs either a TARGET or --config PRESET")
@@ -305,7 +306,7 @@ def gc_command(
     as_json: JsonOption = False,
 ) -> None:
     """Remove what interrupted commands left and what no run refers to."""
-    from .commands import remove_garbage
+    from .store_commands import remove_garbage
 
     remove_garbage(store, dry_run=dry_run, as_json=as_json)
 

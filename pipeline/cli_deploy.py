@@ -102,7 +102,7 @@ def verify_command(
     as_json: JsonOption = False,
 ) -> int:
     """Hash every file of the store again, or check bundles from themselves alone; 4 if damaged."""
-    from .commands import verify
+    from .store_commands import verify
 
     return verify(targets or [], store, digest=digest, device=device, as_json=as_json)
 

@@ -75,19 +75,14 @@ def run(context: Context) -> Facts:
     reference = Recorded(torch_answer(network, images, session))
     checked = _check(context, model, session, reference, images, limits)
     accuracy = _accuracies(checked.logits, reference, data, limits)
+    labels, batches = data.test.labels_N.numpy(), config.parity_batches
+    modes = ModeCheck(reference.answer, images, labels, batches, limits, accuracy["torch"])
     latencies = measure_all(
         session,
         lambda mode: open_session(model, device=device, what=what, mode=mode),
         network,
         config,
-        ModeCheck(
-            reference.answer,
-            images,
-            data.test.labels_N.numpy(),
-            config.parity_batches,
-            limits,
-            accuracy["torch"],
-        ).problem,
+        modes.problem,
         _counter(context),
     )
     if config.gated_batch is not None and config.max_p99_ms is not None:
@@ -100,13 +95,8 @@ def run(context: Context) -> Facts:
         **latencies.to_dict(),
         "latency_gate": _gate_record(config),
     }
-    golden = {
-        "images": torch.from_numpy(images[:NUM_GOLDEN]),
-        "logits": torch.from_numpy(checked.logits[:NUM_GOLDEN]),
-        "labels": data.test.labels_N[:NUM_GOLDEN],
-    }
     context.work.write(REPORT_FILE, canonical_json(report))
-    context.work.write(GOLDEN_FILE, encode_tensors(golden))
+    context.work.write(GOLDEN_FILE, _golden(images, checked.logits, data))
     context.work.write(LATENCY_FILE, canonical_json(latencies.samples()))
     return {
         "device": session.device.kind,
@@ -115,6 +105,16 @@ def run(context: Context) -> Facts:
         "relative_l2": checked.parity.relative_l2,
         "max_abs": checked.parity.max_abs,
     }
+
+
+def _golden(images: TestImages, logits: Images, data: ImageData) -> bytes:
+    return encode_tensors(
+        {
+            "images": torch.from_numpy(images[:NUM_GOLDEN]),
+            "logits": torch.from_numpy(logits[:NUM_GOLDEN]),
+            "labels": data.test.labels_N[:NUM_GOLDEN],
+        }
+    )
 
 
 @dataclass(frozen=True)
