@@ -2,8 +2,8 @@
 
 import contextlib
 import resource
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,18 +103,13 @@ class Loop:
     def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
         """Run every step, from ``state`` on if given; yields after each one.
 
-        Raises ``NonFiniteError``, ``OutOfMemoryError``, ``ConfigError`` for a state that another
-        precision was computed in, and ``DamagedArtifactError`` for one that does not fit.
+        Raises ``NonFiniteError``, ``OutOfMemoryError``, ``ConfigError`` for a state of another
+        kind of device or precision, and ``DamagedArtifactError`` for one that does not fit.
         """
         first = 0
         if state is not None:
-            if state.precision not in (None, self.precision):
-                raise ConfigError(
-                    f"the checkpoint was trained in {state.precision}, this device would go on in "
-                    f"{self.precision}",
-                    hint="continue on the same kind of device, or start over with --fresh",
-                )
-            self.trainee.restore(state)
+            self._check_kind(state)
+            self.trainee.restore(state.tensors)
             self.metrics = list(state.metrics)
             first = state.step
         self.network.train()
@@ -130,12 +125,32 @@ class Loop:
         """Raise ``NonFiniteError`` if a step so far was not taken for that reason."""
 
     def capture(self, step: int) -> TrainState:
-        """Return the state with which the run continues at ``step``. Raises as ``check``."""
+        """Return the state with which the run continues at ``step``.
+
+        Raises ``NonFiniteError`` as ``check``, and for any value in it that is not finite.
+        """
         self.check()
-        return replace(self.trainee.capture(step, self.metrics), precision=self.precision)
+        tensors = self.trainee.copies()
+        _require_finite(tensors, step - 1)
+        return TrainState(
+            step, tensors, list(self.metrics), device=self.device.type, precision=self.precision
+        )
+
+    def _check_kind(self, state: TrainState) -> None:
+        for was, now, verb in (
+            (state.device, self.device.type, "on"),
+            (state.precision, self.precision, "in"),
+        ):
+            if was != now:
+                raise ConfigError(
+                    f"the checkpoint was trained {verb} {was}, this device would go on {verb} "
+                    f"{now}",
+                    hint="continue on the same kind of device, or start over with --fresh",
+                )
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
         self.check()
+        _require_finite(self.trainee.tensors(), step)
         means: list[float] = (self.trainee.sums / self.steps_per_epoch).tolist()
         self.trainee.sums.zero_()
         place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
@@ -163,28 +178,41 @@ class FiniteWatch:
     def check(self) -> None:
         """Raise ``NonFiniteError`` naming the first value noted that was not finite."""
         pending, self._pending = self._pending, []
-        if not pending:
-            return
-        flags = [flag for _, _, flag in pending]
-        devices = {flag.device for flag in flags}
-        # One copy to the host for each device, not one for each flag.
-        all_fine = {
-            device: torch.stack([flag for flag in flags if flag.device == device]).cpu()
-            for device in devices
-        }
-        if all(bool(fine.all()) for fine in all_fine.values()):
-            return
-        for step, name, flag in pending:
-            if not flag:
-                raise NonFiniteError(
-                    f"{name} is not finite at step {step}; the step was not taken",
-                    hint="the last checkpoint is intact; try a lower learning rate or a warm-up",
-                )
+        wrong = _first_false([flag for _, _, flag in pending])
+        if wrong is not None:
+            step, name, _ = pending[wrong]
+            raise _not_finite(f"{name} is not finite at step {step}; the step was not taken")
 
     def check_if_free(self) -> None:
         """Check where that costs no waiting."""
         if self._free:
             self.check()
+
+
+def _require_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Raise ``NonFiniteError`` naming the first tensor with a value that is not finite.
+
+    Losses and gradients are looked at in every step; statistics that only an evaluation uses, and
+    whatever else could go wrong, before it is kept.
+    """
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    wrong = _first_false([torch.isfinite(tensors[name]).all() for name in names])
+    if wrong is not None:
+        raise _not_finite(f"{names[wrong]} is not finite after step {step}; it was not saved")
+
+
+def _first_false(flags: list[Tensor]) -> int | None:
+    """Return which flag (0-d) is the first that is false: one copy to the host per device."""
+    for device in dict.fromkeys(flag.device for flag in flags):
+        if not torch.stack([flag for flag in flags if flag.device == device]).all():
+            return next(index for index, flag in enumerate(flags) if not flag)
+    return None
+
+
+def _not_finite(problem: str) -> NonFiniteError:
+    return NonFiniteError(
+        problem, hint="the last checkpoint is intact; try a lower learning rate or a warm-up"
+    )
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
@@ -218,6 +246,20 @@ def sgd(
     if momentum:
         for parameter in module.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def adam(
+    parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Adam:
+    """Return Adam with the state that PyTorch makes at the first step, made now."""
+    optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0, dtype=torch.float32),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
     return optimizer
 
 
