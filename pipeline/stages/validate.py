@@ -137,7 +137,7 @@ def _check(
     """Raise ``ValidationFailedError`` unless the model computes what the network computes."""
     batches = context.config.validate_.parity_batches
     parity = check_parity(reference, session, images, batches, limits.parity)
-    context.hooks.advance(1, None)
+    _advance(context, 1)
     device = resolve_device(context.config.validate_.device)
     selftest = self_test(
         reference.answer,
@@ -145,7 +145,7 @@ def _check(
         images[:NUM_SELF_TEST],
         limits.parity,
     )
-    context.hooks.advance(2, None)
+    _advance(context, 2)
     _require_passed(parity, selftest)
     return _Checked(parity, selftest, in_batches(session.run, images, max(batches)))
 
@@ -179,7 +179,12 @@ def _limits(config: ValidateConfig, precision: str) -> GateLimits:
 
 def _counter(context: Context) -> Callable[[], None]:
     done = itertools.count(3)
-    return lambda: context.hooks.advance(next(done), None)
+    return lambda: _advance(context, next(done))
+
+
+def _advance(context: Context, done: int) -> None:
+    context.hooks.advance(done, None)
+    context.hooks.pause()
 
 
 def _gate_record(config: ValidateConfig) -> dict[str, Any] | None:
