@@ -51,8 +51,9 @@ class Nursery:
         """Start a child that runs the command line; returns its process id.
 
         ``options``: ``checkpoint_seconds``; ``file_limit`` in bytes; ``signals``, pairs (finished
-        steps, signal); ``twice_at``, the file operation of the store before which SIGTERM comes
-        twice, counted from 1 after the first step; ``handlers`` false for the default actions.
+        steps, signal); ``hold_after``, finished steps after which it only waits; ``twice_at``, the
+        file operation of the store before which SIGTERM comes twice, counted from 1 after the first
+        step; ``handlers`` false for the default actions.
         """
         return int(self._ask({"arguments": arguments, **options})["pid"])
 
@@ -140,13 +141,16 @@ def _prepare(request: dict[str, Any]) -> None:
     if not request.get("handlers", True):
         stop.signals_handled = contextlib.nullcontext  # type: ignore[assignment]
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _signal_at_steps(request.get("signals", []), request.get("twice_at"))
+    signals = [*request.get("signals", [])]
+    if "hold_after" in request:
+        signals.append((request["hold_after"], None))
+    _signal_at_steps(signals, request.get("twice_at"))
     if "file_limit" in request:
         limit = request["file_limit"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def _signal_at_steps(signals: list[tuple[int, int]], twice_at: int | None) -> None:
+def _signal_at_steps(signals: list[tuple[int, int | None]], twice_at: int | None) -> None:
     from pipeline import runner
     from pipeline.store import FileSystem
 
@@ -158,8 +162,10 @@ def _signal_at_steps(signals: list[tuple[int, int]], twice_at: int | None) -> No
         advance(hooks, done, row)
         steps += 1
         for step, number in signals:
-            if step == steps:
+            if step == steps and number is not None:
                 os.kill(os.getpid(), number)
+            elif step == steps:
+                signal.pause()
 
     def operated(system: Any, kind: str, path: Path, action: Any) -> None:
         nonlocal operations
