@@ -115,7 +115,10 @@ class Loop:
         self.network.train()
         for step in range(first, self.num_steps):
             with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
-                self.take_step(step)
+                try:
+                    self.take_step(step)
+                except NonFiniteError as error:
+                    raise self._explained(error) from None
             row = None
             if (step + 1) % self.steps_per_epoch == 0:
                 row = self._close_epoch(step)
@@ -147,6 +150,17 @@ class Loop:
                     f"{now}",
                     hint="continue on the same kind of device, or start over with --fresh",
                 )
+
+    def _explained(self, error: NonFiniteError) -> NonFiniteError:
+        """Return the error with the first weight or logit that is to blame, if one is: those that
+        the step would have changed are as they were.
+        """
+        for owner, module in self.trainee.modules.items():
+            for name, parameter in module.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    message = f"{error}: {owner}.{name} is not finite"
+                    return NonFiniteError(message, hint=error.hint)
+        return error
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
         self.check()
