@@ -1,6 +1,7 @@
 """What search and retraining share: devices, finite checks, memory errors, evaluation, progress."""
 
 import contextlib
+import re
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from .randomness import generator
 from .state import Trainee, TrainState
 
 EVALUATION_BATCH = 256
+_NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+)
+"""What PyTorch says where it has no class of its own for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +283,9 @@ def adam(
 
 
 @contextlib.contextmanager
-def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
+def memory_errors(
+    batch_size: int, device: torch.device, *, hint: str | None = None
+) -> Iterator[None]:
     """Turn an out-of-memory failure into ``OutOfMemoryError`` with the batch size and the peak.
 
     Nothing is retried and the batch size is never changed behind the user's back.
@@ -286,18 +293,29 @@ def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
     failed = False
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        failed = True
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        if not _is_out_of_memory(error):
             raise
         failed = True
     # Outside the except block: there, the traceback would keep the step's tensors alive.
     if failed:
         raise OutOfMemoryError(
             f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
-            hint="lower batch_size or init_channels; for a search also recompute=op",
+            hint=hint or "lower batch_size or init_channels; for a search also recompute=op",
         )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, or was the cause of an error that says something else."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _peak_memory(device: torch.device) -> str:

@@ -20,6 +20,7 @@ from d2nas.data import ImageData
 from d2nas.errors import DamagedArtifactError, ValidationFailedError
 from d2nas.network import load_network
 from d2nas.strict_json import canonical_json
+from d2nas.training import memory_errors
 
 from ..onnx_io.identity import IdentityReport, check_identity
 from ..onnx_io.model_file import check_model, lineage
@@ -34,7 +35,7 @@ from ..onnx_io.parity import (
     self_test,
 )
 from ..onnx_io.providers import resolve_device
-from ..onnx_io.session import OnnxSession, open_session
+from ..onnx_io.session import SMALLER_BATCHES, OnnxSession, open_session
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .export import MODEL_FILE
@@ -56,9 +57,17 @@ def run(context: Context) -> Facts:
     timed run in ``latency.json``.
 
     Raises ``ValidationFailedError`` when the gate says no or the device cannot be had,
-    ``DamagedArtifactError`` when the model names other parents than its version does.
+    ``DamagedArtifactError`` when the model names other parents than its version does, and
+    ``OutOfMemoryError``.
     """
     config = context.config.validate_
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    largest = max(*config.parity_batches, *config.latency_batches)
+    with memory_errors(largest, torch.device("cuda" if on_cuda else "cpu"), hint=SMALLER_BATCHES):
+        return _validate(context, config)
+
+
+def _validate(context: Context, config: ValidateConfig) -> Facts:
     exported = context.inputs["export"]
     model = exported.read(MODEL_FILE)
     identity = _check_architecture(context, model)
