@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -172,33 +171,6 @@ def test_a_stopped_run_continues_and_ends_with_the_very_same_versions(
     for stage in STAGES[:4]:
         assert ids[0][f"toy/{stage}@v1"] == ids[1][f"toy/{stage}@v1"]
     assert any(reference.startswith("toy/search-state@") for reference in ids[1])
-
-
-def test_a_killed_run_continues_at_its_last_checkpoint(
-    finished_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    place = Place(tmp_path)
-    script = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from pipeline import runner; from pipeline.cli import run\n"
-        "runner.CHECKPOINT_SECONDS = 0.0\n"
-        f"run({place.arguments('run', str(place.preset))!r})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    states = place.store / "runs" / "toy" / "search-state"
-    deadline = time.monotonic() + 120
-    while not (states.is_dir() and len(os.listdir(states)) >= 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert place.run("search", str(place.preset)) == 0
-    assert "continues at step" in capfd.readouterr().err
-    searched = Store(place.store).open("toy/search")
-    whole = Store(finished_folder / "store").open("toy/search")
-    assert searched.manifest.files == whole.manifest.files
-    assert searched.id == whole.id
 
 
 def test_fresh_starts_over(finished: Place, capfd: pytest.CaptureFixture[str]) -> None:

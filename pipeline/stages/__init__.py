@@ -68,6 +68,9 @@ CODE_SCHEMA: Mapping[str, int] = {
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 
+REPORT_SCHEMA = 1
+"""Of ``report.json``, which a bundle's reader must know."""
+
 KEPT_CHECKPOINTS = 2
 """Of a training that runs; of one given up unfinished, for other settings, the last."""
 

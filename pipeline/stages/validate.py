@@ -37,7 +37,7 @@ from ..onnx_io.parity import (
 from ..onnx_io.providers import resolve_device
 from ..onnx_io.session import SMALLER_BATCHES, OnnxSession, open_session
 from ..store.codec import encode_tensors
-from . import Context, Facts
+from . import REPORT_SCHEMA, Context, Facts
 from .export import MODEL_FILE
 from .modes import GateLimits, ModeCheck, accuracy_of
 from .references import Recorded, TestImages, torch_answer
@@ -250,7 +250,7 @@ def _require_accurate(accuracy: Mapping[str, Any]) -> None:
 def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str, Any]:
     derived, retrained, exported = (context.inputs[r] for r in ("derive", "retrain", "export"))
     return {
-        "schema": 1,
+        "schema": REPORT_SCHEMA,
         "genotype": derived.manifest.facts["genotype"],
         "genotype_digest": derived.manifest.facts["genotype_digest"],
         "parameterless_normal": derived.manifest.facts["parameterless_normal"],
