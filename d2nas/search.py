@@ -30,6 +30,7 @@ from .state import Trainee
 from .training import (
     FiniteWatch,
     Loop,
+    adam,
     place,
     sgd,
     stem_for,
@@ -113,8 +114,8 @@ class Search(Loop):
             momentum=config.weight_momentum,
             weight_decay=config.weight_decay,
         )
-        self.arch_optimizer = torch.optim.Adam(
-            self.logits.parameters(),
+        self.arch_optimizer = adam(
+            list(self.logits.parameters()),
             lr=config.arch_lr,
             betas=(config.arch_beta1, config.arch_beta2),
             weight_decay=config.arch_weight_decay,

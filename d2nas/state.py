@@ -5,13 +5,20 @@ state is the step, the weights and buffers, the optimizers' moments and the runn
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import DamagedArtifactError
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "step": (int,),
+    "metrics": (list,),
+    "device": (str,),
+    "precision": (str, type(None)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,92 +28,104 @@ class TrainState:
     step: int
     tensors: dict[str, Tensor]
     metrics: list[dict[str, Any]]
-    precision: str | None = None
+    device: str
+    """The kind of device that computed: ``cpu`` or ``cuda``."""
+    precision: str | None
     """What was computed in, where the device had a say in it."""
+
+    def scalars(self) -> dict[str, Any]:
+        """Return everything but the tensors, by name."""
+        return {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name != "tensors"
+        }
+
+    @classmethod
+    def from_parts(
+        cls, tensors: dict[str, Tensor], scalars: Mapping[str, Any], *, what: str
+    ) -> "TrainState":
+        """Return the state of ``tensors`` and ``scalars()``; nothing may be missing or left over.
+
+        Raises ``DamagedArtifactError`` naming ``what`` and the entry.
+        """
+        for name, kinds in _KINDS.items():
+            if name not in scalars:
+                raise _unusable(f"{what}: {name} is missing")
+            if type(scalars[name]) not in kinds:
+                raise _unusable(f"{what}: {name} is a {type(scalars[name]).__name__}")
+        unknown = scalars.keys() - _KINDS.keys()
+        if unknown:
+            raise _unusable(f"{what}: unexpected entry {min(unknown)}")
+        return cls(tensors=tensors, **scalars)
 
 
 @dataclass(frozen=True, slots=True)
 class Trainee:
     """What a training loop changes: modules and optimizers by name, and the running sums.
 
-    Every optimizer's parameters must belong to one of the modules.
+    Every optimizer's parameters must belong to one of the modules, and its moments must exist, so
+    that what a checkpoint holds is known before the first step.
     """
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     sums: Tensor
 
-    def capture(self, step: int, metrics: list[dict[str, Any]]) -> TrainState:
-        """Return the state before ``step`` as CPU copies."""
-        tensors = {"sums": self.sums}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that training changes, by dotted name; not copies."""
+        found = {"sums": self.sums}
         for name, module in self.modules.items():
-            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         for name, parameter, moments in self._moments():
-            tensors |= {
+            found |= {
                 f"{name}.{parameter}.{key}": value
                 for key, value in moments.items()
                 if isinstance(value, Tensor)
             }
-        copies = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
-        return TrainState(step, copies, list(metrics))
+        return {name: value.detach() for name, value in found.items()}
 
-    def restore(self, state: TrainState) -> None:
-        """Continue from ``state``. Raises ``DamagedArtifactError`` naming a tensor that does not
-        fit; nothing may be missing or left over.
+    def copies(self) -> dict[str, Tensor]:
+        """Return copies of ``tensors()`` on the CPU."""
+        return {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what ``copies()`` gave. Raises ``DamagedArtifactError`` naming a tensor
+        that does not fit; nothing may be missing or left over.
         """
-        remaining = dict(state.tensors)
-        _copy(self.sums, remaining, "sums")
-        for name, module in self.modules.items():
-            for key, value in module.state_dict().items():
-                _copy(value, remaining, f"{name}.{key}")
-        for name, optimizer in self.optimizers.items():
-            for parameter_name, parameter in self._parameters(optimizer):
-                prefix = f"{name}.{parameter_name}."
-                keys = [key for key in remaining if key.startswith(prefix)]
-                if keys:
-                    optimizer.state[parameter] = {
-                        key.removeprefix(prefix): _moment(remaining.pop(key), parameter, key)
-                        for key in keys
-                    }
-        if remaining:
-            raise DamagedArtifactError(f"checkpoint: unexpected tensor {min(remaining)}")
+        own = self.tensors()
+        for name, target in own.items():
+            _check(target, tensors, name)
+        left_over = tensors.keys() - own.keys()
+        if left_over:
+            raise _unusable(f"checkpoint: unexpected tensor {min(left_over)}")
+        with torch.no_grad():
+            for name, target in own.items():
+                target.copy_(tensors[name])
 
     def _moments(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        for name, optimizer in self.optimizers.items():
-            for parameter_name, parameter in self._parameters(optimizer):
-                if parameter in optimizer.state:
-                    yield name, parameter_name, optimizer.state[parameter]
-
-    def _parameters(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
         names = {
             id(parameter): f"{name}.{key}"
             for name, module in self.modules.items()
             for key, parameter in module.named_parameters()
         }
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                yield names[id(parameter)], parameter
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter in optimizer.state:
+                        yield name, names[id(parameter)], optimizer.state[parameter]
 
 
-def _copy(target: Tensor, tensors: dict[str, Tensor], name: str) -> None:
+def _check(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
     if name not in tensors:
-        raise DamagedArtifactError(f"checkpoint: tensor {name} is missing")
-    source = tensors.pop(name)
+        raise _unusable(f"checkpoint: tensor {name} is missing")
+    source = tensors[name]
     if source.shape != target.shape or source.dtype != target.dtype:
-        raise DamagedArtifactError(
+        raise _unusable(
             f"checkpoint: tensor {name} is {source.dtype} {tuple(source.shape)}, "
             f"not {target.dtype} {tuple(target.shape)}"
         )
-    with torch.no_grad():
-        target.copy_(source)
 
 
-def _moment(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
-    # Adam's step counter is a scalar that stays on the CPU; moments live like their parameter.
-    if value.dim() == 0:
-        return value.clone()
-    if value.shape != parameter.shape:
-        raise DamagedArtifactError(
-            f"checkpoint: tensor {name} is {tuple(value.shape)}, not {tuple(parameter.shape)}"
-        )
-    return torch.empty_like(parameter).copy_(value)
+def _unusable(problem: str) -> DamagedArtifactError:
+    return DamagedArtifactError(problem, hint="start over with --fresh")

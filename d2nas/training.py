@@ -1,9 +1,10 @@
 """What search and retraining share: devices, finite checks, memory errors, evaluation, progress."""
 
 import contextlib
+import re
 import resource
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from .randomness import generator
 from .state import Trainee, TrainState
 
 EVALUATION_BATCH = 256
+_NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+)
+"""What PyTorch says where it has no class of its own for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +108,22 @@ class Loop:
     def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
         """Run every step, from ``state`` on if given; yields after each one.
 
-        Raises ``NonFiniteError``, ``OutOfMemoryError``, ``ConfigError`` for a state that another
-        precision was computed in, and ``DamagedArtifactError`` for one that does not fit.
+        Raises ``NonFiniteError``, ``OutOfMemoryError``, ``ConfigError`` for a state of another
+        kind of device or precision, and ``DamagedArtifactError`` for one that does not fit.
         """
         first = 0
         if state is not None:
-            if state.precision not in (None, self.precision):
-                raise ConfigError(
-                    f"the checkpoint was trained in {state.precision}, this device would go on in "
-                    f"{self.precision}",
-                    hint="continue on the same kind of device, or start over with --fresh",
-                )
-            self.trainee.restore(state)
+            self._check_kind(state)
+            self.trainee.restore(state.tensors)
             self.metrics = list(state.metrics)
             first = state.step
         self.network.train()
         for step in range(first, self.num_steps):
             with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
-                self.take_step(step)
+                try:
+                    self.take_step(step)
+                except NonFiniteError as error:
+                    raise self._explained(error) from None
             row = None
             if (step + 1) % self.steps_per_epoch == 0:
                 row = self._close_epoch(step)
@@ -130,12 +133,43 @@ class Loop:
         """Raise ``NonFiniteError`` if a step so far was not taken for that reason."""
 
     def capture(self, step: int) -> TrainState:
-        """Return the state with which the run continues at ``step``. Raises as ``check``."""
+        """Return the state with which the run continues at ``step``.
+
+        Raises ``NonFiniteError`` as ``check``, and for any value in it that is not finite.
+        """
         self.check()
-        return replace(self.trainee.capture(step, self.metrics), precision=self.precision)
+        tensors = self.trainee.copies()
+        _require_finite(tensors, step - 1)
+        return TrainState(
+            step, tensors, list(self.metrics), device=self.device.type, precision=self.precision
+        )
+
+    def _check_kind(self, state: TrainState) -> None:
+        for was, now, verb in (
+            (state.device, self.device.type, "on"),
+            (state.precision, self.precision, "in"),
+        ):
+            if was != now:
+                raise ConfigError(
+                    f"the checkpoint was trained {verb} {was}, this device would go on {verb} "
+                    f"{now}",
+                    hint="continue on the same kind of device, or start over with --fresh",
+                )
+
+    def _explained(self, error: NonFiniteError) -> NonFiniteError:
+        """Return the error with the first weight or logit that is to blame, if one is: those that
+        the step would have changed are as they were.
+        """
+        for owner, module in self.trainee.modules.items():
+            for name, parameter in module.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    message = f"{error}: {owner}.{name} is not finite"
+                    return NonFiniteError(message, hint=error.hint)
+        return error
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
         self.check()
+        _require_finite(self.trainee.tensors(), step)
         means: list[float] = (self.trainee.sums / self.steps_per_epoch).tolist()
         self.trainee.sums.zero_()
         place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
@@ -163,28 +197,41 @@ class FiniteWatch:
     def check(self) -> None:
         """Raise ``NonFiniteError`` naming the first value noted that was not finite."""
         pending, self._pending = self._pending, []
-        if not pending:
-            return
-        flags = [flag for _, _, flag in pending]
-        devices = {flag.device for flag in flags}
-        # One copy to the host for each device, not one for each flag.
-        all_fine = {
-            device: torch.stack([flag for flag in flags if flag.device == device]).cpu()
-            for device in devices
-        }
-        if all(bool(fine.all()) for fine in all_fine.values()):
-            return
-        for step, name, flag in pending:
-            if not flag:
-                raise NonFiniteError(
-                    f"{name} is not finite at step {step}; the step was not taken",
-                    hint="the last checkpoint is intact; try a lower learning rate or a warm-up",
-                )
+        wrong = _first_false([flag for _, _, flag in pending])
+        if wrong is not None:
+            step, name, _ = pending[wrong]
+            raise _not_finite(f"{name} is not finite at step {step}; the step was not taken")
 
     def check_if_free(self) -> None:
         """Check where that costs no waiting."""
         if self._free:
             self.check()
+
+
+def _require_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Raise ``NonFiniteError`` naming the first tensor with a value that is not finite.
+
+    Losses and gradients are looked at in every step; statistics that only an evaluation uses, and
+    whatever else could go wrong, before it is kept.
+    """
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    wrong = _first_false([torch.isfinite(tensors[name]).all() for name in names])
+    if wrong is not None:
+        raise _not_finite(f"{names[wrong]} is not finite after step {step}; it was not saved")
+
+
+def _first_false(flags: list[Tensor]) -> int | None:
+    """Return which flag (0-d) is the first that is false: one copy to the host per device."""
+    for device in dict.fromkeys(flag.device for flag in flags):
+        if not torch.stack([flag for flag in flags if flag.device == device]).all():
+            return next(index for index, flag in enumerate(flags) if not flag)
+    return None
+
+
+def _not_finite(problem: str) -> NonFiniteError:
+    return NonFiniteError(
+        problem, hint="the last checkpoint is intact; try a lower learning rate or a warm-up"
+    )
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
@@ -221,8 +268,24 @@ def sgd(
     return optimizer
 
 
+def adam(
+    parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Adam:
+    """Return Adam with the state that PyTorch makes at the first step, made now."""
+    optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0, dtype=torch.float32),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
 @contextlib.contextmanager
-def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
+def memory_errors(
+    batch_size: int, device: torch.device, *, hint: str | None = None
+) -> Iterator[None]:
     """Turn an out-of-memory failure into ``OutOfMemoryError`` with the batch size and the peak.
 
     Nothing is retried and the batch size is never changed behind the user's back.
@@ -230,18 +293,29 @@ def memory_errors(batch_size: int, device: torch.device) -> Iterator[None]:
     failed = False
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        failed = True
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        if not _is_out_of_memory(error):
             raise
         failed = True
     # Outside the except block: there, the traceback would keep the step's tensors alive.
     if failed:
         raise OutOfMemoryError(
             f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
-            hint="lower batch_size or init_channels; for a search also recompute=op",
+            hint=hint or "lower batch_size or init_channels; for a search also recompute=op",
         )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, or was the cause of an error that says something else."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _peak_memory(device: torch.device) -> str:

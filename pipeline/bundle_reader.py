@@ -24,6 +24,7 @@ from d2nas.verified_folder import read_plain_file
 
 from .bundle import CHECKSUMS
 from .onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
+from .stages import REPORT_SCHEMA
 from .store.arrays import decode_arrays
 
 FILES = (
@@ -282,10 +283,17 @@ def _check_fields(folder: Path, config: str) -> None:
 def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return the report, with the parts that are relied on in the form that they have."""
     report = _object(folder, files, "report.json")
+    schema = report.get("schema")
+    if type(schema) is int and schema != REPORT_SCHEMA:
+        raise DamagedArtifactError(
+            f"{folder}: report.json has schema {schema}, this d2nas reads schema {REPORT_SCHEMA}",
+            hint="use the d2nas that wrote it, or validate the run again",
+        )
     try:
         limits = report["parity"]["limits"]
         sound = (
-            all(type(limits[name]) is float for name in ("relative_l2", "top1_agreement"))
+            type(schema) is int
+            and all(type(limits[name]) is float for name in ("relative_l2", "top1_agreement"))
             and all(type(row["batch"]) is int for row in report["parity"]["batches"])
             and report["parity"]["batches"] != []
             and report["device"]["kind"] in ("cpu", "cuda")

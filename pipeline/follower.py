@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from d2nas.config import Config
 from d2nas.errors import StoppedError
 
+from .checkpoints import read_state
 from .display import Display
-from .runner import Reuse, Runner, RunResult, agree, read_state
+from .runner import Reuse, Runner, RunResult, agree
 from .stages import Context, Hooks, parents_of, run_stage
 from .stop import StopFlag
 from .store import Store, Version

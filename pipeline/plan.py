@@ -140,6 +140,8 @@ class _Estimates:
     def _search(self) -> dict[str, Any]:
         from d2nas.search import Search, search_step
 
+        from .stages.loop import bytes_to_write
+
         config = self._config.search
         batch = min(config.batch_size, self._measured_batch())
         # One draw and no warm-up: a pass of the measured step costs what any other does.
@@ -167,7 +169,7 @@ class _Estimates:
             "passes": passes,
             "seconds": per_pass * passes * config.batch_size / batch,
             "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * num_weights,
-            "disk_bytes": 2 * 8 * num_weights,
+            "disk_bytes": bytes_to_write(search),
             "note": f"timed with one pass of {batch} images",
         }
 
@@ -183,6 +185,8 @@ class _Estimates:
         from d2nas.retrain import Retraining, train_step
         from d2nas.training import stem_for
 
+        from .stages.loop import bytes_to_write
+
         config = self._config.retrain
         batch = min(config.batch_size, self._measured_batch())
         small = config.model_copy(update={"batch_size": batch})
@@ -196,7 +200,7 @@ class _Estimates:
             "steps": steps,
             "seconds": per_step * steps * config.batch_size / batch,
             "peak_bytes": self._peak_of_network(config.batch_size, stem) + 12 * weights,
-            "disk_bytes": (2 * 8 + 4) * weights,
+            "disk_bytes": bytes_to_write(retraining),
             "note": f"timed with DARTS_V2 and {batch} images",
         }
 

@@ -19,11 +19,13 @@ from d2nas.config import Config, DataConfig
 from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
+from .checkpoints import given_up, library_warnings, read_state, write_state
 from .display import Display
 from .events import Events
 from .file_hashes import FileHashes, data_folder
 from .stages import (
     CODE_SCHEMA,
+    KEPT_CHECKPOINTS,
     Context,
     parents_of,
     reads_data,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 20.0
 """Time between checkpoints of a training loop; what a kill can cost."""
 
-KEPT_CHECKPOINTS = 2
 _RECORDED_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 
@@ -302,6 +303,9 @@ class _StageHooks:
     def warn(self, line: str) -> None:
         self._runner.display.warn(line)
 
+    def reserve(self, num_bytes: int) -> None:
+        self._runner.store.require_space(num_bytes, what=self._commit.stage)
+
     def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
         self._runner.display.stage_begins(self._commit.stage, total, done, unit, images)
         # What a process does once, imports and reading data, is no part of its first stage.
@@ -318,8 +322,17 @@ class _StageHooks:
         version = self._runner.store.find(
             self._commit.run, f"{self._commit.stage}-state", self._commit.key
         )
+        if version is not None:
+            for line in library_warnings(version, library_versions()):
+                self.warn(line)
         self._runner.tell(None if version is None else version.reference)
         if version is None:
+            commit = self._commit
+            lost = given_up(
+                self._runner.store, commit.run, commit.stage, commit.config, commit.parents
+            )
+            if lost is not None:
+                self.warn(lost)
             return None
         self._earlier = (version.note or {}).get("seconds")
         state = read_state(version)
@@ -331,19 +344,10 @@ class _StageHooks:
         stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
         if not stopping and not due:
             return
-        from .store.codec import encode_state
-
         state = capture(step)
         store, stage = self._runner.store, f"{self._commit.stage}-state"
         with store.stage() as work:
-            scalars = {
-                "step": state.step,
-                "metrics": state.metrics,
-                "precision": state.precision,
-            }
-            files = encode_state(state.tensors, scalars)
-            for name, data in files.items():
-                work.write(name, data)
+            write_state(work, state)
             version = self._commit.make(store, work, stage, "state", {"step": step}, self.seconds())
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()
@@ -356,16 +360,6 @@ def agree(ranks: "Ranks | None", stop: StopFlag, *, due: bool) -> tuple[bool, bo
         number, is_due = ranks.largest(stop.signal_number or 0, int(due))
         stop.signal_number, due = number or None, bool(is_due)
     return stop.signal_number is not None, due
-
-
-def read_state(version: Version) -> "TrainState":
-    """Return the state that a checkpoint holds."""
-    from d2nas.state import TrainState
-
-    from .store.codec import decode_state
-
-    tensors, scalars = decode_state(version.read)
-    return TrainState(scalars["step"], tensors, scalars["metrics"], scalars.get("precision"))
 
 
 def library_versions() -> dict[str, str]:

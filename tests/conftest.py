@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import Nursery
 from faults import memory_folder
+from tiny import TinyPlace
 from toy import Place
 
 # Test processes side by side would otherwise fight for all cores; those they start, too.
@@ -26,6 +28,47 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
 def place(tmp_path: Path) -> Place:
     """A place where nothing has run yet."""
     return Place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """What starts child processes that run commands."""
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="session")
+def derived_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny run's search and derivation. Copy it before changing anything."""
+    with memory_folder(tmp_path_factory.mktemp("derived")) as folder:
+        place = TinyPlace(folder)
+        for stage in ("search", "derive"):
+            assert place.run(*place.words(stage)) == 0
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def exported_folder(
+    derived_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The same, trained and exported too."""
+    with memory_folder(tmp_path_factory.mktemp("exported")) as folder:
+        place = TinyPlace(derived_folder).copy(folder)
+        for stage in ("retrain", "export"):
+            assert place.run(*place.words(stage)) == 0
+        yield folder
+
+
+@pytest.fixture
+def exported(exported_folder: Path, quick_path: Path) -> TinyPlace:
+    """A place of the test's own with a tiny run up to its export."""
+    return TinyPlace(exported_folder).copy(quick_path)
+
+
+@pytest.fixture
+def tiny(derived_folder: Path, quick_path: Path) -> TinyPlace:
+    """A place of the test's own with a tiny run's search and derivation, in memory."""
+    return TinyPlace(derived_folder).copy(quick_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from toy import Place
 
 from d2nas import Genotype, load_network
 from d2nas.errors import D2NasError, DamagedArtifactError
-from pipeline import runner as runner_module
 from pipeline.stages import STAGES
 from pipeline.store import Store
 
@@ -139,37 +137,14 @@ def test_an_older_model_that_is_damaged_is_named_and_can_be_removed(
 
 
 @pytest.mark.parametrize(
-    ("setting", "stages"),
-    [
-        ("run.seed=1", STAGES),
-        ("data.crop_padding=2", STAGES),
-        ("data.test_fraction=0.3", STAGES),
-        ("search.arch_lr=0.02", STAGES),
-        ("search.space=S2", STAGES),
-        ("retrain.epochs=4", STAGES[2:]),
-        ("retrain.device=cpu", STAGES[2:]),
-        ("export.opset=19", STAGES[3:]),
-        ("validate.latency_samples=15", STAGES[4:]),
-        ("validate.relative_l2=2e-5", STAGES[4:]),
-    ],
+    ("setting", "stages"), [("search.arch_lr=0.02", STAGES), ("export.opset=19", STAGES[3:])]
 )
-def test_a_change_runs_exactly_the_stages_it_touches(
+def test_a_plan_names_exactly_the_stages_that_would_run(
     finished: Place,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     setting: str,
     stages: tuple[str, ...],
 ) -> None:
-    """Which stages run is seen by a spy; the first of them ends the run, the others follow it."""
-    started: list[str] = []
-
-    def spy(stage: str, _context: object) -> dict[str, object]:
-        started.append(stage)
-        raise DamagedArtifactError("the spy stops here")
-
-    monkeypatch.setattr(runner_module, "run_stage", spy)
-    assert finished.run("run", str(finished.preset), "--set", setting) == 4
-    assert started == [stages[0]]
     plan = finished.json(capfd, "run", str(finished.preset), "--plan", "--set", setting)
     assert plan["executes"] == list(stages)
 
@@ -214,33 +189,6 @@ def test_a_stopped_run_continues_and_ends_with_the_very_same_versions(
     for stage in STAGES[:4]:
         assert ids[0][f"toy/{stage}@v1"] == ids[1][f"toy/{stage}@v1"]
     assert any(reference.startswith("toy/search-state@") for reference in ids[1])
-
-
-def test_a_killed_run_continues_at_its_last_checkpoint(
-    finished_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    place = Place(tmp_path)
-    script = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from pipeline import runner; from pipeline.cli import run\n"
-        "runner.CHECKPOINT_SECONDS = 0.0\n"
-        f"run({place.arguments('run', str(place.preset))!r})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    states = place.store / "runs" / "toy" / "search-state"
-    deadline = time.monotonic() + 120
-    while not (states.is_dir() and len(os.listdir(states)) >= 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert place.run("search", str(place.preset)) == 0
-    assert "continues at step" in capfd.readouterr().err
-    searched = Store(place.store).open("toy/search")
-    whole = Store(finished_folder / "store").open("toy/search")
-    assert searched.manifest.files == whole.manifest.files
-    assert searched.id == whole.id
 
 
 def test_fresh_starts_over(finished: Place, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from searches import CHEAP, final_state, search_by
+from searches import CHEAP, search_by
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
@@ -308,7 +308,7 @@ def test_control_without_the_watch_logits_and_weights_are_lost(
     poison(search, "weights", 0, "images")
     poison(search, "architecture", 0, "images")
     search_step(search, 0)
-    state = final_state(search)
+    state = search.trainee.tensors()
     assert not torch.isfinite(state["logits.normal_ops"]).all()
     assert not torch.isfinite(state["supernet.stem.convs.0.weight"]).any()
 

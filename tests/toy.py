@@ -44,13 +44,13 @@ latency_seconds = 0.5
 
 
 class Place:
-    """A store and an export folder of their own, with the toy preset beside them."""
+    """A store and an export folder of their own, with a preset beside them: the toy, or another."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, run: str = "toy", preset: str = TOY) -> None:
+        self.folder, self.name = folder, run
         self.store, self.exported = folder / "store", folder / "exported"
-        self.preset = folder / "toy.toml"
-        self.preset.write_text(TOY)
+        self.preset = folder / f"{run}.toml"
+        self.preset.write_text(preset)
 
     def arguments(self, command: str, *arguments: str) -> list[str]:
         """The command with this place's folders."""

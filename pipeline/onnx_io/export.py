@@ -38,7 +38,7 @@ from .pixel_input import take_pixels
 
 Precision = Literal["fp32", "fp16"]
 PRODUCER_NAME = "d2nas"
-_EXAMPLE_BATCH = 2
+EXAMPLE_BATCH = 2
 """One is a size that exporters have specialised on."""
 _CHATTY_LOGGERS = (
     "torch.onnx",
@@ -118,7 +118,7 @@ def _check_network(network: nn.Module, input_shape: tuple[int, int, int]) -> tor
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ConfigError(f"export: the network holds {tensor.dtype} weights, not float32")
     device = tensors[0].device if tensors else torch.device("cpu")
-    example = torch.zeros(_EXAMPLE_BATCH, *input_shape, device=device)
+    example = torch.zeros(EXAMPLE_BATCH, *input_shape, device=device)
     try:
         with torch.no_grad():
             output = network(example)
@@ -131,10 +131,10 @@ def _check_network(network: nn.Module, input_shape: tuple[int, int, int]) -> tor
             f"export: the network returns a {type(output).__name__}, not logits alone",
             hint="an auxiliary head belongs to training; it must be off in evaluation mode",
         )
-    if output.ndim != 2 or len(output) != _EXAMPLE_BATCH or output.dtype != torch.float32:
+    if output.ndim != 2 or len(output) != EXAMPLE_BATCH or output.dtype != torch.float32:
         raise ConfigError(
             f"export: the network returns {output.dtype} of shape {tuple(output.shape)} for a "
-            f"batch of {_EXAMPLE_BATCH}, not float32 [batch, classes]"
+            f"batch of {EXAMPLE_BATCH}, not float32 [batch, classes]"
         )
     return example
 

@@ -50,6 +50,8 @@ __all__ = [
 
 Result = TypeVar("Result")
 
+SMALLER_BATCHES = "use smaller batches (validate.parity_batches, validate.latency_batches)"
+
 PLAIN = "plain"
 MODE_OPTIONS: Mapping[str, Mapping[str, str]] = {
     PLAIN: {},
@@ -325,7 +327,7 @@ def _nodes_without_kernel(runtime: Any, model: bytes, index: int) -> str | None:
 def _out_of_memory(where: str, error: BaseException) -> OutOfMemoryError:
     return OutOfMemoryError(
         f"out of memory on {where} ({problem(error)})",
-        hint="use smaller batches (validate.parity_batches, validate.latency_batches)",
+        hint=SMALLER_BATCHES,
     )
 
 

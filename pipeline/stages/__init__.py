@@ -68,6 +68,12 @@ CODE_SCHEMA: Mapping[str, int] = {
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 
+REPORT_SCHEMA = 1
+"""Of ``report.json``, which a bundle's reader must know."""
+
+KEPT_CHECKPOINTS = 2
+"""Of a training that runs; of one given up unfinished, for other settings, the last."""
+
 _NOT_IN_RESULTS = ("root", "stream", "workers")
 """Keys of ``data`` that change no batch."""
 
@@ -83,6 +89,10 @@ class Hooks(Protocol):
 
     def warn(self, line: str) -> None:
         """Tell the user something to act on."""
+        return
+
+    def reserve(self, num_bytes: int) -> None:
+        """Announce what the stage will write; raises ``StorageError`` where there is no room."""
         return
 
     def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:

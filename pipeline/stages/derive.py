@@ -7,6 +7,8 @@ several cells on the architecture half; the test images are not touched.
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from d2nas.cost import MACS_CONVENTION, count_cost
 from d2nas.data import Normalizer
 from d2nas.genotype import Genotype
@@ -18,7 +20,7 @@ from d2nas.select import Candidate, best, rank_by_supernet, rank_by_training, sa
 from d2nas.spaces import SearchSpace
 from d2nas.strict_json import canonical_json
 from d2nas.supernet import Supernet
-from d2nas.training import place, resolve_device
+from d2nas.training import EVALUATION_BATCH, memory_errors, place, resolve_device
 
 from ..drawing import draw_genotype
 from ..store.codec import decode_tensors
@@ -97,10 +99,12 @@ def _select(context: Context, logits: ArchLogits) -> Genotype:
         context.hooks.warn(f"the learned distribution gave only {len(genotypes)} different cells")
     context.hooks.begin(len(genotypes), 0, "candidate")
     candidates: list[Candidate] = []
-    for candidate in _ranking(context, logits.space, genotypes):
-        candidates.append(candidate)
-        context.hooks.advance(len(candidates), None)
-        context.hooks.pause()
+    device = resolve_device(context.config.search.device)
+    with memory_errors(EVALUATION_BATCH, device, hint="free memory, then derive again"):
+        for candidate in _ranking(context, logits.space, genotypes, device):
+            candidates.append(candidate)
+            context.hooks.advance(len(candidates), None)
+            context.hooks.pause()
     rows = [
         {"genotype": candidate.genotype.to_dict(), "accuracy": candidate.accuracy}
         for candidate in candidates
@@ -110,10 +114,9 @@ def _select(context: Context, logits: ArchLogits) -> Genotype:
 
 
 def _ranking(
-    context: Context, space: SearchSpace, genotypes: list[Genotype]
+    context: Context, space: SearchSpace, genotypes: list[Genotype], device: torch.device
 ) -> Iterator[Candidate]:
     config, data = context.config, context.data()
-    device = resolve_device(config.search.device)
     if config.derive.rank_by == "training":
         epochs = config.derive.rank_epochs
         short = {"epochs": epochs, "warmup_epochs": min(config.retrain.warmup_epochs, epochs - 1)}

@@ -1,12 +1,18 @@
 """Export: trained weights to one ONNX file that says where it came from."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
 from d2nas._version import __version__
 from d2nas.data import Normalizer
 from d2nas.errors import ConfigError
-from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, load_network
+from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, Network, load_network
 from d2nas.strict_json import canonical_json, parse_json
+from d2nas.training import memory_errors
 
-from ..onnx_io.export import export_onnx
+from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
 from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
 from ..preprocess import preprocess_for
@@ -21,7 +27,7 @@ def run(context: Context) -> Facts:
 
     Raises ``ConfigError`` for a genotype with ``noise``, which has no deterministic model.
     """
-    derived, retrained = context.inputs["derive"], context.inputs["retrain"]
+    retrained = context.inputs["retrain"]
     network = load_network(retrained.path)
     if any(name == "noise" for name, _ in (*network.genotype.normal, *network.genotype.reduce)):
         raise ConfigError(
@@ -33,29 +39,35 @@ def run(context: Context) -> Facts:
     config, size = context.config.export, preprocess["image_size"]
     normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
     pixels = normalizer if config.input == "uint8" else None
-    description = parse_json(retrained.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
-    data = export_onnx(
-        network,
-        input_shape=(preprocess["channels"], size, size),
-        opset=config.opset,
-        pixels=pixels,
-        precision=config.precision,
-        metadata={
-            "d2nas.version": __version__,
-            **{f"d2nas.{role}": parent for role, parent in derived.manifest.parents.items()},
-            "d2nas.derive": derived.id,
-            "d2nas.retrain": retrained.id,
-            "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,
-            "d2nas.data_digest": str(retrained.manifest.facts["data_digest"]),
-            "d2nas.seed": str(retrained.manifest.seed),
-            GENOTYPE_KEY: network.genotype.to_json().strip(),
-            NETWORK_KEY: canonical_json(description).decode().strip(),
-            "d2nas.preprocess": canonical_json(preprocess_for(config.input, preprocess))
-            .decode()
-            .strip(),
-        },
-    )
+    with memory_errors(EXAMPLE_BATCH, torch.device("cpu"), hint="free memory, then export again"):
+        data = export_onnx(
+            network,
+            input_shape=(preprocess["channels"], size, size),
+            opset=config.opset,
+            pixels=pixels,
+            precision=config.precision,
+            metadata=_lineage(context, network, preprocess),
+        )
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
     facts = describe(check_model(data, what=MODEL_FILE)).to_dict()
     return {"bytes": len(data), "precision": config.precision, **facts}
+
+
+def _lineage(context: Context, network: Network, preprocess: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the file says of itself: where it came from, and how images are prepared."""
+    derived, retrained = context.inputs["derive"], context.inputs["retrain"]
+    description = parse_json(retrained.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
+    prepared = preprocess_for(context.config.export.input, preprocess)
+    return {
+        "d2nas.version": __version__,
+        **{f"d2nas.{role}": parent for role, parent in derived.manifest.parents.items()},
+        "d2nas.derive": derived.id,
+        "d2nas.retrain": retrained.id,
+        "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,
+        "d2nas.data_digest": str(retrained.manifest.facts["data_digest"]),
+        "d2nas.seed": str(retrained.manifest.seed),
+        GENOTYPE_KEY: network.genotype.to_json().strip(),
+        NETWORK_KEY: canonical_json(description).decode().strip(),
+        "d2nas.preprocess": canonical_json(prepared).decode().strip(),
+    }

@@ -20,6 +20,7 @@ from d2nas.data import ImageData
 from d2nas.errors import DamagedArtifactError, ValidationFailedError
 from d2nas.network import load_network
 from d2nas.strict_json import canonical_json
+from d2nas.training import memory_errors
 
 from ..onnx_io.identity import IdentityReport, check_identity
 from ..onnx_io.model_file import check_model, lineage
@@ -34,9 +35,9 @@ from ..onnx_io.parity import (
     self_test,
 )
 from ..onnx_io.providers import resolve_device
-from ..onnx_io.session import OnnxSession, open_session
+from ..onnx_io.session import SMALLER_BATCHES, OnnxSession, open_session
 from ..store.codec import encode_tensors
-from . import Context, Facts
+from . import REPORT_SCHEMA, Context, Facts
 from .export import MODEL_FILE
 from .modes import GateLimits, ModeCheck, accuracy_of
 from .references import Recorded, TestImages, torch_answer
@@ -56,9 +57,17 @@ def run(context: Context) -> Facts:
     timed run in ``latency.json``.
 
     Raises ``ValidationFailedError`` when the gate says no or the device cannot be had,
-    ``DamagedArtifactError`` when the model names other parents than its version does.
+    ``DamagedArtifactError`` when the model names other parents than its version does, and
+    ``OutOfMemoryError``.
     """
     config = context.config.validate_
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    largest = max(*config.parity_batches, *config.latency_batches)
+    with memory_errors(largest, torch.device("cuda" if on_cuda else "cpu"), hint=SMALLER_BATCHES):
+        return _validate(context, config)
+
+
+def _validate(context: Context, config: ValidateConfig) -> Facts:
     exported = context.inputs["export"]
     model = exported.read(MODEL_FILE)
     identity = _check_architecture(context, model)
@@ -137,7 +146,7 @@ def _check(
     """Raise ``ValidationFailedError`` unless the model computes what the network computes."""
     batches = context.config.validate_.parity_batches
     parity = check_parity(reference, session, images, batches, limits.parity)
-    context.hooks.advance(1, None)
+    _advance(context, 1)
     device = resolve_device(context.config.validate_.device)
     selftest = self_test(
         reference.answer,
@@ -145,7 +154,7 @@ def _check(
         images[:NUM_SELF_TEST],
         limits.parity,
     )
-    context.hooks.advance(2, None)
+    _advance(context, 2)
     _require_passed(parity, selftest)
     return _Checked(parity, selftest, in_batches(session.run, images, max(batches)))
 
@@ -179,7 +188,12 @@ def _limits(config: ValidateConfig, precision: str) -> GateLimits:
 
 def _counter(context: Context) -> Callable[[], None]:
     done = itertools.count(3)
-    return lambda: context.hooks.advance(next(done), None)
+    return lambda: _advance(context, next(done))
+
+
+def _advance(context: Context, done: int) -> None:
+    context.hooks.advance(done, None)
+    context.hooks.pause()
 
 
 def _gate_record(config: ValidateConfig) -> dict[str, Any] | None:
@@ -236,7 +250,7 @@ def _require_accurate(accuracy: Mapping[str, Any]) -> None:
 def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str, Any]:
     derived, retrained, exported = (context.inputs[r] for r in ("derive", "retrain", "export"))
     return {
-        "schema": 1,
+        "schema": REPORT_SCHEMA,
         "genotype": derived.manifest.facts["genotype"],
         "genotype_digest": derived.manifest.facts["genotype_digest"],
         "parameterless_normal": derived.manifest.facts["parameterless_normal"],

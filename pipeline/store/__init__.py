@@ -19,7 +19,7 @@ from d2nas.verified_folder import is_digest
 from .audit import VerifyReport, verify_store, verify_targets
 from .cache import read_cache, write_cache
 from .commit import Staging, commit_version
-from .fsio import FileSystem, is_run_name, safe_name, safe_run_name
+from .fsio import FileSystem, is_run_name, require_space, safe_name, safe_run_name
 from .garbage import Garbage, collect_garbage, drop_states, find_garbage, retain_states
 from .layout import Layout
 from .locks import run_lock
@@ -128,6 +128,10 @@ class Store:
             note=_plain(note),
         )
 
+    def require_space(self, num_bytes: int, *, what: str) -> None:
+        """Raise ``StorageError`` unless there is room for what ``what`` is going to write."""
+        require_space(self.root, num_bytes, what=what)
+
     # Opening
 
     def open(self, target: str) -> Version:
@@ -196,7 +200,8 @@ class Store:
     def retain_states(self, run: str, stage: str, keep: int) -> list[str]:
         """Drop checkpoints older than the newest ``keep`` (at least 1) that verify.
 
-        Their folders go too unless something else reaches them. Returns the dropped names.
+        Of other settings than the newest one's, given up before they finished, the last one stays.
+        The folders go too unless something else reaches them. Returns the dropped names.
         """
         return retain_states(self._layout, self._file_system, run, stage, keep)
 

@@ -88,11 +88,31 @@ def storage_error(error: OSError, action: str, path: Path) -> StorageError:
     return StorageError(f"cannot {action} {path}: {problem}", hint=hint)
 
 
-def _free_space(path: Path) -> str:
-    for folder in path.parents:
+def free_bytes(path: Path) -> int | None:
+    """Return the free bytes where ``path`` is, or will be; None where that cannot be told."""
+    for folder in (path, *path.parents):
         with suppress(OSError):
-            return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
-    return "free space unknown"
+            return shutil.disk_usage(folder).free
+    return None
+
+
+def _free_space(path: Path) -> str:
+    free = free_bytes(path)
+    return "free space unknown" if free is None else f"{_mebibytes(free)} are free there"
+
+
+def require_space(root: Path, num_bytes: int, *, what: str) -> None:
+    """Raise ``StorageError`` unless ``num_bytes`` are free in the store at ``root``."""
+    free = free_bytes(root)
+    if free is not None and free < num_bytes:
+        raise StorageError(
+            f"{what} will write {_mebibytes(num_bytes)} to {root}, {_mebibytes(free)} are free",
+            hint="free some, d2nas gc removes leftovers, or give another folder with --store",
+        )
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 @contextmanager

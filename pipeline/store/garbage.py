@@ -141,18 +141,39 @@ def _remove_dead_locks(layout: Layout, file_system: FileSystem) -> None:
 def retain_states(
     layout: Layout, file_system: FileSystem, run: str, stage: str, keep: int
 ) -> list[str]:
-    """Drop the checkpoints older than the newest ``keep`` that verify; returns their names."""
+    """Drop the checkpoints older than the newest ``keep`` that verify; returns their names.
+
+    What was trained with other settings and did not finish is days of work to somebody who only
+    mistyped one: of each such key the newest stays too.
+    """
     if keep < 1:
         raise ValueError(f"at least one checkpoint must stay, not {keep}")
     with store_lock(layout, file_system):
+        finished = _keys(places(layout, run, stage.removesuffix("-state")))
         older: list[Place] = []
-        num_verified = 0
+        kept: dict[str | None, int] = {}
+        newest: str | None = None
         for place in reversed(_state_places(layout, run, stage)):
-            if num_verified >= keep:
+            key = _key(place) or newest
+            newest = newest or key
+            wanted = keep if key == newest else int(key not in finished)
+            if kept.get(key, 0) >= wanted:
                 older.append(place)
             elif _verifies(layout, place):
-                num_verified += 1
+                kept[key] = kept.get(key, 0) + 1
         return _drop(layout, file_system, older)
+
+
+def _keys(known: Sequence[Place]) -> set[str | None]:
+    return {_key(place) for place in known}
+
+
+def _key(place: Place) -> str | None:
+    """Return what a reference was made for; None for one that cannot be read."""
+    try:
+        return read_reference(place).key
+    except DamagedArtifactError:
+        return None
 
 
 def drop_states(layout: Layout, file_system: FileSystem, run: str, stage: str) -> list[str]:

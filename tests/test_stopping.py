@@ -1,0 +1,331 @@
+"""A training stopped by a signal, anywhere: one checkpoint, and the rest as if nothing had been.
+
+The signals are real and come through the real handler, in this process; some in others.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigns import count
+from children import Nursery
+from faults import leftovers, memory_folder
+from tiny import LOOPS, STEPS, TinyPlace, Trace, traced
+
+from d2nas.batches import Batches
+from d2nas.errors import StoppedError
+from d2nas.retrain import Retraining
+from d2nas.search import Search
+from d2nas.state import Trainee
+from d2nas.training import Loop
+from pipeline import runner
+from pipeline.runner import Runner
+from pipeline.stages import export as export_stage
+from pipeline.stages import validate as validate_stage
+from pipeline.stop import signals_handled
+from pipeline.store import FileSystem, Store
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+# Where the signal comes, in which step, and the step at which the run then continues.
+POINTS = [
+    ("while the images are read", 0, 1),
+    *(("in the middle of the step", step, step + 1) for step in (0, 1, 2, 3, 4, 6, 9, 10)),
+    *(("in the evaluation of the epoch", step, step + 1) for step in (2, 5, 8)),
+    *(("right before the checkpoint", step, step + 1) for step in (1, 5, 7)),
+    *(("in the middle of the checkpoint", step, step + 1) for step in (2, 6, 9)),
+    *(("right after the checkpoint", step, step + 1) for step in (3, 8)),
+]
+
+
+@dataclass
+class Sender:
+    """Sends this process one signal, at a point that is told by where and in which step."""
+
+    where: str
+    step: int
+    number: int
+    sent: int = 0
+    current: int = 0
+
+    def reached(self, where: str, step: int | None = None) -> None:
+        self.current = self.current if step is None else step
+        if not self.sent and (where, self.current) == (self.where, self.step):
+            self.sent += 1
+            os.kill(os.getpid(), self.number)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Look out for the point from now on."""
+        self.before(monkeypatch, Runner, "_read_data", "while the images are read")
+        for owner in (Search, Retraining):
+            self.before(monkeypatch, owner, "take_step", "at the step", lambda _, step: step)
+            self.before(monkeypatch, owner, "describe_epoch", "in the evaluation of the epoch")
+        self.before(monkeypatch, Batches, "batch", "in the middle of the step")
+        self.before(monkeypatch, runner._StageHooks, "checkpoint", "right before the checkpoint")
+        self.before(monkeypatch, runner, "write_state", "in the middle of the checkpoint")
+        self.before(monkeypatch, Store, "retain_states", "right after the checkpoint")
+
+    def before(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: Any,
+        name: str,
+        where: str,
+        step: Callable[..., int | None] = lambda *_: None,
+    ) -> None:
+        """Look out for the calls of one function."""
+        real = getattr(owner, name)
+
+        def noticed(*arguments: Any, **options: Any) -> Any:
+            self.reached(where, step(*arguments))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noticed)
+
+
+@cache
+def undisturbed(derived: Path) -> dict[str, tuple[str, Trace]]:
+    """The id and the trace of both loops' versions where nothing stops them."""
+    found = {}
+    with memory_folder(derived) as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        for loop in LOOPS:
+            (folder / loop).mkdir()
+            place = (
+                TinyPlace(folder / loop)
+                if loop == "search"
+                else TinyPlace(derived).copy(folder / loop)
+            )
+            trace = traced(monkeypatch)
+            assert place.run(*place.words(loop)) == 0
+            monkeypatch.undo()
+            version = place.latest(loop)
+            assert version is not None
+            assert sorted(trace.states) == list(range(1, STEPS + 1))
+            assert len(trace.batches) >= STEPS
+            found[loop] = (version.id, trace)
+    return found
+
+
+def empty_or_derived(loop: str, derived: Path, folder: Path) -> TinyPlace:
+    """Where the loop has not run yet."""
+    return TinyPlace(folder) if loop == "search" else TinyPlace(derived).copy(folder)
+
+
+def assert_as_undisturbed(place: TinyPlace, loop: str, trace: Trace, derived: Path) -> None:
+    """Every step, batch and the version are those of a run that nothing stopped."""
+    version_id, whole = undisturbed(derived)[loop]
+    assert trace.of_the_same_run(whole)
+    version = place.latest(loop)
+    assert version is not None
+    assert version.id == version_id
+    assert Store(place.store).verify().damaged == []
+    assert leftovers(Store(place.store)) == []
+
+
+@pytest.mark.parametrize("number", range(len(POINTS)), ids=[f"{w}, {s}" for w, s, _ in POINTS])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_stop_anywhere_leaves_one_checkpoint_and_ends_as_if_it_had_not_been(
+    loop: str,
+    number: int,
+    derived_folder: Path,
+    quick_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where, step, resumed = POINTS[number]
+    number = SIGNALS[number % 2]
+    place = empty_or_derived(loop, derived_folder, quick_path)
+    undisturbed(derived_folder)
+    trace = traced(monkeypatch)
+    regular = "checkpoint" in where
+    # Checkpoints after every step where one of them is the point, else only the stop's.
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0 if regular else 1e9)
+    sender = Sender(where, step, number)
+    sender.install(monkeypatch)
+    assert place.run(*place.words(loop)) == CODES[number]
+    assert sender.sent == 1
+    kept = place.checkpoints(loop)
+    assert kept == ([resumed - 1, resumed][-min(resumed, 2) :] if regular else [resumed])
+    assert max(trace.states) == resumed
+    assert place.run(*place.words(loop)) == 0
+    assert_as_undisturbed(place, loop, trace, derived_folder)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_run_stopped_ten_times_in_a_row_ends_as_if_it_had_not_been(
+    loop: str, derived_folder: Path, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = empty_or_derived(loop, derived_folder, quick_path)
+    undisturbed(derived_folder)
+    trace = traced(monkeypatch)
+    for step in range(10):
+        with pytest.MonkeyPatch.context() as once:
+            Sender("in the middle of the step", step, SIGNALS[step % 2]).install(once)
+            assert place.run(*place.words(loop)) == CODES[SIGNALS[step % 2]]
+        assert place.checkpoints(loop)[-1] == step + 1
+    assert place.run(*place.words(loop)) == 0
+    assert_as_undisturbed(place, loop, trace, derived_folder)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("forgotten", ["momentum_buffer", "running_mean"])
+def test_control_a_checkpoint_that_forgets_something_is_noticed(
+    loop: str,
+    forgotten: str,
+    derived_folder: Path,
+    quick_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = empty_or_derived(loop, derived_folder, quick_path)
+    version_id, _ = undisturbed(derived_folder)[loop]
+    copies = Trainee.copies
+    monkeypatch.setattr(
+        Trainee,
+        "copies",
+        lambda trainee: {
+            name: value.zero_() if name.endswith(forgotten) else value
+            for name, value in copies(trainee).items()
+        },
+    )
+    with pytest.MonkeyPatch.context() as once:
+        Sender("in the middle of the step", 6, signal.SIGTERM).install(once)
+        assert place.run(*place.words(loop)) == 143
+    assert place.run(*place.words(loop)) == 0
+    version = place.latest(loop)
+    assert version is not None
+    assert version.id != version_id
+
+
+# --- in processes of their own ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_process_stops_with_the_signals_code_and_continues(
+    nursery: Nursery, derived_folder: Path, quick_path: Path, loop: str, number: signal.Signals
+) -> None:
+    place = empty_or_derived(loop, derived_folder, quick_path)
+    code, talk = nursery.run(place.command(loop), signals=[(5, number)])
+    assert code == CODES[number], talk
+    assert f"stopped at step 5, saved as tiny/{loop}-state@v1" in talk
+    assert place.checkpoints(loop) == [5]
+    code, talk = nursery.run(place.command(loop))
+    assert code == 0, talk
+    version = place.latest(loop)
+    assert version is not None
+    assert version.id == undisturbed(derived_folder)[loop][0]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_control_without_the_handler_a_signal_ends_the_process_and_nothing_is_saved(
+    nursery: Nursery, tiny: TinyPlace, number: signal.Signals
+) -> None:
+    code, _ = nursery.run(tiny.command("retrain"), signals=[(5, number)], handlers=False)
+    assert code == -number
+    assert tiny.checkpoints("retrain") == []
+
+
+def operations_of_a_checkpoint(place: TinyPlace, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many changes to the disk a run makes from its first step to its first checkpoint."""
+    counted: list[str] = []
+    operation = FileSystem._operation
+    with monkeypatch.context() as counting:
+        counting.setattr(
+            FileSystem,
+            "_operation",
+            lambda system, kind, path, action: (
+                counted.append(kind),
+                operation(system, kind, path, action),
+            ),
+        )
+        Sender("in the middle of the step", 0, signal.SIGTERM).install(counting)
+        begins = Loop.run
+        counting.setattr(Loop, "run", lambda *a: (counted.clear(), begins(*a))[1])
+        assert place.run(*place.words("retrain")) == 143
+    return len(counted)
+
+
+def test_a_second_signal_while_saving_leaves_at_once_and_damages_nothing(
+    nursery: Nursery,
+    derived_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with memory_folder(tmp_path) as folder:
+        place = TinyPlace(derived_folder).copy(folder)
+        total = operations_of_a_checkpoint(place, monkeypatch)
+    assert total > 20
+    rounds = count(10, 100)
+    for index in range(rounds):
+        with memory_folder(tmp_path) as folder:
+            place = TinyPlace(derived_folder).copy(folder)
+            at = 1 + index * (total - 1) // max(1, rounds - 1)
+            code, talk = nursery.run(place.command("retrain"), checkpoint_seconds=0, twice_at=at)
+            assert code == 143, (at, talk)
+            assert "stopped at once by a second signal" in talk, at
+            store = Store(place.store)
+            assert store.verify().damaged == [], at
+            assert place.checkpoints("retrain") in ([], [1]), at
+            store.collect_garbage()
+            assert leftovers(store) == [], at
+            code, talk = nursery.run(place.command("retrain"))
+            assert code == 0, (at, talk)
+            version = place.latest("retrain")
+            assert version is not None
+            assert version.id == undisturbed(derived_folder)["retrain"][0], at
+
+
+def test_control_a_checkpoint_written_in_place_is_damaged_by_a_signal(tmp_path: Path) -> None:
+    """What a second signal would do to a writer without staging and rename."""
+    target = tmp_path / "state.safetensors"
+    target.write_bytes(b"the last good one" * 1000)
+
+    def leave(*_: object) -> None:
+        raise StoppedError(signal.SIGTERM, "at once")
+
+    def write_in_place() -> None:
+        with target.open("wb") as file:
+            file.write(b"half of the next")
+            os.kill(os.getpid(), signal.SIGTERM)
+            file.write(b" one")
+
+    with signals_handled(leave), pytest.raises(StoppedError):
+        write_in_place()
+    assert target.read_bytes() == b"half of the next"
+
+
+# --- export and validation ----------------------------------------------------------------------
+
+
+def test_an_interrupt_during_export_ends_it_whole(
+    exported: TinyPlace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = exported.content()
+    with monkeypatch.context() as once:
+        sender = Sender("in the export", 0, signal.SIGINT)
+        sender.before(once, export_stage, "check_model", "in the export")
+        assert exported.run("export", "tiny", "--fresh") == 130
+        assert sender.sent == 1
+    assert "stopped after export, which is done" in capfd.readouterr().err
+    assert exported.content() == before  # the same work: the same version, under the same name
+
+
+def test_an_interrupt_during_validation_leaves_nothing_and_the_next_one_passes(
+    exported: TinyPlace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = exported.content()
+    for where in ("check_parity", "self_test", "measure_all"):
+        with monkeypatch.context() as once:
+            sender = Sender(where, 0, signal.SIGINT)
+            sender.before(once, validate_stage, where, where)
+            assert exported.run("validate", "tiny") == 130
+            assert sender.sent == 1
+        assert "stopped in validate, which starts over" in capfd.readouterr().err
+        assert exported.content() == before
+        assert leftovers(Store(exported.store)) == []
+    assert exported.run("validate", "tiny") == 0
