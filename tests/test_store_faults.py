@@ -3,14 +3,11 @@
 Each protection is also taken away once, to see the test notice.
 """
 
-import os
-import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import faults
 import pytest
 from faults import (
     FAULTS,
@@ -21,14 +18,13 @@ from faults import (
     commit,
     contents,
     files_of,
-    holder,
     leftovers,
     lineage_in,
     order_problems,
 )
 
-from d2nas.errors import BusyError, DamagedArtifactError, StorageError
-from pipeline.store import FileSystem, Store, locks
+from d2nas.errors import StorageError
+from pipeline.store import Store
 
 MAIN_STAGES = ("search", "derive", "retrain", "export", "validate", "search-state")
 
@@ -201,107 +197,9 @@ def test_failed_sync_is_never_tried_again(quick_path: Path) -> None:
         assert store.references() == []
 
 
-def test_survives_kills_and_control(tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    rounds = [line.split() for line in faults.run_to_end("kill", tmp_path / "s", "store", seed, 25)]
-    assert len(rounds) == 25
-    assert int(rounds[-1][0]) >= 25
-    assert [row[1:] for row in rounds] == [["0", "0"]] * 25, f"seed {seed}"
-    store = Store(tmp_path / "s")
-    assert store.verify().damaged == []
-    acknowledged = len(store.references())
-    store.collect_garbage()
-    assert leftovers(store) == []
-    assert len(store.references()) == acknowledged
-    for attempt in range(10):
-        careless = faults.run_to_end("kill", tmp_path / f"c{attempt}", "careless", seed, 10)
-        if int(careless[-1].split()[1]):
-            break
-    else:
-        pytest.fail(f"the careless writer never broke, seed {seed}")
-
-
-def test_real_disk_limit(lineage: Store) -> None:
-    before = lineage.references()
-    (message,) = faults.run_to_end("limit", lineage.root, 300_000, 100_000)
-    assert "file too large" in message
-    assert lineage.references() == before
-    assert lineage.verify().damaged == []
-    assert leftovers(lineage) == []
-
-
 def test_full_disk_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", FaultyFileSystem(1, "full disk"))
     with pytest.raises(StorageError, match="no space left") as caught:
         commit(store, contents(1))
     assert caught.value.exit_code == 7
     assert "MiB are free" in str(caught.value.hint)
-
-
-# Locks
-
-
-def test_run_lock_names_its_holder_and_dies_with_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with holder("hold-run", store.root, "quickstart") as process:
-        with pytest.raises(BusyError) as caught, store.lock_run("quickstart"):
-            pass
-        assert caught.value.exit_code == 8
-        assert f"process {process.pid} on {os.uname().nodename}, started 20" in str(caught.value)
-        with store.lock_run("other"):
-            pass
-        (store.root / "locks/run-quickstart.json").write_bytes(b'{"pid": "x"')
-        with pytest.raises(BusyError, match="another process"), store.lock_run("quickstart"):
-            pass
-        with monkeypatch.context() as patch:  # control: without the lock both would work
-            patch.setattr(locks, "acquire", lambda *_, **__: locks.FileLock(os.devnull))
-            with store.lock_run("quickstart"):
-                pass
-        process.kill()
-        process.wait()
-        with store.lock_run("quickstart"):
-            pass
-
-
-def test_lock_needs_a_file_system_with_locks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "FileLock", locks.SoftFileLock)
-    with pytest.raises(StorageError, match="no locks"), store.lock_run("quickstart"):
-        pass
-    assert not (store.root / "locks/run-quickstart.lock").exists()
-
-
-def test_lock_does_not_follow_links(store: Store) -> None:
-    with store.lock_run("quickstart"):
-        pass
-    target = store.root.parent / "precious"
-    target.write_bytes(b"precious")
-    (store.root / "locks/run-linked.lock").symlink_to(target)
-    with pytest.raises(DamagedArtifactError), store.lock_run("linked"):
-        pass
-    assert target.read_bytes() == b"precious"
-
-
-def test_busy_store_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "STORE_LOCK_SECONDS", 0.05)
-    commit(store, contents(1))
-    with store.stage(), locks.store_lock(store._layout, FileSystem()):
-        for call in (store.collect_garbage, lambda: store.store_cache("a", 1, 1)):
-            with pytest.raises(BusyError) as caught:
-                call()
-            assert caught.value.exit_code == 8
-
-
-def test_processes_lose_nothing(store: Store) -> None:
-    processes = [faults.start("commit", store.root, 100 * number, 10) for number in range(4)]
-    names = [name for process in processes for name in process.communicate(timeout=60)[0].split()]
-    assert [process.returncode for process in processes] == [0] * 4
-    expected = sorted(f"quickstart/search@v{number}" for number in range(1, 41))
-    assert sorted(names) == expected
-    assert sorted(reference.name for reference in store.references()) == expected
-    assert store.verify() == store.verify(expected)
-    assert store.verify().checked == 40
-    wanted = [contents(100 * number + index) for number in range(4) for index in range(10)]
-    found = [files_of(store.open(name)) for name in expected]
-    assert all(files in found for files in wanted)
-    assert leftovers(store) == []
