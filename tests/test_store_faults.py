@@ -1,4 +1,4 @@
-"""The store under faults: full disks, crashes, kills, other processes.
+"""The store when file operations fail: full disks, I/O errors, crashes, torn writes, lost syncs.
 
 Each protection is also taken away once, to see the test notice.
 """
@@ -19,31 +19,30 @@ from faults import (
     contents,
     files_of,
     leftovers,
-    lineage_in,
     order_problems,
 )
 
 from d2nas.errors import StorageError
-from pipeline.store import Store
+from pipeline.store import KINDS, STAGES, Store
+from pipeline.store.references import kind_of
 
-MAIN_STAGES = ("search", "derive", "retrain", "export", "validate", "search-state")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def lineage(tmp_path: Path) -> Store:
-    return lineage_in(tmp_path / "store")
+STAGE_OF_KIND = {kind_of(stage): stage for stage in STAGES}
+"""One stage for each kind of version."""
 
 
 # Whole or absent
 
 
-def commit_second(store: Store) -> None:
-    commit(store, contents(2))
+class CommitOf:
+    """Commit a second version of a stage, made from the first search."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.__name__ = f"commit {stage}"
+
+    def __call__(self, store: Store) -> None:
+        search = store.references("quickstart", "search")[0].id
+        commit(store, contents(2), stage=self.stage, parents={"search": search})
 
 
 def repair(store: Store) -> None:
@@ -62,14 +61,22 @@ def cache(store: Store) -> None:
     store.store_cache("digest", "images", "new")
 
 
-ACTIONS = (commit_second, repair, collect, retain, cache)
+ACTIONS: tuple[Callable[[Store], None], ...] = (
+    *map(CommitOf, STAGE_OF_KIND.values()),
+    repair,
+    collect,
+    retain,
+    cache,
+)
 
 
 def prepare(root: Path, action: Callable[[Store], None]) -> None:
     """One good version, and what ``action`` is about."""
     store = Store(root, FaultyFileSystem())
     commit(store, contents(1))
-    if action is repair:
+    if isinstance(action, CommitOf):
+        commit(store, contents(0), stage=action.stage)
+    elif action is repair:
         (commit(store, contents(3), run="other").path / "weights.bin").write_bytes(b"damaged")
     elif action is collect:
         (root / "staging" / ("0" * 32)).mkdir()
@@ -88,10 +95,12 @@ def check_invariants(store: Store, action: Callable[[Store], None], *, done: boo
     assert files_of(store.open("quickstart/search@v1")) == contents(1)
     allowed = {"other/search@v1"} if action is repair and not done else set()
     assert {item.name for item in store.verify().damaged} <= allowed
-    newest = store.open("quickstart/search")
-    if action is commit_second:
-        assert newest.number == 2 or not done
-        assert files_of(newest) == contents(newest.number or 0)
+    if isinstance(action, CommitOf):
+        newest = store.open(f"quickstart/{action.stage}")
+        made = bool(newest.manifest.parents)
+        assert made or not done
+        assert files_of(newest) == contents(2 if made else 0)
+        assert all(store.open_id(parent) for parent in newest.manifest.parents.values())
     elif action is repair and done:
         assert files_of(store.open("other/search@v1")) == contents(3)
     elif action is retain:
@@ -100,13 +109,13 @@ def check_invariants(store: Store, action: Callable[[Store], None], *, done: boo
         assert store.cached("digest", "images") in (["new"] if done else ["old", "new"])
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
 def test_every_operation_may_fail(action: Callable[[Store], None], quick_path: Path) -> None:
     prepare(quick_path / "prepared", action)
     shutil.copytree(quick_path / "prepared", quick_path / "clean")
     clean = FaultyFileSystem()
     action(Store(quick_path / "clean", clean))
-    assert len(clean.log) >= 6
+    assert len(clean.log) >= (20 if isinstance(action, CommitOf) else 6)  # 80 cases and more
     for fault in FAULTS:
         for position in range(1, len(clean.log) + 1):
             root = quick_path / f"{fault} {position}"
@@ -158,7 +167,11 @@ def test_control_careless_writer_breaks_the_store(quick_path: Path) -> None:
     assert num_broken >= 0.6 * 4 * len(clean.log)
 
 
-@pytest.mark.parametrize("stage", MAIN_STAGES)
+def test_every_kind_of_version_is_among_the_actions() -> None:
+    assert set(STAGE_OF_KIND) == set(KINDS)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_order_on_disk_and_control(stage: str, quick_path: Path) -> None:
     def second_commit(file_system: FaultyFileSystem) -> list[tuple[str, Path]]:
         root = quick_path / str(len(list(quick_path.iterdir())))
