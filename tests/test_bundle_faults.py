@@ -13,7 +13,7 @@ from faults import FAULTS, Crash, FaultyFileSystem
 from toy import Place
 
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
-from pipeline import bundle
+from pipeline import bundle, bundle_reader
 from pipeline.bundle import write_bundle
 from pipeline.bundle_reader import open_bundle
 from pipeline.store import FileSystem, Store
@@ -51,14 +51,15 @@ def content_of(exported: Path) -> str | None:
     return content.hexdigest()
 
 
-def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Remember what was made for a number of a bundle."""
-    known: dict[int, Any] = {}
+def made_once(make: Callable[..., Any], position: int) -> Callable[..., Any]:
+    """Remember what was made for the argument at this position: a few are met very often."""
+    known: dict[Any, Any] = {}
 
-    def remembered(name: str, number: int, *others: Any) -> Any:
-        if number not in known:
-            known[number] = make(name, number, *others)
-        return known[number]
+    def remembered(*arguments: Any, **named: Any) -> Any:
+        key = arguments[position]
+        if key not in known:
+            known[key] = make(*arguments, **named)
+        return known[key]
 
     return remembered
 
@@ -67,7 +68,8 @@ def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
 def versions(finished: Place, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A finished run's versions; what a bundle says of them is put together only once."""
     for name in ("_documents", "_page"):
-        monkeypatch.setattr(bundle, name, made_once(getattr(bundle, name)))
+        monkeypatch.setattr(bundle, name, made_once(getattr(bundle, name), 1))
+    monkeypatch.setattr(bundle_reader, "check_model", made_once(bundle_reader.check_model, 0))
     store = Store(finished.store)
     return {stage: store.open(f"toy/{stage}") for stage in STAGES}
 
