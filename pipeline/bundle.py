@@ -15,6 +15,7 @@ from d2nas.strict_json import parse_json
 
 from .preprocess import preprocess_for
 from .report_page import report_page
+from .stages.forms import Preprocess, Report, read_form
 from .store import FileSystem, Version, safe_run_name
 from .store.fsio import TEMPORARY_PREFIX
 from .triton import triton_config
@@ -139,6 +140,8 @@ def _put(disk: FileSystem, path: Path, data: bytes) -> None:
 
 
 def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
+    read_form(Report, versions["validate"], "report.json")
+    read_form(Preprocess, versions["retrain"], "preprocess.json")
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
     trained = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
     preprocess = preprocess_for(report["model"]["input_type"], trained)

@@ -31,6 +31,7 @@ from .stages import (
     stage_config,
     stage_key,
 )
+from .stages.forms import StateScalars, checked, parse_form
 from .stop import StopFlag
 from .store import STATE_STAGES, Store, Version
 
@@ -101,7 +102,7 @@ class Runner:
         with self.store.lock_run(run):
             needed = any(reads_data(stage, config) for stage in stages)
             digest = self.data_digest(config) if needed else None
-            versions = dict(given or {})
+            versions = {stage: checked(version) for stage, version in (given or {}).items()}
             executed: list[str] = []
             for stage in stages:
                 parents = {role: versions[role] for role in parents_of(stage, config)}
@@ -128,7 +129,8 @@ class Runner:
     ) -> Version | None:
         """Return the version that makes running ``stage`` unnecessary, or None."""
         ids = {role: version.id for role, version in parents.items()}
-        return self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+        found = self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+        return None if found is None else checked(found)
 
     def is_current(
         self, run: str, stage: str, config: Config, versions: Mapping[str, Version]
@@ -156,7 +158,7 @@ class Runner:
         ids = {role: version.id for role, version in parents.items()}
         key = stage_key(stage, config, ids, data_digest)
         state = self.store.find(run, f"{stage}-state", key)
-        return 0 if state is None else int(state.manifest.facts["step"])
+        return 0 if state is None else int(checked(state).manifest.facts["step"])
 
     def data_digest(self, config: Config) -> str:
         """Return the digest of the images' content; hashes of unchanged files are remembered."""
@@ -362,10 +364,11 @@ def read_state(version: Version) -> "TrainState":
     """Return the state that a checkpoint holds."""
     from d2nas.state import TrainState
 
-    from .store.codec import decode_state
+    from .store.codec import STATE_SCALARS, decode_state
 
-    tensors, scalars = decode_state(version.read)
-    return TrainState(scalars["step"], tensors, scalars["metrics"], scalars.get("precision"))
+    tensors, values = decode_state(version.read)
+    scalars = parse_form(StateScalars, values, version, STATE_SCALARS)
+    return TrainState(scalars.step, tensors, scalars.metrics, scalars.precision)
 
 
 def library_versions() -> dict[str, str]:
