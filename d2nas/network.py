@@ -26,6 +26,7 @@ from .ops import (
 )
 from .spaces import EDGES_PER_NODE, NODES
 from .strict_json import parse_json
+from .tensors import decode_tensors
 from .transfer import send
 from .units import Lean, share_relu
 from .verified_folder import read_verified
@@ -293,7 +294,13 @@ def build_described(description: Any, *, what: str) -> Network:
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], *, what: str) -> None:
-    """Load ``tensors`` into ``network``; names, shapes and types must be exactly its own.
+    """Load ``tensors`` into ``network``; raises as ``check_weights``."""
+    check_weights(network, tensors, what=what)
+    network.load_state_dict(tensors)
+
+
+def check_weights(network: nn.Module, tensors: dict[str, Tensor], *, what: str) -> None:
+    """Check that names, shapes and types of ``tensors`` are exactly those of ``network``.
 
     Raises ``DamagedArtifactError`` naming the first tensor that differs.
     """
@@ -307,7 +314,6 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], *, what: str) -
                 f"{what}: tensor {name} is {theirs.dtype} {tuple(theirs.shape)}, "
                 f"not {ours.dtype} {tuple(ours.shape)}"
             )
-    network.load_state_dict(tensors)
 
 
 def load_network(folder: str | Path) -> Network:
@@ -316,14 +322,15 @@ def load_network(folder: str | Path) -> Network:
     Every file is hashed against the manifest, the manifest against the folder's name.
     Raises ``DamagedArtifactError``.
     """
-    import safetensors.torch
-
     version = read_verified(Path(folder))
     description = parse_json(version.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
-    network = build_described(description, what=f"{folder}: {DESCRIPTION_FILE}")
-    try:
-        tensors = safetensors.torch.load(version.read(WEIGHTS_FILE))
-    except safetensors.SafetensorError as error:
-        raise DamagedArtifactError(f"{folder}: {WEIGHTS_FILE}: {error}") from None
-    load_weights(network, tensors, what=f"{folder}: {WEIGHTS_FILE}")
+    name, what = f"{folder}: {DESCRIPTION_FILE}", f"{folder}: {WEIGHTS_FILE}"
+    tensors = decode_tensors(version.read(WEIGHTS_FILE), what=what)
+    # A description may claim any size: only what fits the weights, which are here, takes memory.
+    if not isinstance(description, dict) or description.get("num_cells") not in range(len(tensors)):
+        raise DamagedArtifactError(f"{name}: does not fit {WEIGHTS_FILE}")
+    with torch.device("meta"):
+        check_weights(build_described(description, what=name), tensors, what=what)
+    network = build_described(description, what=name)
+    network.load_state_dict(tensors)
     return network.eval()

@@ -54,6 +54,8 @@ class TrainState:
                 raise _unusable(f"{what}: {name} is missing")
             if type(scalars[name]) not in kinds:
                 raise _unusable(f"{what}: {name} is a {type(scalars[name]).__name__}")
+        if scalars["step"] < 0 or not all(isinstance(row, dict) for row in scalars["metrics"]):
+            raise _unusable(f"{what}: step or metrics are none of a training")
         unknown = scalars.keys() - _KINDS.keys()
         if unknown:
             raise _unusable(f"{what}: unexpected entry {min(unknown)}")

@@ -17,7 +17,9 @@ from d2nas.strict_json import parse_json
 from .preprocess import preprocess_for
 from .report_page import report_page
 from .report_page.content import Content, origin_of, searched_here
+from .stages.forms import Preprocess, Report, read_form
 from .store import FileSystem, Version, safe_run_name
+from .store.fsio import TEMPORARY_PREFIX
 from .triton import triton_config
 
 CURVES = "curves.svg"
@@ -36,6 +38,7 @@ def write_bundle(
     disk = file_system or FileSystem()
     folder = exported.absolute() / safe_run_name(name)
     model = versions["export"].read("model.onnx")
+    _remove_half_written(disk, folder)
     number = _number_of(folder, hashlib.sha256(model).hexdigest())
     disk.make_folder(folder / str(number))
     files = {f"{number}/model.onnx": model, **_documents(name, number, versions)}
@@ -75,8 +78,13 @@ def _number_of(folder: Path, digest: str) -> int:
             return int(path.split("/")[0])
     taken = [int(path.split("/")[0]) for path in known]
     if folder.is_dir():
-        taken += [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
+        taken += [int(child.name) for child in folder.iterdir() if _holds_a_model(child)]
     return max(taken, default=0) + 1
+
+
+def _holds_a_model(path: Path) -> bool:
+    """Whether a number is taken; an interruption may leave its folder empty."""
+    return path.name.isdecimal() and (not path.is_dir() or any(path.iterdir()))
 
 
 def _known_models(folder: Path) -> dict[str, str]:
@@ -135,6 +143,13 @@ def _page(
     )
 
 
+def _remove_half_written(disk: FileSystem, folder: Path) -> None:
+    """Remove what an interruption left: a bundle with a file that nobody lists is refused."""
+    for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
+        for path in sorted(folder.glob(pattern)):
+            disk.remove_file(path)
+
+
 def _put(disk: FileSystem, path: Path, data: bytes) -> None:
     try:
         if path.read_bytes() == data:
@@ -145,6 +160,8 @@ def _put(disk: FileSystem, path: Path, data: bytes) -> None:
 
 
 def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
+    read_form(Report, versions["validate"], "report.json")
+    read_form(Preprocess, versions["retrain"], "preprocess.json")
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
     trained = parse_json(versions["retrain"].read("preprocess.json"), what="preprocess.json")
     preprocess = preprocess_for(report["model"]["input_type"], trained)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype
@@ -25,7 +26,9 @@ from d2nas.verified_folder import read_plain_file
 from .bundle import CHECKSUMS
 from .onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from .stages import REPORT_SCHEMA
+from .stages.forms import Report
 from .store.arrays import decode_arrays
+from .store.manifest import problem_of
 
 FILES = (
     "MODEL_CARD.md",
@@ -290,21 +293,10 @@ def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
             hint="use the d2nas that wrote it, or validate the run again",
         )
     try:
-        limits = report["parity"]["limits"]
-        sound = (
-            type(schema) is int
-            and all(type(limits[name]) is float for name in ("relative_l2", "top1_agreement"))
-            and all(type(row["batch"]) is int for row in report["parity"]["batches"])
-            and report["parity"]["batches"] != []
-            and report["device"]["kind"] in ("cpu", "cuda")
-            and all(row["kind"] in ("cpu", "cuda") for row in report["latency"])
-            and report["model"]["precision"] in ("fp32", "fp16")
-            and all(isinstance(value, str) for value in report["lineage"].values())
-        )
-    except (AttributeError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise _damaged(folder, "report.json", "is no report that d2nas writes")
+        Report.model_validate(report)
+    except ValidationError as error:
+        problem = f"is no report that d2nas writes: {problem_of(error)}"
+        raise _damaged(folder, "report.json", problem) from None
     return report
 
 

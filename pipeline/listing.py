@@ -14,7 +14,7 @@ from d2nas.spaces import CELL_TYPES, SPACES
 
 from .presets import run_name
 from .stages import PARENTS, STAGES, read_genotype
-from .store import STATE_STAGES, Store, Version, is_id, is_run_name
+from .store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
 
 
 def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
@@ -31,8 +31,8 @@ def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
             "path": str(store.root / "versions" / reference.id),
             "kind": "state" if reference.stage in STATE_STAGES else reference.stage,
             "created": str(reference.note.get("created", "")),
-            "facts": reference.note.get("facts", {}),
-            "metrics": _in_words(reference.note.get("facts", {})),
+            "facts": _facts_of(reference),
+            "metrics": _in_words(_facts_of(reference)),
         }
         for reference in references
     ]
@@ -235,7 +235,19 @@ def _fact(name: str, value: Any) -> str:
     return _value(value)
 
 
+def _facts_of(reference: Reference) -> dict[str, Any]:
+    facts = reference.note.get("facts")
+    return facts if isinstance(facts, dict) else {}
+
+
 def _in_words(facts: Mapping[str, Any]) -> str:
+    try:
+        return _formatted(facts)
+    except (KeyError, TypeError, ValueError):  # not what d2nas writes; it is shown all the same
+        return _value(facts)
+
+
+def _formatted(facts: Mapping[str, Any]) -> str:
     known = (
         ("step", "step {}"),
         ("arch_accuracy", "architecture half {:.3f}"),

@@ -33,6 +33,7 @@ from .stages import (
     stage_config,
     stage_key,
 )
+from .stages.forms import checked
 from .stop import StopFlag
 from .store import STATE_STAGES, Store, Version
 
@@ -102,7 +103,7 @@ class Runner:
         with self.store.lock_run(run):
             needed = any(reads_data(stage, config) for stage in stages)
             digest = self.data_digest(config) if needed else None
-            versions = dict(given or {})
+            versions = {stage: checked(version) for stage, version in (given or {}).items()}
             executed: list[str] = []
             for stage in stages:
                 parents = {role: versions[role] for role in parents_of(stage, config)}
@@ -129,7 +130,8 @@ class Runner:
     ) -> Version | None:
         """Return the version that makes running ``stage`` unnecessary, or None."""
         ids = {role: version.id for role, version in parents.items()}
-        return self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+        found = self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+        return None if found is None else checked(found)
 
     def is_current(
         self, run: str, stage: str, config: Config, versions: Mapping[str, Version]
@@ -157,7 +159,7 @@ class Runner:
         ids = {role: version.id for role, version in parents.items()}
         key = stage_key(stage, config, ids, data_digest)
         state = self.store.find(run, f"{stage}-state", key)
-        return 0 if state is None else int(state.manifest.facts["step"])
+        return 0 if state is None else int(checked(state).manifest.facts["step"])
 
     def data_digest(self, config: Config) -> str:
         """Return the digest of the images' content; hashes of unchanged files are remembered."""

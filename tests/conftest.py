@@ -88,8 +88,8 @@ def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(finished_folder: Path, tmp_path: Path) -> Place:
+def finished(finished_folder: Path, quick_path: Path) -> Place:
     """A finished toy run of the test's own."""
-    folder = tmp_path / "place"
+    folder = quick_path / "place"
     shutil.copytree(finished_folder, folder)
     return Place(folder)

@@ -1,26 +1,21 @@
-"""Faulty file systems, careless writers and child processes for the tests of the store.
+"""Faulty file systems, careless writers and what they write, for the tests of the store.
 
-Imports neither torch nor pytest, because its child processes must start fast:
-``python tests/faults.py MODE STORE ...``.
+Imports neither torch nor pytest, because child processes use it that must start fast.
 """
 
 import errno
 import hashlib
+import json
 import os
 import random
-import resource
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from d2nas.errors import DamagedArtifactError, StorageError
-from d2nas.verified_folder import MANIFEST_NAME, read_verified
+from d2nas.errors import DamagedArtifactError
+from d2nas.verified_folder import MANIFEST_NAME
 from pipeline.store import FileSystem, Manifest, Store, Version
 from pipeline.store.fsio import TEMPORARY_PREFIX
 
@@ -204,6 +199,19 @@ def files_of(version: Version) -> dict[str, bytes]:
     return {name: version.read(name) for name in version.manifest.files}
 
 
+def raw_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by name, read by nothing that is under test; none if gone."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def named_ids(root: Path) -> set[str]:
+    """Return the ids that have a name, read by nothing that is under test."""
+    paths = root.glob("runs/*/*/v*.json")
+    return {json.loads(path.read_bytes())["body"]["id"] for path in paths}
+
+
 def lineage_in(root: Path) -> Store:
     """Return a store with search@v1, search@v2, and derive@v1 made from the second."""
     store = Store(root, FaultyFileSystem())
@@ -234,135 +242,3 @@ def memory_folder(fallback: Path) -> Iterator[Path]:
     parent = memory if os.access(memory, os.W_OK) else fallback
     with tempfile.TemporaryDirectory(dir=parent, prefix="d2nas-test-") as folder:
         yield Path(folder)
-
-
-# Child processes
-
-
-def start(mode: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start this file as another process and return it; its output is lines of text."""
-    command = [sys.executable, __file__, mode, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=environment
-    )
-
-
-def run_to_end(mode: str, *arguments: object) -> list[str]:
-    """Run this file as another process; returns the lines it wrote."""
-    process = start(mode, *arguments)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return output.splitlines()
-
-
-@contextmanager
-def holder(mode: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that has done its part when this yields it, and end it afterwards."""
-    process = start(mode, *arguments)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def hold_run(root: Path, run: str) -> None:
-    with Store(root).lock_run(run):
-        _say("ready")
-        signal.pause()
-
-
-def hold_staging(root: Path) -> None:
-    with Store(root).stage() as staging:
-        staging.write("weights.bin", b"unfinished")
-        _say("ready")
-        signal.pause()
-
-
-def commit_many(root: Path, first_seed: str, count: str) -> None:
-    store = Store(root)
-    for seed in range(int(first_seed), int(first_seed) + int(count)):
-        _say(commit(store, contents(seed)).reference or "")
-
-
-def commit_with_limit(root: Path, size: str, limit: str) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    try:
-        commit(Store(root), contents(99, size=int(size)))
-    except StorageError as error:
-        _say(str(error))
-
-
-def kill_rounds(root: Path, writer: str, seed: str, rounds: str) -> None:
-    """Kill a committing child at random moments; say how many are done, broken, lost.
-
-    One process forks all children, so that a round costs a fork and not a start of Python.
-    """
-    draw = random.Random(int(seed))
-    acknowledged: set[str] = set()
-    for number in range(int(rounds)):
-        reader, sink = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _commit_until_killed(root, writer, 10_000 * number, sink)
-        os.close(sink)
-        first = os.read(reader, 65)  # the child is at work
-        time.sleep(draw.random() * 0.03)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with os.fdopen(reader, "rb") as file:
-            lines = (first + file.read()).decode().splitlines()
-        acknowledged |= {line for line in lines if len(line) == 64}
-        _say(f"{len(acknowledged)} {_num_broken(root)} {_num_lost(root, acknowledged)}")
-
-
-def _commit_until_killed(root: Path, writer: str, seed: int, sink: int) -> None:
-    store = Store(root)
-    while True:
-        seed += 1
-        files = contents(seed, size=100_000)
-        if writer == "store":
-            version_id = commit(store, files).id
-        else:
-            version_id = careless_commit(store, FileSystem(), files).name
-        os.write(sink, version_id.encode() + b"\n")
-
-
-def _num_broken(root: Path) -> int:
-    num_broken = 0
-    for folder in (root / "versions").glob("*"):
-        try:
-            read_verified(folder)
-        except DamagedArtifactError:
-            num_broken += 1
-    return num_broken
-
-
-def _num_lost(root: Path, acknowledged: set[str]) -> int:
-    if not (root / "runs").is_dir():
-        return 0  # the careless writer gives no names
-    named = {reference.id for reference in Store(root).references()}
-    present = {folder.name for folder in (root / "versions").glob("*")}
-    return len(acknowledged - named) + len(named - present)
-
-
-MODES: dict[str, Callable[..., None]] = {
-    "hold-run": hold_run,
-    "hold-staging": hold_staging,
-    "commit": commit_many,
-    "limit": commit_with_limit,
-    "kill": kill_rounds,
-}
-
-if __name__ == "__main__":
-    mode, root, *rest = sys.argv[1:]
-    MODES[mode](Path(root), *rest)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
+from forgery import CHECKSUMS, seal
 from PIL import Image
 from toy import Place
 
@@ -20,22 +21,9 @@ from pipeline import bundle_reader, prediction
 from pipeline.bundle_reader import open_bundle
 from pipeline.cli import run
 
-CHECKSUMS = "SHA256SUMS"
-
 
 def bundle_of(place: Place) -> Path:
     return place.exported / "toy"
-
-
-def seal(bundle: Path) -> None:
-    """Write the checksums again, as a forger would."""
-    files = sorted(str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file())
-    lines = [
-        f"{hashlib.sha256((bundle / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in files
-        if name != CHECKSUMS
-    ]
-    (bundle / CHECKSUMS).write_text("".join(lines))
 
 
 def change_json(name: str, **changes: Any) -> Callable[[Path], None]:
@@ -150,7 +138,10 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a GPU for a CPU": (replace_text("config.pbtxt", "KIND_CPU", "KIND_GPU"), "config.pbtxt: con"),
     "a GPU in the report": (
-        change_json("report.json", device={"kind": "cuda", "label": "CUDA H100"}),
+        change_json(
+            "report.json",
+            device={"kind": "cuda", "label": "CUDA H100", "provider": "CUDAExecutionProvider"},
+        ),
         "contradicts",
     ),
     "a report without a model": (change_json("report.json", model=None), "is no report that"),

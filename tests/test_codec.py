@@ -13,8 +13,9 @@ from torch import Tensor
 
 from d2nas.errors import DamagedArtifactError
 from d2nas.randomness import generator
+from d2nas.tensors import decode_tensors
 from pipeline.store import Store
-from pipeline.store.codec import decode_state, decode_tensors, encode_state, encode_tensors
+from pipeline.store.codec import decode_state, encode_state, encode_tensors
 
 DTYPES = (
     torch.float64,

@@ -16,10 +16,10 @@ from faults import (
     commit,
     contents,
     files_of,
-    holder,
     leftovers,
     lineage_in,
 )
+from store_children import holder
 
 from d2nas.errors import ConfigError, DamagedArtifactError
 from pipeline.store import FileSystem, Store, garbage, safe_name

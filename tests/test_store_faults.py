@@ -1,16 +1,13 @@
-"""The store under faults: full disks, crashes, kills, other processes.
+"""The store when file operations fail: full disks, I/O errors, crashes, torn writes, lost syncs.
 
 Each protection is also taken away once, to see the test notice.
 """
 
-import os
-import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import faults
 import pytest
 from faults import (
     FAULTS,
@@ -21,33 +18,31 @@ from faults import (
     commit,
     contents,
     files_of,
-    holder,
     leftovers,
-    lineage_in,
     order_problems,
 )
 
-from d2nas.errors import BusyError, DamagedArtifactError, StorageError
-from pipeline.store import FileSystem, Store, locks
+from d2nas.errors import StorageError
+from pipeline.store import KINDS, STAGES, Store
+from pipeline.store.references import kind_of
 
-MAIN_STAGES = ("search", "derive", "retrain", "export", "validate", "search-state")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def lineage(tmp_path: Path) -> Store:
-    return lineage_in(tmp_path / "store")
+STAGE_OF_KIND = {kind_of(stage): stage for stage in STAGES}
+"""One stage for each kind of version."""
 
 
 # Whole or absent
 
 
-def commit_second(store: Store) -> None:
-    commit(store, contents(2))
+class CommitOf:
+    """Commit a second version of a stage, made from the first search."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.__name__ = f"commit {stage}"
+
+    def __call__(self, store: Store) -> None:
+        search = store.references("quickstart", "search")[0].id
+        commit(store, contents(2), stage=self.stage, parents={"search": search})
 
 
 def repair(store: Store) -> None:
@@ -66,14 +61,22 @@ def cache(store: Store) -> None:
     store.store_cache("digest", "images", "new")
 
 
-ACTIONS = (commit_second, repair, collect, retain, cache)
+ACTIONS: tuple[Callable[[Store], None], ...] = (
+    *map(CommitOf, STAGE_OF_KIND.values()),
+    repair,
+    collect,
+    retain,
+    cache,
+)
 
 
 def prepare(root: Path, action: Callable[[Store], None]) -> None:
     """One good version, and what ``action`` is about."""
     store = Store(root, FaultyFileSystem())
     commit(store, contents(1))
-    if action is repair:
+    if isinstance(action, CommitOf):
+        commit(store, contents(0), stage=action.stage)
+    elif action is repair:
         (commit(store, contents(3), run="other").path / "weights.bin").write_bytes(b"damaged")
     elif action is collect:
         (root / "staging" / ("0" * 32)).mkdir()
@@ -92,10 +95,12 @@ def check_invariants(store: Store, action: Callable[[Store], None], *, done: boo
     assert files_of(store.open("quickstart/search@v1")) == contents(1)
     allowed = {"other/search@v1"} if action is repair and not done else set()
     assert {item.name for item in store.verify().damaged} <= allowed
-    newest = store.open("quickstart/search")
-    if action is commit_second:
-        assert newest.number == 2 or not done
-        assert files_of(newest) == contents(newest.number or 0)
+    if isinstance(action, CommitOf):
+        newest = store.open(f"quickstart/{action.stage}")
+        made = bool(newest.manifest.parents)
+        assert made or not done
+        assert files_of(newest) == contents(2 if made else 0)
+        assert all(store.open_id(parent) for parent in newest.manifest.parents.values())
     elif action is repair and done:
         assert files_of(store.open("other/search@v1")) == contents(3)
     elif action is retain:
@@ -104,13 +109,13 @@ def check_invariants(store: Store, action: Callable[[Store], None], *, done: boo
         assert store.cached("digest", "images") in (["new"] if done else ["old", "new"])
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
 def test_every_operation_may_fail(action: Callable[[Store], None], quick_path: Path) -> None:
     prepare(quick_path / "prepared", action)
     shutil.copytree(quick_path / "prepared", quick_path / "clean")
     clean = FaultyFileSystem()
     action(Store(quick_path / "clean", clean))
-    assert len(clean.log) >= 6
+    assert len(clean.log) >= (20 if isinstance(action, CommitOf) else 6)  # 80 cases and more
     for fault in FAULTS:
         for position in range(1, len(clean.log) + 1):
             root = quick_path / f"{fault} {position}"
@@ -162,7 +167,11 @@ def test_control_careless_writer_breaks_the_store(quick_path: Path) -> None:
     assert num_broken >= 0.6 * 4 * len(clean.log)
 
 
-@pytest.mark.parametrize("stage", MAIN_STAGES)
+def test_every_kind_of_version_is_among_the_actions() -> None:
+    assert set(STAGE_OF_KIND) == set(KINDS)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_order_on_disk_and_control(stage: str, quick_path: Path) -> None:
     def second_commit(file_system: FaultyFileSystem) -> list[tuple[str, Path]]:
         root = quick_path / str(len(list(quick_path.iterdir())))
@@ -201,107 +210,9 @@ def test_failed_sync_is_never_tried_again(quick_path: Path) -> None:
         assert store.references() == []
 
 
-def test_survives_kills_and_control(tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    rounds = [line.split() for line in faults.run_to_end("kill", tmp_path / "s", "store", seed, 25)]
-    assert len(rounds) == 25
-    assert int(rounds[-1][0]) >= 25
-    assert [row[1:] for row in rounds] == [["0", "0"]] * 25, f"seed {seed}"
-    store = Store(tmp_path / "s")
-    assert store.verify().damaged == []
-    acknowledged = len(store.references())
-    store.collect_garbage()
-    assert leftovers(store) == []
-    assert len(store.references()) == acknowledged
-    for attempt in range(10):
-        careless = faults.run_to_end("kill", tmp_path / f"c{attempt}", "careless", seed, 10)
-        if int(careless[-1].split()[1]):
-            break
-    else:
-        pytest.fail(f"the careless writer never broke, seed {seed}")
-
-
-def test_real_disk_limit(lineage: Store) -> None:
-    before = lineage.references()
-    (message,) = faults.run_to_end("limit", lineage.root, 300_000, 100_000)
-    assert "file too large" in message
-    assert lineage.references() == before
-    assert lineage.verify().damaged == []
-    assert leftovers(lineage) == []
-
-
 def test_full_disk_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", FaultyFileSystem(1, "full disk"))
     with pytest.raises(StorageError, match="no space left") as caught:
         commit(store, contents(1))
     assert caught.value.exit_code == 7
     assert "MiB are free" in str(caught.value.hint)
-
-
-# Locks
-
-
-def test_run_lock_names_its_holder_and_dies_with_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with holder("hold-run", store.root, "quickstart") as process:
-        with pytest.raises(BusyError) as caught, store.lock_run("quickstart"):
-            pass
-        assert caught.value.exit_code == 8
-        assert f"process {process.pid} on {os.uname().nodename}, started 20" in str(caught.value)
-        with store.lock_run("other"):
-            pass
-        (store.root / "locks/run-quickstart.json").write_bytes(b'{"pid": "x"')
-        with pytest.raises(BusyError, match="another process"), store.lock_run("quickstart"):
-            pass
-        with monkeypatch.context() as patch:  # control: without the lock both would work
-            patch.setattr(locks, "acquire", lambda *_, **__: locks.FileLock(os.devnull))
-            with store.lock_run("quickstart"):
-                pass
-        process.kill()
-        process.wait()
-        with store.lock_run("quickstart"):
-            pass
-
-
-def test_lock_needs_a_file_system_with_locks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "FileLock", locks.SoftFileLock)
-    with pytest.raises(StorageError, match="no locks"), store.lock_run("quickstart"):
-        pass
-    assert not (store.root / "locks/run-quickstart.lock").exists()
-
-
-def test_lock_does_not_follow_links(store: Store) -> None:
-    with store.lock_run("quickstart"):
-        pass
-    target = store.root.parent / "precious"
-    target.write_bytes(b"precious")
-    (store.root / "locks/run-linked.lock").symlink_to(target)
-    with pytest.raises(DamagedArtifactError), store.lock_run("linked"):
-        pass
-    assert target.read_bytes() == b"precious"
-
-
-def test_busy_store_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "STORE_LOCK_SECONDS", 0.05)
-    commit(store, contents(1))
-    with store.stage(), locks.store_lock(store._layout, FileSystem()):
-        for call in (store.collect_garbage, lambda: store.store_cache("a", 1, 1)):
-            with pytest.raises(BusyError) as caught:
-                call()
-            assert caught.value.exit_code == 8
-
-
-def test_processes_lose_nothing(store: Store) -> None:
-    processes = [faults.start("commit", store.root, 100 * number, 10) for number in range(4)]
-    names = [name for process in processes for name in process.communicate(timeout=60)[0].split()]
-    assert [process.returncode for process in processes] == [0] * 4
-    expected = sorted(f"quickstart/search@v{number}" for number in range(1, 41))
-    assert sorted(names) == expected
-    assert sorted(reference.name for reference in store.references()) == expected
-    assert store.verify() == store.verify(expected)
-    assert store.verify().checked == 40
-    wanted = [contents(100 * number + index) for number in range(4) for index in range(10)]
-    found = [files_of(store.open(name)) for name in expected]
-    assert all(files in found for files in wanted)
-    assert leftovers(store) == []

@@ -20,10 +20,10 @@ from d2nas.select import Candidate, best, rank_by_supernet, rank_by_training, sa
 from d2nas.spaces import SearchSpace
 from d2nas.strict_json import canonical_json
 from d2nas.supernet import Supernet
+from d2nas.tensors import decode_tensors
 from d2nas.training import EVALUATION_BATCH, memory_errors, place, resolve_device
 
 from ..drawing import draw_genotype
-from ..store.codec import decode_tensors
 from . import Context, Facts, read_genotype
 from .search import LOGITS_FILE, SUPERNET_FILE
 

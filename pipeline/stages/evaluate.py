@@ -6,10 +6,11 @@ For studies, which compare networks and deploy none: no model file, no latency.
 from d2nas.calibration import calibrated_loss
 from d2nas.data import Normalizer
 from d2nas.network import load_network
-from d2nas.strict_json import canonical_json, parse_json
+from d2nas.strict_json import canonical_json
 from d2nas.training import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
 
 from . import Context, Facts
+from .forms import Preprocess, read_form
 from .retrain import PREPROCESS_FILE
 
 EVALUATION_FILE = "evaluation.json"
@@ -24,10 +25,8 @@ def run(context: Context) -> Facts:
     device = resolve_device(config.retrain.device)
     data = context.data()
     retrained = context.inputs["retrain"]
-    preprocess = parse_json(
-        retrained.read(PREPROCESS_FILE), what=f"{retrained.reference}: {PREPROCESS_FILE}"
-    )
-    normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    prepared = read_form(Preprocess, retrained, PREPROCESS_FILE)
+    normalizer = Normalizer(tuple(prepared.mean), tuple(prepared.std))
     context.hooks.begin(1, 0, "evaluation")
     with memory_errors(EVALUATION_BATCH, device):
         network = load_network(retrained.path).to(device).eval()

@@ -7,7 +7,7 @@ import torch
 
 from d2nas._version import __version__
 from d2nas.data import Normalizer
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, Network, load_network
 from d2nas.strict_json import canonical_json, parse_json
 from d2nas.training import memory_errors
@@ -17,6 +17,7 @@ from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
 from ..preprocess import preprocess_for
 from . import Context, Facts
+from .forms import Preprocess, read_form
 from .retrain import PREPROCESS_FILE
 
 MODEL_FILE = "model.onnx"
@@ -36,17 +37,24 @@ def run(context: Context) -> Facts:
         )
     context.hooks.begin(1, 0, "model")
     preprocess = parse_json(retrained.read(PREPROCESS_FILE), what=PREPROCESS_FILE)
-    config, size = context.config.export, preprocess["image_size"]
-    normalizer = Normalizer(tuple(preprocess["mean"]), tuple(preprocess["std"]))
-    pixels = normalizer if config.input == "uint8" else None
+    description = parse_json(retrained.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
+    prepared = read_form(Preprocess, retrained, PREPROCESS_FILE)
+    if prepared.channels != description["in_channels"]:
+        raise DamagedArtifactError(
+            f"{retrained.path}: {PREPROCESS_FILE}: {prepared.channels} channels, but the network "
+            f"takes {description['in_channels']}",
+            hint=retrained.content.hint,
+        )
+    config, size = context.config.export, prepared.image_size
+    normalizer = Normalizer(tuple(prepared.mean), tuple(prepared.std))
     with memory_errors(EXAMPLE_BATCH, torch.device("cpu"), hint="free memory, then export again"):
         data = export_onnx(
             network,
-            input_shape=(preprocess["channels"], size, size),
+            input_shape=(prepared.channels, size, size),
             opset=config.opset,
-            pixels=pixels,
+            pixels=normalizer if config.input == "uint8" else None,
             precision=config.precision,
-            metadata=_lineage(context, network, preprocess),
+            metadata=_lineage(context, network, description, preprocess),
         )
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
@@ -54,10 +62,14 @@ def run(context: Context) -> Facts:
     return {"bytes": len(data), "precision": config.precision, **facts}
 
 
-def _lineage(context: Context, network: Network, preprocess: Mapping[str, Any]) -> dict[str, str]:
+def _lineage(
+    context: Context,
+    network: Network,
+    description: Mapping[str, Any],
+    preprocess: Mapping[str, Any],
+) -> dict[str, str]:
     """Return what the file says of itself: where it came from, and how images are prepared."""
     derived, retrained = context.inputs["derive"], context.inputs["retrain"]
-    description = parse_json(retrained.read(DESCRIPTION_FILE), what=DESCRIPTION_FILE)
     prepared = preprocess_for(context.config.export.input, preprocess)
     return {
         "d2nas.version": __version__,

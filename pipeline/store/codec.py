@@ -1,4 +1,4 @@
-"""Tensors to bytes and back: the only module that reads or writes safetensors."""
+"""Tensors to bytes, and checkpoints to files and back."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d2nas.errors import DamagedArtifactError
 from d2nas.strict_json import canonical_json, parse_json
+from d2nas.tensors import decode_tensors
 
 STATE_TENSORS = "state.safetensors"
 STATE_SCALARS = "state.json"
@@ -32,30 +33,6 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
         return bytes(safetensors.torch.save(plain))
     except (KeyError, safetensors.SafetensorError) as error:
         raise ValueError(f"a tensor cannot be stored: {error}") from None
-
-
-def decode_tensors(data: bytes, *, what: str) -> dict[str, Tensor]:
-    """Return the tensors, on the CPU, by name; ``what`` names the source in errors.
-
-    Compare names, shapes and dtypes with what is expected: the format promises none. Raises
-    ``DamagedArtifactError``.
-    """
-    try:
-        loaded = safetensors.torch.load(data)
-    except (
-        safetensors.SafetensorError,
-        AssertionError,
-        KeyError,
-        MemoryError,
-        OverflowError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise DamagedArtifactError(f"{what}: not valid safetensors ({problem})") from None
-    # Sorted, so that loops over the result do not depend on the file's order.
-    return {name: loaded[name].clone() for name in sorted(loaded)}
 
 
 def encode_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[str, bytes]:

@@ -1,0 +1,231 @@
+"""The store among processes: kills, locks, many writers, and the limits of a disk.
+
+Each protection is also taken away once, to see the test notice.
+"""
+
+import os
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from campaigns import count
+from faults import commit, contents, files_of, leftovers, lineage_in
+from store_children import holder, run_to_end, start
+from toy import Place
+
+from d2nas.errors import BusyError, DamagedArtifactError, StorageError
+from pipeline.store import FileSystem, Store, garbage, locks
+
+KILLS = count(200, 2000)
+PROCESSES, COMMITS = 8, count(25, 250)
+HOLDERS = count(50, 500)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+# Kills
+
+
+def killed(root: Path, writer: str, seed: int, rounds: int) -> tuple[int, int, int]:
+    """Kill writers at random moments; return how many versions are acknowledged, broken, lost."""
+    (line,) = run_to_end("kill", root, writer, seed, rounds)
+    acknowledged, broken, lost = map(int, line.split())
+    return acknowledged, broken, lost
+
+
+def test_kills_break_and_lose_nothing_and_gc_removes_only_what_is_dead(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    root = quick_path / "store"
+    acknowledged, broken, lost = killed(root, "store", seed, KILLS)
+    assert (broken, lost) == (0, 0), f"seed {seed}"
+    assert acknowledged >= KILLS
+    store = Store(root)
+    assert len(leftovers(store)) >= KILLS // 20, "hardly a kill hit a commit"
+    # 50 more that are reached, half of them by no name of their own.
+    parents = [commit(store, contents(number), run="parent") for number in range(25)]
+    for number, parent in enumerate(parents):
+        changes = {"run": "child", "stage": "derive", "parents": {"search": parent.id}}
+        commit(store, contents(1000 + number), **changes)
+    for path in (root / "runs" / "parent" / "search").iterdir():
+        path.unlink()
+    names = store.references()
+    reachable = {reference.id for reference in names} | {parent.id for parent in parents}
+    with holder("hold-staging", root):
+        (live,) = (
+            folder
+            for folder in (root / "staging").iterdir()
+            if garbage.is_live(store._layout, folder.name)
+        )
+        store.collect_garbage()
+        assert [path.name for path in (root / "staging").iterdir()] == [live.name]
+        assert (live / "weights.bin").read_bytes() == b"unfinished"
+        assert {folder.name for folder in (root / "versions").iterdir()} == reachable
+        assert store.references() == names
+        monkeypatch.setattr(garbage, "is_live", lambda *_: False)  # control: the check is gone
+        store.collect_garbage()
+        assert not live.exists()
+        monkeypatch.undo()
+    store.collect_garbage()
+    assert leftovers(store) == []
+    assert store.verify().damaged == []
+
+
+def test_control_kills_break_what_is_written_in_place(quick_path: Path) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    acknowledged, broken, _ = killed(quick_path, "careless", seed, 100)
+    assert acknowledged >= 100
+    assert broken >= 15, f"seed {seed}"  # 64 to 77 on ext4, 37 in memory
+
+
+# Limits of a disk
+
+LIMITS = (
+    *(f"300000:0:{limit}" for limit in (0, 1, 4096, 100_000, 200_000, 299_999)),
+    "100:0:99",  # a small file
+    "100:0:300",  # the manifest
+    "100:4000:4000",  # the name
+    "300000:4000:150000",
+)
+"""Size of the files, size of the note, and the largest file that the disk takes."""
+
+
+def test_real_limits_cost_nothing_that_was_there(quick_path: Path) -> None:
+    lineage = lineage_in(quick_path / "store")
+    before, in_place = lineage.references(), quick_path / "in-place"
+    in_place.write_bytes(contents(1, size=300_000)["weights.bin"])
+    messages = run_to_end("limits", lineage.root, in_place, *LIMITS)
+    assert len(messages) == len(LIMITS) == 10
+    assert all("file too large" in message for message in messages)
+    for what in ("weights.bin", "manifest.json", "v3.json"):
+        assert any(what in message for message in messages), what
+    assert lineage.references() == before
+    assert lineage.verify().damaged == []
+    lineage.collect_garbage()
+    assert leftovers(lineage) == []
+    # Control: what was saved in place is lost.
+    assert in_place.stat().st_size < 300_000
+
+
+# Locks
+
+
+def test_run_lock_names_its_holder_and_dies_with_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holder("hold-run", store.root, "quickstart") as process:
+        with pytest.raises(BusyError) as caught, store.lock_run("quickstart"):
+            pass
+        assert caught.value.exit_code == 8
+        assert f"process {process.pid} on {os.uname().nodename}, started 20" in str(caught.value)
+        with store.lock_run("other"):
+            pass
+        (store.root / "locks/run-quickstart.json").write_bytes(b'{"pid": "x"')
+        with pytest.raises(BusyError, match="another process"), store.lock_run("quickstart"):
+            pass
+        with monkeypatch.context() as patch:  # control: without the lock both would work
+            patch.setattr(locks, "acquire", lambda *_, **__: locks.FileLock(os.devnull))
+            with store.lock_run("quickstart"):
+                pass
+        process.kill()
+        process.wait()
+        with store.lock_run("quickstart"):
+            pass
+
+
+def test_lock_needs_a_file_system_with_locks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "FileLock", locks.SoftFileLock)
+    with pytest.raises(StorageError, match="no locks"), store.lock_run("quickstart"):
+        pass
+    assert not (store.root / "locks/run-quickstart.lock").exists()
+
+
+def test_lock_does_not_follow_links(store: Store) -> None:
+    with store.lock_run("quickstart"):
+        pass
+    target = store.root.parent / "precious"
+    target.write_bytes(b"precious")
+    (store.root / "locks/run-linked.lock").symlink_to(target)
+    with pytest.raises(DamagedArtifactError), store.lock_run("linked"):
+        pass
+    assert target.read_bytes() == b"precious"
+
+
+def test_busy_store_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "STORE_LOCK_SECONDS", 0.05)
+    commit(store, contents(1))
+    with store.stage(), locks.store_lock(store._layout, FileSystem()):
+        for call in (store.collect_garbage, lambda: store.store_cache("a", 1, 1)):
+            with pytest.raises(BusyError) as caught:
+                call()
+            assert caught.value.exit_code == 8
+
+
+# Many writers
+
+
+def lost_or_mixed(store: Store, seeds: Iterable[int], num_names: int) -> list[str]:
+    """Return what is wrong with a store into which each of ``seeds`` was committed once."""
+    names = [f"quickstart/search@v{number}" for number in range(1, num_names + 1)]
+    found = [reference.name for reference in store.references()]
+    problems = [f"no {name}" for name in names if name not in found]
+    kept = [files_of(store.open(name)) for name in found]
+    problems += [f"lost {seed}" for seed in seeds if contents(seed) not in kept]
+    return problems + [f"of nobody: {len(kept)}"] * (len(kept) != num_names)
+
+
+def test_processes_lose_nothing(quick_path: Path) -> None:
+    store = Store(quick_path / "store")
+    seeds = [1000 * number + index for number in range(PROCESSES) for index in range(COMMITS)]
+    processes = [start("commit", store.root, 1000 * number, COMMITS) for number in range(PROCESSES)]
+    said = [process.communicate(timeout=600)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0] * PROCESSES
+    total = PROCESSES * COMMITS
+    names = [name for lines in said for name in lines]
+    assert len(names) == len(set(names)) == total >= 200
+    assert lost_or_mixed(store, seeds, total) == []
+    assert store.verify() == store.verify(names)
+    assert store.verify().checked == total
+    assert leftovers(store) == []
+
+
+def test_control_without_exclusive_names_work_is_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two processes that list the names at the same time, as if there were no lock.
+    monkeypatch.setattr("pipeline.store.commit.places", lambda *_: [])
+    monkeypatch.setattr(FileSystem, "publish_file", FileSystem.replace_file)
+    for seed in (1, 2):
+        commit(store, contents(seed))
+    assert lost_or_mixed(store, [1, 2], 2) == ["no quickstart/search@v2", "lost 1", "of nobody: 1"]
+
+
+# One run, two processes
+
+
+def test_the_second_process_of_a_run_exits_8_and_names_the_first(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("search", str(place.preset), "--method", "random")
+    with holder("hold-run", place.store, "toy") as process:
+        assert place.run(*words) == 8
+        error, hint = capfd.readouterr().err.splitlines()[-2:]
+        holding = rf"process {process.pid} on {re.escape(os.uname().nodename)}, started 20\d\d-"
+        assert re.search(holding, error)
+        assert hint == "hint: wait until it is done, or use another run name"
+        assert place.run(*words, "--name", "other") == 0  # another run is not kept waiting
+    assert place.run(*words) == 0
+    assert Store(place.store).open("toy/search@v1")
+
+
+def test_killed_holders_leave_nothing_and_control(quick_path: Path) -> None:
+    (line,) = run_to_end("kill-lock-holders", quick_path / "store", HOLDERS)
+    num_free, num_pid_file_free = line.split()
+    assert int(num_free) == HOLDERS >= 50
+    assert int(num_pid_file_free) == 0  # control: a file with a number outlives its process
