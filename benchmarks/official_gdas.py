@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from d2nas.config import SearchConfig
-from pipeline.bench_pairs import Contestant, compare
-from pipeline.bench_search import CLASSES, IMAGE_SIZE, Stepper
+from pipeline.bench.pairs import Contestant, compare
+from pipeline.bench.search import CLASSES, IMAGE_SIZE, Stepper
 
 NODES, REDUCTIONS = 4, (2, 5)
 

@@ -171,8 +171,8 @@ class DeriveConfig(Section):
     genotype: str | None = None
     """A published genotype's name, or the path of a JSON file: taken as it is, without a search."""
     candidates: Positive = 1
-    """Cells to compare on the architecture half: the most probable one and samples of the learned
-    distribution; 1 compares nothing (paper)."""
+    """Cells to compare on the architecture half, by calibrated loss: the most probable one, and
+    samples of the learned distribution; 1 compares nothing (paper)."""
     rank_by: Literal["supernet", "training"] = "supernet"
     """By the supernet's weights, or by a short training of each on the weight half."""
     rank_epochs: Positive = 5

@@ -39,7 +39,7 @@ def bench_memory_command(
     as_json: JsonOption = False,
 ) -> None:
     """The paper's Table 4 beside what is measured: peak bytes of a search step, per method."""
-    from .bench_commands import bench_memory
+    from .bench.commands import bench_memory
 
     bench_memory(device, full=full, as_json=as_json)
 
@@ -56,7 +56,7 @@ def bench_search_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time per search step and per sub-network pass, method against method."""
-    from .bench_commands import bench_search, profile_search
+    from .bench.commands import bench_search, profile_search
 
     if profile:
         profile_search(settings or [], threads=threads, as_json=as_json)
@@ -72,7 +72,7 @@ def bench_runtime_command(
     as_json: JsonOption = False,
 ) -> None:
     """ONNX Runtime's time over PyTorch's, without a compiler, in both memory layouts."""
-    from .bench_commands import bench_runtime
+    from .bench.commands import bench_runtime
 
     bench_runtime(settings or [], batch=batch, pairs=pairs, as_json=as_json)
 
@@ -85,7 +85,7 @@ def bench_train_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time per retraining step, against a plain implementation of the same network."""
-    from .bench_commands import bench_train
+    from .bench.commands import bench_train
 
     bench_train(settings or [], pairs=pairs, threads=threads, as_json=as_json)
 
@@ -102,7 +102,7 @@ def bench_profile_command(
     as_json: JsonOption = False,
 ) -> None:
     """Where an exported model's time goes on the CPU: by cell, by edge, by operation."""
-    from .bench_commands import bench_profile
+    from .bench.commands import bench_profile
 
     bench_profile(target, store, batch=batch, threads=threads, svg=svg, as_json=as_json)
 
@@ -116,6 +116,6 @@ def bench_serve_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time requests to ``d2nas serve`` against direct calls of the same session."""
-    from .bench_commands import bench_serve
+    from .bench.commands import bench_serve
 
     bench_serve(bundle, clients=clients, requests=requests, device=device, as_json=as_json)

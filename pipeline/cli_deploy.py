@@ -115,6 +115,6 @@ def predict_command(
     as_json: JsonOption = False,
 ) -> None:
     """Answer pictures with a bundle's model: class names and probabilities."""
-    from .bundle_commands import predict_images
+    from .bundle.commands import predict_images
 
     predict_images(bundle, images, top=top, device=device, as_json=as_json)

@@ -16,6 +16,6 @@ def serve_command(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Serve a bundle by the Open Inference Protocol v2; SIGTERM or Ctrl+C ends it in order."""
-    from .serving import serve_bundle
+    from .serving.command import serve_bundle
 
     serve_bundle(bundle, host=host, port=port, device=device)

@@ -18,7 +18,7 @@ from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import parse_json
 
-from .bundle import write_bundle
+from .bundle.writing import write_bundle
 from .console import Console, report_rows
 from .follower import Follower
 from .listing import (
@@ -34,8 +34,8 @@ from .runner import Reuse, Runner, RunResult
 from .stages import run_stages
 from .stop import StopFlag, signals_handled
 from .store import Store
-from .study import read_study
-from .study_report import (
+from .study.grid import read_study
+from .study.report import (
     COLUMNS,
     correlation_line,
     rank_correlations,
@@ -43,7 +43,7 @@ from .study_report import (
     summarise,
     table_rows,
 )
-from .study_run import StudyRun
+from .study.run import StudyRun
 
 GENOTYPE_PRESET = "cifar10"
 """What ``retrain --genotype`` follows where no preset is named: published cells' own setting."""

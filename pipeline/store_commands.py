@@ -34,8 +34,8 @@ def verify(
     targets: Sequence[str], store: Path, *, digest: str | None, device: str, as_json: bool
 ) -> int:
     """Check versions of the store, or bundles, and return the exit code."""
-    from .bundle_commands import verify_bundles
-    from .bundle_reader import is_bundle
+    from .bundle.commands import verify_bundles
+    from .bundle.reader import is_bundle
 
     bundles = [target for target in targets if is_bundle(Path(target))]
     if digest is not None and (len(bundles) != 1 or len(targets) != 1):

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx_models import hand_made_model
 
-from pipeline.bundle_reader import Bundle
-from pipeline.inference_protocol import HEADER_LENGTH
-from pipeline.inference_service import InferenceService
+from pipeline.bundle.reader import Bundle
 from pipeline.onnx_io.model_file import check_model, describe
 from pipeline.onnx_io.session import OnnxSession, open_session
-from pipeline.server import Limits
-from pipeline.serving import ServerSocket, Serving
+from pipeline.serving.command import ServerSocket, Serving
+from pipeline.serving.protocol import HEADER_LENGTH
+from pipeline.serving.server import Limits
+from pipeline.serving.service import InferenceService
 
 MAX_BATCH = 4
 INFER = "/v2/models/toy/infer"

@@ -6,7 +6,7 @@ from typing import Any
 
 from toy import Place
 
-from pipeline.study import Study, read_study
+from pipeline.study.grid import Study, read_study
 
 SMALL = """
 methods = ["d2nas"]

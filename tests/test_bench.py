@@ -13,12 +13,14 @@ from d2nas.errors import ConfigError
 from d2nas.method import Sizes
 from d2nas.methods import METHODS
 from d2nas.search import architecture_step
-from pipeline import bench_memory, bench_memory_cases, bench_search
-from pipeline.bench_memory import draws_of, measure_all, measure_case
-from pipeline.bench_memory_cases import PAPER, RIVALS, Case, Measurement, cases
-from pipeline.bench_memory_report import goals, rows_of, table_rows, unexpected_worst
-from pipeline.bench_pairs import Contestant, compare
-from pipeline.bench_search import Stepper, check_same_code, compare_methods
+from pipeline.bench import memory as bench_memory
+from pipeline.bench import memory_cases as bench_memory_cases
+from pipeline.bench import search as bench_search
+from pipeline.bench.memory import draws_of, measure_all, measure_case
+from pipeline.bench.memory_cases import PAPER, RIVALS, Case, Measurement, cases
+from pipeline.bench.memory_report import goals, rows_of, table_rows, unexpected_worst
+from pipeline.bench.pairs import Contestant, compare
+from pipeline.bench.search import Stepper, check_same_code, compare_methods
 from pipeline.cli import run
 
 CPU = torch.device("cpu")

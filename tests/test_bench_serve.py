@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from d2nas.errors import ValidationFailedError
-from pipeline.bench_serve import BLOCKS, _check, _measure, _row, _Way, table_rows
+from pipeline.bench.serve import BLOCKS, _check, _measure, _row, _Way, table_rows
 from pipeline.cli import run
 
 LOGITS = np.ones((1, 3), np.float32)

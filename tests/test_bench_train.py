@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2nas import Genotype, Network
 from d2nas.config import RetrainConfig, build_config
 from d2nas.units import keep_everything
-from pipeline import bench_train
-from pipeline.bench_search import made_images
-from pipeline.bench_train import OurStepper, PlainStepper, Traffic, compare_training, estimate
+from pipeline.bench import train as bench_train
+from pipeline.bench.plain_network import PlainNetwork
+from pipeline.bench.search import made_images
+from pipeline.bench.train import OurStepper, PlainStepper, Traffic, compare_training, estimate
 from pipeline.cli import run
-from pipeline.plain_network import PlainNetwork
 
 CPU = torch.device("cpu")
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
@@ -98,7 +98,7 @@ def test_operations_that_read_the_same_state_share_their_relu() -> None:
 
 def test_rows_compare_steps_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr("pipeline.bench_pairs.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("pipeline.bench.pairs.time.perf_counter", lambda: float(next(ticks)))
     steps, images = compare_training(tiny(), 2, steps=1, size=8)
     assert (steps["case"], steps["against"], steps["unit"]) == ("d2nas", "plain", "step")
     assert (images["unit"], images["pairs"]) == ("image", 2)

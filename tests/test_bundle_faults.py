@@ -13,9 +13,10 @@ from faults import FAULTS, Crash, FaultyFileSystem
 from toy import Place
 
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
-from pipeline import bundle, bundle_reader
-from pipeline.bundle import write_bundle
-from pipeline.bundle_reader import open_bundle
+from pipeline.bundle import reader as bundle_reader
+from pipeline.bundle import writing as bundle
+from pipeline.bundle.reader import open_bundle
+from pipeline.bundle.writing import write_bundle
 from pipeline.store import FileSystem, Store
 
 STAGES = ("search", "derive", "retrain", "export", "validate")

@@ -17,8 +17,9 @@ from PIL import Image
 from toy import Place
 
 from d2nas.errors import ConfigError, DamagedArtifactError
-from pipeline import bundle_reader, prediction
-from pipeline.bundle_reader import open_bundle
+from pipeline.bundle import prediction
+from pipeline.bundle import reader as bundle_reader
+from pipeline.bundle.reader import open_bundle
 from pipeline.cli import run
 
 

@@ -19,7 +19,7 @@ from toy import Place
 from d2nas import verified_folder
 from d2nas.errors import DamagedArtifactError
 from d2nas.verified_folder import MANIFEST_NAME
-from pipeline.bundle_reader import open_bundle
+from pipeline.bundle.reader import open_bundle
 from pipeline.store import KINDS, Store
 from pipeline.store.codec import encode_state
 

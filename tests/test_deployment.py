@@ -9,9 +9,9 @@ import pytest
 import safetensors.numpy
 from toy import Place
 
+from pipeline.bundle.triton import triton_config
 from pipeline.onnx_io.session import open_session
 from pipeline.stages import validate
-from pipeline.triton import triton_config
 
 
 def bundle_of(place: Place) -> Path:

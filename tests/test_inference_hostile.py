@@ -25,8 +25,8 @@ from served import (
 
 from d2nas.errors import DamagedArtifactError
 from d2nas.strict_json import parse_json
-from pipeline import inference_protocol
-from pipeline.inference_protocol import (
+from pipeline.serving import protocol as inference_protocol
+from pipeline.serving.protocol import (
     HEADER_LENGTH,
     Answer,
     InferenceRequest,
@@ -35,7 +35,7 @@ from pipeline.inference_protocol import (
     encode_answer,
     parse_request,
 )
-from pipeline.server import Limits
+from pipeline.serving.server import Limits
 
 FLOATS = Signature("FP32", (1, 4, 4), 3, MAX_BATCH)
 IMAGES = images_of(2)
@@ -134,7 +134,7 @@ def test_control_a_wrong_answer_and_an_escaping_error_are_noticed(
         return encode_answer(logits[::-1], request, model, version)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.inference_service.encode_answer", swapped)
+        patch.setattr("pipeline.serving.service.encode_answer", swapped)
         with pytest.raises(AssertionError):
             outcome(body, length)
     with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ from served import (
     warm_service,
 )
 
-from pipeline.inference_protocol import (
+from pipeline.serving.protocol import (
     HEADER_LENGTH,
     RequestError,
     Signature,

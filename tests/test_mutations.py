@@ -30,7 +30,7 @@ from pipeline.presets import read_preset
 from pipeline.store import manifest
 from pipeline.store.arrays import decode_arrays
 from pipeline.store.codec import STATE_SCALARS, STATE_TENSORS, decode_state, encode_state
-from pipeline.study import read_study
+from pipeline.study.grid import read_study
 
 TARGET = "quickstart/search@v2"
 

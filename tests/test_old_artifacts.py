@@ -24,9 +24,9 @@ from d2nas.sampling import ArchLogits
 from d2nas.spaces import SearchSpace
 from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import MANIFEST_NAME
-from pipeline import bundle_reader
-from pipeline.bundle import CHECKSUMS
-from pipeline.bundle_reader import open_bundle
+from pipeline.bundle import reader as bundle_reader
+from pipeline.bundle.reader import open_bundle
+from pipeline.bundle.writing import CHECKSUMS
 from pipeline.checkpoints import read_state
 from pipeline.stages import REPORT_SCHEMA
 from pipeline.store import KINDS, Store

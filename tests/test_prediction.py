@@ -15,9 +15,9 @@ from toy import Place
 from d2nas.config import build_config
 from d2nas.data import load_data
 from d2nas.errors import ConfigError
-from pipeline import prediction
-from pipeline.bench_profile import find_model
-from pipeline.bundle_reader import open_bundle
+from pipeline.bench.profile import find_model
+from pipeline.bundle import prediction
+from pipeline.bundle.reader import open_bundle
 from pipeline.store import Store
 
 

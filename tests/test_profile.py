@@ -12,7 +12,7 @@ from onnx import helper
 from onnx_models import hand_made_model
 
 from d2nas.errors import ConfigError
-from pipeline.bench_profile import draw
+from pipeline.bench.profile import draw
 from pipeline.cli import run
 from pipeline.onnx_io import profile as profile_module
 from pipeline.onnx_io.devices import describe_cpu

@@ -11,6 +11,7 @@ from toy import Place
 
 from d2nas import SPACES, ArchLogits, sample
 from d2nas.batches import channels_last
+from d2nas.calibration import calibrated_loss
 from d2nas.config import build_config
 from d2nas.data import ImageData, ImageSet, Normalizer, load_data
 from d2nas.derive import derive_genotype
@@ -69,7 +70,7 @@ def test_a_narrow_distribution_gives_fewer_candidates() -> None:
     assert len(sample_candidates(logits, 5, seed=0)) == 1
 
 
-def test_the_supernet_ranks_by_accuracy_with_batch_statistics(data: ImageData) -> None:
+def test_the_supernet_judges_with_batch_statistics(data: ImageData) -> None:
     torch.manual_seed(0)
     supernet = Supernet(S0, num_cells=3, init_channels=4, in_channels=1)
     genotypes = sample_candidates(ArchLogits(S0), 3, seed=0)
@@ -84,7 +85,8 @@ def test_the_supernet_ranks_by_accuracy_with_batch_statistics(data: ImageData) -
             )
         expected = (logits.argmax(1) == part.labels_N).double().mean()
         assert candidate.accuracy == pytest.approx(float(expected))
-    assert len({candidate.accuracy for candidate in ranked}) > 1
+        assert candidate.calibrated_loss == calibrated_loss(logits, part.labels_N)[0]
+    assert len({candidate.calibrated_loss for candidate in ranked}) > 1
 
 
 def test_a_short_training_sees_one_half_and_is_judged_on_the_other(data: ImageData) -> None:
@@ -126,8 +128,10 @@ def test_a_short_training_sees_one_half_and_is_judged_on_the_other(data: ImageDa
 def test_the_best_is_kept_and_of_equals_the_more_probable() -> None:
     genotypes = sample_candidates(ArchLogits(S0), 3, seed=0)
     ranked = [
-        Candidate(genotype, accuracy)
-        for genotype, accuracy in zip(genotypes, (0.5, 0.7, 0.7), strict=True)
+        Candidate(genotype, accuracy, loss)
+        for genotype, accuracy, loss in zip(
+            genotypes, (0.8, 0.7, 0.7), (0.5, 0.4, 0.4), strict=True
+        )
     ]
     assert best(ranked) is ranked[1]
 
@@ -148,7 +152,8 @@ def test_derive_compares_candidates_when_asked(
     version = Store(finished.store).open(result["ref"])
     rows: list[dict[str, Any]] = json.loads(version.read("candidates.json"))
     assert len(rows) == 3
-    top = max(rows, key=lambda row: row["accuracy"])
+    top = min(rows, key=lambda row: row["calibrated_loss"])
+    assert all(0.0 <= row["accuracy"] <= 1.0 for row in rows)
     assert result["facts"]["genotype"] == top["genotype"]
     assert result["facts"]["candidates"] == 3
     again = finished.json(capfd, "derive", "toy", *settings)

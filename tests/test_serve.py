@@ -29,9 +29,10 @@ from served import (
 
 from d2nas._version import __version__
 from d2nas.errors import ValidationFailedError
-from pipeline import server, server_connection
-from pipeline.inference_protocol import HEADER_LENGTH
-from pipeline.server import Limits
+from pipeline.serving import connection as server_connection
+from pipeline.serving import server
+from pipeline.serving.protocol import HEADER_LENGTH
+from pipeline.serving.server import Limits
 
 SERVICE, SESSION = warm_service()
 IMAGES = images_of(3)

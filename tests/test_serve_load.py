@@ -20,9 +20,9 @@ from served import (
     warm_service,
 )
 
-from pipeline.inference_protocol import Answer, RequestError
-from pipeline.inference_service import InferenceService
-from pipeline.server import Limits
+from pipeline.serving.protocol import Answer, RequestError
+from pipeline.serving.server import Limits
+from pipeline.serving.service import InferenceService
 
 REQUESTS = int(os.environ.get("D2NAS_SERVE_REQUESTS", "60"))
 """Of each client in the load test."""

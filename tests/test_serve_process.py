@@ -26,8 +26,8 @@ from served import (
 from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError, ValidationFailedError
 from pipeline.cli import run
 from pipeline.onnx_io.session import MODE_OPTIONS
-from pipeline.server import Limits
-from pipeline.serving import ServerSocket, Serving, open_service, session_mode
+from pipeline.serving.command import ServerSocket, Serving, open_service, session_mode
+from pipeline.serving.server import Limits
 
 INFER = "/v2/models/toy/infer"
 
@@ -204,7 +204,7 @@ def test_a_device_that_answers_otherwise_does_not_serve(monkeypatch: pytest.Monk
     with pytest.raises(ValidationFailedError, match="golden inputs are answered otherwise on CPU"):
         open_service(bundle, "cpu")
     # Control: only the golden inputs tell.
-    monkeypatch.setattr("pipeline.prediction.gate", lambda found, limits: ("passed", ()))
+    monkeypatch.setattr("pipeline.bundle.prediction.gate", lambda found, limits: ("passed", ()))
     assert open_service(bundle, "cpu").device.startswith("CPU ")
 
 

@@ -9,8 +9,8 @@ from toy import Place
 from d2nas.config import METHOD_NAMES
 from d2nas.errors import ConfigError
 from pipeline.store import safe_run_name
-from pipeline.studies import study_names
-from pipeline.study import read_study, run_name
+from pipeline.study.grid import read_study, run_name
+from pipeline.study.tables import study_names
 
 
 def test_a_file_without_variants_is_one_block_with_random_beside(place):

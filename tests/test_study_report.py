@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.study_report import (
+from pipeline.study.report import (
     correlation_line,
     networks,
     percentile,

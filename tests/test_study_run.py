@@ -26,7 +26,7 @@ from pipeline.runner import Reuse, Runner
 from pipeline.stages import STUDY_STAGES, stage_config
 from pipeline.stop import StopFlag
 from pipeline.store import Store
-from pipeline.study import read_study
+from pipeline.study.grid import read_study
 
 
 @pytest.fixture(scope="module")

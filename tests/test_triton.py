@@ -7,8 +7,8 @@ from google.protobuf import text_format
 from toy import Place
 from tritonclient.grpc import model_config_pb2
 
-from pipeline.bundle_reader import open_bundle
-from pipeline.triton import triton_config
+from pipeline.bundle.reader import open_bundle
+from pipeline.bundle.triton import triton_config
 
 
 def parsed(text: str) -> Any:

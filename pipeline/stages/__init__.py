@@ -60,7 +60,7 @@ def reads_data(stage: str, config: Config) -> bool:
 
 CODE_SCHEMA: Mapping[str, int] = {
     "search": 5,
-    "derive": 3,
+    "derive": 4,
     "retrain": 5,
     "evaluate": 3,
     "export": 4,

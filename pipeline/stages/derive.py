@@ -35,7 +35,7 @@ CANDIDATES_FILE = "candidates.json"
 
 def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
-    selection step also ``candidates.json``, every candidate with its accuracy.
+    selection step also ``candidates.json``, every candidate with its accuracy and calibrated loss.
     """
     given = context.config.derive.genotype
     genotype = _searched(context) if given is None else read_genotype(given)
@@ -106,7 +106,11 @@ def _select(context: Context, logits: ArchLogits) -> Genotype:
             context.hooks.advance(len(candidates), None)
             context.hooks.pause()
     rows = [
-        {"genotype": candidate.genotype.to_dict(), "accuracy": candidate.accuracy}
+        {
+            "genotype": candidate.genotype.to_dict(),
+            "accuracy": candidate.accuracy,
+            "calibrated_loss": candidate.calibrated_loss,
+        }
         for candidate in candidates
     ]
     context.work.write(CANDIDATES_FILE, canonical_json(rows))

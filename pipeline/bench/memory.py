@@ -32,7 +32,7 @@ from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
 from d2nas.training import place, sgd
 from d2nas.units import keep_everything
 
-from .bench_memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
+from .memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
 
 IMAGE_SIZE, CLASSES, CHANNELS = 32, 10, 3
 RANDOM_DRAWS = 16

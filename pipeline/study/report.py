@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .study import RANDOM
+from .grid import RANDOM
 
 MEASURES = ("accuracy", "calibrated_loss")
 MIN_RANKED = 5

@@ -22,7 +22,7 @@ from d2nas.search import Search, search_step
 from d2nas.training import resolve_device
 from d2nas.units import NormalizedUnit
 
-from .bench_pairs import Contestant, compare
+from .pairs import Contestant, compare
 
 IMAGE_SIZE, CLASSES = 32, 10
 EPOCH_STEPS = 2

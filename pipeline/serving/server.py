@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .inference_protocol import HEADER_LENGTH, RequestError, encode_json
-from .inference_service import InferenceService
+from .protocol import HEADER_LENGTH, RequestError, encode_json
+from .service import InferenceService
 
 _HELD_BYTES = 1024 * 1024 * 1024
 """Most bytes of request bodies in memory at a time."""

@@ -35,9 +35,9 @@ from d2nas.config_section import Section
 from d2nas.errors import ConfigError
 from d2nas.strict_json import digest
 
-from .presets import read_preset
-from .stages import stage_config
-from .studies import read_study_file
+from ..presets import read_preset
+from ..stages import stage_config
+from .tables import read_study_file
 
 RANDOM = "random"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from d2nas.config import Config, SearchConfig, build_config, parse_override
 from d2nas.errors import ConfigError
 
-from .console import Console
+from ..console import Console
 
 _TOP_OPERATORS = 20
 
@@ -15,9 +15,9 @@ def bench_memory(device: str, *, full: bool, as_json: bool) -> None:
     """Measure every row of the memory table, and what became of the goals."""
     from d2nas.training import resolve_device
 
-    from .bench_memory import measure_all
-    from .bench_memory_cases import cases
-    from .bench_memory_report import (
+    from .memory import measure_all
+    from .memory_cases import cases
+    from .memory_report import (
         COLUMNS,
         GOAL_COLUMNS,
         NOTE,
@@ -51,8 +51,8 @@ def bench_search(
     settings: Sequence[str], *, pairs: int, threads: int | None, full: bool, as_json: bool
 ) -> None:
     """Time methods against each other, and compare with the goal."""
-    from .bench_pairs import COLUMNS, table_rows
-    from .bench_search import compare_methods, passes_goal
+    from .pairs import COLUMNS, table_rows
+    from .search import compare_methods, passes_goal
 
     config = _prepare(settings, threads, "search").search
     console = Console()
@@ -74,7 +74,7 @@ def bench_search(
 
 def profile_search(settings: Sequence[str], *, threads: int | None, as_json: bool) -> None:
     """Show where the time of one step goes."""
-    from .bench_search import group_shares, profile_step
+    from .search import group_shares, profile_step
 
     config = _prepare(settings, threads, "search").search
     console = Console()
@@ -100,8 +100,8 @@ def profile_search(settings: Sequence[str], *, threads: int | None, as_json: boo
 
 def bench_train(settings: Sequence[str], *, pairs: int, threads: int | None, as_json: bool) -> None:
     """Time retraining against a plain implementation, and estimate what GPUs could do."""
-    from .bench_pairs import COLUMNS, table_rows
-    from .bench_train import GENOTYPE, GOAL, STEPS, compare_training, estimate
+    from .pairs import COLUMNS, table_rows
+    from .train import GENOTYPE, GOAL, STEPS, compare_training, estimate
 
     # 16 images a batch: what two cores do in a second.
     config = _prepare(["retrain.batch_size=16", *settings], threads, "retrain").retrain
@@ -138,8 +138,8 @@ def bench_train(settings: Sequence[str], *, pairs: int, threads: int | None, as_
 
 def bench_runtime(settings: Sequence[str], *, batch: int, pairs: int, as_json: bool) -> None:
     """Time ONNX Runtime against PyTorch without a compiler, and compare with the goal."""
-    from .bench_pairs import COLUMNS, table_rows
-    from .bench_runtime import GENOTYPE, GOAL, compare_runtimes
+    from .pairs import COLUMNS, table_rows
+    from .runtime import GENOTYPE, GOAL, compare_runtimes
 
     config = _prepare(settings, None, "retrain", "export", "validate")
     console = Console()
@@ -168,9 +168,9 @@ def bench_profile(
     as_json: bool,
 ) -> None:
     """Show where a model's time goes, by cell, edge and operation."""
-    from .bench_profile import attribution_note, draw, find_model, tables
-    from .onnx_io.profile import profile_model
-    from .store import FileSystem
+    from ..onnx_io.profile import profile_model
+    from ..store import FileSystem
+    from .profile import attribution_note, draw, find_model, tables
 
     name, model = find_model(target, store)
     profile = profile_model(model, batch=batch, num_threads=threads)
@@ -187,7 +187,7 @@ def bench_profile(
 
 def bench_serve(folder: Path, *, clients: int, requests: int, device: str, as_json: bool) -> None:
     """Time requests over HTTP against direct calls of the same session."""
-    from .bench_serve import COLUMNS, compare_serving, table_rows
+    from .serve import COLUMNS, compare_serving, table_rows
 
     console = Console()
     rows = compare_serving(folder, clients=clients, requests=requests, device=device)

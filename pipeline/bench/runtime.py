@@ -17,12 +17,12 @@ from d2nas.network import Network
 from d2nas.ops import initialize
 from d2nas.randomness import generator
 
-from .bench_pairs import Contestant, compare
-from .onnx_io.export import export_onnx
-from .onnx_io.latency import timing_images
-from .onnx_io.providers import resolve_device
-from .onnx_io.session import open_session
-from .stages.eager import LAYOUTS, eager_inputs, eager_run, session_threads
+from ..onnx_io.export import export_onnx
+from ..onnx_io.latency import timing_images
+from ..onnx_io.providers import resolve_device
+from ..onnx_io.session import open_session
+from ..stages.eager import LAYOUTS, eager_inputs, eager_run, session_threads
+from .pairs import Contestant, compare
 
 GENOTYPE = "DARTS_V2"
 INPUT_SHAPE = (3, 32, 32)

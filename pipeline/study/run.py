@@ -9,10 +9,10 @@ from typing import Any
 
 from d2nas.errors import BusyError, D2NasError, StoppedError
 
-from .runner import Reuse, Runner
-from .stages import PARENTS, STUDY_STAGES
-from .store import Version
-from .study import Cell, Study
+from ..runner import Reuse, Runner
+from ..stages import PARENTS, STUDY_STAGES
+from ..store import Version
+from .grid import Cell, Study
 
 SEARCH_STAGES, TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
 

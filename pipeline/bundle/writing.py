@@ -14,12 +14,12 @@ from typing import Any
 from d2nas.errors import DamagedArtifactError
 from d2nas.strict_json import parse_json
 
-from .preprocess import preprocess_for
-from .report_page import report_page
-from .report_page.content import Content, origin_of, searched_here
-from .stages.forms import Preprocess, Report, read_form
-from .store import FileSystem, Version, safe_run_name
-from .store.fsio import TEMPORARY_PREFIX
+from ..preprocess import preprocess_for
+from ..report_page import report_page
+from ..report_page.content import Content, origin_of, searched_here
+from ..stages.forms import Preprocess, Report, read_form
+from ..store import FileSystem, Version, safe_run_name
+from ..store.fsio import TEMPORARY_PREFIX
 from .triton import triton_config
 
 CURVES = "curves.svg"

@@ -6,11 +6,11 @@ from pathlib import Path
 from d2nas.errors import ConfigError
 from d2nas.verified_folder import is_digest
 
-from .bundle_reader import Bundle, open_bundle
-from .console import Console
-from .onnx_io.identity import check_identity
-from .onnx_io.providers import resolve_device
+from ..console import Console
+from ..onnx_io.identity import check_identity
+from ..onnx_io.providers import resolve_device
 from .prediction import check_golden, open_model, predict
+from .reader import Bundle, open_bundle
 
 
 def verify_bundles(

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, ValidationFailedError
 
-from .inference_protocol import HEADER_LENGTH, INPUT_NAME, encode_json
-from .inference_service import signature_of
-from .serving import check_extra
+from ..serving.command import check_extra
+from ..serving.protocol import HEADER_LENGTH, INPUT_NAME, encode_json
+from ..serving.service import signature_of
 
 BLOCKS = 5
 COLUMNS = ("way", "clients", "requests", "p50 ms", "p99 ms", "requests/s", "from", "to")
@@ -55,10 +55,10 @@ def compare_serving(
     if requests < BLOCKS:
         raise ConfigError(f"{requests} requests: at least {BLOCKS} are needed, one for each block")
     check_extra()
-    from .bundle_reader import open_bundle
-    from .onnx_io.latency import timing_images
-    from .onnx_io.providers import resolve_device
-    from .onnx_io.session import open_session
+    from ..bundle.reader import open_bundle
+    from ..onnx_io.latency import timing_images
+    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.session import open_session
 
     bundle = open_bundle(folder)
     device = resolve_device(device)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from d2nas.errors import ConfigError
 
-from .bundle_reader import is_bundle, open_bundle
-from .onnx_io.profile import Profile, operation_of
+from ..bundle.reader import is_bundle, open_bundle
+from ..onnx_io.profile import Profile, operation_of
+from ..store import Store
 from .profile_drawing import draw_profile
-from .store import Store
 
 MODEL_FILE = "model.onnx"
 TOP_PLACES = 20

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .bench_memory_cases import HEAVIEST, PAPER, RANDOM, SAMPLED, Case, Measurement
+from .memory_cases import HEAVIEST, PAPER, RANDOM, SAMPLED, Case, Measurement
 
 MIB, GIB = 2**20, 2**30
 

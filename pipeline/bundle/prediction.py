@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from d2nas.errors import ConfigError, ValidationFailedError
 from d2nas.image_decoding import Decoding, read_image, strict_pillow
 
-from .bundle_reader import Bundle
-from .onnx_io.comparison import ParityResult, compare
-from .onnx_io.parity import PRECISION_LIMITS, Limits, gate
-from .onnx_io.session import OnnxSession, open_session
+from ..onnx_io.comparison import ParityResult, compare
+from ..onnx_io.parity import PRECISION_LIMITS, Limits, gate
+from ..onnx_io.session import OnnxSession, open_session
+from .reader import Bundle
 
 TOP = 5
 

@@ -6,7 +6,7 @@ import socket
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .inference_protocol import encode_json
+from .protocol import encode_json
 
 
 def connection_class(header_seconds: float) -> type[asyncio.Protocol]:

@@ -1,8 +1,8 @@
-"""The studies that come with d2nas: one TOML file each, see ``pipeline.study``."""
+"""The studies that come with d2nas: one TOML file each, see ``pipeline.study.grid``."""
 
 from typing import Any
 
-from ..presets import names_in, read_named
+from ...presets import names_in, read_named
 
 
 def study_names() -> list[str]:

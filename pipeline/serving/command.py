@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from d2nas.errors import ConfigError, StoppedError
 
-from .console import Console
-from .stop import signals_handled
+from ..console import Console
+from ..stop import signals_handled
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from .bundle_reader import Bundle
-    from .inference_service import InferenceService
+    from ..bundle.reader import Bundle
     from .server import Limits
+    from .service import InferenceService
 
 _LOOPBACK = ("127.", "::1")
 
@@ -38,7 +38,7 @@ def serve_bundle(folder: Path, *, host: str, port: int, device: str) -> None:
     warm-up; and ``StoppedError`` after a second signal.
     """
     check_extra()
-    from .bundle_reader import open_bundle
+    from ..bundle.reader import open_bundle
 
     console = Console()
     bundle = open_bundle(folder)
@@ -70,10 +70,10 @@ def open_service(bundle: "Bundle", device: str) -> "InferenceService":
     Raises what ``open_session`` raises, and ``ValidationFailedError`` where that device, which may
     be another than the validated one, answers the golden inputs otherwise.
     """
-    from .inference_service import InferenceService
-    from .onnx_io.providers import resolve_device
-    from .onnx_io.session import open_session
-    from .prediction import check_golden
+    from ..bundle.prediction import check_golden
+    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.session import open_session
+    from .service import InferenceService
 
     device = resolve_device(device)
     session = open_session(
@@ -200,7 +200,7 @@ class Serving:
 def _make_server(application: Any, limits: "Limits") -> "uvicorn.Server":
     import uvicorn
 
-    from .server_connection import connection_class
+    from .connection import connection_class
 
     class Server(uvicorn.Server):
         def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]

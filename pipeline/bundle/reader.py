@@ -23,12 +23,12 @@ from d2nas.genotype import Genotype
 from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import read_plain_file
 
-from .bundle import CHECKSUMS
-from .onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
-from .stages import REPORT_SCHEMA
-from .stages.forms import Report
-from .store.arrays import decode_arrays
-from .store.manifest import problem_of
+from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
+from ..stages import REPORT_SCHEMA
+from ..stages.forms import Report
+from ..store.arrays import decode_arrays
+from ..store.manifest import problem_of
+from .writing import CHECKSUMS
 
 FILES = (
     "MODEL_CARD.md",

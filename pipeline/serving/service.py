@@ -11,8 +11,10 @@ import numpy as np
 from d2nas._version import __version__
 from d2nas.errors import D2NasError, OutOfMemoryError
 
-from .bundle_reader import Bundle
-from .inference_protocol import (
+from ..bundle.reader import Bundle
+from ..onnx_io.model_file import ModelDescription
+from ..onnx_io.session import OnnxSession
+from .protocol import (
     INPUT_NAME,
     OUTPUT_NAME,
     Answer,
@@ -21,8 +23,6 @@ from .inference_protocol import (
     encode_answer,
     parse_request,
 )
-from .onnx_io.model_file import ModelDescription
-from .onnx_io.session import OnnxSession
 
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 

@@ -26,9 +26,9 @@ from d2nas.genotype import Genotype
 from d2nas.retrain import Retraining, train_step
 from d2nas.training import resolve_device
 
-from .bench_pairs import Contestant, compare
-from .bench_search import IMAGE_SIZE, made_images
+from .pairs import Contestant, compare
 from .plain_network import PlainNetwork
+from .search import IMAGE_SIZE, made_images
 
 GENOTYPE = "DARTS_V2"
 EPOCH_STEPS = 64

@@ -1,0 +1,1 @@
+"""``d2nas bench``: measurements of this machine, and of the search against its rivals."""

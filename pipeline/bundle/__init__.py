@@ -1,0 +1,1 @@
+"""The bundle under ``exported/``: written, read as a stranger's, and asked for answers."""
