@@ -1,7 +1,7 @@
 """ReLU, convolutions, batch norm: the unit that all operations are made of, trained with less.
 
 The same numbers as the modules one after the other, with a backward written by hand that keeps
-less for it, and asks for gradients in forms that are fast (``depthwise``):
+less for it, and asks for gradients in forms that are fast (``convolutions``):
 
 - The rectified input is not kept: it is derived from the input, which is alive anyway and shared
   by all edges that leave the same node.
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .batch_norm import normalize, normalize_gradients
-from .depthwise import ConvSpec, convolution_gradients, convolve
+from .convolutions import ConvSpec, convolution_gradients, convolve
 
 
 class Step(Protocol):

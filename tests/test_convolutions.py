@@ -1,4 +1,4 @@
-"""Gradients of depthwise convolutions by fast ways: the numbers of PyTorch's own backward."""
+"""Convolutions and their gradients by fast ways: the numbers of PyTorch's own."""
 
 import itertools
 import subprocess
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2nas import depthwise
-from d2nas.depthwise import ConvSpec, convolution_gradients, convolve
+from d2nas import convolutions
+from d2nas.batches import channels_last
+from d2nas.convolutions import ConvSpec, convolution_gradients, convolve
 from d2nas.ops import ConvUnit, FactorizedReduce, ReLUConvBN
 
 CHANNELS = 3
@@ -77,22 +78,22 @@ def test_gradients_are_pytorchs(
 def test_the_fast_way_is_taken_where_it_is_one(kernel: int, dilation: int, stride: int) -> None:
     """Control of the comparison above: it does not compare PyTorch with itself."""
     x, weight = randn(1, 2, CHANNELS, 8, 8), randn(2, CHANNELS, 1, kernel, kernel)
-    taken = depthwise._has_fast_way(x, weight, spec_of(kernel, dilation, stride))
+    taken = convolutions._has_fast_way(x, weight, spec_of(kernel, dilation, stride))
     assert taken == (kernel > 3 or dilation > 1)
 
 
 def test_other_convolutions_and_devices_are_left_to_pytorch() -> None:
     x, weight = randn(1, 2, CHANNELS, 8, 8), randn(2, CHANNELS, 1, 5, 5)
     spec = spec_of(5, 1, 1)
-    assert depthwise._has_fast_way(x, weight, spec)
-    assert not depthwise._has_fast_way(x.to("meta"), weight.to("meta"), spec)
+    assert convolutions._has_fast_way(x, weight, spec)
+    assert not convolutions._has_fast_way(x.to("meta"), weight.to("meta"), spec)
     full = randn(2, CHANNELS, CHANNELS, 5, 5)
-    assert not depthwise._has_fast_way(x, full, spec_of(5, 1, 1, groups=1))
+    assert not convolutions._has_fast_way(x, full, spec_of(5, 1, 1, groups=1))
     wider = randn(2, 2 * CHANNELS, 1, 5, 5)  # two outputs per channel
-    assert not depthwise._has_fast_way(x, wider, spec)
-    assert not depthwise._has_fast_way(x, weight, ConvSpec(1, 1, 1, CHANNELS))  # shrinks the map
-    assert not depthwise._has_fast_way(x, weight[:, :, :, :3], spec)
-    assert not depthwise._has_fast_way(x, weight, ConvSpec(3, 2, 1, CHANNELS))
+    assert not convolutions._has_fast_way(x, wider, spec)
+    assert not convolutions._has_fast_way(x, weight, ConvSpec(1, 1, 1, CHANNELS))  # shrinks the map
+    assert not convolutions._has_fast_way(x, weight[:, :, :, :3], spec)
+    assert not convolutions._has_fast_way(x, weight, ConvSpec(3, 2, 1, CHANNELS))
 
 
 @pytest.mark.parametrize("groups", [1, CHANNELS])
@@ -132,6 +133,65 @@ def test_bf16_gradients_are_close_and_bf16() -> None:
             assert float((gradient.double() - own).norm() / own.norm()) < 0.02
 
 
+# --- 1x1 convolutions as matrix products ---------------------------------------------------------
+
+DENSE = ConvSpec(1, 0, 1, 1)
+
+
+def dense_case(size: tuple[int, int], channels: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The output's gradient, the input and the weight of a 1x1 convolution, channels last."""
+    x, weight = randn(1, 2, channels, *size), randn(2, outputs, channels, 1, 1)
+    grad = randn(3, 2, outputs, *size)
+    return channels_last(grad), channels_last(x), channels_last(weight)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 1), (1, 4), (5, 1), (6, 4), (36, 8)])
+@pytest.mark.parametrize("part", [False, True])
+def test_a_product_is_the_convolution(
+    size: tuple[int, int], channels: int, outputs: int, part: bool
+) -> None:
+    grad, x, weight = dense_case(size, channels, outputs)
+    if part:  # every second pixel of a larger map, as a factorized reduction reads it
+        height, width = size
+        x = channels_last(randn(4, 2, channels, 2 * height, 2 * width))[:, :, ::2, ::2]
+    output = convolve(x, weight, DENSE)
+    wanted = torch.conv2d(x, weight)
+    torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
+    if convolutions._is_product(x, weight, DENSE):
+        assert output.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert channels == 1  # parts of one channel have no strides to tell them by
+    got = convolution_gradients(grad, x, weight, DENSE, want_input=True, want_weight=True)
+    for gradient, own in zip(got, own_gradients(grad, x, weight, DENSE), strict=True):
+        torch.testing.assert_close(gradient, own, rtol=1e-12, atol=1e-12)
+    # What adds gradients, or sends them to other ranks, expects the weight's strides.
+    assert got[1] is not None
+    assert got[1].stride() == weight.stride()
+
+
+def test_control_a_product_that_is_not_the_convolution_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grad, x, weight = dense_case((8, 8), 4, 4)
+    monkeypatch.setattr(convolutions, "_matrix", lambda weight: weight.flatten(1).t())
+    assert float((convolve(x, weight, DENSE) - torch.conv2d(x, weight)).abs().max()) > 0.01
+    got = convolution_gradients(grad, x, weight, DENSE, want_input=True, want_weight=False)
+    assert got[0] is not None
+    assert float((got[0] - own_gradients(grad, x, weight, DENSE)[0]).abs().max()) > 0.01
+
+
+def test_what_is_no_product_is_left_to_pytorch() -> None:
+    _, x, weight = dense_case((8, 8), 6, 4)
+    assert convolutions._is_product(x, weight, DENSE)
+    assert not convolutions._is_product(x.contiguous(), weight, DENSE)
+    assert not convolutions._is_product(x.bfloat16(), weight.bfloat16(), DENSE)
+    assert not convolutions._is_product(x.to("meta"), weight.to("meta"), DENSE)
+    assert not convolutions._is_product(x, randn(2, 4, 6, 3, 3), ConvSpec(1, 1, 1, 1))
+    for spec in (ConvSpec(2, 0, 1, 1), ConvSpec(1, 1, 1, 1), ConvSpec(1, 0, 1, 2)):
+        assert not convolutions._is_product(x, weight, spec)
+
+
 # --- strided 1x1 convolutions, for which PyTorch's own backward can write past its buffer ---------
 
 
@@ -139,13 +199,13 @@ def test_pytorchs_own_strided_1x1_gradient_is_not_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     strides: list[int] = []
-    real = depthwise._builtin
+    real = convolutions._builtin
 
     def record(grad: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec, *wanted: bool) -> Any:
         strides.append(spec.stride)
         return real(grad, x, weight, spec, *wanted)
 
-    monkeypatch.setattr(depthwise, "_builtin", record)
+    monkeypatch.setattr(convolutions, "_builtin", record)
     for module in (FactorizedReduce(6, 4, affine=False), ReLUConvBN(6, 4, affine=False)):
         module(randn(0, 2, 6, 8, 8).float()).sum().backward()
     assert strides == [1, 1, 1]
@@ -201,7 +261,7 @@ def _swapped_rows_and_columns(x: Tensor) -> Tensor:
     return torch.cat([parts[i] for i in ((0, 2, 1, 3) if is_padded else range(4))])
 
 
-REAL_STRIPS, REAL_SUBGRIDS = depthwise._by_strips, depthwise._subgrids
+REAL_STRIPS, REAL_SUBGRIDS = convolutions._by_strips, convolutions._subgrids
 SLIPS: dict[str, tuple[str, Any]] = {
     "strips one column to the right": ("_by_strips", _strips_to_the_right),
     "strips without the stride": ("_by_strips", _strips_of_one_stride),
@@ -222,7 +282,7 @@ SLIPS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("slip", SLIPS)
 def test_control_a_slip_is_seen(slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, replacement = SLIPS[slip]
-    monkeypatch.setattr(depthwise, name, replacement)
+    monkeypatch.setattr(convolutions, name, replacement)
     errors = [largest_error(*case) for case in CASES]
     assert max(errors) > 0.01
     assert min(errors) <= 1e-12  # and where the part is not used, nothing changes

@@ -1,4 +1,8 @@
-"""Gradients of convolutions, with a fast way for depthwise ones on a CPU.
+"""Convolutions and their gradients, with fast ways for those of cells on a CPU.
+
+A 1 x 1 convolution on channels-last maps is a matrix product, pixels by channels, with nothing to
+rearrange. Asked for as one, it takes two thirds to a quarter of the time of the CPU's convolution,
+which packs channels into blocks of its own (measured: forward, and both gradients).
 
 PyTorch's CPU backward of a depthwise convolution is as fast as its forward for 3 x 3 kernels, and
 10 to 30 times slower for wider or dilated ones, which fall off the optimized path. The same sums
@@ -8,7 +12,7 @@ can be asked for in shapes that stay on it:
 - a dilated convolution is an ordinary one on each of the sub-grids that its taps visit;
 - a wide kernel's gradient is that of its strips of up to three columns, side by side.
 
-On other devices, and for other convolutions, this is PyTorch's own backward.
+On other devices, and for other convolutions, this is PyTorch's own convolution and backward.
 """
 
 from dataclasses import dataclass
@@ -38,8 +42,13 @@ class ConvSpec:
         return cls(conv.stride[0], padding, conv.dilation[0], conv.groups)
 
 
+_DENSE = ConvSpec(stride=1, padding=0, dilation=1, groups=1)
+
+
 def convolve(x_NCHW: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
     """Return the convolution without bias."""
+    if _is_product(x_NCHW, weight, spec):
+        return _as_map(_pixels(x_NCHW) @ _matrix(weight).t(), x_NCHW)
     return F.conv2d(x_NCHW, weight, None, spec.stride, spec.padding, spec.dilation, spec.groups)
 
 
@@ -55,12 +64,54 @@ def convolution_gradients(
     """Return the gradients of the input ``x_NCHW`` and of ``weight``, given that of the output;
     None for one that is not wanted. Without ``want_weight`` the input's values do not matter.
     """
+    if _is_product(x_NCHW, weight, spec):
+        return _product_gradients(grad_NCHW, x_NCHW, weight, want_input, want_weight)
     if not _has_fast_way(x_NCHW, weight, spec):
         return _builtin(grad_NCHW, x_NCHW, weight, spec, want_input, want_weight)
     # The weight's first: what it needs beside, a padded input, is gone before the other is made.
     grad_weight = _weight_gradient(grad_NCHW, x_NCHW, weight, spec) if want_weight else None
     grad_input = _input_gradient(grad_NCHW, x_NCHW, weight, spec) if want_input else None
     return grad_input, grad_weight
+
+
+def _is_product(x_NCHW: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
+    """Whether this is a dense 1x1 convolution on the CPU of maps whose channels lie together."""
+    return (
+        x_NCHW.device.type == "cpu"
+        and x_NCHW.dtype in (torch.float32, torch.float64)
+        and weight.shape[2:] == (1, 1)
+        and spec == _DENSE
+        and x_NCHW.stride(1) == 1
+    )
+
+
+def _product_gradients(
+    grad_NCHW: Tensor, x_NCHW: Tensor, weight: Tensor, want_input: bool, want_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    grad, grad_input, grad_weight = _pixels(grad_NCHW), None, None
+    if want_weight:
+        # With the strides that PyTorch's own gradient has: those of channels-last weights.
+        product = grad.t() @ _pixels(x_NCHW)
+        grad_weight = product[:, None, None, :].permute(0, 3, 1, 2)
+    if want_input:
+        grad_input = _as_map(grad @ _matrix(weight), grad_NCHW)
+    return grad_input, grad_weight
+
+
+def _pixels(x_NCHW: Tensor) -> Tensor:
+    """Return (N x H x W, C): a view of channels-last maps, a copy of a part of one."""
+    return x_NCHW.permute(0, 2, 3, 1).reshape(-1, x_NCHW.shape[1])
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Return the weight of a 1x1 convolution as (C', C)."""
+    return weight.flatten(1)
+
+
+def _as_map(pixels: Tensor, like_NCHW: Tensor) -> Tensor:
+    """Return pixels (N x H x W, C) as channels-last maps of the size of ``like_NCHW``."""
+    batch, _, height, width = like_NCHW.shape
+    return pixels.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _input_gradient(
