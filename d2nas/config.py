@@ -350,6 +350,15 @@ def _first_problem(error: ValidationError, what: str) -> ConfigError:
     given = problem.get("input")
     if not where or isinstance(given, Mapping):
         return ConfigError(f"{what}: {message}")
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        section, _, field = where.partition(".")
+        close = difflib.get_close_matches(given, _words(section, field), n=1)
+        hint = f"did you mean {close[0]}?" if close else None
+        return ConfigError(f"{what}: {where}={given!r}: {_lower_first(message)}", hint=hint)
     if isinstance(given, float) and not math.isfinite(given):
         message = "must be a finite number"
-    return ConfigError(f"{what}: {where}={given!r}: {message[:1].lower()}{message[1:]}")
+    return ConfigError(f"{what}: {where}={given!r}: {_lower_first(message)}")
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -53,7 +53,7 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"device {name} does not work here: {reason}",
-            hint="d2nas doctor says what is missing; device=cpu runs without a GPU",
+            hint="d2nas doctor says what is missing; cpu as device needs no GPU",
         ) from None
     return device
 

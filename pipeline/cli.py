@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="d2nas",
     help="Neural architecture search that ends in a deployed model: images in, validated ONNX out.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -87,7 +86,9 @@ def run(arguments: list[str]) -> int:
 def _usage_or_bug(error: Exception) -> int:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
-        _console().error(format_message(), "d2nas --help, or d2nas COMMAND --help")
+        context = getattr(error, "ctx", None)
+        command = "d2nas" if context is None else context.command_path
+        _console().error(format_message(), f"{command} --help shows how")
         return 2
     if _debug:
         traceback.print_exc()

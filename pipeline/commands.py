@@ -161,7 +161,9 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
     folder = write_bundle(exported, result.run, result.versions)
     report = parse_json(result.versions["validate"].read("report.json"), what="report.json")
     if not as_json:
-        Console().facts(f"run {result.run}", report_rows(report, str(folder)))
+        console = Console()
+        console.facts(f"run {result.run}", report_rows(report, str(folder)))
+        console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
         return
     keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "latency", "device")
     Console().data(
@@ -189,6 +191,7 @@ def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:
     from .plan import COLUMNS, make_plan, plan_rows
 
     console = Console()
+    console.say("timing a few steps of each stage that would run ...")
     plan = make_plan(Runner(Store(store), console, StopFlag()), run, config)
     if as_json:
         console.data(plan)

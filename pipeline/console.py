@@ -25,7 +25,9 @@ from rich.text import Text
 from d2nas.genotype import Genotype
 
 LINE_SECONDS = 5.0
-"""Least time between two progress lines where there is no terminal."""
+"""Least time between two epochs' lines where there is no terminal."""
+STEP_LINE_SECONDS = 30.0
+"""Without a line for so long, an unfinished epoch gets one, too."""
 
 
 class _RateColumn(ProgressColumn):
@@ -51,9 +53,15 @@ class Console:
         self._clock = clock
         self._progress: Progress | None = None
         self._task: Any = None
-        self._total = self._first = 0
+        self._epoch_task: Any = None
+        self._total = self._first = self._epochs = 0
         self._unit, self._images = "step", 0
         self._began = self._last_line = 0.0
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether results are read by a person, and not by a program."""
+        return self._out.is_terminal
 
     # What the runner says
 
@@ -69,14 +77,17 @@ class Console:
         """Say that a stage need not run."""
         self.say(f"{stage}: up to date ({reference})")
 
-    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
-        """Start a stage's bar, or note when its lines are due."""
+    def stage_begins(
+        self, stage: str, total: int, done: int, unit: str, images: int = 0, epochs: int = 0
+    ) -> None:
+        """Start a stage's bars, or note when its lines are due."""
         self._stop_progress()
-        self._total, self._first, self._unit, self._images = total, done, unit, images
+        self._total, self._first, self._epochs = total, done, epochs
+        self._unit, self._images = unit, images
         self._began = self._last_line = self._clock()
         if self._err.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description:<8}"),
+                TextColumn("{task.description:<10}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 _RateColumn(),
@@ -84,28 +95,43 @@ class Console:
                 console=self._err,
             )
             self._progress.start()
+            if epochs:
+                self._epoch_task = self._progress.add_task(
+                    "epoch", total=epochs, completed=self._epoch(done), unit="epoch", images=0
+                )
             self._task = self._progress.add_task(
                 stage, total=total, completed=done, unit=unit, images=images
             )
 
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
-        """Move the bar, and print an epoch's line above it; without a bar, now and then."""
+        """Move the bars, and print an epoch's line above them; without bars, now and then."""
         if self._progress is not None:
             self._progress.update(self._task, completed=done)
+            if self._epochs:
+                self._progress.update(self._epoch_task, completed=self._epoch(done))
             if row is not None:
-                self.say(_summary(row))
+                self._err.print(Text(_summary(row, self._epochs)))
             return
         now = self._clock()
-        if row is None or (now - self._last_line < LINE_SECONDS and done < self._total):
+        due = STEP_LINE_SECONDS if row is None else LINE_SECONDS
+        if now - self._last_line < due and (row is None or done < self._total):
             return
         self._last_line = now
         rate = (done - self._first) / max(1e-9, now - self._began)
         left = (self._total - done) / max(1e-9, rate)
+        if row is not None:
+            what = _summary(row, self._epochs)
+        else:
+            what = f"in epoch {self._epoch(done) + 1}/{self._epochs}" if self._epochs else ""
         self.say(
             f"{stage}: {self._unit} {done}/{self._total}, "
             f"{_rate(rate, {'unit': self._unit, 'images': self._images})}, "
-            f"{left:.0f} s left, {_summary(row)}"
+            f"{left:.0f} s left, {what}".removesuffix(", ")
         )
+
+    def _epoch(self, done: int) -> int:
+        """Return how many epochs are finished after ``done`` steps."""
+        return done * self._epochs // self._total
 
     def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
         """Say that a stage is committed."""
@@ -145,8 +171,12 @@ class Console:
                 self.note(note)
             return
         table = Table(title=title, title_justify="left", show_lines=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        for index, column in enumerate(columns):
+            # What a row is called is copied into the next command: it is folded last.
+            longest = max((len(row[0]) for row in rows), default=0) if index == 0 else 0
+            table.add_column(
+                column, overflow="fold", min_width=min(longest, self._out.width * 2 // 3)
+            )
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._out.print(table)
@@ -239,11 +269,12 @@ def _percentiles(entry: Mapping[str, Any]) -> str:
     return ", ".join(known) or f"mean {entry['mean_ms']:.2f} ms"
 
 
-def _summary(row: Mapping[str, Any]) -> str:
+def _summary(row: Mapping[str, Any], epochs: int) -> str:
     """Return an epoch's row in words; what was not measured is a dash."""
+    epoch = f"epoch {row['epoch'] + 1}" + (f"/{epochs}" if epochs else "") if "epoch" in row else ""
     if "weight_accuracy" in row:
         words = [
-            f"epoch {row['epoch'] + 1}",
+            epoch,
             f"loss {_shown(row['weight_loss'])} / {_shown(row['arch_loss'])}",
             f"accuracy {_shown(row['weight_accuracy'])} / {_shown(row['arch_accuracy'])} "
             "(weights / architecture half)",
@@ -254,7 +285,7 @@ def _summary(row: Mapping[str, Any]) -> str:
         ]
     elif "loss" in row:
         return (
-            f"epoch {row['epoch'] + 1}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
+            f"{epoch}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
             f"lr {row['lr']:.2g}, clipped {100 * row['clip_rate']:.0f} %"
         )
     else:  # random: nothing was trained

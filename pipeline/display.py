@@ -19,8 +19,10 @@ class Display(Protocol):
         """A stage need not run."""
         return
 
-    def stage_begins(self, stage: str, total: int, done: int, unit: str, images: int = 0) -> None:
-        """A stage's steps begin, of so many images each, if any."""
+    def stage_begins(
+        self, stage: str, total: int, done: int, unit: str, images: int = 0, epochs: int = 0
+    ) -> None:
+        """A stage's steps begin: of so many images each, if any, and in so many epochs."""
         return
 
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:

@@ -308,8 +308,8 @@ class _StageHooks:
     def reserve(self, num_bytes: int) -> None:
         self._runner.store.require_space(num_bytes, what=self._commit.stage)
 
-    def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
-        self._runner.display.stage_begins(self._commit.stage, total, done, unit, images)
+    def begin(self, total: int, done: int, unit: str, images: int = 0, epochs: int = 0) -> None:
+        self._runner.display.stage_begins(self._commit.stage, total, done, unit, images, epochs)
         # What a process does once, imports and reading data, is no part of its first stage.
         self._started = self._last_checkpoint = self._clock()
 

@@ -7,18 +7,25 @@ from d2nas.errors import ConfigError
 
 from .console import Console
 from .listing import describe_target, fact_rows, list_rows
-from .store import Store
+from .stages import PARENTS
+from .store import STATE_STAGES, Store
 
 
 def list_versions(run: str | None, store: Path, *, as_json: bool) -> None:
     """Show the runs' versions, or those of one run."""
-    rows = list_rows(Store(store), run)
+    rows, console = list_rows(Store(store), run), Console()
+    if not rows:
+        console.say(f"no versions in {store}; d2nas run quickstart makes the first ones")
     if as_json:
-        Console().data(rows)
+        console.data(rows)
         return
     columns = ("version", "created", "metrics", "id")
-    cells = [(row["ref"], row["created"], row["metrics"], row["id"][:12]) for row in rows]
-    Console().table("versions", columns, cells)
+    cells = [
+        # To the minute, as written: in UTC.
+        (row["ref"], row["created"][:16].replace("T", " "), row["metrics"], row["id"][:12])
+        for row in rows
+    ]
+    console.table("versions, by UTC", columns, cells)
 
 
 def show_target(target: str, store: Path, *, as_json: bool) -> None:
@@ -41,6 +48,8 @@ def verify(
     if digest is not None and (len(bundles) != 1 or len(targets) != 1):
         raise ConfigError("--digest is of one bundle", hint="d2nas verify exported/NAME --digest D")
     if not bundles:
+        for target in targets:
+            _refuse_no_bundle(target)
         return verify_versions(targets, store, as_json=as_json)
     if len(bundles) < len(targets):
         raise ConfigError("versions and bundles cannot be verified together")
@@ -48,8 +57,26 @@ def verify(
     return 0
 
 
+def _refuse_no_bundle(target: str) -> None:
+    """Raise ``ConfigError`` for what is neither a bundle's folder nor can be a version."""
+    _, slash, stage = target.partition("/")
+    if slash and stage.partition("@")[0] not in (*PARENTS, *STATE_STAGES):
+        raise ConfigError(
+            f"{target} is no bundle: it has no SHA256SUMS",
+            hint="bundles are folders exported/NAME; versions are RUN/STAGE@vN (d2nas ls)",
+        )
+
+
 def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> int:
-    """Hash versions again, and return the exit code: 4 if any is damaged."""
+    """Hash versions again, and return the exit code: 4 if any is damaged.
+
+    Raises ``ConfigError`` where there is no store: nothing checked is not nothing damaged.
+    """
+    if not store.is_dir():
+        raise ConfigError(
+            f"there is no store at {store}",
+            hint="--store names the folder of all versions; d2nas run quickstart makes one",
+        )
     report = Store(store).verify(targets)
     damaged = [
         {"name": entry.name, "path": str(entry.path), "problem": entry.problem}
@@ -59,7 +86,9 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
     if as_json:
         console.data({"checked": report.checked, "damaged": damaged})
     else:
-        console.table("damaged", ("name", "problem"), [(d["name"], d["problem"]) for d in damaged])
+        rows = [(d["name"], d["problem"]) for d in damaged]
+        if rows or not console.on_terminal:
+            console.table("damaged", ("name", "problem"), rows)
         console.say(f"{report.checked} checked, {len(damaged)} damaged")
     if damaged:
         hint = "d2nas run PRESET --fresh makes the run's versions again"
@@ -72,9 +101,11 @@ def remove_garbage(store: Path, *, dry_run: bool, as_json: bool) -> None:
     opened = Store(store)
     garbage = opened.find_garbage() if dry_run else opened.collect_garbage()
     rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in garbage]
+    if not rows:
+        Console().say(f"nothing to remove in {store}")
     if as_json:
         Console().data(rows)
-    else:
+    elif rows or not Console().on_terminal:
         title = "would be removed" if dry_run else "removed"
         cells = [(str(item.path), item.reason, f"{item.size:,}") for item in garbage]
         Console().table(title, ("path", "reason", "bytes"), cells)

@@ -135,7 +135,14 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
         (["run", "folder"], ["--data-root"]),
         (["run", "missing.toml"], ["missing.toml"]),
         (["run", "quickstart", "--name", "../evil"], ["../evil"]),
-        (["run", "quickstart", "--frsh"], ["--frsh"]),
+        (["run", "quickstart", "--frsh"], ["--frsh", "d2nas run --help"]),
+        (["run"], ["PRESET", "d2nas run --help"]),
+        (["bench", "memry"], ["memry", "d2nas bench --help"]),
+        (["search", "quickstart", "--method", "gdass"], ["search.method", "did you mean gdas?"]),
+        (
+            ["run", "quickstart", "--set", "search.device=gpu"],
+            ["search.device", "auto, cpu, cuda or cuda:N"],
+        ),
         (["derive", "nothing"], ["nothing", "quickstart"]),
         (["show", "nothing"], ["nothing"]),
         (["show"], ["TARGET"]),
@@ -246,9 +253,38 @@ def test_doctor_tells_what_loads_and_what_to_do(capfd: pytest.CaptureFixture[str
 def test_an_empty_store_verifies_and_lists_nothing(
     capfd: pytest.CaptureFixture[str], place: Place
 ) -> None:
+    place.store.mkdir()
     assert place.json(capfd, "verify") == {"checked": 0, "damaged": []}
     assert place.json(capfd, "ls") == []
     assert place.json(capfd, "gc") == []
+    assert place.run("ls") == place.run("gc") == 0
+    talk = capfd.readouterr().err
+    assert "d2nas run quickstart makes the first ones" in talk
+    assert "nothing to remove" in talk
+
+
+def test_a_mistyped_store_is_not_one_without_damage(
+    capfd: pytest.CaptureFixture[str], place: Place
+) -> None:
+    assert "there is no store" in expect_error(capfd, place, 2, "verify")
+    assert not place.store.exists()
+
+
+def test_a_mistyped_bundle_is_not_looked_for_among_versions(
+    capfd: pytest.CaptureFixture[str], place: Place
+) -> None:
+    place.store.mkdir()
+    assert "no bundle" in expect_error(capfd, place, 2, "verify", "exported/nope")
+    for version in ("toy/search@v1", "toy/search-state", "toy/evaluate@v2"):
+        assert "no version" in expect_error(capfd, place, 2, "verify", version)
+
+
+def test_without_arguments_the_help_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["bench"]):
+        assert run(arguments) == 0
+        captured = capfd.readouterr()
+        assert "Commands:\n" in captured.out
+        assert captured.err == ""
 
 
 def test_a_rival_searches_behind_the_same_command(

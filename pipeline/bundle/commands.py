@@ -1,7 +1,8 @@
 """What the commands on bundles do once their arguments are parsed (no torch)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from d2nas.errors import ConfigError
 from d2nas.verified_folder import is_digest
@@ -28,11 +29,16 @@ def verify_bundles(
         console.data(rows)
         return
     for row in rows:
-        facts = [(key.replace("_", " "), str(value)) for key, value in row.items()]
-        console.facts(f"bundle {row['name']}", facts)
+        console.facts(f"bundle {row['name']}", _fact_rows(row))
 
 
-def _verified(bundle: Bundle, device: str) -> dict[str, object]:
+def _fact_rows(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = {**row, **{f"from {role}": id for role, id in row["lineage"].items()}}
+    del facts["lineage"]
+    return [(key.replace("_", " "), str(value)) for key, value in facts.items()]
+
+
+def _verified(bundle: Bundle, device: str) -> dict[str, Any]:
     identity = check_identity(bundle.model)
     session = open_model(bundle, device)
     found = check_golden(bundle, session)
@@ -65,10 +71,8 @@ def predict_images(
         console.data([prediction.to_dict() for prediction in found])
         return
     rows = [
-        (prediction.image if place == 0 else "", name, f"{100 * probability:.2f} %")
+        (prediction.image, name, f"{100 * probability:.2f} %")
         for prediction in found
-        for place, (name, probability) in enumerate(
-            zip(prediction.classes, prediction.probabilities, strict=True)
-        )
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
     ]
     console.table(bundle.name, ("image", "class", "probability"), rows)

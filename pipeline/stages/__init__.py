@@ -95,8 +95,10 @@ class Hooks(Protocol):
         """Announce what the stage will write; raises ``StorageError`` where there is no room."""
         return
 
-    def begin(self, total: int, done: int, unit: str, images: int = 0) -> None:
-        """Announce the stage's number of steps, how many a resume skips, and the images of one."""
+    def begin(self, total: int, done: int, unit: str, images: int = 0, epochs: int = 0) -> None:
+        """Announce the stage's number of steps, how many a resume skips, the images of one, and
+        how many epochs they make.
+        """
         return
 
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:

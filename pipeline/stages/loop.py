@@ -17,7 +17,8 @@ def run_loop(loop: Loop, hooks: Hooks) -> None:
     """
     state = hooks.resume()
     hooks.reserve(bytes_to_write(loop, continued=state is not None))
-    hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size)
+    epochs = loop.num_steps // loop.steps_per_epoch
+    hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size, epochs)
     for report in loop.run(state):
         hooks.advance(report.step + 1, report.metrics)
         if report.step + 1 < loop.num_steps:

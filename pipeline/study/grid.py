@@ -191,6 +191,11 @@ class _Draft:
 
 def _parse(values: dict[str, Any], what: str) -> _File:
     _check_keys(values, _File, what)
+    if isinstance(values.get("method"), str | list):
+        raise ConfigError(
+            f"{what}: method holds tables, one for what each method needs on top",
+            hint="the axis of the grid is methods",
+        )
     variants = values.get("variant", [])
     for number, block in enumerate(variants if isinstance(variants, list) else [], start=1):
         if isinstance(block, dict):

@@ -1,0 +1,133 @@
+"""What a person sees: bars on a terminal, lines elsewhere, rows that can be copied and searched."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console as RichConsole
+from toy import Place
+
+from d2nas.genotype import Genotype
+from pipeline import console as console_module
+from pipeline.console import LINE_SECONDS, STEP_LINE_SECONDS, Console
+
+ROW = {"epoch": 0, "loss": 1.0, "accuracy": 0.5, "lr": 0.025, "clip_rate": 0.25}
+SEARCH_ROW = {
+    "epoch": 1,
+    "weight_loss": 1.0,
+    "arch_loss": None,
+    "weight_accuracy": 0.5,
+    "arch_accuracy": None,
+    "temperature": 5.0,
+    "op_entropy": {"normal": 1.9, "reduce": 1.9},
+    "clip_rate": 0.0,
+    "peak_bytes": 2**20,
+    "parameterless_normal": 3,
+    "genotype": Genotype.published("DARTS_V2").to_dict(),
+}
+REFERENCE = "a-run-with-a-rather-long-name/validate@v12"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is written to a terminal of 80 columns, results and talk alike."""
+    written = io.StringIO()
+
+    def on_terminal(**options: Any) -> RichConsole:
+        options.pop("stderr", None)
+        return RichConsole(
+            file=written, force_terminal=True, width=80, color_system=None, **options
+        )
+
+    monkeypatch.setattr(console_module, "RichConsole", on_terminal)
+    return written
+
+
+def clocked(*times: float) -> Console:
+    """A console whose clock shows these times, one after the other."""
+    left = iter(times)
+    return Console(clock=lambda: next(left))
+
+
+def test_a_long_epoch_is_not_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    soon, late = STEP_LINE_SECONDS - 1.0, STEP_LINE_SECONDS + 1.0
+    console = clocked(0.0, soon, late, late + 1.0)
+    console.stage_begins("retrain", 400, 0, "step", 64, epochs=4)
+    for done in (10, 110, 111):
+        console.stage_advances("retrain", done, None)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "step 110/400" in line
+    assert line.endswith("in epoch 2/4")
+
+
+def test_epochs_are_told_now_and_then_and_the_last_always(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    console = clocked(0.0, LINE_SECONDS - 1.0, LINE_SECONDS + 1.0, LINE_SECONDS + 2.0)
+    console.stage_begins("retrain", 30, 0, "step", epochs=3)
+    for epoch in range(3):
+        console.stage_advances("retrain", 10 * (epoch + 1), {**ROW, "epoch": epoch})
+    first, last = capfd.readouterr().err.splitlines()
+    assert "epoch 2/3" in first
+    assert "epoch 3/3" in last
+
+
+def test_a_terminal_has_a_bar_of_epochs_and_one_of_steps(terminal: io.StringIO) -> None:
+    console = Console()
+    console.stage_begins("retrain", 40, 10, "step", 64, epochs=4)
+    console.stage_advances("retrain", 20, ROW)
+    console.close()
+    shown = terminal.getvalue()
+    assert "2/4" in shown
+    assert "20/40" in shown
+
+
+def test_an_epochs_line_is_broken_between_words(terminal: io.StringIO) -> None:
+    console = Console()
+    console.stage_begins("search", 40, 0, "step", epochs=4)
+    console.stage_advances("search", 20, SEARCH_ROW)
+    console.close()
+    shown = terminal.getvalue()
+    for word in ("epoch 2/4", "temperature", "parameterless", "sep_conv_3x3(0)", "skip_connect(0)"):
+        assert word in shown
+
+
+def test_what_a_row_is_called_is_folded_last(terminal: io.StringIO) -> None:
+    Console().table("versions", ("version", "metrics"), [(REFERENCE, "many words " * 20)])
+    assert REFERENCE in terminal.getvalue()
+
+
+def test_a_study_that_writes_method_for_methods_is_told(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = place.folder / "study.toml"
+    study.write_text('method = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n')
+    assert place.run("study", str(study)) == 2
+    assert "the axis of the grid is methods" in capfd.readouterr().err
+
+
+def test_a_finished_run_says_what_to_do_next(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert finished.run("run", str(finished.preset)) == 0
+    (line,) = [one for one in capfd.readouterr().err.splitlines() if one.startswith("next:")]
+    for word in ("report.html", "verify", "predict", "serve", str(finished.exported / "toy")):
+        assert word in line
+
+
+def test_every_row_of_a_prediction_names_its_picture(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    from pipeline.cli import run
+
+    pictures = [finished.folder / name for name in ("a.png", "b.png")]
+    for picture in pictures:
+        Image.new("L", (8, 8), 128).save(picture)
+    bundle = str(finished.exported / "toy")
+    capfd.readouterr()
+    assert run(["predict", bundle, *map(str, pictures), "--top", "3"]) == 0
+    header, *rows = capfd.readouterr().out.splitlines()
+    assert header.split("\t") == ["image", "class", "probability"]
+    assert [row.split("\t")[0] for row in rows] == [str(one) for one in pictures for _ in range(3)]
