@@ -103,6 +103,19 @@ class Batches:
             images = cutout(images, size=self.cutout_size, generator=draws, part=self.order.part)
         return channels_last(images), labels
 
+    def blank(self) -> tuple[Tensor, Tensor]:
+        """Return images and labels of this rank's shape of batch that are all zeros; reads none."""
+        own, device = self.order.part.own, self.images.labels_N.device
+        images = torch.zeros((own.stop - own.start, *self._image_shape()), device=device)
+        return channels_last(images), torch.zeros(len(images), dtype=torch.int64, device=device)
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        if isinstance(self.images, ImageSet):
+            channels, height, width = self.images.images_NCHW.shape[1:]
+            return channels, height, width
+        decoding = self.images.decoding
+        return decoding.channels, decoding.size, decoding.size
+
     def _pixels(self, step: int) -> tuple[Tensor, Tensor]:
         indices = send(self.order.indices(step), self.images.labels_N.device)
         labels = self.images.labels_N[indices]

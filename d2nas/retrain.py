@@ -9,13 +9,15 @@ images are not seen here.
         ...
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Batches
+from .batches import Batches, channels_last
 from .config import DataConfig, RetrainConfig
 from .data import ImageData, Normalizer
 from .data import steps_per_epoch as count_steps
@@ -97,6 +99,8 @@ class Retraining(Loop):
         place(self.network, device)
         self.precision = resolve_precision(config.precision, device)
         self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
+        if ranks.size > 1:
+            self._freeze_what_learns_nothing(data)
         self.model = ranks.wrap(self._compiled() if config.compile else self.network)
         # Listed once: to walk the modules at every step takes as long as a cell.
         self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
@@ -117,6 +121,38 @@ class Retraining(Loop):
             optimizers={"sgd": self.optimizer},
             sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
         )
+
+    def _freeze_what_learns_nothing(self, data: ImageData) -> None:
+        """Turn the gradient off for weights that never get one: what only noise reads, or no node.
+
+        The other ranks would wait for it for ever. One process leaves such weights alone, too.
+        """
+        size = data.image_size
+        images = torch.zeros((2, data.channels, size, size), device=self.device)
+        with _buffers_kept(self.network):
+            set_noise_generator(noises_in(self.network), generator(self.seed, "unused"))
+            output = self.network.train()(channels_last(images))
+        outputs = output if isinstance(output, tuple) else (output,)
+        weights = list(self.network.parameters())
+        total = torch.stack([part.sum() for part in outputs]).sum()
+        found = torch.autograd.grad(total, weights, allow_unused=True)
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.requires_grad_(gradient is not None)
+
+    def prepare(self) -> None:
+        """With other ranks, run a pass that changes nothing before the first step.
+
+        After its first backward a process groups its messages anew, by the order in which gradients
+        came, and sums of three numbers or more depend on the grouping: without the pass, the first
+        step after a resume would not be the uninterrupted training's to the last bit.
+        """
+        if self.ranks.size == 1:
+            return
+        images, labels = self.batches.blank()
+        with _buffers_kept(self.network):
+            _, total, _ = _forward(self, 0, images.to(self.network.classifier.weight.dtype), labels)
+            torch.autograd.backward(total)
+        self.optimizer.zero_grad()
 
     def _compiled(self) -> nn.Module:
         # PyTorch's own backward, which a compiler understands and fuses.
@@ -179,6 +215,16 @@ class Retraining(Loop):
             "lr": self.lr_at(step),
             "drop_path": self.drop_path_at(step),
         }
+
+
+@contextlib.contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Put every buffer back afterwards: running statistics, and how many batches they are of."""
+    kept = [buffer.clone() for buffer in network.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), kept, strict=True):
+            buffer.copy_(before)
 
 
 def train_step(retraining: Retraining, step: int) -> None:

@@ -97,6 +97,9 @@ class Loop:
     metrics: list[dict[str, Any]]
     """One row per finished epoch."""
 
+    def prepare(self) -> None:
+        """Do what a process needs before its first step, new or continued; changes no state."""
+
     def take_step(self, step: int) -> None:
         """Run one step."""
         raise NotImplementedError
@@ -118,6 +121,8 @@ class Loop:
             self.metrics = list(state.metrics)
             first = state.step
         self.network.train()
+        with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
+            self.prepare()
         for step in range(first, self.num_steps):
             with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
                 try:

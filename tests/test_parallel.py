@@ -164,17 +164,25 @@ def searched_by_halves(method: str) -> dict[str, Tensor]:
 
 def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[str, Tensor]]:
     """Run a function of this module on two ranks; returns what each wrote."""
+    return on_processes(2, f"test_parallel.{function}", folder, *arguments)
+
+
+def on_processes(
+    count: int, function: str, folder: Path, *arguments: str
+) -> list[dict[str, Tensor]]:
+    """Run ``module.function`` of the tests on some ranks; returns what each wrote."""
+    module, _, name = function.partition(".")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = (
         "import torch, json, sys; torch.set_num_threads(1)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import test_parallel as t\n"
+        f"import {module} as t\n"
         "from d2nas.parallel import connected, environment_ranks\n"
         "ranks = environment_ranks()\n"
         "with connected(ranks):\n"
-        f"    t.{function}(ranks, {str(folder)!r}, *{arguments!r})\n"
+        f"    t.{name}(ranks, {str(folder)!r}, *{arguments!r})\n"
     )
     children = [
         subprocess.Popen(
@@ -183,7 +191,7 @@ def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[
             | {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
+                "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
@@ -191,11 +199,11 @@ def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     errors = [child.communicate(timeout=300)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0], errors
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+    assert [child.returncode for child in children] == [0] * count, errors
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(count)]
 
 
 def save(folder: str, ranks: Ranks, tensors: dict[str, Tensor]) -> None:
