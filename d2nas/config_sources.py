@@ -71,7 +71,7 @@ DEFAULT_SOURCES: Mapping[str, str] = {
     "retrain.batch_size": "DARTS's code",
     "retrain.lr": "DARTS's code",
     "retrain.lr_min": "DARTS's code",
-    "retrain.lr_schedule": "DARTS's code",
+    "retrain.lr_schedule": "DARTS's code; that it moves by step, not by epoch, is ours",
     "retrain.momentum": "DARTS's code",
     "retrain.nesterov": "DARTS's code",
     "retrain.weight_decay": "DARTS's code",

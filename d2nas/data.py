@@ -6,7 +6,7 @@ Nothing here keeps a position or a generator: all is a function of (seed, purpos
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -291,6 +291,11 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(1, num_images // batch_size)
 
 
+# Drawn once an epoch: to permute a million images takes longer than many a step. Two purposes, and
+# those who read ahead may be in the next epoch already. Never written to: batches are views of it.
+_epoch_order = lru_cache(maxsize=4)(epoch_order)
+
+
 def batch_indices(
     num_images: int, batch_size: int, *, seed: int, purpose: str, step: int
 ) -> Tensor:
@@ -300,7 +305,7 @@ def batch_indices(
     than the set is the whole set.
     """
     epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
-    order = epoch_order(num_images, seed=seed, purpose=purpose, epoch=epoch)
+    order = _epoch_order(num_images, seed=seed, purpose=purpose, epoch=epoch)
     return order[position * batch_size : (position + 1) * batch_size]
 
 

@@ -69,6 +69,31 @@ def test_no_draw_touches_the_global_generators():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def count_permutations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    real, drawn = torch.randperm, []
+
+    def counted(number: int, **options: object) -> torch.Tensor:
+        drawn.append(number)
+        return real(number, **options)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    return drawn
+
+
+def test_an_epochs_order_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both halves of a search take turns, and a reader is an epoch ahead."""
+    drawn = count_permutations(monkeypatch)
+    for step in range(30):
+        for purpose, ahead in (("once-weights", 3), ("once-architecture", 0)):
+            batch_indices(103, 10, seed=8, purpose=purpose, step=step)
+            batch_indices(103, 10, seed=8, purpose=purpose, step=step + ahead)
+    assert drawn == [103] * (4 + 3)
+    # Control: each call draws.
+    for epoch in (0, 0):
+        epoch_order(103, seed=8, purpose="once-weights", epoch=epoch)
+    assert len(drawn) == 9
+
+
 # --- augmentation -------------------------------------------------------------------------------
 
 

@@ -47,6 +47,25 @@ def batches_of(images: object, config: DataConfig, batch_size: int = 8, seed: in
     )
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_draws_an_epochs_order_once(
+    folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, config = loaded(folder, stream="always", workers=workers)
+    real, drawn = torch.randperm, []
+
+    def counted(number: int, **options: object) -> torch.Tensor:
+        drawn.append(number)
+        return real(number, **options)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    batches = batches_of(stream.train, config, seed=71 + workers)
+    for step in range(3):  # of an epoch's three; the readers are up to eight steps ahead
+        batches.batch(step)
+    assert len(drawn) <= 4
+    assert len(stream.train) // 8 == 3
+
+
 def test_a_stream_is_the_same_data_set(folder: Path) -> None:
     memory, _ = loaded(folder)
     stream, _ = loaded(folder, stream="always")
