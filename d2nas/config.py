@@ -121,8 +121,9 @@ class SearchConfig(Section):
     """Head of a branch (ours): linear on pooled features, or a separable unit before it."""
     recompute: Literal["none", "cell", "op"] = "none"
     """What the backward pass computes again in place of keeping it; same gradients, less memory."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the features; weights, statistics and sums stay in fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Type of the features; weights, statistics and sums stay in fp32. tf32: fp32 whose products a
+    GPU rounds to 10 bits, faster; fp32 never does."""
     epochs: Positive = 50
     warmup_epochs: NonNegative = 0
     """Epochs before the architecture moves (ours; the paper names none)."""
@@ -205,9 +206,9 @@ class RetrainConfig(Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Probability at the end; it rises linearly from 0."""
     cutout: NonNegative = 16
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Type that autocast computes in; weights and sums stay in fp32. Auto: on a GPU bf16, or fp16
-    (with a loss scale) where it has no bf16; on a CPU fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Type that autocast computes in; weights and sums stay in fp32. tf32: as in the search. Auto:
+    on a GPU bf16, or fp16 (with a loss scale) where it has no bf16; on a CPU fp32."""
     compile: bool = False
     """Whether torch.compile prepares the network: minutes at the start, other rounding."""
     device: Device = "auto"

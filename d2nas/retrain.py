@@ -26,7 +26,7 @@ from .genotype import Genotype
 from .network import DropPath, Network, auxiliary_fits
 from .ops import initialize, noises_in, set_noise_generator
 from .parallel import ALONE, Ranks
-from .precision import LossScale, compute_type, resolve_precision
+from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .randomness import generator
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import Trainee
@@ -98,6 +98,7 @@ class Retraining(Loop):
         initialize(self.network, generator(seed, "network-weights"))
         place(self.network, device)
         self.precision = resolve_precision(config.precision, device)
+        self.arithmetic = arithmetic_of(self.precision, device)
         self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
         if ranks.size > 1:
             self._freeze_what_learns_nothing(data)

@@ -22,7 +22,7 @@ from .method import Batch, Measured, Method, Sizes, StepContext
 from .methods import METHODS, searched_space
 from .ops import initialize
 from .parallel import ALONE, Ranks
-from .precision import compute_type
+from .precision import arithmetic_of, compute_type
 from .randomness import generator
 from .schedules import cosine, temperature
 from .spaces import CELL_TYPES, SearchSpace
@@ -91,6 +91,7 @@ class Search(Loop):
         self.space = self.logits.space
         place(self.supernet, device)
         self.input_type = compute_type(config.precision, device)
+        self.arithmetic = arithmetic_of(config.precision, device)
         self.watch = FiniteWatch(device)
         # A method without passes has nothing to train: one step closes its only epoch.
         self.trains = sum(self.method.passes) > 0

@@ -15,6 +15,7 @@ from .data import Images, Normalizer
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .ops import noises_in, set_noise_generator
 from .parallel import ALONE, Ranks, lost_ranks
+from .precision import Arithmetic
 from .randomness import generator
 from .state import Trainee, TrainState
 
@@ -94,6 +95,8 @@ class Loop:
     steps_per_epoch: int
     precision: str | None = None
     """What is computed in, where the device has a say in it."""
+    arithmetic: Arithmetic
+    """How it is computed; held while a step runs."""
     metrics: list[dict[str, Any]]
     """One row per finished epoch."""
 
@@ -121,10 +124,10 @@ class Loop:
             self.metrics = list(state.metrics)
             first = state.step
         self.network.train()
-        with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
+        with self._guarded():
             self.prepare()
         for step in range(first, self.num_steps):
-            with memory_errors(self.batch_size, self.device), lost_ranks(self.ranks):
+            with self._guarded():
                 try:
                     self.take_step(step)
                 except NonFiniteError as error:
@@ -133,6 +136,12 @@ class Loop:
             if (step + 1) % self.steps_per_epoch == 0:
                 row = self._close_epoch(step)
             yield StepReport(step, row)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        memory = memory_errors(self.batch_size, self.device)
+        with memory, lost_ranks(self.ranks), self.arithmetic.pinned():
+            yield
 
     def check(self) -> None:
         """Raise ``NonFiniteError`` if a step so far was not taken for that reason."""
@@ -342,15 +351,17 @@ def predict(
 ) -> Tensor:
     """Return the logits (N, classes) of all images, in order, on the CPU.
 
-    ``seed`` decides what a ``noise`` operation adds, so that an evaluation can be repeated.
+    ``seed`` decides what a ``noise`` operation adds, so that an evaluation can be repeated. On a
+    GPU, too, float32 is float32.
     """
     if isinstance(network, nn.Module):
         set_noise_generator(noises_in(network), generator(seed, "evaluation-noise"))
-    parts = [
-        network(channels_last(normalizer(images.pixels(slice(start, start + batch_size)))))
-        for start in range(0, len(images), batch_size)
-    ]
-    return torch.cat(parts).cpu()
+    with Arithmetic(float32="ieee", autotune=False).pinned():
+        parts = [
+            network(channels_last(normalizer(images.pixels(slice(start, start + batch_size)))))
+            for start in range(0, len(images), batch_size)
+        ]
+        return torch.cat(parts).cpu()
 
 
 def accuracy(logits: Tensor, labels_N: Tensor) -> float:

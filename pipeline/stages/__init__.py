@@ -59,9 +59,9 @@ def reads_data(stage: str, config: Config) -> bool:
 
 
 CODE_SCHEMA: Mapping[str, int] = {
-    "search": 5,
+    "search": 6,
     "derive": 4,
-    "retrain": 5,
+    "retrain": 6,
     "evaluate": 3,
     "export": 4,
     "validate": 6,

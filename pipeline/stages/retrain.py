@@ -1,5 +1,7 @@
 """Retrain: the derived network from scratch, on all images that are not test images."""
 
+from dataclasses import asdict
+
 from d2nas.cost import count_cost
 from d2nas.data import preprocessing
 from d2nas.genotype import Genotype
@@ -70,6 +72,7 @@ def run(context: Context) -> Facts:
         "device": device.type,
         "processes": ranks.size,
         "precision": retraining.precision,
+        "arithmetic": asdict(retraining.arithmetic),
         "data_digest": data.digest,
         "steps": retraining.num_steps,
         "train_accuracy": retraining.metrics[-1]["accuracy"],

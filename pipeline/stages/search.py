@@ -1,5 +1,7 @@
 """Search: images to architecture logits, by D2NAS or one of its rivals."""
 
+from dataclasses import asdict
+
 from d2nas.config_files import read_space
 from d2nas.parallel import ALONE
 from d2nas.search import Search
@@ -56,6 +58,8 @@ def run(context: Context) -> Facts:
     return {
         "device": device.type,
         "processes": ranks.size,
+        "precision": config.search.precision,
+        "arithmetic": asdict(search.arithmetic),
         "data_digest": data.digest,
         "method": config.search.method,
         "searched_space": search.space.to_dict(),
