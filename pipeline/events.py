@@ -1,10 +1,10 @@
-"""TensorBoard's event files: an epoch's numbers, for whoever watches a run. No part of any version.
+"""An epoch's numbers, for whoever watches a run while it trains. No part of any version.
 
-Written where ``tensorboard`` is installed (the extra of this name), else not at all:
-``tensorboard --logdir STORE/events`` then shows every run and stage as a curve.
+As lines of JSON in a plain file, and where ``tensorboard`` is installed (the extra of this name) as
+its event files: ``tensorboard --logdir STORE/events`` shows every run and stage as a curve.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,22 +12,51 @@ from typing import TYPE_CHECKING, Any, Self
 
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES
+from d2nas.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Events:
-    """The event files of one execution of a stage; closed at the end of its ``with``.
+ROWS_FILE = "rows.jsonl"
+"""What a version's ``metrics.jsonl`` will be, as far as the training has come."""
 
-    Nothing is imported or made before the first row. A disk that refuses them is a warning: what
-    a person watches is no reason to lose what is computed.
+
+class Events:
+    """What one execution of a stage lets others watch; closed at the end of its ``with``.
+
+    Nothing is imported before the first row. A disk that refuses them is a warning: what a person
+    watches is no reason to lose what is computed.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder, self._warn = folder, warn
+        self._rows: Path | None = None
         self._writer: SummaryWriter | None = None
-        self._wanted = True
+        self._with_tensorboard = self._wanted = True
+
+    def begin(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
+        """Make the plain file hold the ``rows`` that a training continues from, and return its
+        path; None where the disk refuses it.
+
+        What an earlier execution wrote beyond these goes, in the same file, so that ``tail -f``
+        stays with it.
+        """
+        known = b"".join(canonical_json(row) for row in rows)
+        path = self._folder / ROWS_FILE
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a+b") as file:
+                file.seek(0)
+                if file.read(len(known)) != known:
+                    file.truncate(0)
+                    file.write(known)  # at the end, which is the beginning now
+                file.truncate(len(known))
+        except OSError as error:
+            self._give_up(error)
+            return None
+        self._rows = path
+        return path
 
     def add(self, step: int, row: Mapping[str, Any] | None) -> None:
         """Write an epoch's row at ``step``: its numbers, inside a section as SECTION/NAME, and
@@ -38,19 +67,30 @@ class Events:
         if row is None or not self._wanted:
             return
         try:
-            writer = self._writer = self._writer or _open(self._folder, step)
-            self._wanted = writer is not None
-            if writer is not None:
-                for name, value in _numbers(row):
-                    writer.add_scalar(name, value, step)
-                if "genotype" in row:
-                    genotype = Genotype.from_dict(row["genotype"])
-                    for cell in CELL_TYPES:
-                        writer.add_text(f"genotype/{cell}", genotype.describe(cell), step)
-                writer.flush()
+            if self._rows is not None:
+                with self._rows.open("ab") as file:
+                    file.write(canonical_json(row))
+            if self._with_tensorboard:
+                self._add_to_tensorboard(step, row)
         except OSError as error:
-            self._wanted = False
-            self._warn(f"{self._folder}: no more events are written: {error.strerror or error}")
+            self._give_up(error)
+
+    def _add_to_tensorboard(self, step: int, row: Mapping[str, Any]) -> None:
+        writer = self._writer = self._writer or _open(self._folder, step)
+        self._with_tensorboard = writer is not None
+        if writer is None:
+            return
+        for name, value in _numbers(row):
+            writer.add_scalar(name, value, step)
+        if "genotype" in row:
+            genotype = Genotype.from_dict(row["genotype"])
+            for cell in CELL_TYPES:
+                writer.add_text(f"genotype/{cell}", genotype.describe(cell), step)
+        writer.flush()
+
+    def _give_up(self, error: OSError) -> None:
+        self._wanted = False
+        self._warn(f"{self._folder}: no more events are written: {error.strerror or error}")
 
     def __enter__(self) -> Self:
         return self

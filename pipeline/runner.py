@@ -328,7 +328,11 @@ class _StageHooks:
             for line in library_warnings(version, library_versions()):
                 self.warn(line)
         self._runner.tell(None if version is None else version.reference)
-        if version is None:
+        state = None if version is None else read_state(version)
+        rows = self.events.begin([] if state is None else state.metrics)
+        if rows is not None:
+            self.say(f"a row per epoch: tail -f {rows}")
+        if version is None or state is None:
             commit = self._commit
             lost = given_up(
                 self._runner.store, commit.run, commit.stage, commit.config, commit.parents
@@ -337,7 +341,6 @@ class _StageHooks:
                 self.warn(lost)
             return None
         self._earlier = (version.note or {}).get("seconds")
-        state = read_state(version)
         self.say(f"continues at step {state.step} ({version.reference})")
         return state
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: what is written, once per step, and what they leave alone."""
+"""What can be watched while a training runs: rows in a plain file, and TensorBoard's files."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ from toy import Place
 
 from d2nas.genotype import Genotype
 from pipeline import events
+from pipeline.events import ROWS_FILE
 from pipeline.runner import _StageHooks
 from pipeline.store import Store
 
@@ -28,6 +29,12 @@ def scalars(place: Place, stage: str) -> dict[str, list[tuple[int, float]]]:
         tag: [(event.step, event.value) for event in reader.Scalars(tag)]
         for tag in reader.Tags()["scalars"]
     }
+
+
+def watched(place: Place, stage: str = "search") -> list[dict[str, Any]]:
+    """The rows of the plain file."""
+    content = (place.store / "events" / "toy" / stage / ROWS_FILE).read_text()
+    return [json.loads(line) for line in content.splitlines()]
 
 
 def rows_of(place: Place, stage: str) -> list[dict[str, Any]]:
@@ -75,8 +82,9 @@ def test_the_genotype_can_be_watched_as_text(place: Place) -> None:
 def test_a_run_has_a_folder_for_each_loop(finished: Place) -> None:
     folder = finished.store / "events" / "toy"
     assert {path.name for path in folder.iterdir()} == {"search", "retrain"}
-    assert_shows(finished, "search")
-    assert_shows(finished, "retrain")
+    for stage in ("search", "retrain"):
+        assert_shows(finished, stage)
+        assert watched(finished, stage) == rows_of(finished, stage)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, saved: int, dies: int) -> None:
@@ -111,6 +119,37 @@ def test_a_resumed_run_shows_every_step_once(place: Place, monkeypatch: pytest.M
     assert_shows(place, "search")
 
 
+def test_a_row_can_be_read_as_soon_as_its_epoch_ends_and_stands_there_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = 2 * STEPS_PER_EPOCH
+    with monkeypatch.context() as patch:
+        interrupt(patch, saved=second - 1, dies=second + 1)
+        assert place.run("search", str(place.preset), *FAST) == 1
+    before = watched(place)
+    assert [row["step"] for row in before] == [STEPS_PER_EPOCH, second]
+    file = place.store / "events" / "toy" / "search" / ROWS_FILE
+    number = file.stat().st_ino
+    # The checkpoint is of the second epoch's last step but one: its row is made again.
+    assert place.run("search", str(place.preset), *FAST) == 0
+    assert watched(place) == rows_of(place, "search")
+    assert watched(place)[:1] == before[:1]
+    assert file.stat().st_ino == number  # or tail would stay with the old one
+
+
+def test_rows_of_another_training_do_not_stay(tmp_path: Path) -> None:
+    told: list[str] = []
+    file = tmp_path / "events" / ROWS_FILE
+    for known in ([], [{"loss": 1.0}], [{"loss": 2.0}], [{"loss": 2.0}, {"loss": 3.0}], []):
+        with events.Events(file.parent, told.append) as opened:
+            assert opened.begin(known) == file
+            assert [json.loads(line) for line in file.read_text().splitlines()] == known
+            opened.add(9, {"loss": 0.5})
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            assert rows == [*known, {"loss": 0.5}]
+    assert told == []
+
+
 def test_control_without_the_purge_a_step_is_shown_twice(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,10 +178,13 @@ def test_nothing_is_written_where_tensorboard_is_absent_and_the_version_is_the_s
     capfd.readouterr()
     assert other.run("search", str(other.preset), *FAST, "--json") == 0
     captured = capfd.readouterr()
-    assert not (other.store / "events").exists()
+    folder = other.store / "events" / "toy" / "search"
+    assert [path.name for path in folder.iterdir()] == [ROWS_FILE]
+    assert watched(other) == rows_of(other, "search")
+    assert captured.err.count(f"a row per epoch: tail -f {folder / ROWS_FILE}\n") == 1
     assert "tensorboard" not in captured.err
     assert "warning" not in captured.err
-    assert (place.store / "events").exists()
+    assert list((place.store / "events" / "toy" / "search").glob("*tfevents*"))
     assert json.loads(captured.out)["id"] == with_it["id"]
 
 
