@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import DataConfig
 from .data_readers import Pool, check_fits, open_pool
-from .data_sources import content_digest
+from .data_sources import DigestCache, content_digest
 from .data_splits import Split, epoch_order, split_pool
 from .image_files import ImageFiles
 from .transfer import send
@@ -124,8 +124,7 @@ class ImageData:
             lines.append(
                 f"classes without {self.evaluation} images: {len(untested)}, first {untested[0]}"
             )
-        num_leaked = self._num_leaked()
-        if num_leaked:
+        if num_leaked := self._num_leaked():
             lines.append(
                 f"{self.evaluation} images that are training images too, by pixel: {num_leaked}"
             )
@@ -180,7 +179,9 @@ class Normalizer:
         return inputs_NCHW
 
 
-def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData:
+def load_data(
+    config: DataConfig, *, seed: int, default_root: Path, cache: DigestCache | None = None
+) -> ImageData:
     """Load, split and measure the data set that ``config`` names.
 
     Test images are the published ones, the folder's test/ or, without test/, its val/; else
@@ -210,7 +211,7 @@ def load_data(config: DataConfig, *, seed: int, default_root: Path) -> ImageData
         test=sets.test,
         mean=mean,
         std=std,
-        digest=digest or content_digest(config, default_root=default_root),
+        digest=digest or content_digest(config, default_root=default_root, cache=cache),
         image_size=pool.image_size,
         channels=pool.channels,
         evaluation=config.evaluation,
@@ -291,8 +292,7 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(1, num_images // batch_size)
 
 
-# Drawn once an epoch: to permute a million images takes longer than many a step. Two purposes, and
-# those who read ahead may be in the next epoch already. Never written to: batches are views of it.
+# Permuting a million images takes as long as a step. Batches are views of it: never written to.
 _epoch_order = lru_cache(maxsize=4)(epoch_order)
 
 

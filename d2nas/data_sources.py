@@ -7,7 +7,8 @@ the digest, and the digest must not cost seconds.
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -93,6 +94,10 @@ PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
 }
 
 
+_THREADS = 8
+_FILES_AT_ONCE = 256
+
+
 class DigestCache(Protocol):
     """Remembers the SHA-256 of files; keys are opaque and change when a file does."""
 
@@ -131,12 +136,17 @@ def data_root(config: DataConfig, default_root: Path) -> Path:
 
 
 def content_digest(
-    config: DataConfig, *, default_root: Path, cache: DigestCache | None = None
+    config: DataConfig,
+    *,
+    default_root: Path,
+    cache: DigestCache | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """SHA-256 (hexadecimal) of the data set's content, the same on every machine.
 
     digits: the bytes of scikit-learn's file. Folders: every image's path below the root and its
-    SHA-256; ``cache`` spares reading files whose path, size and times have not changed. Published
+    SHA-256; ``cache`` spares reading files whose path, size and times have not changed, and
+    ``progress`` is told now and then how many of how many are done, where files are read. Published
     sets: their published checksums, which are checked when the files are read; so the digest is
     known, and the same, before anything was downloaded.
 
@@ -147,7 +157,7 @@ def content_digest(
     if config.name in PUBLISHED:
         return published_digest(config.name)
     listing = list_config(config, default_root)
-    hashes = (_file_hash(listing.root / file.path, cache) for file in listing.files)
+    hashes = _file_hashes([listing.root / file.path for file in listing.files], cache, progress)
     return listing_digest(zip((file.path for file in listing.files), hashes, strict=True))
 
 
@@ -263,18 +273,28 @@ def list_config(config: DataConfig, default_root: Path) -> FolderListing:
     return listing
 
 
-def _file_hash(path: Path, cache: DigestCache | None) -> str:
-    if cache is None:
-        return _hash_of(path, "sha256")
-    key = _cache_key(path)
-    known = cache.get(key)
-    if known is not None:
-        return known
-    file_hash = _hash_of(path, "sha256")
-    # A file that changed while it was read must not be remembered under either state.
-    if _cache_key(path) == key:
-        cache.set(key, file_hash)
-    return file_hash
+def _file_hashes(
+    paths: Sequence[Path],
+    cache: DigestCache | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[str]:
+    """Yield the SHA-256 of each file, in order; several are read at once."""
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        # Some at a time: what is done is remembered even if the rest is not waited for.
+        for start in range(0, len(paths), _FILES_AT_ONCE):
+            part = paths[start : start + _FILES_AT_ONCE]
+            keys = list(threads.map(_cache_key, part)) if cache is not None else [""] * len(part)
+            known = [None if cache is None else cache.get(key) for key in keys]
+            unknown = [index for index, file_hash in enumerate(known) if file_hash is None]
+            found = threads.map(lambda index, part=part: _hash_of(part[index], "sha256"), unknown)
+            for index, file_hash in zip(unknown, found, strict=True):
+                known[index] = file_hash
+                # A file that changed while it was read must not be remembered in either state.
+                if cache is not None and _cache_key(part[index]) == keys[index]:
+                    cache.set(keys[index], file_hash)
+            if unknown and progress is not None:
+                progress(start + len(part), len(paths))
+            yield from (file_hash for file_hash in known if file_hash is not None)
 
 
 def _cache_key(path: Path) -> str:

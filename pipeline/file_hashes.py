@@ -1,14 +1,26 @@
 """Where downloaded data sets lie, and what is remembered of image files (no torch)."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from d2nas.errors import BusyError, StorageError
 
 from .store import Store
 
 DEFAULT_DATA_ROOT = Path("~/.cache/d2nas/data")
+LINE_SECONDS = 30.0
+"""Time between two lines that tell how far the hashing has come."""
 
 
 class FileHashes:
-    """The digest cache of image files, kept as one cached value of the store."""
+    """The digest cache of image files, kept as one cached value of the store.
+
+    Written at the end of its ``with``, also where an error or a stop ends it: a large folder takes
+    hours to read, and the same command then goes on with the rest.
+    """
 
     NAME = "image-hashes"
 
@@ -30,10 +42,47 @@ class FileHashes:
         self._used[key] = value
         self._added += 1
 
-    def save(self) -> None:
-        """Write what was learned; what was not asked for this time is forgotten."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write what was learned; what was not asked for this time is forgotten, unless the asking
+        broke off.
+        """
+        if error is None:
+            self._save(self._used)
+        else:
+            with suppress(StorageError, BusyError):  # of two errors the first is told
+                self._save(self._known | self._used)
+
+    def _save(self, values: dict[str, str]) -> None:
         if self._added:
-            self._store.store_cache(self.NAME, "v1", self._used)
+            self._store.store_cache(self.NAME, "v1", values)
+
+
+class HashingProgress:
+    """Tells now and then how many files have been read, and lets a stop through."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        check_stop: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._say, self._check_stop, self._clock = say, check_stop, clock
+        self._last_line = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Note that ``done`` of ``total`` files are done. Raises what ``check_stop`` does."""
+        self._check_stop(f"while images were hashed ({done:,} of {total:,})")
+        if self._clock() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._clock()
+            self._say(f"hashing images, once: {done:,} of {total:,}")
 
 
 def data_folder() -> Path:

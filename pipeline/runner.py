@@ -22,7 +22,7 @@ from d2nas.errors import ConfigError, StoppedError
 from .checkpoints import given_up, library_warnings, read_state, write_state
 from .display import Display
 from .events import Events
-from .file_hashes import FileHashes, data_folder
+from .file_hashes import FileHashes, HashingProgress, data_folder
 from .stages import (
     CODE_SCHEMA,
     KEPT_CHECKPOINTS,
@@ -163,10 +163,10 @@ class Runner:
 
     def data_digest(self, config: Config) -> str:
         """Return the digest of the images' content; hashes of unchanged files are remembered."""
-        cache = FileHashes(self.store)
-        digest = content_digest(config.data, default_root=data_folder(), cache=cache)
-        cache.save()
-        return digest
+        progress = HashingProgress(self.display.say, self.check_stop, self.clock)
+        root = data_folder()
+        with FileHashes(self.store) as cache:
+            return content_digest(config.data, default_root=root, cache=cache, progress=progress)
 
     def tell(self, what: str | None) -> None:
         """Let the other ranks, if there are any, know what was decided here."""
@@ -196,7 +196,9 @@ class Runner:
     def _read_data(self, config: Config) -> "ImageData":
         from d2nas.data import load_data
 
-        data = load_data(config.data, seed=config.run.seed, default_root=data_folder())
+        hashes = FileHashes(self.store)  # known since ``data_digest``, and not written again
+        root, seed = data_folder(), config.run.seed
+        data = load_data(config.data, seed=seed, default_root=root, cache=hashes)
         for line in data.summary_lines():
             warning = line.removeprefix("warning: ")
             if warning != line:

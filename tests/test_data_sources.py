@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -166,11 +167,51 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path, monkey
     assert len(cache) == 7
 
 
+def test_what_was_read_before_it_broke_off_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_sources, "_FILES_AT_ONCE", 3)
+    root = write_classes(tmp_path, {"cat": 4, "dog": 4})
+    config, told, cache = folder_config(root), [], MemoryCache()
+
+    def stop_at_six(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == 6:
+            raise KeyboardInterrupt
+
+    def digest() -> str:
+        return content_digest(config, default_root=root, cache=cache, progress=stop_at_six)
+
+    with pytest.raises(KeyboardInterrupt):
+        digest()
+    assert told == [(3, 8), (6, 8)]
+    assert len(cache) == 6
+    # What is known already is no news.
+    assert digest() == folder_digest(root)
+    assert told[2:] == [(8, 8)]
+    assert digest() == folder_digest(root)
+    assert told[3:] == []
+
+
+def test_files_are_read_by_several_threads(tmp_path, monkeypatch):
+    """Two that wait for each other: one thread alone would stay with the first."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    root = write_classes(tmp_path, {"cat": 4, "dog": 4})
+    expected, hash_of = folder_digest(root), data_sources._hash_of
+    both = threading.Barrier(2, timeout=30)
+
+    def together(path, algorithm):
+        both.wait()
+        return hash_of(path, algorithm)
+
+    monkeypatch.setattr(data_sources, "_hash_of", together)
+    assert folder_digest(root) == expected
+    assert not both.broken
+
+
 def test_an_unreadable_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.png: No such file"):
-        data_sources._file_hash(tmp_path / "gone.png", None)
+        list(data_sources._file_hashes([tmp_path / "gone.png"], None, None))
     with pytest.raises(StorageError, match=r"gone\.png: No such file"):
-        data_sources._file_hash(tmp_path / "gone.png", MemoryCache())
+        list(data_sources._file_hashes([tmp_path / "gone.png"], MemoryCache(), None))
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
