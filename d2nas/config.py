@@ -54,7 +54,8 @@ class DataConfig(Section):
         "digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"
     ] = "digits"
     root: str | None = None
-    """Where the files are or go; not part of any artifact (the content's digest is)."""
+    """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
+    digest is)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     """Height and width in pixels; none keeps the data set's own (folder: 32)."""
     channels: Literal[1, 3] | None = None

@@ -38,6 +38,7 @@ from .data_sources import (
     how_to_get,
     list_config,
     listing_digest,
+    not_there,
     published_digest,
     shown,
 )
@@ -91,7 +92,7 @@ def open_pool(config: DataConfig, *, default_root: Path) -> Pool:
     if config.name == "digits":
         return _digits(config, default_root)
     if config.name in PUBLISHED:
-        return _published(config, data_root(config, default_root))
+        return _published(config, default_root)
     return _folder(config, list_config(config, default_root))
 
 
@@ -128,12 +129,13 @@ def _array_pool(
     return Pool(config.name, class_names, labels, parts, size, channels, read)
 
 
-def _published(config: DataConfig, root: Path) -> Pool:
+def _published(config: DataConfig, default_root: Path) -> Pool:
+    root = data_root(config, default_root)
     files = find_published(config.name, root)
     if len(files) < len(PUBLISHED[config.name]):
-        if config.root is not None and not root.is_dir():
-            # A misspelt folder must not be made and filled.
-            raise ConfigError(f"{shown(root)}: no such folder", hint=how_to_get(config.name))
+        if config.root is not None:
+            # A folder of the user's is read, never filled: it may be misspelt, or not theirs.
+            raise not_there(config.name, root, default_root)
         _download(config.name, root)
         files = find_published(config.name, root)
     missing = [file.path for file in PUBLISHED[config.name] if file.path not in files]

@@ -35,6 +35,7 @@ __all__ = [
     "how_to_get",
     "list_config",
     "listing_digest",
+    "not_there",
     "on_disk",
     "published_digest",
     "shown",
@@ -204,6 +205,29 @@ def find_published(name: str, root: Path) -> dict[str, Path]:
                 found[path] = root / place
                 break
     return found
+
+
+def not_there(name: str, root: Path, default_root: Path) -> ConfigError:
+    """Return the error for a folder that was named and lacks official files of ``name``.
+
+    It says where they are, if that is above the folder: one names the inner folder easily.
+    """
+    for parent in list(root.absolute().parents)[:2]:
+        if find_published(name, parent):
+            return ConfigError(
+                f"{shown(root)}: a part of the {name} files, not the folder that holds them",
+                hint=f"give its parent: --data-root {shown(parent)}",
+            )
+    hint = f"{how_to_get(name)}; without --data-root they are downloaded to {shown(default_root)}"
+    if not root.is_dir():
+        return ConfigError(f"{shown(root)}: no such folder", hint=hint)
+    found = find_published(name, root)
+    missing = [file.path for file in PUBLISHED[name] if file.path not in found]
+    return ConfigError(
+        f"{name}: {len(missing)} of {len(PUBLISHED[name])} files are not under {shown(root)}, "
+        f"first {missing[0]}",
+        hint=hint,
+    )
 
 
 def check_md5_files(name: str, files: dict[str, Path]) -> None:

@@ -100,6 +100,57 @@ def test_without_a_network_the_advice_is_to_bring_the_files(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def refused(name, root, default_root):
+    """The error for a folder that the user named."""
+    with pytest.raises(ConfigError) as raised:
+        open_pool(DataConfig(name=name, root=str(root)), default_root=default_root)
+    assert "\n" not in f"{raised.value}{raised.value.hint}"
+    return raised.value
+
+
+INNER = {
+    "cifar10": ["cifar-10-batches-py", "cifar-10-batches-py/data_batch_1"],
+    "cifar100": ["cifar-100-python", "cifar-100-python/train"],
+    "svhn": ["train_32x32.mat"],
+    "fashion-mnist": ["FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte.gz"],
+}
+
+
+@pytest.mark.parametrize(("name", "inner"), [(n, i) for n, inner in INNER.items() for i in inner])
+def test_an_inner_folder_or_file_is_told_from_its_parent(name, inner, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    for file in PUBLISHED[name]:
+        (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / file.path).touch()
+    monkeypatch.setattr(data_readers, "_download", None)
+    files = sorted(root.rglob("*"))
+    error = refused(name, root / inner, tmp_path / "default")
+    # Fashion-MNIST's files may lie directly in the folder that is named.
+    parent = root / "FashionMNIST" / "raw" if inner.endswith(".gz") else root
+    assert error.hint == f"give its parent: --data-root {parent}"
+    assert sorted(root.rglob("*")) == files
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_nothing_is_downloaded_into_a_folder_of_the_users(name, tmp_path, monkeypatch):
+    """It is said what is missing, and where a download would go."""
+    monkeypatch.setattr(data_readers, "_download", None)
+    root = tmp_path / "a" / "b" / "mine"
+    root.mkdir(parents=True)
+    error = refused(name, root, tmp_path / "default")
+    files = PUBLISHED[name]
+    assert f"{len(files)} of {len(files)} files are not under {root}, first" in str(error)
+    assert files[0].path in str(error)
+    assert f"without --data-root they are downloaded to {tmp_path / 'default'}" in error.hint
+    assert list(root.iterdir()) == []
+    (root / files[0].path).parent.mkdir(parents=True, exist_ok=True)
+    (root / files[0].path).touch()
+    error = refused(name, root, tmp_path / "default")
+    assert f"{len(files) - 1} of {len(files)} files" in str(error)
+    assert files[1].path in str(error)
+    assert "no such folder" in str(refused(name, root.parent / "misspelt", tmp_path / "default"))
+
+
 def break_off(monkeypatch) -> None:
     """Let every transfer end after 100 bytes with an error."""
 
