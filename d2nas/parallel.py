@@ -9,6 +9,8 @@ import contextlib
 import datetime
 import json
 import os
+import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,9 @@ PATIENCE = datetime.timedelta(days=7)
 
 _decisions: distributed.ProcessGroup | None = None
 """The connection for ``Ranks.from_first``, with a patience of its own; PyTorch's are global too."""
+
+_SOURCE_PLACE = re.compile(r"\[[^\]\s]*\.\w+:\d+\] ?")
+"""As gloo begins its messages: ``[/where/it/was/built/pair.cc:538]``."""
 
 _MEET = "MASTER_ADDR and MASTER_PORT must name a free port of the first machine; torchrun sets them"
 
@@ -238,5 +243,6 @@ def _lost(error: Exception) -> LostRankError:
 
 
 def _first_line(error: Exception) -> str:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return reason[0][:200]
+    """Return what an error says, without the places in the library's sources; whole words."""
+    reason = _SOURCE_PLACE.sub("", str(error)).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(reason[0], 200, placeholder=" ...")

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from d2nas.config import Config, build_config, override_key
 from d2nas.config_files import read_space
 from d2nas.config_sources import sources_of
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, LostRankError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import parse_json
 
 from .bundle.writing import write_bundle
 from .console import Console, report_rows
-from .follower import Follower
+from .follower import Follower, leave_to_the_launcher
 from .listing import (
     config_rows,
     describe,
@@ -327,5 +327,8 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
             if ranks.rank > 0:
                 return action(Follower(Store(store), stop, ranks))
             return action(Runner(Store(store), console, stop, ranks=ranks))
+    except LostRankError as error:
+        leave_to_the_launcher(error)
+        raise
     finally:
         console.close()

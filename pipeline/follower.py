@@ -3,11 +3,12 @@
 Rank 0 looks into the store, commits, shows and decides; the others are told.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from d2nas.config import Config
-from d2nas.errors import StoppedError
+from d2nas.errors import LostRankError, StoppedError
 
 from .checkpoints import read_state
 from .display import Display
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from d2nas.data import ImageData
     from d2nas.parallel import Ranks
     from d2nas.state import TrainState
+
+
+LAST_WORDS = "D2NAS_LAST_WORDS"
+"""Variable with the number of the open file that a rank's launcher reads."""
+
+
+def leave_to_the_launcher(error: LostRankError) -> None:
+    """End this process with the error's code, where a launcher tells it: the launcher knows better
+    which rank ended and why. Returns where there is none.
+    """
+    number = os.environ.get(LAST_WORDS, "")
+    if number.isdecimal():
+        os.write(int(number), f"{error}\n{error.hint or ''}\n".encode())
+        raise SystemExit(error.exit_code)
 
 
 class Silence(Display):

@@ -19,6 +19,8 @@ from typing import IO
 
 from d2nas.errors import LostRankError, StoppedError
 
+from .follower import LAST_WORDS
+
 GRACE_SECONDS = 15.0
 """How long the other ranks may take to end on their own once one has failed."""
 KILL_SECONDS = 5.0
@@ -30,14 +32,18 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     """Run ``d2nas ARGUMENTS`` in ``count`` processes; returns the exit code.
 
     Signals are passed on. Where a process fails the others are ended too, and its code is
-    returned. Raises ``LostRankError`` for one that was killed.
+    returned. Raises ``LostRankError`` for one that was killed, and where they lost each other.
     """
     with contextlib.ExitStack() as files:
         talk = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         code, rank = _run(_start(count, arguments, talk))
-        if rank > 0:
-            talk[rank].seek(0)
-            sys.stderr.write(talk[rank].read().decode(errors="replace"))
+        talk[rank].seek(0)
+        words = talk[rank].read().decode(errors="replace")
+    if rank > 0:
+        sys.stderr.write(words)
+    elif code == LostRankError.exit_code and words:
+        message, hint = words.splitlines()[:2]
+        raise LostRankError(message, hint=hint or None)
     return code
 
 
@@ -48,8 +54,11 @@ def _start(
     return [
         subprocess.Popen(
             [sys.executable, "-m", "d2nas", *arguments],
-            env=_environment(rank, count, port),
-            # Rank 0 speaks for all; what another one says is shown if it alone has failed.
+            env=_environment(rank, count, port)
+            | ({LAST_WORDS: str(talk[0].fileno())} if rank == 0 else {}),
+            # Rank 0 speaks for all, but not of a rank that is gone: this process knows which, and
+            # why. What another one says is shown if it alone has failed.
+            pass_fds=[talk[0].fileno()] if rank == 0 else [],
             stdout=None if rank == 0 else subprocess.DEVNULL,
             stderr=None if rank == 0 else talk[rank],
             # Ctrl-C reaches a whole process group: they would get it twice.

@@ -16,6 +16,7 @@ from toy import Place
 from d2nas.errors import LostRankError, StoppedError
 from pipeline import launch as launch_module
 from pipeline.cli import run
+from pipeline.follower import LAST_WORDS, leave_to_the_launcher
 from pipeline.launch import launch, without_nproc
 from pipeline.store import Store
 
@@ -119,6 +120,7 @@ def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_proces
     assert process.returncode == LostRankError.exit_code, talk
     assert time.monotonic() - began < 30
     assert "was killed by SIGKILL" in talk
+    assert talk.count("error: ") == talk.count("hint: ") == 1, talk
     assert "Traceback" not in talk
     rows = place.json(capfd, "ls")
     saved = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
@@ -224,6 +226,41 @@ def test_the_code_is_that_of_who_failed_first_on_its_own(
 
     monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
     assert launch(2, ["retrain"]) == expected
+
+
+LOST = """
+import os, sys
+from d2nas.errors import LostRankError
+from pipeline.follower import leave_to_the_launcher
+if os.environ["RANK"] != "0":
+    sys.stderr.write("error: this rank's own\\n")
+    raise SystemExit(int(sys.argv[1]))
+leave_to_the_launcher(LostRankError("another is gone", hint="again"))
+"""
+
+
+@pytest.mark.parametrize("other", [2, 9])
+def test_of_a_rank_that_is_gone_one_thing_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], other: int
+) -> None:
+    """Where another rank failed for a reason of its own that is told, else that they lost it."""
+    real = subprocess.Popen
+
+    def fake(command: list[str], **options: object) -> object:
+        return real([sys.executable, "-c", LOST, str(other)], **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    code = run(["retrain", "cifar10", "--nproc", "2"])
+    talk = capfd.readouterr().err
+    assert code == other
+    assert talk.count("error: ") == 1, talk
+    assert ("this rank's own" in talk) == (other == 2)
+    assert ("another is gone" in talk) == (other == 9)
+
+
+def test_without_a_launcher_the_rank_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LAST_WORDS, raising=False)
+    leave_to_the_launcher(LostRankError("another is gone"))  # returns, and the command tells it
 
 
 def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ from searches import CPU, config_of, made_images
 from test_parallel import on_processes, save
 from torch import Tensor
 
+from d2nas.errors import LostRankError
 from d2nas.genotype import Genotype
-from d2nas.parallel import ALONE, Ranks
+from d2nas.parallel import ALONE, Ranks, lost_ranks
 from d2nas.retrain import Retraining
 
 # What R-DARTS's S4 finds, and worse: the normal cell's first input is read by noise alone.
@@ -122,3 +123,15 @@ def test_the_pass_before_the_first_step_changes_nothing() -> None:
     for name, value in retraining.trainee.tensors().items():
         assert torch.equal(before[name], value), name
     assert all(weight.grad is None for weight in retraining.weights)
+
+
+def test_a_librarys_message_is_told_without_its_sources_and_in_whole_words() -> None:
+    place = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+    peer = "Connection closed by peer [127.0.0.1]:51234"
+    for text in (place + peer, f"{place}{peer}\nmore", peer):
+        with pytest.raises(LostRankError) as caught, lost_ranks(Ranks(0, 2)):
+            raise RuntimeError(text)
+        assert str(caught.value) == f"another process of this training is gone: {peer}"
+    with pytest.raises(LostRankError) as caught, lost_ranks(Ranks(0, 2)):
+        raise RuntimeError("gloo " + "words " * 100)
+    assert str(caught.value).endswith(" words ...")
