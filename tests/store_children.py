@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import PROJECT, careless_commit, commit, contents, named_ids, raw_files
+from store_machine import BUGS
 
 from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.verified_folder import MANIFEST_NAME, read_verified
@@ -79,6 +80,42 @@ def commit_many(root: Path, first_seed: str, count: str) -> None:
     store = Store(root)
     for seed in range(int(first_seed), int(first_seed) + int(count)):
         _say(commit(store, contents(seed)).reference or "")
+
+
+class SlowFileSystem(FileSystem):
+    """Waits where a version is in its place and has no name yet: time for others to come by."""
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if kind == "link":
+            time.sleep(0.01)
+        super()._operation(kind, path, action)
+
+
+def commit_slowly(root: Path, bug: str, first_seed: str, count: str) -> None:
+    """Commit with one of the bugs of ``store_machine``, or none; say what became of each."""
+    BUGS[bug]()
+    store = Store(root, SlowFileSystem())
+    for seed in range(int(first_seed), int(first_seed) + int(count)):
+        try:
+            _say(commit(store, contents(seed)).reference or "")
+        except StorageError:
+            _say("failed")
+
+
+def collect_until(root: Path, bug: str, end: str) -> None:
+    """Remove garbage until there is a file ``end``; say how often it was done."""
+    BUGS[bug]()
+    num_passes = 0
+    while not Path(end).exists():
+        try:
+            Store(root).collect_garbage()
+        except DamagedArtifactError:
+            if bug == "none":
+                raise
+        num_passes += 1
+        if num_passes == 1:
+            _say("ready")
+    _say(str(num_passes))
 
 
 def commit_with_limits(root: Path, in_place: Path, *limits: str) -> None:
@@ -206,6 +243,8 @@ MODES: dict[str, Callable[..., None]] = {
     "hold-run": hold_run,
     "hold-staging": hold_staging,
     "commit": commit_many,
+    "commit-slowly": commit_slowly,
+    "collect": collect_until,
     "limits": commit_with_limits,
     "kill": kill_rounds,
     "kill-lock-holders": kill_lock_holders,

@@ -142,7 +142,7 @@ class StoreMachine:
         self.root = root
         self.store, self.raw = Store(self.root, FaultyFileSystem()), RawStore(self.root)
         self.names: dict[str, str] = {}
-        self.made: dict[str, tuple[int, list[str]]] = {}  # id: seed and parents
+        self.made: dict[str, tuple[int, dict[str, str]]] = {}  # id: seed and parents
         self.harmed: dict[str, str] = {}
         self.staged: dict[str, tuple[Staging, int]] = {}
         self.locked: dict[str, AbstractContextManager[None]] = {}
@@ -297,7 +297,7 @@ class StoreMachine:
         wrong = {
             version_id
             for version_id in self._reachable()
-            if version_id in self.harmed or missing & set(self.made[version_id][1])
+            if version_id in self.harmed or missing & set(self.made[version_id][1].values())
         }
         wrong -= missing - set(self.names.values())  # of these, only the children are told
         found = {item.path.name for item in self.store.verify().damaged} & self._reachable()
@@ -319,21 +319,21 @@ class StoreMachine:
     def _must(condition: bool, problem: str) -> None:
         assert condition, problem
 
-    def _parents(self, stage: str, run: str) -> list[str]:
+    def _parents(self, stage: str, run: str) -> dict[str, str]:
         states = [name for name in self.names if name.startswith(f"{run}/search-state@v")]
         newest = max(states, key=lambda name: int(name.rpartition("v")[2]), default=None)
-        return [self.names[newest]] if stage == "derive" and newest else []
+        return {"state": self.names[newest]} if stage == "derive" and newest else {}
 
     def _commit(
         self, store: Store, run: str, stage: str, number: int, staging: Staging | None = None
-    ) -> tuple[Version, int, list[str]]:
+    ) -> tuple[Version, int, dict[str, str]]:
         parents = self._parents(stage, run)
-        changes = {"parents": {"state": id_ for id_ in parents}, "facts": {"seed": number}}
+        changes = {"parents": parents, "facts": {"seed": number}}
         files = contents(number)
         version = commit(store, files, run=run, stage=stage, staging=staging, **changes)
         return version, number, parents
 
-    def _acknowledge(self, done: tuple[Version, int, list[str]]) -> None:
+    def _acknowledge(self, done: tuple[Version, int, dict[str, str]]) -> None:
         version, number, parents = done
         assert version.reference is not None
         self._must(
@@ -364,7 +364,7 @@ class StoreMachine:
             version_id = waiting.pop()
             if version_id not in reached:
                 reached.add(version_id)
-                waiting += self.made[version_id][1]
+                waiting += self.made[version_id][1].values()
         return reached
 
     def _open(self, name: str) -> None:
