@@ -24,7 +24,7 @@ from d2nas.verified_folder import MANIFEST_NAME, read_verified
 from pipeline.store import FileSystem, Store
 
 KILL_BYTES = 100_000
-"""Of each of the two large files that a child commits until it is killed."""
+"""Half of what a child commits again and again until it is killed."""
 
 
 def start(mode: str, *arguments: object, script: str = __file__) -> subprocess.Popen[str]:
@@ -80,6 +80,15 @@ def commit_many(root: Path, first_seed: str, count: str) -> None:
     store = Store(root)
     for seed in range(int(first_seed), int(first_seed) + int(count)):
         _say(commit(store, contents(seed)).reference or "")
+
+
+class DiskLikeFileSystem(FileSystem):
+    """Takes its time to sync, as disks do, also in memory: most kills meet it writing."""
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if kind.startswith("sync"):
+            time.sleep(0.001)
+        super()._operation(kind, path, action)
 
 
 class SlowFileSystem(FileSystem):
@@ -182,20 +191,20 @@ def kill_rounds(root: Path, writer: str, seed: str, rounds: str) -> None:
     _say(f"{len(acknowledged)} {_num_broken(root)} {num_lost}")
 
 
-def killed_contents(seed: int) -> dict[str, bytes]:
+def killed_contents(seed: int, num_files: int = 2) -> dict[str, bytes]:
     """Return files that are made in no time, so that kills hit the writing."""
     text = f"version {seed}\n".encode()
-    return {name: text * (KILL_BYTES // len(text)) for name in ("weights.bin", "other.bin")}
+    return {f"{n}.bin": text * (2 * KILL_BYTES // num_files // len(text)) for n in range(num_files)}
 
 
 def _commit_until_killed(root: Path, writer: str, number: int, sink: int) -> None:
     store = Store(root)
     for seed in range(10_000 * number, 10_000 * (number + 1)):
-        files = killed_contents(seed)
         if writer == "store":
-            version_id = commit(store, files, run=f"run-{number // 10}").id
+            version_id = commit(store, killed_contents(seed), run=f"run-{number // 10}").id
         else:
-            version_id = careless_commit(store, FileSystem(), files).name
+            files = killed_contents(seed, num_files=10)
+            version_id = careless_commit(store, DiskLikeFileSystem(), files).name
         os.write(sink, f"{version_id} {seed} .\n".encode())
 
 

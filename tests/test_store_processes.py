@@ -86,7 +86,7 @@ def test_control_kills_break_what_is_written_in_place(quick_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     acknowledged, broken, _ = killed(quick_path, "careless", seed, 100)
     assert acknowledged >= 100
-    assert broken >= 15, f"seed {seed}"  # 64 to 77 on ext4, 37 in memory
+    assert broken >= 50, f"seed {seed}"
 
 
 # Limits of a disk
