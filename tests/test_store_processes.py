@@ -7,6 +7,8 @@ import os
 import random
 import re
 import subprocess
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,21 @@ from pipeline.store import FileSystem, Store, garbage, locks
 KILLS = count(200, 2000)
 PROCESSES, COMMITS = 8, count(25, 250)
 HOLDERS = count(50, 500)
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long this process's main thread slept, each time."""
+    slept: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            slept.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    return slept
 
 
 @pytest.fixture
@@ -122,11 +139,15 @@ def test_real_limits_cost_nothing_that_was_there(quick_path: Path) -> None:
 
 
 def test_run_lock_names_its_holder_and_dies_with_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, sleeps: list[float]
 ) -> None:
     with holder("hold-run", store.root, "quickstart") as process:
         with pytest.raises(BusyError) as caught, store.lock_run("quickstart"):
             pass
+        assert sleeps == []  # it does not wait
+        # Control: who waits sleeps.
+        assert locks.acquire(store.root / "locks/run-quickstart.lock", seconds=0.01) is None
+        assert sleeps
         assert caught.value.exit_code == 8
         assert f"process {process.pid} on {os.uname().nodename}, started 20" in str(caught.value)
         with store.lock_run("other"):
@@ -250,11 +271,12 @@ def test_control_without_exclusive_names_work_is_lost(
 
 
 def test_the_second_process_of_a_run_exits_8_and_names_the_first(
-    place: Place, capfd: pytest.CaptureFixture[str]
+    place: Place, capfd: pytest.CaptureFixture[str], sleeps: list[float]
 ) -> None:
     words = ("search", str(place.preset), "--method", "random")
     with holder("hold-run", place.store, "toy") as process:
         assert place.run(*words) == 8
+        assert sleeps == []  # at once
         error, hint = capfd.readouterr().err.splitlines()[-2:]
         holding = rf"process {process.pid} on {re.escape(os.uname().nodename)}, started 20\d\d-"
         assert re.search(holding, error)
