@@ -25,7 +25,7 @@ from .retrain import Retraining
 from .sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
 from .spaces import EDGES, NODE_EDGES, SearchSpace
 from .supernet import Supernet
-from .training import EVALUATION_BATCH, accuracy, predict
+from .training import EVALUATION_BATCH, accuracy, finite_logits, predict
 
 MAX_ATTEMPTS = 100
 """Draws per wanted candidate before a distribution counts as having no more different cells."""
@@ -102,10 +102,11 @@ def rank_by_supernet(
 ) -> Iterator[Candidate]:
     """Yield each genotype with what it reaches under the supernet's weights.
 
-    Batch norm uses each batch's own statistics: the running ones mix all sub-networks.
+    Batch norm uses each batch's own statistics: the running ones mix all sub-networks. Raises
+    ``NonFiniteError``.
     """
     supernet.train()
-    for genotype in genotypes:
+    for number, genotype in enumerate(genotypes):
         draw = draw_of(genotype, supernet.space)
         set_noise_generator(noises_in(supernet), generator(seed, "candidate-noise"))
         parts = []
@@ -113,7 +114,8 @@ def rank_by_supernet(
             batch = normalizer(images.pixels(slice(start, start + EVALUATION_BATCH)))
             with torch.no_grad():
                 parts.append(supernet(channels_last(batch), draw))
-        yield _judged(genotype, torch.cat(parts).cpu(), images)
+        logits = finite_logits(torch.cat(parts), of=f"candidate {number} in the supernet")
+        yield _judged(genotype, logits, images)
 
 
 def rank_by_training(

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import resource
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -312,13 +313,24 @@ def memory_errors(
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
+        _let_go(error)
         failed = True
-    # Outside the except block: there, the traceback would keep the step's tensors alive.
     if failed:
         raise OutOfMemoryError(
             f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
             hint=hint or "lower batch_size or init_channels; for a search also recompute=op",
         )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the functions that failed still hold, the step's tensors above all.
+
+    A ``with`` makes the failure the context of what is raised instead, wherever that is raised, and
+    the failure's traceback holds those functions' variables.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
@@ -352,7 +364,7 @@ def predict(
     """Return the logits (N, classes) of all images, in order, on the CPU.
 
     ``seed`` decides what a ``noise`` operation adds, so that an evaluation can be repeated. On a
-    GPU, too, float32 is float32.
+    GPU, too, float32 is float32. Raises ``NonFiniteError``.
     """
     if isinstance(network, nn.Module):
         set_noise_generator(noises_in(network), generator(seed, "evaluation-noise"))
@@ -361,7 +373,23 @@ def predict(
             network(channels_last(normalizer(images.pixels(slice(start, start + batch_size)))))
             for start in range(0, len(images), batch_size)
         ]
-        return torch.cat(parts).cpu()
+        return finite_logits(torch.cat(parts), of="the network")
+
+
+def finite_logits(logits_NC: Tensor, *, of: str) -> Tensor:
+    """Return the logits of all images on the CPU; ``of`` says whose they are.
+
+    Raises ``NonFiniteError`` naming the first image whose logits are not finite.
+    """
+    logits_NC = logits_NC.cpu()
+    wrong = (~torch.isfinite(logits_NC).all(dim=1)).nonzero().flatten()
+    if len(wrong):
+        raise NonFiniteError(
+            f"the logits of {of} are not finite for {len(wrong)} of {len(logits_NC)} images, "
+            f"the first of which is image {int(wrong[0])}",
+            hint="train again with a lower learning rate, or in fp32",
+        )
+    return logits_NC
 
 
 def accuracy(logits: Tensor, labels_N: Tensor) -> float:

@@ -107,9 +107,14 @@ def read_plain_file(
     name of its temporary file. Raises ``DamagedArtifactError`` (also when it is missing) or
     ``StorageError``.
     """
-    with _damage_of(path.parent, hint):
-        data = _read(str(path), max_bytes, max_links=max_links)
-        if len(data) > max_bytes:
+    with (
+        _damage_of(path.parent, hint),
+        _opened_file(str(path), None, max_links=max_links) as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        # Before it is read, and once more: it may have grown since.
+        data = b"" if size > max_bytes else file.read(size + 1)
+        if max(size, len(data)) > max_bytes:
             raise _FoundDamageError(f"{path.name}: larger than {max_bytes} bytes")
     return data
 
@@ -181,11 +186,9 @@ def _opened_file(
         os.close(descriptor)
 
 
-def _read(
-    path: str, max_bytes: int, folder_descriptor: int | None = None, *, max_links: int = 1
-) -> bytes:
+def _read(path: str, max_bytes: int, folder_descriptor: int) -> bytes:
     """Read at most ``max_bytes`` and one more, so that the caller sees a file that is larger."""
-    with _opened_file(path, folder_descriptor, max_links=max_links) as file:
+    with _opened_file(path, folder_descriptor, max_links=1) as file:
         return file.read(min(max_bytes, os.fstat(file.fileno()).st_size) + 1)
 
 

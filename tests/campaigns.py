@@ -1,8 +1,9 @@
-"""How long a campaign is: its default size, or the longer one with D2NAS_LONG=1."""
+"""How long a campaign is: its default size, or with ``pytest -m long`` the longer one."""
 
-import os
+LONG = False
+"""Set by conftest.py before any test is imported."""
 
 
 def count(default: int, long: int) -> int:
-    """`default` cases in the suite, `long` ones when the environment has D2NAS_LONG=1."""
-    return long if os.environ.get("D2NAS_LONG") == "1" else default
+    """`default` cases in the suite, `long` ones in a run of ``pytest -m long``."""
+    return long if LONG else default

@@ -52,8 +52,8 @@ class Nursery:
 
         ``options``: ``checkpoint_seconds``; ``file_limit`` in bytes; ``signals``, pairs (finished
         steps, signal); ``hold_after``, finished steps after which it only waits; ``twice_at``, the
-        file operation of the store before which SIGTERM comes twice, counted from 1 after the first
-        step; ``handlers`` false for the default actions.
+        file operation of the store before which the signal ``twice`` comes twice, counted from 1
+        after the first step; ``handlers`` false for the default actions.
         """
         return int(self._ask({"arguments": arguments, **options})["pid"])
 
@@ -144,13 +144,15 @@ def _prepare(request: dict[str, Any]) -> None:
     signals = [*request.get("signals", [])]
     if "hold_after" in request:
         signals.append((request["hold_after"], None))
-    _signal_at_steps(signals, request.get("twice_at"))
+    _signal_at_steps(signals, request.get("twice_at"), request.get("twice", signal.SIGTERM))
     if "file_limit" in request:
         limit = request["file_limit"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def _signal_at_steps(signals: list[tuple[int, int | None]], twice_at: int | None) -> None:
+def _signal_at_steps(
+    signals: list[tuple[int, int | None]], twice_at: int | None, twice: int
+) -> None:
     from pipeline import runner
     from pipeline.store import FileSystem
 
@@ -172,8 +174,8 @@ def _signal_at_steps(signals: list[tuple[int, int | None]], twice_at: int | None
         if steps:
             operations += 1
             if operations == twice_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), twice)
+                os.kill(os.getpid(), twice)
         operation(system, kind, path, action)
 
     runner._StageHooks.advance = advanced  # type: ignore[method-assign]

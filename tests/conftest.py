@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import campaigns
 import pytest
 import torch
 from children import Nursery
@@ -71,7 +72,15 @@ def tiny(derived_folder: Path, quick_path: Path) -> TinyPlace:
     return TinyPlace(derived_folder).copy(quick_path)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    campaigns.LONG = config.option.markexpr == "long"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if getattr(item.getparent(pytest.Module).obj, "count", None) is campaigns.count:
+            item.add_marker("long")
     if torch.cuda.is_available():
         return
     for item in items:

@@ -10,13 +10,13 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from d2nas.errors import DamagedArtifactError
 from d2nas.verified_folder import MANIFEST_NAME
-from pipeline.store import FileSystem, Manifest, Store, Version
+from pipeline.store import FileSystem, Manifest, Staging, Store, Version
 from pipeline.store.fsio import TEMPORARY_PREFIX
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -139,12 +139,21 @@ def commit(
     *,
     run: str = "quickstart",
     stage: str = "search",
+    staging: Staging | None = None,
     **changes: Any,
 ) -> Version:
-    """Commit ``files``; ``changes`` replace arguments of ``Store.commit``."""
-    with store.stage() as staging:
+    """Commit ``files``; ``changes`` replace arguments of ``Store.commit``.
+
+    ``staging`` is one that is open already, and may hold some of the files.
+    """
+    with ExitStack() as ending:
+        if staging is None:
+            staging = ending.enter_context(store.stage())
+        else:
+            ending.push(staging)
         for name, data in files.items():
-            staging.write(name, data)
+            if name not in staging.files:
+                staging.write(name, data)
         arguments: dict[str, Any] = {
             "kind": "state" if stage.endswith("-state") else stage,
             "key": KEY,

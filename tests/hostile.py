@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -14,17 +15,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from forgery import seal
+from hostile_models import Change, bad_models, headers, written
 from toy import Place
 
 USAGE, DAMAGED = 2, 4
 
 
 class Case(NamedTuple):
-    """A bad file: what it is, the command that reads it, the code that this must end with."""
+    """A bad file: what it is, the command that reads it, the code that this must end with.
+
+    ``says`` is what the line about it must contain, where other reasons have the same code.
+    """
 
     name: str
     command: list[str]
     code: int
+    says: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The first word of the name."""
+        return self.name.replace(":", " ").split()[0]
 
 
 def pickled_command(marker: Path) -> bytes:
@@ -36,6 +48,29 @@ def corpus(place: Place, marker: Path) -> Iterator[Case]:
     """Write every bad file and yield it. ``marker`` is what a file that runs leaves behind."""
     for part in (_toml, _studies, _genotypes, _json, _pickles, _folders, _archives, _paths):
         yield from part(place, marker)
+
+
+def bundles(place: Place, bundle: Path, outside: Path) -> Iterator[Case]:
+    """Write bundles whose checksums are right, each with one bad file, as ``corpus`` does.
+
+    ``outside`` is a file that the models of some of them name.
+    """
+    bad: dict[str, tuple[str, Change]] = {
+        f"safetensors: {name}": ("golden.safetensors", written(data))
+        for name, data in headers().items()
+    }
+    bad |= {
+        f"ONNX: {name}": ("1/model.onnx", change) for name, change in bad_models(outside).items()
+    }
+    for number, (name, (file, change)) in enumerate(bad.items()):
+        folder = place.folder / "bad" / "bundles" / str(number)
+        shutil.copytree(bundle, folder)
+        change(folder / file)
+        if not (folder / file).is_fifo():
+            seal(folder)
+        linked = name.startswith("ONNX: weights in") and "link" in name
+        says = "weights.bin" if linked else Path(file).name
+        yield Case(name, ["verify", str(folder)], DAMAGED, says)
 
 
 def _write(place: Place, name: str, content: str | bytes) -> Path:

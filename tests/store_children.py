@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from faults import PROJECT, careless_commit, commit, contents, named_ids, raw_files
+from store_machine import BUGS
 
 from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.verified_folder import MANIFEST_NAME, read_verified
 from pipeline.store import FileSystem, Store
 
 KILL_BYTES = 100_000
-"""Of each of the two large files that a child commits until it is killed."""
+"""Half of what a child commits again and again until it is killed."""
 
 
 def start(mode: str, *arguments: object, script: str = __file__) -> subprocess.Popen[str]:
@@ -79,6 +80,51 @@ def commit_many(root: Path, first_seed: str, count: str) -> None:
     store = Store(root)
     for seed in range(int(first_seed), int(first_seed) + int(count)):
         _say(commit(store, contents(seed)).reference or "")
+
+
+class DiskLikeFileSystem(FileSystem):
+    """Takes its time to sync, as disks do, also in memory: most kills meet it writing."""
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if kind.startswith("sync"):
+            time.sleep(0.001)
+        super()._operation(kind, path, action)
+
+
+class SlowFileSystem(FileSystem):
+    """Waits where a version is in its place and has no name yet: time for others to come by."""
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if kind == "link":
+            time.sleep(0.01)
+        super()._operation(kind, path, action)
+
+
+def commit_slowly(root: Path, bug: str, first_seed: str, count: str) -> None:
+    """Commit with one of the bugs of ``store_machine``, or none; say what became of each."""
+    BUGS[bug]()
+    store = Store(root, SlowFileSystem())
+    for seed in range(int(first_seed), int(first_seed) + int(count)):
+        try:
+            _say(commit(store, contents(seed)).reference or "")
+        except StorageError:
+            _say("failed")
+
+
+def collect_until(root: Path, bug: str, end: str) -> None:
+    """Remove garbage until there is a file ``end``; say how often it was done."""
+    BUGS[bug]()
+    num_passes = 0
+    while not Path(end).exists():
+        try:
+            Store(root).collect_garbage()
+        except DamagedArtifactError:
+            if bug == "none":
+                raise
+        num_passes += 1
+        if num_passes == 1:
+            _say("ready")
+    _say(str(num_passes))
 
 
 def commit_with_limits(root: Path, in_place: Path, *limits: str) -> None:
@@ -145,20 +191,20 @@ def kill_rounds(root: Path, writer: str, seed: str, rounds: str) -> None:
     _say(f"{len(acknowledged)} {_num_broken(root)} {num_lost}")
 
 
-def killed_contents(seed: int) -> dict[str, bytes]:
+def killed_contents(seed: int, num_files: int = 2) -> dict[str, bytes]:
     """Return files that are made in no time, so that kills hit the writing."""
     text = f"version {seed}\n".encode()
-    return {name: text * (KILL_BYTES // len(text)) for name in ("weights.bin", "other.bin")}
+    return {f"{n}.bin": text * (2 * KILL_BYTES // num_files // len(text)) for n in range(num_files)}
 
 
 def _commit_until_killed(root: Path, writer: str, number: int, sink: int) -> None:
     store = Store(root)
     for seed in range(10_000 * number, 10_000 * (number + 1)):
-        files = killed_contents(seed)
         if writer == "store":
-            version_id = commit(store, files, run=f"run-{number // 10}").id
+            version_id = commit(store, killed_contents(seed), run=f"run-{number // 10}").id
         else:
-            version_id = careless_commit(store, FileSystem(), files).name
+            files = killed_contents(seed, num_files=10)
+            version_id = careless_commit(store, DiskLikeFileSystem(), files).name
         os.write(sink, f"{version_id} {seed} .\n".encode())
 
 
@@ -206,6 +252,8 @@ MODES: dict[str, Callable[..., None]] = {
     "hold-run": hold_run,
     "hold-staging": hold_staging,
     "commit": commit_many,
+    "commit-slowly": commit_slowly,
+    "collect": collect_until,
     "limits": commit_with_limits,
     "kill": kill_rounds,
     "kill-lock-holders": kill_lock_holders,

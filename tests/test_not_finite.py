@@ -7,11 +7,13 @@ kept, and a later run that ends as if nothing had been.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
 from campaigns import count
+from test_out_of_memory import words_of
 from test_recipe import flat, retraining_of
 from test_stopping import Sender, assert_as_undisturbed, empty_or_derived, undisturbed
 from tiny import STEPS, TinyPlace, traced
@@ -25,6 +27,7 @@ from d2nas.search import Search
 from d2nas.training import FiniteWatch
 from pipeline import runner
 from pipeline.checkpoints import read_state
+from pipeline.store import Store
 
 # Loop, what is not finite, and how that is told of a step.
 CASES = {
@@ -181,6 +184,63 @@ def test_control_without_the_checks_it_reaches_the_store(
     }
     wanted = {"loss": "sgd", "statistic": "running_var", "logits": "logits"}[what]
     assert wanted in spoiled
+
+
+# --- evaluations --------------------------------------------------------------------------------
+
+
+@contextmanager
+def answers_spoiled(where: str) -> Iterator[None]:
+    """Make one logit of the second image not finite wherever no gradient is computed."""
+    real = resolve_name(where)
+
+    def spoiled(*arguments: Any, **options: Any) -> Any:
+        logits = real(*arguments, **options)
+        if not torch.is_grad_enabled() and logits.device.type != "meta":
+            logits[1, 2] = torch.nan
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, spoiled)
+        yield
+
+
+EVALUATIONS = {
+    "derive": (
+        "d2nas.supernet.Supernet.forward",
+        "the logits of candidate 0 in the supernet are not finite for 1 of 34 images, the first",
+    ),
+    "study": (
+        "d2nas.network.Network.forward",
+        "the logits of the network are not finite for 2 of 359 images, the first of which is",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_an_evaluation_names_the_image_and_records_nothing(
+    command: str, tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where, says = EVALUATIONS[command]
+    with answers_spoiled(where):
+        assert tiny.run(*words_of(tiny, command)) == NonFiniteError.exit_code
+    told = capfd.readouterr().err
+    assert says in told
+    assert "hint: " in told
+    names = [reference.name for reference in Store(tiny.store).references()]
+    assert "tiny/derive@v2" not in names
+    assert not [name for name in names if "/evaluate@" in name]
+    assert tiny.run(*words_of(tiny, command)) == 0
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_control_without_the_check_it_is_a_bug_or_is_recorded(
+    command: str, tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("training", "select"):
+        monkeypatch.setattr(f"d2nas.{module}.finite_logits", lambda logits, of: logits)
+    with answers_spoiled(EVALUATIONS[command][0]):
+        assert tiny.run(*words_of(tiny, command)) in (0, 1)
 
 
 # --- half precision -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Nothing is tried again, and no batch becomes smaller behind the user's back.
 """
 
 import re
+import weakref
 from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any
@@ -15,6 +16,7 @@ from studies import write
 from tiny import TinyPlace
 
 from d2nas.errors import OutOfMemoryError
+from d2nas.training import memory_errors
 from pipeline.store import Store
 
 FAILURES: dict[str, Callable[[], Exception]] = {
@@ -115,3 +117,31 @@ def test_control_without_the_classification_it_is_a_bug(
     monkeypatch.setattr("d2nas.training._is_out_of_memory", lambda _: False)
     monkeypatch.setattr(PASSES["forward"], failing(None, FAILURES["of a GPU"]))
     assert exported.run(*words_of(exported, "retrain")) == 1
+
+
+@pytest.mark.parametrize("let_go", [True, False])  # without: the control
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_the_failed_steps_tensors_are_gone_when_the_error_arrives(
+    let_go: bool, wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def step() -> None:
+        tensor = torch.ones(8)
+        held.append(weakref.ref(tensor))
+        raise FAILURES["of a GPU"]()
+
+    def compiled_step() -> None:
+        try:
+            step()
+        except RuntimeError as error:
+            raise RuntimeError("the backend failed") from error
+
+    if not let_go:
+        monkeypatch.setattr("d2nas.training._let_go", lambda _: None)
+    try:
+        with memory_errors(4, torch.device("cpu")):
+            (compiled_step if wrapped else step)()
+    except OutOfMemoryError:
+        alive = held[0]() is not None
+    assert alive != let_go

@@ -230,7 +230,7 @@ def test_control_without_the_handler_a_signal_ends_the_process_and_nothing_is_sa
     assert tiny.checkpoints("retrain") == []
 
 
-def operations_of_a_checkpoint(place: TinyPlace, monkeypatch: pytest.MonkeyPatch) -> int:
+def operations_of_a_checkpoint(place: TinyPlace, loop: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many changes to the disk a run makes from its first step to its first checkpoint."""
     counted: list[str] = []
     operation = FileSystem._operation
@@ -246,38 +246,43 @@ def operations_of_a_checkpoint(place: TinyPlace, monkeypatch: pytest.MonkeyPatch
         Sender("in the middle of the step", 0, signal.SIGTERM).install(counting)
         begins = Loop.run
         counting.setattr(Loop, "run", lambda *a: (counted.clear(), begins(*a))[1])
-        assert place.run(*place.words("retrain")) == 143
+        assert place.run(*place.words(loop)) == 143
     return len(counted)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_second_signal_while_saving_leaves_at_once_and_damages_nothing(
+    loop: str,
     nursery: Nursery,
     derived_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with memory_folder(tmp_path) as folder:
-        place = TinyPlace(derived_folder).copy(folder)
-        total = operations_of_a_checkpoint(place, monkeypatch)
+        place = empty_or_derived(loop, derived_folder, folder)
+        total = operations_of_a_checkpoint(place, loop, monkeypatch)
     assert total > 20
-    rounds = count(10, 100)
+    rounds = count(5, 50)
     for index in range(rounds):
+        number = SIGNALS[index % 2]
         with memory_folder(tmp_path) as folder:
-            place = TinyPlace(derived_folder).copy(folder)
+            place = empty_or_derived(loop, derived_folder, folder)
             at = 1 + index * (total - 1) // max(1, rounds - 1)
-            code, talk = nursery.run(place.command("retrain"), checkpoint_seconds=0, twice_at=at)
-            assert code == 143, (at, talk)
+            code, talk = nursery.run(
+                place.command(loop), checkpoint_seconds=0, twice_at=at, twice=number
+            )
+            assert code == CODES[number], (at, talk)
             assert "stopped at once by a second signal" in talk, at
             store = Store(place.store)
             assert store.verify().damaged == [], at
-            assert place.checkpoints("retrain") in ([], [1]), at
+            assert place.checkpoints(loop) in ([], [1]), at
             store.collect_garbage()
             assert leftovers(store) == [], at
-            code, talk = nursery.run(place.command("retrain"))
+            code, talk = nursery.run(place.command(loop))
             assert code == 0, (at, talk)
-            version = place.latest("retrain")
+            version = place.latest(loop)
             assert version is not None
-            assert version.id == undisturbed(derived_folder)["retrain"][0], at
+            assert version.id == undisturbed(derived_folder)[loop][0], at
 
 
 def test_control_a_checkpoint_written_in_place_is_damaged_by_a_signal(tmp_path: Path) -> None:

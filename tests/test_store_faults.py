@@ -3,6 +3,7 @@
 Each protection is also taken away once, to see the test notice.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,8 +23,8 @@ from faults import (
     order_problems,
 )
 
-from d2nas.errors import StorageError
-from pipeline.store import KINDS, STAGES, Store
+from d2nas.errors import DamagedArtifactError, StorageError
+from pipeline.store import KINDS, STAGES, FileSystem, Store
 from pipeline.store.references import kind_of
 
 STAGE_OF_KIND = {kind_of(stage): stage for stage in STAGES}
@@ -208,6 +209,87 @@ def test_failed_sync_is_never_tried_again(quick_path: Path) -> None:
         # Removing the lock file of a failed staging folder syncs its folder for its own sake.
         assert tries == [] or failed[1].name == "locks"
         assert store.references() == []
+
+
+class LoggingFileSystem(FileSystem):
+    """The real one, with a log; it only pretends operations of the kind ``pretended``."""
+
+    def __init__(self, pretended: str = "") -> None:
+        self.pretended = pretended
+        self.log: list[tuple[str, Path]] = []
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        self.log.append((kind, path))
+        if kind != self.pretended:
+            action()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to ask")
+@pytest.mark.parametrize("pretended", ["", "sync file", "sync folder"])  # the last two: controls
+def test_what_the_log_says_is_synced_is_given_to_fsync(
+    pretended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    file_system = LoggingFileSystem(pretended)
+    commit(Store(tmp_path.resolve() / "store", file_system), contents(1))
+    logged = [path for kind, path in file_system.log if kind.startswith("sync")]
+    assert len(logged) >= 12
+    assert (synced == logged) == (not pretended)
+
+
+@pytest.mark.parametrize("kind", ["rename", "link"])
+def test_a_retry_syncs_what_a_crash_left_unsynced(kind: str, quick_path: Path) -> None:
+    clean = FaultyFileSystem()
+    commit(Store(quick_path / "clean", clean), contents(1))
+    position = 1 + [name for name, _ in clean.log].index(kind)
+    crashed, retried = FaultyFileSystem(position, "torn write"), FaultyFileSystem()
+    root = quick_path / "store"
+    with pytest.raises(Crash):
+        commit(Store(root, crashed), contents(1))
+    done = crashed.log[-1]
+    assert done[0] == kind
+    assert done[1].exists()
+    commit(Store(root, retried), contents(1))
+    assert order_problems([*crashed.log, *retried.log]) == []
+    # Control: without that sync it is noticed.
+    forgotten = [entry for entry in retried.log if entry != ("sync folder", done[1].parent)]
+    assert any(kind in problem for problem in order_problems([*crashed.log, *forgotten]))
+
+
+def test_what_is_staged_is_read_again_before_it_gets_its_place(quick_path: Path) -> None:
+    store = Store(quick_path / "store")
+    with store.stage() as staging:
+        staging.write("weights.bin", b"right")
+        (staging.folder / "weights.bin").write_bytes(b"wrong")
+        with pytest.raises(DamagedArtifactError, match=r"weights\.bin"):
+            commit(store, contents(1) | {"weights.bin": b"right"}, staging=staging)
+    assert store.references() == []
+    assert list(store.root.glob("versions/*")) == []
+
+
+def test_nothing_takes_the_place_of_what_is_there(tmp_path: Path) -> None:
+    file_system = FileSystem()
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()  # empty: the kernel itself would put another folder in its place
+    with pytest.raises(StorageError, match="exists"):
+        file_system.rename_folder(source, target)
+    assert source.is_dir()
+    file, outside = tmp_path / "file", tmp_path / "outside"
+    file.write_bytes(b"precious")
+    (tmp_path / "link").symlink_to(outside)
+    for path in (file, tmp_path / "link"):
+        with pytest.raises(StorageError, match="exists"):
+            file_system.write_file(path, b"other")
+    assert file.read_bytes() == b"precious"
+    assert not outside.exists()
 
 
 def test_full_disk_is_named(tmp_path: Path) -> None:

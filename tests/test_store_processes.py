@@ -6,7 +6,11 @@ Each protection is also taken away once, to see the test notice.
 import os
 import random
 import re
-from collections.abc import Iterable
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,21 @@ from pipeline.store import FileSystem, Store, garbage, locks
 KILLS = count(200, 2000)
 PROCESSES, COMMITS = 8, count(25, 250)
 HOLDERS = count(50, 500)
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long this process's main thread slept, each time."""
+    slept: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            slept.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    return slept
 
 
 @pytest.fixture
@@ -63,9 +82,12 @@ def test_kills_break_and_lose_nothing_and_gc_removes_only_what_is_dead(
             for folder in (root / "staging").iterdir()
             if garbage.is_live(store._layout, folder.name)
         )
-        store.collect_garbage()
-        assert [path.name for path in (root / "staging").iterdir()] == [live.name]
-        assert (live / "weights.bin").read_bytes() == b"unfinished"
+        # Twice: a first pass that took the lock's file would make a second one take the work.
+        for _ in range(2):
+            store.collect_garbage()
+            assert [path.name for path in (root / "staging").iterdir()] == [live.name]
+            assert (live / "weights.bin").read_bytes() == b"unfinished"
+            assert leftovers(store) == [live.name, f"staging-{live.name}.lock"]
         assert {folder.name for folder in (root / "versions").iterdir()} == reachable
         assert store.references() == names
         monkeypatch.setattr(garbage, "is_live", lambda *_: False)  # control: the check is gone
@@ -81,7 +103,7 @@ def test_control_kills_break_what_is_written_in_place(quick_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     acknowledged, broken, _ = killed(quick_path, "careless", seed, 100)
     assert acknowledged >= 100
-    assert broken >= 15, f"seed {seed}"  # 64 to 77 on ext4, 37 in memory
+    assert broken >= 50, f"seed {seed}"
 
 
 # Limits of a disk
@@ -117,11 +139,15 @@ def test_real_limits_cost_nothing_that_was_there(quick_path: Path) -> None:
 
 
 def test_run_lock_names_its_holder_and_dies_with_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, sleeps: list[float]
 ) -> None:
     with holder("hold-run", store.root, "quickstart") as process:
         with pytest.raises(BusyError) as caught, store.lock_run("quickstart"):
             pass
+        assert sleeps == []  # it does not wait
+        # Control: who waits sleeps.
+        assert locks.acquire(store.root / "locks/run-quickstart.lock", seconds=0.01) is None
+        assert sleeps
         assert caught.value.exit_code == 8
         assert f"process {process.pid} on {os.uname().nodename}, started 20" in str(caught.value)
         with store.lock_run("other"):
@@ -173,26 +199,61 @@ def test_busy_store_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -
 def lost_or_mixed(store: Store, seeds: Iterable[int], num_names: int) -> list[str]:
     """Return what is wrong with a store into which each of ``seeds`` was committed once."""
     names = [f"quickstart/search@v{number}" for number in range(1, num_names + 1)]
-    found = [reference.name for reference in store.references()]
+    found = [reference.name for reference in store.references("quickstart")]
     problems = [f"no {name}" for name in names if name not in found]
     kept = [files_of(store.open(name)) for name in found]
     problems += [f"lost {seed}" for seed in seeds if contents(seed) not in kept]
     return problems + [f"of nobody: {len(kept)}"] * (len(kept) != num_names)
 
 
-def test_processes_lose_nothing(quick_path: Path) -> None:
-    store = Store(quick_path / "store")
-    seeds = [1000 * number + index for number in range(PROCESSES) for index in range(COMMITS)]
-    processes = [start("commit", store.root, 1000 * number, COMMITS) for number in range(PROCESSES)]
+@contextmanager
+def collecting(store: Store, bug: str) -> Iterator[None]:
+    """Let a process remove garbage again and again meanwhile."""
+    end = store.root.parent / "end"
+    with holder("collect", store.root, bug, end) as process:
+        yield
+        end.touch()
+        assert process.wait() == 0
+        assert process.stdout is not None
+        assert int(process.stdout.read()) >= 2
+
+
+def names_of(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """What processes that commit said, when all have ended well."""
     said = [process.communicate(timeout=600)[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0] * PROCESSES
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    return [name for lines in said for name in lines]
+
+
+def test_processes_lose_nothing_while_another_removes_garbage(quick_path: Path) -> None:
+    store = Store(quick_path / "store")
+    commit(store, contents(-1), run="first")  # something that the first pass can look at
+    seeds = [1000 * number + index for number in range(PROCESSES) for index in range(COMMITS)]
+    with collecting(store, "none"):
+        names = names_of(
+            [start("commit", store.root, 1000 * number, COMMITS) for number in range(PROCESSES)]
+        )
     total = PROCESSES * COMMITS
-    names = [name for lines in said for name in lines]
     assert len(names) == len(set(names)) == total >= 200
     assert lost_or_mixed(store, seeds, total) == []
-    assert store.verify() == store.verify(names)
-    assert store.verify().checked == total
+    assert store.verify(names).damaged == store.verify().damaged == []
+    assert store.verify(names).checked == total
     assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("bug", ["none", "store-lock"])
+def test_control_without_the_store_lock_garbage_collection_takes_what_is_being_named(
+    bug: str, quick_path: Path
+) -> None:
+    store = Store(quick_path / "store")
+    commit(store, contents(-1), run="first")
+    with collecting(store, bug):
+        names = names_of(
+            [start("commit-slowly", store.root, bug, 1000 * number, 15) for number in range(2)]
+        )
+    assert len(names) == 30
+    lost = "failed" in names or bool(store.verify().damaged)
+    assert lost == (bug == "store-lock")
 
 
 def test_control_without_exclusive_names_work_is_lost(
@@ -210,11 +271,12 @@ def test_control_without_exclusive_names_work_is_lost(
 
 
 def test_the_second_process_of_a_run_exits_8_and_names_the_first(
-    place: Place, capfd: pytest.CaptureFixture[str]
+    place: Place, capfd: pytest.CaptureFixture[str], sleeps: list[float]
 ) -> None:
     words = ("search", str(place.preset), "--method", "random")
     with holder("hold-run", place.store, "toy") as process:
         assert place.run(*words) == 8
+        assert sleeps == []  # at once
         error, hint = capfd.readouterr().err.splitlines()[-2:]
         holding = rf"process {process.pid} on {re.escape(os.uname().nodename)}, started 20\d\d-"
         assert re.search(holding, error)
