@@ -174,11 +174,12 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
         console.facts(f"run {result.run}", report_rows(report, str(folder)))
         console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
         return
-    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "latency", "device")
+    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
+    latency = ("latency", "latency_gate", "latency_modes")
     Console().data(
         {
             **_references(result),
-            **{key: report[key] for key in (*keys, "data")},
+            **{key: report[key] for key in (*keys, *latency)},
             "bundle": str(folder),
         }
     )
