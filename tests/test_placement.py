@@ -164,7 +164,7 @@ def test_a_gpu_that_is_not_there_ends_a_run_before_the_search(
     words = ("run", str(place.preset), "--set", "validate.device=cuda")
     assert place.run(*words) == 2
     told = capfd.readouterr().err
-    assert "error: CUDA was asked for (cuda:0), but no GPU of this number answers here" in told
+    assert "error: CUDA was asked for (cuda:0), but no such GPU answers here" in told
     assert "hint: d2nas doctor shows what loads here; validate.device=cpu needs no GPU" in told
     assert store_of(place) == []
     # A GPU that is there and does not load is a failed validation, which it would be later, too.

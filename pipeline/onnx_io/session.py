@@ -270,7 +270,7 @@ def _open_cuda(
         reason = load_problem("".join(log))
         if not has_gpu(index):
             raise ConfigError(
-                f"CUDA was asked for (cuda:{index}), but no GPU of this number answers here "
+                f"CUDA was asked for (cuda:{index}), but no such GPU answers here "
                 f"({reason or problem(error)})",
                 hint=NO_CUDA_HINT,
             ) from error
