@@ -12,6 +12,7 @@ from fake_runtime import CPU, CUDA, Fail, FakeRuntime, FakeSession, Options, Sit
 from toy import Place
 
 from d2nas import SPACES
+from d2nas.config import build_config
 from d2nas.errors import ValidationFailedError
 from d2nas.ops import FactorizedReduce
 from pipeline import placement
@@ -179,20 +180,26 @@ def test_an_operation_without_a_kernel_ends_a_run_before_the_search(
 ) -> None:
     without_kernel(Situation(), "MaxPool", monkeypatch)
     words = ("run", str(place.preset), "--set", "validate.device=cuda")
+    words += ("--set", f"search.space={space_file(place.folder)}")
     assert place.run(*words) == 3
-    assert "1 of 7 operations do not run on cuda: max_pool_3x3" in capfd.readouterr().err
+    assert "1 of 2 operations do not run on cuda: max_pool_3x3" in capfd.readouterr().err
     assert store_of(place) == []
-    # A genotype that is given and has none of them passes, and the search's place is taken.
+    # Control: where all have a kernel, the search begins.
     began: list[str] = []
     monkeypatch.setattr(
         "pipeline.runner.run_stage", lambda stage, context: began.append(stage) or 1 / 0
     )
-    place.run(*words, "--set", "derive.genotype=PC_DARTS_cifar")
-    assert began == []  # it has a max pooling in its reduction cell
-    monkeypatch.setattr(placement, "operations_of", lambda space: ["skip_connect"])
+    without_kernel(Situation(), "Sigmoid", monkeypatch)
     place.run(*words)
     assert began == ["search"]
-    assert "validation will run on cuda, which has all 1 operations" in capfd.readouterr().err
+    assert "validation will run on cuda, which has all 2 operations" in capfd.readouterr().err
+
+
+def test_of_a_given_genotype_its_own_operations_are_tried() -> None:
+    config = build_config({}, ["derive.genotype=PC_DARTS_cifar"])
+    assert "max_pool_3x3" in placement._operations(config)
+    assert "avg_pool_3x3" not in placement._operations(config)
+    assert placement._operations(build_config({}, [])) == operations_of(SPACES["S0"])
 
 
 def test_what_auto_found_is_said_once_and_only_where_something_runs(
