@@ -13,7 +13,9 @@ def serve_command(
         str, typer.Option("--host", help="Address to listen on; the default is this machine only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = 8000,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto (as it was validated), cpu, cuda or cuda:N.")
+    ] = "auto",
 ) -> None:
     """Serve a bundle by the Open Inference Protocol v2; SIGTERM or Ctrl+C ends it in order."""
     from .serving.command import serve_bundle

@@ -71,6 +71,7 @@ def run_all(
 
 def _run_stages(runner: Runner, run: str, config: Config, reuse: Reuse) -> RunResult:
     stages = run_stages(config)
+    runner.before_first = lambda stage: _check_device(runner, stage, config)
     if config.validate_.max_p99_ms is None:
         return runner.run(run, config, stages, reuse)
     split = stages.index("retrain")
@@ -79,6 +80,14 @@ def _run_stages(runner: Runner, run: str, config: Config, reuse: Reuse) -> RunRe
         _keep_budget(runner, config, derived)
     trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
     return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
+
+
+def _check_device(runner: Runner, stage: str, config: Config) -> None:
+    """Before what takes long: is there the device that validates, does it run the operations?"""
+    if stage not in ("export", "validate") and config.validate_.device != "cpu":
+        from .placement import check_device
+
+        check_device(config, runner.display.say)
 
 
 def _keep_budget(runner: Runner, config: Config, derived: RunResult) -> None:
@@ -165,11 +174,12 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
         console.facts(f"run {result.run}", report_rows(report, str(folder)))
         console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
         return
-    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "latency", "device")
+    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
+    latency = ("latency", "latency_gate", "latency_modes")
     Console().data(
         {
             **_references(result),
-            **{key: report[key] for key in (*keys, "data")},
+            **{key: report[key] for key in (*keys, *latency)},
             "bundle": str(folder),
         }
     )
@@ -270,12 +280,16 @@ def show_config(preset: str, settings: Sequence[str] | None, *, as_json: bool) -
 
 def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:
     """Show where each operation of a space runs; raises if one does not run on ``device``."""
-    from .placement import COLUMNS, place_operations, require_all_land
+    from .onnx_io.providers import device_is_an_option
+    from .placement import COLUMNS, operations_of, place_operations, require_all_land
 
     found, console = [], Console()
-    for placement in place_operations(read_space(space), device=device, opset=opset):
-        found.append(placement)
-        console.say(f"{placement.operation}: {placement.device or placement.problem}")
+    with device_is_an_option():
+        for placement in place_operations(
+            operations_of(read_space(space)), device=device, opset=opset
+        ):
+            found.append(placement)
+            console.say(f"{placement.operation}: {placement.device or placement.problem}")
     if as_json:
         console.data([placement.to_dict() for placement in found])
     else:

@@ -24,6 +24,8 @@ from rich.text import Text
 
 from d2nas.genotype import Genotype
 
+from .report_page.content import Content, chance_caveat, gate_result
+
 LINE_SECONDS = 5.0
 """Least time between two epochs' lines where there is no terminal."""
 STEP_LINE_SECONDS = 30.0
@@ -207,7 +209,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]
     """Return the closing table of a run as (name, value) rows."""
     genotype = Genotype.from_dict(report["genotype"])
     accuracy, parity, data = report["accuracy"], report["parity"], report["data"]
-    retrain = report["retrain"]
+    retrain, content = report["retrain"], Content("", 0, report, {})
     rows = [
         ("normal cell", genotype.describe("normal")),
         ("reduction cell", genotype.describe("reduce")),
@@ -224,6 +226,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]
             f"{data['evaluation']} accuracy",
             f"{100 * accuracy['onnx']:.2f} % (torch {100 * accuracy['torch']:.2f} %), last epoch",
         ),
+        *((("caution", f"accuracy {chance}"),) if (chance := chance_caveat(content)) else ()),
         (
             "parity",
             f"{parity['verdict']}: relative L2 {parity['relative_l2']:.1e}, "
@@ -238,6 +241,8 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]
         )
         for entry in report["latency"]
     ]
+    gate = gate_result(content)
+    rows += [("latency gate", f"passed: {gate}")] if gate is not None else []
     rows += _eager_rows(report)
     return [
         *rows,

@@ -4,7 +4,7 @@ A search of hours whose best operation has no kernel on the device that serves i
 seconds. Each operation is tried in both forms that a network has: with stride 1 and with stride 2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2nas.config import Config
+from d2nas.config_files import read_space
 from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 from d2nas.ops import build_operation
 from d2nas.spaces import CELL_TYPES, SearchSpace
 
 from .onnx_io.export import export_onnx
-from .onnx_io.providers import resolve_device
+from .onnx_io.providers import cuda_problem, require_device, resolve_device
 from .onnx_io.session import OnnxSession, open_session
+from .stages import read_genotype
 
 COLUMNS = ("operation", "runs", "where", "nodes", "problem")
 _CHANNELS, _SIZE, _CLASSES = 4, 8, 3
@@ -76,16 +79,17 @@ def operations_of(space: SearchSpace) -> list[str]:
     return sorted(named.difference(_NEVER_EXPORTED))
 
 
-def place_operations(space: SearchSpace, *, device: str, opset: int) -> Iterator[Placement]:
-    """Yield where each operation of ``space`` runs when ``device`` is asked for.
+def place_operations(operations: Iterable[str], *, device: str, opset: int) -> Iterator[Placement]:
+    """Yield where each operation runs when ``device`` is asked for.
 
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises ``ConfigError`` for a device
     that this installation cannot have at all, and for an unusable opset;
     ``ValidationFailedError`` if the device does not even run a network without operations.
     """
     resolved = resolve_device(device)
+    require_device(resolved)
     _run_alone(None, resolved, opset)
-    for operation in operations_of(space):
+    for operation in operations:
         yield _place(operation, resolved, opset)
 
 
@@ -124,3 +128,34 @@ def require_all_land(found: list[Placement], device: str) -> None:
             hint="search another space, or validate and serve on the CPU; "
             "export.opset=20 has the most CUDA kernels",
         )
+
+
+def check_device(config: Config, say: Callable[[str], None]) -> None:
+    """Find before a search what validation would find after it: is there the device, and does it
+    run all that the network may consist of?
+
+    Says which device will validate. Raises what ``place_operations`` and ``require_all_land``
+    raise.
+    """
+    device = config.validate_.device
+    if device == "auto":
+        problem = cuda_problem()
+        if problem is not None:
+            say(f"validation will run on the CPU, as CUDA does not: {problem}")
+            return
+        device = "cuda"
+    if device == "cpu":
+        return
+    operations = _operations(config)
+    found = list(place_operations(operations, device=device, opset=config.export.opset))
+    if found:
+        require_all_land(found, device)
+    say(f"validation will run on {device}, which has all {len(found)} operations of the space")
+
+
+def _operations(config: Config) -> list[str]:
+    if config.derive.genotype is None:
+        return operations_of(read_space(config.search.space))
+    genotype = read_genotype(config.derive.genotype)
+    named = {name for cell in CELL_TYPES for name, _ in genotype.cell(cell)}
+    return sorted(named.difference(_NEVER_EXPORTED))

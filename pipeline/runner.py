@@ -81,6 +81,8 @@ class Runner:
         self.ranks = ranks
         self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
         self._will_retrain = False
+        self.before_first: Callable[[str], None] | None = None
+        """Called once, with the stage's name, before the first stage that must run; may raise."""
 
     def run(
         self,
@@ -219,6 +221,9 @@ class Runner:
         ids = {role: version.id for role, version in parents.items()}
         commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
         hooks = _StageHooks(self, commit, self.clock)
+        if self.before_first is not None:
+            check, self.before_first = self.before_first, None
+            check(stage)
         if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
             self.store.drop_states(run, f"{stage}-state")
         self.check_stop(f"before {stage}")

@@ -81,7 +81,13 @@ def random_genotype(seed: int) -> Genotype:
 
 @cache
 def exported(
-    genotype: Genotype, *, stem: str = "cifar", opset: int = 20, size: int = 16, cells: int = 4
+    genotype: Genotype,
+    *,
+    stem: str = "cifar",
+    opset: int = 20,
+    size: int = 16,
+    cells: int = 4,
+    precision: str = "fp32",
 ) -> bytes:
     """A small network with random weights as the export stage writes it."""
     sizes = {"num_cells": cells, "init_channels": 4, "num_classes": 5, "in_channels": 3}
@@ -102,6 +108,7 @@ def exported(
             GENOTYPE_KEY: genotype.to_json().strip(),
             NETWORK_KEY: canonical_json(described).decode().strip(),
         },
+        precision=precision,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.onnx_io import devices
+from pipeline.onnx_io import devices, session
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 LIBRARY_LOG = (
@@ -156,6 +156,7 @@ def install(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> FakeRuntim
     fake = FakeRuntime(situation)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     monkeypatch.setattr(devices, "_gpu_name", lambda index: "Test GPU")
+    monkeypatch.setattr(session, "has_gpu", lambda index: True)
     monkeypatch.setattr(devices, "_driver_version", lambda: "580.65")
     return fake
 

@@ -44,8 +44,8 @@ def pixel_model() -> onnx.ModelProto:
     return model
 
 
-def bundle_of(model: onnx.ModelProto, max_batch: int = MAX_BATCH) -> Bundle:
-    """A bundle that has only what serving looks at."""
+def bundle_of(model: onnx.ModelProto, max_batch: int = MAX_BATCH, kind: str = "cpu") -> Bundle:
+    """A bundle that has only what serving looks at, validated on a ``kind`` of device."""
     data = model.SerializeToString()
     description = describe(check_model(data, what="model"))
     labels = tuple(map(str, range(description.num_classes)))
@@ -53,7 +53,11 @@ def bundle_of(model: onnx.ModelProto, max_batch: int = MAX_BATCH) -> Bundle:
     images = (np.arange(np.prod(shape)) % 7).astype(description.dtype).reshape(shape)
     logits = open_session(data, device="cpu", num_threads=1).run(images)
     limits = {"relative_l2": 1e-5, "top1_agreement": 0.999}
-    report = {"model": {"precision": "fp32"}, "parity": {"limits": limits}}
+    report = {
+        "model": {"precision": "fp32"},
+        "parity": {"limits": limits},
+        "device": {"kind": kind, "label": {"cpu": "CPU Test", "cuda": "CUDA Test GPU"}[kind]},
+    }
     golden = {"images": images, "logits": logits}
     return Bundle(
         Path("toy"), "toy", 1, data, description, labels, {}, report, golden, max_batch, "0" * 64

@@ -2,12 +2,20 @@
 
 from collections.abc import Callable
 
+import fake_runtime
 import pytest
+from fake_runtime import Situation
+from onnx_models import hand_made_model
 from toy import Place
 
+from d2nas.config import build_config
 from d2nas.errors import ValidationFailedError
 from pipeline import budget, commands
 from pipeline.budget import Taken, widest_that_fits
+from pipeline.onnx_io.devices import CpuDevice
+from pipeline.onnx_io.latency import CpuLatency
+from pipeline.stages import timing
+from pipeline.stages.timing import Latencies
 
 
 def p99(milliseconds: float) -> Taken:
@@ -109,3 +117,28 @@ def test_the_untrained_network_is_really_measured(
     assert line.endswith(", untrained")
     assert " ms of 60000 ms for batch 1 on CPU " in line
     assert any("this is where training begins" in line for line in said)
+
+
+def test_the_mode_that_is_held_against_the_budget_is_the_one_that_would_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other mode has the smaller p99 and the larger median: it would not be chosen."""
+
+    def record(mode: str, median: float, slowest: float) -> CpuLatency:
+        times = (int(median * 1e6),) * 600 + (int(slowest * 1e6),) * 62
+        return CpuLatency(1, "CPU", times, 20, mode, "host", CpuDevice("Test", 2))
+
+    records = {"plain": record("plain", 3.0, 3.1), "nhwc": record("nhwc", 2.0, 10.0)}
+    fake_runtime.install(Situation(), monkeypatch)
+    model = hand_made_model().SerializeToString()
+    monkeypatch.setattr("pipeline.onnx_io.export.export_onnx", lambda *_, **__: model)
+    monkeypatch.setattr(budget, "_time", lambda session, config: records[session.mode])
+    config = build_config({}, ["validate.device=cuda", "validate.max_p99_ms=5"])
+    taken = budget._measure(config, None, (1, 4, 4))  # type: ignore[arg-type]
+    assert (taken.milliseconds, taken.fastest_of) == (10.0, None)
+    found = Latencies(list(records.values()))
+    found.best_mode = timing._best_mode(found.records, 1)
+    assert found.of(1, "host").percentile_ms(99) == taken.milliseconds
+    # Control: by the smallest p99 the budget would have been kept.
+    monkeypatch.setattr(timing, "quickest", lambda found: found[0])
+    assert budget._measure(config, None, (1, 4, 4)).milliseconds == 3.1  # type: ignore[arg-type]

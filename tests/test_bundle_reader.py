@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,7 @@ def test_golden_inputs_that_are_answered_otherwise_are_3(
     seal(bundle)
     assert finished.run("verify", str(bundle)) == 3
     # Control: without the comparison nobody would notice.
-    monkeypatch.setattr(prediction, "gate", lambda result, limits: ("passed", ()))
+    monkeypatch.setattr(prediction, "gate", lambda result, limits, **_: ("passed", ()))
     assert finished.run("verify", str(bundle)) == 0
 
 
@@ -330,3 +331,62 @@ def test_sizes_are_limited_before_anything_is_read(
     monkeypatch.setattr(bundle_reader, "_MAX_FILE_BYTES", 100)
     with pytest.raises(DamagedArtifactError, match="larger than 100 bytes"):
         open_bundle(bundle_of(finished))
+
+
+def with_older_models(bundle: Path, contents: list[bytes]) -> None:
+    for number, data in enumerate(contents, start=2):
+        (bundle / str(number)).mkdir()
+        (bundle / str(number) / "model.onnx").write_bytes(data)
+    seal(bundle)
+
+
+def test_an_older_model_that_is_none_is_refused_though_it_is_not_served(finished: Place) -> None:
+    bundle = bundle_of(finished)
+    served = (bundle / "1" / "model.onnx").read_bytes()
+    with_older_models(bundle, [served, b"#!/bin/sh"])
+    with pytest.raises(DamagedArtifactError, match=r"3/model.onnx: not an ONNX file"):
+        open_bundle(bundle)
+    shutil.rmtree(bundle / "3")
+    seal(bundle)
+    assert open_bundle(bundle).number == 1
+
+
+def test_only_the_served_model_stays_in_memory(
+    finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, size = bundle_of(finished), 8 * 2**20
+    model = onnx.ModelProto.FromString((bundle / "1" / "model.onnx").read_bytes())
+    older = []
+    for letter in "abcdef":
+        model.doc_string = letter * size
+        older.append(model.SerializeToString())
+    with_older_models(bundle, older)
+    del older, model
+    kept: list[bytes] = []
+    read = bundle_reader._read
+
+    def peak() -> int:
+        tracemalloc.start()
+        open_bundle(bundle)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak() < 4 * size
+    # Control: what is kept is seen.
+    monkeypatch.setattr(bundle_reader, "_read", lambda *of: kept.append(read(*of)) or kept[-1])
+    assert peak() > 6 * size
+
+
+def test_the_size_of_a_bundle_is_limited_before_anything_is_read(
+    finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(finished)
+    size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    size -= (bundle / CHECKSUMS).stat().st_size
+    monkeypatch.setattr(bundle_reader, "_MAX_BUNDLE_BYTES", size)
+    open_bundle(bundle)
+    monkeypatch.setattr(bundle_reader, "_MAX_BUNDLE_BYTES", size - 1)
+    monkeypatch.setattr(bundle_reader, "_read", lambda *_: 1 / 0)
+    with pytest.raises(DamagedArtifactError, match=f"lists {size} bytes in all"):
+        open_bundle(bundle)

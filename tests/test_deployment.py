@@ -94,7 +94,18 @@ def test_the_gate_on_latency_is_3_and_leaves_no_version(
     # Control: with a limit that any machine keeps, the same measurement passes.
     assert finished.run(*words, "--max-p99-ms", "60000") == 0
     report = json.loads((bundle_of(finished) / "report.json").read_text())
-    assert report["latency_gate"] == {"max_p99_ms": 60000.0, "batch": 2, "transfers": "host"}
+    gate = report["latency_gate"]
+    assert (gate["max_p99_ms"], gate["batch"], gate["transfers"]) == (60000.0, 2, "host")
+    (decided,) = (
+        row for row in report["latency_modes"] if (row["batch"], row["transfers"]) == (2, "host")
+    )
+    names = ("p99_ms", "mode", "device", "kind", "stable")
+    assert {name: gate[name] for name in names} == {name: decided[name] for name in names}
+    shown = finished.json(capfd, *words, "--max-p99-ms", "60000")
+    assert (shown["executed"], shown["latency_gate"]) == ([], gate)
+    assert shown["latency_modes"] == report["latency_modes"]
+    card = (bundle_of(finished) / "MODEL_CARD.md").read_text()
+    assert "- Gate on latency passed: p99 of batch 2, from host to host, mode plain" in card
     assert {row["batch"] for row in report["latency"]} == {1, 2, 4}
 
 
@@ -111,6 +122,41 @@ def test_accuracy_below_the_floor_is_3(
     answers = iter([1.0, 0.99])
     assert finished.run(*words, "--set", "validate.accuracy_floor=0.99") == 0
     monkeypatch.setattr(validate, "accuracy_of", real)
+
+
+def test_one_answer_for_all_images_is_inconclusive_and_3(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def constant(reference: object, labels: np.ndarray) -> str:  # type: ignore[type-arg]
+        seen.append(len(labels))
+        return "the network answers 99.7 % of the images with one class"
+
+    monkeypatch.setattr("pipeline.onnx_io.parity._constant", constant)
+    assert finished.run("validate", "toy", "--fresh") == 3
+    assert seen == [359]
+    assert "parity inconclusive: batch 64: the network answers 99.7 %" in capfd.readouterr().err
+
+
+def test_an_accuracy_that_may_be_chance_is_told_everywhere(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate judges the copy: it passes, and nobody who looks at it can miss the rest."""
+    words = ("validate", "toy", "--fresh", "--set", "validate.compare_eager=false")
+    assert finished.run(*words) == 0
+    assert "chance" not in capfd.readouterr().err
+    assert "chance" not in (bundle_of(finished) / "MODEL_CARD.md").read_text()
+    monkeypatch.setattr(validate, "is_near_chance", lambda *_: True)
+    assert finished.run(*words) == 0
+    told = capfd.readouterr()
+    assert "warning: accuracy " in told.err
+    assert " % may be chance: the largest class has 10.31 % of the images" in told.err
+    assert "caution: accuracy " in told.out
+    report = json.loads((bundle_of(finished) / "report.json").read_text())
+    assert report["accuracy"]["near_chance"] is True
+    assert "may be chance" in (bundle_of(finished) / "MODEL_CARD.md").read_text()
+    assert "but its accuracy may be chance" in (bundle_of(finished) / "report.html").read_text()
 
 
 def report_of(kind: str, mode: str) -> dict[str, object]:

@@ -159,6 +159,31 @@ def test_warm_up_has_a_floor_and_a_share_of_the_budget(
     assert measured(constant(milliseconds), samples=5, seconds=seconds).warmup_runs == warmup_runs
 
 
+def falling(first: float, factor: float, last: float) -> Iterator[int]:
+    """Runs that become faster until they take as long as the last."""
+    milliseconds = first
+    while True:
+        yield int(max(milliseconds, last) * MILLISECOND)
+        milliseconds *= factor
+
+
+def test_warm_up_goes_on_until_the_runs_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = measured(falling(100.0, 0.97, 20.0), samples=11)
+    # 100 ms x 0.97^n is 20 ms from the 54th run on; twenty runs and a second were over before.
+    assert 54 <= record.warmup_runs <= 54 + 20
+    assert record.to_dict()["warmup_settled"] is True
+    assert set(record.samples_ns) == {20 * MILLISECOND}
+    steady = measured(constant(100.0), samples=11)
+    assert (steady.warmup_runs, steady.settled) == (20, True)
+    # Bounded: what never settles is timed all the same, and told.
+    never = measured(falling(100.0, 0.97, 0.0001), samples=11, seconds=8.0)
+    assert never.to_dict()["warmup_settled"] is False
+    assert never.warmup_runs < 60
+    # Control: without the wait, the runs that are timed would still become faster.
+    monkeypatch.setattr(latency, "_is_settled", lambda last: True)
+    assert len(set(measured(falling(100.0, 0.97, 20.0), samples=11).samples_ns)) == 11
+
+
 def test_time_budget_ends_the_measurement_and_leaves_at_least_one_run() -> None:
     record = measured(constant(10.0), seconds=1.0)
     assert record.warmup_runs == 25

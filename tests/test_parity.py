@@ -138,6 +138,59 @@ def test_limits_are_met_at_equality_and_missed_beyond() -> None:
     assert gate(hardly_varying, Limits(relative_l2=1e-6))[0] == "failed"  # not excused by spread
 
 
+def flipped(count: int) -> Answer:
+    """Right but for a few images, whose two largest classes are next to equal and change places."""
+
+    def answer(images: Images) -> Images:
+        logits = linear(images)
+        chosen = [image.tobytes() for image in IMAGES[[3, 11, 20, 100]][:count]]
+        for image, row in zip(images, logits, strict=True):
+            first, second = np.argsort(-row)[:2]
+            if image.tobytes() in chosen:
+                row[[first, second]] = row[[second, first]]
+        return logits
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("limit", "flips", "verdict"),
+    [(0.999, 1, "failed"), (0.99, 1, "passed"), (0.98, 3, "failed"), (0.97, 2, "passed")],
+)
+def test_agreement_is_held_to_its_limit_over_all_images_and_counted_in_a_part(
+    limit: float, flips: int, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 150 images; 64 of them see three flips, where one weighs 1.6 %."""
+    monkeypatch.setattr(parity, "SPREAD_FACTOR", 0.0)
+    limits = Limits(relative_l2=1.0, top1_agreement=limit)
+    report = check_parity(linear, Stub(flipped(flips)), IMAGES, limits=limits)
+    parts, whole = report.batches[:-1], report.batches[-1]
+    reasons = [reason for entry in report.batches for reason in entry.reasons]
+    assert all("top-1 agreement" in reason for reason in reasons)
+    of_part, of_whole = min(flips, 3), flips
+    assert [entry.result.num_flips for entry in parts] == [of_part] * 3
+    assert whole.result.num_flips == of_whole
+    assert [entry.reasons == () for entry in parts] == [
+        of_part <= math.ceil(round((1 - limit) * 64, 9))
+    ] * 3
+    assert (whole.reasons == ()) == (1 - of_whole / 150 >= limit)
+    assert ("failed" if reasons else "passed") == verdict
+    assert report.to_dict()["limits"]["top1_rule"] == parity.TOP1_RULE
+
+
+def test_one_flip_of_64_is_no_failure_where_a_hundredth_may_flip() -> None:
+    logits = linear(IMAGES[:64])
+    got = logits.copy()
+    first, second = np.argsort(-got[0])[:2]
+    got[0, [first, second]] = got[0, [second, first]]
+    result, limits = compare(logits, got), Limits(relative_l2=1.0, top1_agreement=0.99)
+    assert gate(result, limits, is_part=True)[0] != "failed"
+    assert gate(result, limits)[0] == "failed"
+    got[1, [0, 1, 2, 3]] = -logits[1]
+    assert gate(compare(logits, got), limits, is_part=True)[0] == "failed"  # two flips
+    assert Limits(top1_agreement=0.999).flips(1000) == 1
+
+
 # --- outputs that hardly vary -------------------------------------------------------------------
 
 
@@ -157,6 +210,47 @@ def test_a_broken_model_passes_unnoticed_only_without_the_spread_rule(
     assert "hardly vary" in report.reasons[0]
     monkeypatch.setattr(parity, "SPREAD_FACTOR", 0.0)
     assert check_parity(reference, Stub(broken), IMAGES).passed
+
+
+def mostly_first(others: int) -> Answer:
+    """Logits that vary, and the first class for all but some of the images."""
+    exceptions = [image.tobytes() for image in IMAGES[:others]]
+
+    def answer(images: Images) -> Images:
+        logits = linear(images)
+        high = np.abs(logits).max(axis=1) + 1
+        for image, row, top in zip(images, logits, high, strict=True):
+            row[3 if image.tobytes() in exceptions else 0] = top
+        return logits
+
+    return answer
+
+
+LABELS = np.arange(150) % 4
+
+
+@pytest.mark.parametrize(
+    ("others", "labels", "verdict"),
+    [
+        (0, LABELS, "inconclusive"),
+        (7, LABELS, "inconclusive"),  # 95.3 %
+        (8, LABELS, "passed"),
+        (0, None, "passed"),
+        (0, np.zeros(150, np.int64), "passed"),  # nothing else was to be answered
+        (7, (np.arange(150) < 9).astype(np.int64), "passed"),  # 94 % have one class
+        (2, (np.arange(150) < 9).astype(np.int64), "inconclusive"),  # 98.7 % are answered with it
+    ],
+)
+def test_one_answer_for_nearly_all_images_is_inconclusive(
+    others: int, labels: Any, verdict: str
+) -> None:
+    answer = mostly_first(others)
+    report = check_parity(answer, Stub(answer), IMAGES, labels=labels)
+    assert report.verdict == verdict, report.reasons
+    assert any("with one class" in reason for reason in report.reasons) == (verdict != "passed")
+    # What is wrong stays wrong.
+    wrong = check_parity(answer, Stub(linear), IMAGES, labels=labels)
+    assert wrong.verdict == "failed"
 
 
 def test_varying_outputs_are_conclusive() -> None:

@@ -9,12 +9,15 @@ import onnx
 import pytest
 import torch
 from fake_runtime import CPU, CUDA, Fail, FakeRuntime, FakeSession, Options, Situation
+from toy import Place
 
 from d2nas import SPACES
+from d2nas.config import build_config
 from d2nas.errors import ValidationFailedError
 from d2nas.ops import FactorizedReduce
 from pipeline import placement
 from pipeline.cli import run
+from pipeline.onnx_io import session
 from pipeline.placement import Placement, operations_of, place_operations, require_all_land
 
 POOLS = {
@@ -60,7 +63,7 @@ def test_what_is_never_exported_is_not_tried(pools: Any) -> None:
 
 
 def test_every_operation_lands_on_a_cpu(pools: Any) -> None:
-    found = list(place_operations(pools, device="cpu", opset=20))
+    found = list(place_operations(operations_of(pools), device="cpu", opset=20))
     assert [(entry.operation, entry.lands) for entry in found] == [
         ("avg_pool_3x3", True),
         ("max_pool_3x3", True),
@@ -83,7 +86,7 @@ def test_a_pooling_that_lands_on_the_cpu_is_named(
     pools: Any, strict: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_kernel(Situation(strict_is_obeyed=strict), "MaxPool", monkeypatch)
-    average, maximum = place_operations(pools, device="cuda", opset=20)
+    average, maximum = place_operations(operations_of(pools), device="cuda", opset=20)
     assert average.lands
     assert average.device == "CUDA Test GPU (cuda:0, driver 580.65)"
     assert average.providers is not None
@@ -102,7 +105,7 @@ def test_control_with_all_kernels_everything_lands(
     pools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_kernel(Situation(), "Sigmoid", monkeypatch)
-    found = list(place_operations(pools, device="cuda:1", opset=20))
+    found = list(place_operations(operations_of(pools), device="cuda:1", opset=20))
     assert [entry.lands for entry in found] == [True, True]
     require_all_land(found, "cuda:1")
 
@@ -112,7 +115,7 @@ def test_cuda_that_does_not_load_places_nothing(
 ) -> None:
     fake_runtime.install(Situation(cuda_loads=False), monkeypatch)
     with pytest.raises(ValidationFailedError, match="does not load") as caught:
-        list(place_operations(pools, device="cuda", opset=20))
+        list(place_operations(operations_of(pools), device="cuda", opset=20))
     assert "d2nas doctor" in str(caught.value.hint)  # no other space would help
 
 
@@ -148,3 +151,91 @@ def test_the_command_refuses_what_cannot_be_tried(
 def test_a_row_says_what_is_wrong() -> None:
     row = Placement("noise", 20, lands=False, problem="no kernel").cells()
     assert row == ("noise", "no", "", "", "no kernel")
+
+
+def store_of(place: Place) -> list[str]:
+    return [path.name for path in (place.store / "versions").glob("*")]
+
+
+def test_a_gpu_that_is_not_there_ends_a_run_before_the_search(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_runtime.install(Situation(cuda_loads=False), monkeypatch)
+    monkeypatch.setattr(session, "has_gpu", lambda index: False)
+    words = ("run", str(place.preset), "--set", "validate.device=cuda")
+    assert place.run(*words) == 2
+    told = capfd.readouterr().err
+    assert "error: CUDA was asked for (cuda:0), but no such GPU answers here" in told
+    assert "hint: d2nas doctor shows what loads here; validate.device=cpu needs no GPU" in told
+    assert store_of(place) == []
+    # A GPU that is there and does not load is a failed validation, which it would be later, too.
+    monkeypatch.setattr(session, "has_gpu", lambda index: True)
+    assert place.run(*words) == 3
+    assert "it does not load (libcublasLt" in capfd.readouterr().err
+    assert store_of(place) == []
+
+
+def test_an_operation_without_a_kernel_ends_a_run_before_the_search(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernel(Situation(), "MaxPool", monkeypatch)
+    words = ("run", str(place.preset), "--set", "validate.device=cuda")
+    words += ("--set", f"search.space={space_file(place.folder)}")
+    assert place.run(*words) == 3
+    assert "1 of 2 operations do not run on cuda: max_pool_3x3" in capfd.readouterr().err
+    assert store_of(place) == []
+    # Control: where all have a kernel, the search begins.
+    began: list[str] = []
+    monkeypatch.setattr(
+        "pipeline.runner.run_stage", lambda stage, context: began.append(stage) or 1 / 0
+    )
+    without_kernel(Situation(), "Sigmoid", monkeypatch)
+    place.run(*words)
+    assert began == ["search"]
+    assert "validation will run on cuda, which has all 2 operations" in capfd.readouterr().err
+
+
+def test_of_a_given_genotype_its_own_operations_are_tried() -> None:
+    config = build_config({}, ["derive.genotype=PC_DARTS_cifar"])
+    assert "max_pool_3x3" in placement._operations(config)
+    assert "avg_pool_3x3" not in placement._operations(config)
+    assert placement._operations(build_config({}, [])) == operations_of(SPACES["S0"])
+
+
+def test_what_auto_found_is_said_once_and_only_where_something_runs(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_runtime.install(Situation(cuda_loads=False), monkeypatch)
+    monkeypatch.setattr("pipeline.runner.run_stage", lambda stage, context: 1 / 0)
+    words = ("run", str(finished.preset))
+    finished.run(*words, "--set", "search.arch_lr=0.02")
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "will run on" in line]
+    assert line.startswith("validation will run on the CPU, as CUDA does not: it does not load (")
+    for setting in ("validate.device=cpu", "export.opset=19"):
+        finished.run(*words, "--set", setting, "--set", "search.arch_lr=0.02")
+        shown = capfd.readouterr().err
+        assert ("will run on" in shown) == (setting != "validate.device=cpu")
+    finished.run(*words, "--set", "export.opset=19")
+    assert "will run on" not in capfd.readouterr().err  # nothing that takes long is to run
+    assert finished.run(*words) == 0
+    assert "will run on" not in capfd.readouterr().err
+
+
+def test_commands_with_an_option_for_the_device_name_it_in_their_hint(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_runtime.install(Situation(cuda_loads=False), monkeypatch)
+    monkeypatch.setattr(session, "has_gpu", lambda index: False)
+    bundle = str(finished.exported / "toy")
+    for command in (
+        ["doctor", "--space", "S3"],
+        ["serve", bundle, "--port", "0"],
+        ["verify", bundle],
+        ["predict", bundle, str(finished.preset)],
+    ):
+        assert run([*command, "--device", "cuda"]) == 2
+        told = capfd.readouterr().err
+        assert "; --device cpu needs no GPU" in told
+        assert "validate.device" not in told
+    assert finished.run("validate", "toy", "--device", "cuda") == 2
+    assert "; validate.device=cpu needs no GPU" in capfd.readouterr().err

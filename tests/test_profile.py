@@ -125,6 +125,42 @@ def test_a_real_profile_covers_the_network(profile: Profile, data: bytes) -> Non
     assert summary["total_ms"] > 0
 
 
+def test_a_profile_in_half_precision_covers_the_network_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = exported(MERGED, cells=3, precision="fp16")
+
+    def kernels() -> list[KernelTime]:
+        return list(profile_model(half, batch=2, runs=1, num_threads=1).kernels)
+
+    found = kernels()
+    assert [kernel.name for kernel in found if kernel.place is None] == []
+    assert any(kernel.by_neighbour and kernel.operator == "Cast" for kernel in found)
+    places = {kernel.place for kernel in found}
+    assert {"stem", "classifier", "cell01/node4/edge0_sep_conv_3x3"} <= places
+    # Control: by the names as they are, the convolutions would have no place.
+    monkeypatch.setattr(profile_module, "_PREFIX", profile_module._SUFFIX)
+    lost = [kernel for kernel in kernels() if kernel.place is None]
+    assert sum(kernel.operator == "Conv" for kernel in lost) > 20
+
+
+def test_casts_are_counted_where_their_data_comes_from() -> None:
+    prefix = "InsertedPrecisionFreeCast_"
+    optimized = nodes(
+        (f"{prefix}cell00/preprocess0/relu_nchwc", "Conv", ["images", "w"], "b"),
+        (f"{prefix}cell00/node2/add", "Cast", ["b"], "y"),
+        ("cell00/node2/add", "Add", ["b", "y"], "d"),
+        ("graph_output_cast0", "Cast", ["d"], "logits"),
+    )
+    found = attribute([(n.name, n.op_type, 1.0) for n in optimized], ORIGINAL, optimized)
+    assert [(kernel.place, kernel.by_neighbour) for kernel in found] == [
+        ("stem", False),
+        ("cell00/node2", True),
+        ("cell00/node2", False),
+        ("cell00/node2", True),
+    ]
+
+
 def test_a_model_without_names_is_wholly_unattributed() -> None:
     found = profile_model(hand_made_model().SerializeToString(), batch=1, runs=1, num_threads=1)
     assert found.to_dict()["unattributed"]["share"] == pytest.approx(1.0)

@@ -11,9 +11,11 @@ from page_facts import CPU, DIGEST, GPU, PREPROCESS, REPORT, a_report, latency, 
 from toy import Place
 
 from pipeline.onnx_io.latency import MAX_DRIFT, MAX_VARIATION, MIN_SAMPLES
+from pipeline.report_page import evidence
 from pipeline.report_page import html as page_html
 from pipeline.report_page import latency as page_latency
 from pipeline.report_page.style import STYLE
+from pipeline.stages.modes import is_near_chance
 from pipeline.store import Store
 
 HOSTILE = (
@@ -320,10 +322,20 @@ def test_without_a_search_none_is_claimed() -> None:
 
 def test_of_a_random_draw_no_search_is_told() -> None:
     text = words(parsed(page(a_report(found_by="random"))))
-    assert "drawn at random on the data it classifies" in text
-    assert "for the architecture" not in text
-    # Control: of a search it is.
-    assert "for the architecture" in words(parsed(page(a_report())))
+    assert "its architecture was drawn at random, without a look at any data." in text
+    assert "drawn at random from S0, nothing was trained" in text
+    assert "the genotype that was drawn" in text
+    assert "search.space" in text
+    of_a_search = words(parsed(page(a_report())))
+    for claim in (
+        "for the architecture",
+        "6 cells x 8 channels, 12 epochs",
+        "the genotype that the search's logits say",
+        "search.epochs",
+        "on the data it classifies",
+    ):
+        assert claim not in text
+        assert claim in of_a_search  # control
 
 
 def test_every_id_stands_there_in_full() -> None:
@@ -347,3 +359,33 @@ def test_a_bundle_holds_its_page(finished: Place) -> None:
         assert store.open(f"toy/{stage}").id in text
     assert len(list(parsed(text).iter("img"))) == 3
     assert str(finished.folder) not in text
+
+
+def test_an_accuracy_that_may_be_chance_is_not_shown_in_green() -> None:
+    chance = {"largest_class_share": 0.5, "near_chance": True}
+    accuracy = {"torch": 0.52, "onnx": 0.52, "test_images": 359} | chance
+    text = page(a_report(accuracy=accuracy))
+    assert 'class="verdict bad"' in text
+    assert "Validated on CPU, but its accuracy may be chance" in text
+    assert "52.00 % may be chance: always answering the largest class reaches 50.00 %" in text
+    learned = page(a_report(accuracy=accuracy | {"near_chance": False}))
+    assert 'class="verdict good"' in learned
+    assert "chance" not in words(parsed(learned))
+
+
+def test_chance_is_judged_by_the_interval_that_the_page_shows() -> None:
+    for share, images in ((0.52, 359), (0.6, 359), (0.112, 359), (0.95, 40), (1.0, 12)):
+        shown = float(evidence._interval(share, images).split(" ")[0]) / 100
+        assert is_near_chance(share, images, shown + 0.001)
+        assert not is_near_chance(share, images, shown - 0.001)
+
+
+def test_a_gate_that_was_passed_is_told_with_its_figure() -> None:
+    gate = {"max_p99_ms": 2.0, "batch": 1, "transfers": "host", "p99_ms": 1.25, "mode": "plain"}
+    gate |= {"kind": "cpu", "stable": True}
+    text = page(a_report(latency_gate=gate))
+    line = "p99 of batch 1, from host to host, mode plain, at most 2.00 ms: 1.25 ms on CPU"
+    assert f"The model passed a gate on latency: {line}." in text
+    text = page(a_report(latency_gate=gate | {"stable": False}))
+    assert f"{line}, UNSTABLE." in text
+    assert "The gate's latency is UNSTABLE" in " ".join(words(parsed(text)).split())

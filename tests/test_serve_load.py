@@ -24,7 +24,7 @@ from pipeline.serving.protocol import Answer, RequestError
 from pipeline.serving.server import Limits
 from pipeline.serving.service import InferenceService
 
-REQUESTS = int(os.environ.get("D2NAS_SERVE_REQUESTS", "60"))
+REQUESTS = int(os.environ.get("D2NAS_SERVE_REQUESTS", "500"))
 """Of each client in the load test."""
 CLIENTS = 8
 SERVICE, SESSION = warm_service()

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import fake_runtime
 import numpy as np
 import pytest
+from fake_runtime import Situation
 from safetensors.numpy import load_file
 from served import (
     ask_once,
@@ -24,9 +27,10 @@ from served import (
 )
 
 from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError, ValidationFailedError
+from pipeline.bundle.prediction import open_model, serving_mode
 from pipeline.cli import run
 from pipeline.onnx_io.session import MODE_OPTIONS
-from pipeline.serving.command import ServerSocket, Serving, open_service, session_mode
+from pipeline.serving.command import ServerSocket, Serving, open_service
 from pipeline.serving.server import Limits
 
 INFER = "/v2/models/toy/infer"
@@ -204,7 +208,9 @@ def test_a_device_that_answers_otherwise_does_not_serve(monkeypatch: pytest.Monk
     with pytest.raises(ValidationFailedError, match="golden inputs are answered otherwise on CPU"):
         open_service(bundle, "cpu")
     # Control: only the golden inputs tell.
-    monkeypatch.setattr("pipeline.bundle.prediction.gate", lambda found, limits: ("passed", ()))
+    monkeypatch.setattr(
+        "pipeline.bundle.prediction.gate", lambda found, limits, **_: ("passed", ())
+    )
     assert open_service(bundle, "cpu").device.startswith("CPU ")
 
 
@@ -221,8 +227,59 @@ def test_a_device_that_answers_otherwise_does_not_serve(monkeypatch: pytest.Monk
 def test_a_gpu_serves_in_the_mode_of_the_bundle(
     report: dict[str, object], device: str, mode: str
 ) -> None:
-    assert session_mode(report, device) == mode
+    assert serving_mode(report, device) == mode
     assert mode in MODE_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("validated", "asked", "loads", "served", "warning"),
+    [
+        ("cuda", "auto", True, "CUDA ", None),
+        (
+            "cuda",
+            "auto",
+            False,
+            "CPU ",
+            r"on CUDA .*, served on cpu: .*; CUDA .*libcublas",
+        ),
+        ("cuda", "cpu", True, "CPU ", "validated on CUDA Test GPU, served on cpu: no latency of"),
+        ("cpu", "auto", True, "CPU ", None),
+        ("cpu", "cuda:1", True, "CUDA ", "validated on CPU Test, served on cuda:1"),
+    ],
+)
+def test_what_is_served_elsewhere_than_it_was_validated_is_warned_of(
+    validated: str,
+    asked: str,
+    loads: bool,
+    served: str,
+    warning: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = bundle_of(hand_made_model(), kind=validated)
+    fake_runtime.install(Situation(cuda_loads=loads), monkeypatch)
+    bundle.golden["logits"][:] = 0  # what the stand-in answers
+    bundle.report["parity"]["limits"]["relative_l2"] = 1.0
+    warned: list[str] = []
+    monkeypatch.setattr(
+        "pipeline.bundle.prediction.gate", lambda found, limits, **_: ("passed", ())
+    )
+    service = open_service(bundle, asked, warned.append)
+    assert service.device.startswith(served)
+    assert len(warned) == (warning is not None)
+    if warning is not None:
+        assert re.search(warning, warned[0])
+
+
+def test_a_model_that_is_verified_runs_in_the_mode_that_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = fake_runtime.install(Situation(options_in_use={"prefer_nhwc": "1"}), monkeypatch)
+    bundle = bundle_of(hand_made_model(), kind="cuda")
+    assert open_model(bundle, "cuda").mode == "plain"
+    bundle.report["best_mode"] = "nhwc"
+    assert open_model(bundle, "cuda").mode == "nhwc"
+    assert fake.requests[-1][0][0][1]["prefer_nhwc"] == "1"
+    assert open_model(bundle, "cpu").mode == "plain"
 
 
 def test_signals_are_given_back() -> None:

@@ -248,6 +248,31 @@ def test_the_gate_needs_a_p99_that_is_known_and_short_enough() -> None:
         require_fast(record(2.0, samples=661), 100.0)
 
 
+def test_a_gate_tells_what_passed_it_and_whether_that_is_steady() -> None:
+    gated = config("validate.max_p99_ms=4.0")
+    steady = Latencies([record(3.0), record(2.0, mode="nhwc")], best_mode="nhwc")
+    warned: list[str] = []
+    assert timing.pass_gate(steady, gated, warned.append) == {
+        "max_p99_ms": 4.0,
+        "batch": 1,
+        "transfers": "host",
+        "p99_ms": 2.0,
+        "mode": "nhwc",
+        "device": "CPU Test, 2 threads",
+        "kind": "cpu",
+        "stable": True,
+    }
+    assert warned == []
+    assert timing.pass_gate(steady, config(), warned.append) is None
+    drifting = (1_000_000,) * 400 + (3_000_000,) * 262
+    wild = CpuLatency(1, "CPU", drifting, 20, "plain", "host", CpuDevice("Test", 2))
+    found = timing.pass_gate(Latencies([wild]), gated, warned.append)
+    assert found is not None
+    assert found["stable"] is False
+    (line,) = warned
+    assert "the p99 that passed the gate, 3 ms of 4 ms, is unstable" in line
+
+
 def test_pytorch_beside_is_timed_on_the_same_device_with_as_many_threads() -> None:
     session = open_session(MODEL, device="cpu", num_threads=1)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).eval()

@@ -8,8 +8,7 @@ no format that can run code.
 import hashlib
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,8 @@ from ..stages import REPORT_SCHEMA
 from ..stages.forms import Report
 from ..store.arrays import decode_arrays
 from ..store.manifest import problem_of
-from .writing import CHECKSUMS
+from .checksums import CHECKSUMS, HINT, MODEL_NAME, check_listing, damaged, parse_sums
 
-FILES = (
-    "MODEL_CARD.md",
-    "config.pbtxt",
-    "genotype.json",
-    "genotype.svg",
-    "golden.safetensors",
-    "labels.txt",
-    "preprocess.json",
-    "report.json",
-)
-"""What every bundle holds beside its models; others may be listed, too."""
-
-HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
-MODEL_NAME = "model.onnx"
 # fmt: off
 _CONFIG_FIELDS = frozenset((
     "name", "backend", "max_batch_size", "input", "output", "data_type", "dims",
@@ -52,11 +37,10 @@ _CONFIG_FIELDS = frozenset((
     "optimization", "execution_accelerators", "gpu_execution_accelerator", "parameters",
 ))
 # fmt: on
+_VERSIONS = r"versions: \[ ([1-9][0-9]{0,8}) \]"
 _MAX_FILE_BYTES = 64 * 2**20
+_MAX_BUNDLE_BYTES = 4 * 2**30
 _MAX_CHECKSUM_BYTES = 2**20
-_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
-_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_MODEL = re.compile(r"([1-9][0-9]{0,8})/" + re.escape(MODEL_NAME))
 
 
 @dataclass(frozen=True)
@@ -101,69 +85,47 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     )
     found = hashlib.sha256(content).hexdigest()
     if digest is not None and digest.lower() != found:
-        raise _damaged(folder, CHECKSUMS, f"its digest is {found}, not the one that was published")
-    sums = _parse_sums(folder, content)
-    _check_listing(folder, sums)
-    files = {path: _read(folder, path, wanted) for path, wanted in sums.items()}
-    return _assemble(folder, files, found)
+        raise damaged(folder, CHECKSUMS, f"its digest is {found}, not the one that was published")
+    sums = parse_sums(folder, content)
+    check_listing(folder, sums)
+    _check_size(folder, sums)
+    models = {path for path in sums if path.endswith(f"/{MODEL_NAME}")}
+    files = {path: _read(folder, path, sums[path]) for path in sums.keys() - models}
+    number = _number(folder, _text(folder, files, "config.pbtxt"), _VERSIONS)
+    served = f"{number}/{MODEL_NAME}"
+    if served not in models:
+        raise damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
+    # One at a time: of a bundle's models only the served one stays in memory.
+    for path in sorted(models - {served}):
+        check_model(_read(folder, path, sums[path]), what=str(folder / path))
+    files[served] = _read(folder, served, sums[served])
+    return _assemble(folder, files, number, found)
 
 
-def _parse_sums(folder: Path, content: bytes) -> dict[str, str]:
+def _check_size(folder: Path, sums: Mapping[str, str]) -> None:
     try:
-        text = content.decode("ascii")
-    except UnicodeDecodeError:
-        raise _damaged(folder, CHECKSUMS, "is not ASCII text") from None
-    sums: dict[str, str] = {}
-    for line in text.splitlines(keepends=True):
-        match = _LINE.fullmatch(line)
-        if match is None or not (_FILE.fullmatch(match[2]) or _MODEL.fullmatch(match[2])):
-            raise _damaged(folder, CHECKSUMS, f"has a line that is none of its own: {line[:80]!r}")
-        if match[2].lower() in (path.lower() for path in sums) or match[2] == CHECKSUMS:
-            raise _damaged(folder, CHECKSUMS, f"lists {match[2]} twice")
-        sums[match[2]] = match[1]
-    for name in FILES:
-        if name not in sums:
-            raise _damaged(folder, CHECKSUMS, f"does not list {name}")
-    return sums
-
-
-def _check_listing(folder: Path, sums: Mapping[str, str]) -> None:
-    present = set(_walk(folder)) - {CHECKSUMS}
-    for path in sorted(sums.keys() - present):
-        raise _damaged(folder, path, "is missing")
-    for path in sorted(present - sums.keys()):
-        raise _damaged(folder, path, f"is not listed in {CHECKSUMS}")
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the files of a bundle: in it, and in the folders of its models."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if not stat.S_ISDIR(mode):
-                yield entry.name
-            elif entry.name.isdecimal():
-                yield from (f"{entry.name}/{name}" for name in sorted(os.listdir(entry.path)))
-            else:
-                raise _damaged(folder, entry.name, f"is a folder not listed in {CHECKSUMS}")
+        size = sum(os.lstat(folder / path).st_size for path in sums)
+    except OSError as error:
+        raise damaged(folder, CHECKSUMS, f"lists what cannot be read: {error.strerror}") from None
+    if size > _MAX_BUNDLE_BYTES:
+        raise damaged(
+            folder, CHECKSUMS, f"lists {size} bytes in all, at most {_MAX_BUNDLE_BYTES} are read"
+        )
 
 
 def _read(folder: Path, path: str, wanted: str) -> bytes:
     limit = MAX_MODEL_BYTES if path.endswith(MODEL_NAME) else _MAX_FILE_BYTES
     data = read_plain_file(folder / path, max_bytes=limit, hint=HINT, max_links=1)
     if hashlib.sha256(data).hexdigest() != wanted:
-        raise _damaged(folder, path, f"its SHA-256 is not the one in {CHECKSUMS}")
+        raise damaged(folder, path, f"its SHA-256 is not the one in {CHECKSUMS}")
     return data
 
 
-def _assemble(folder: Path, files: Mapping[str, bytes], digest: str) -> Bundle:
+def _assemble(folder: Path, files: Mapping[str, bytes], number: int, digest: str) -> Bundle:
     config = _text(folder, files, "config.pbtxt")
     _check_fields(folder, config)
-    number = _number(folder, config, r"versions: \[ ([1-9][0-9]{0,8}) \]")
     max_batch = _number(folder, config, r"^max_batch_size: ([1-9][0-9]{0,5})$")
     path = f"{number}/{MODEL_NAME}"
-    if path not in files:
-        raise _damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
     model = check_model(files[path], what=str(folder / path))
     description = describe(model)
     report = _report(folder, files)
@@ -229,7 +191,7 @@ def _check_agreement(
     }
     for name, agrees in agreements.items():
         if not agrees:
-            raise _damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
+            raise damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
 
 
 def _names(bundle: Bundle) -> list[str]:
@@ -253,7 +215,7 @@ def _golden_fits(bundle: Bundle) -> bool:
 def _golden(folder: Path, data: bytes) -> dict[str, NDArray[Any]]:
     found = decode_arrays(data, what=str(folder / "golden.safetensors"))
     if found.keys() != {"images", "logits", "labels"}:
-        raise _damaged(folder, "golden.safetensors", "does not hold images, logits and labels")
+        raise damaged(folder, "golden.safetensors", "does not hold images, logits and labels")
     return found
 
 
@@ -261,13 +223,13 @@ def _text(folder: Path, files: Mapping[str, bytes], name: str) -> str:
     try:
         return files[name].decode()
     except UnicodeDecodeError:
-        raise _damaged(folder, name, "is not UTF-8 text") from None
+        raise damaged(folder, name, "is not UTF-8 text") from None
 
 
 def _object(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     value = parse_json(files[name], what=str(folder / name))
     if not isinstance(value, dict):
-        raise _damaged(folder, name, "is no JSON object")
+        raise damaged(folder, name, "is no JSON object")
     return value
 
 
@@ -276,11 +238,11 @@ def _check_fields(folder: Path, config: str) -> None:
     text = re.sub(r'"[^"\n]*"', '""', config)
     for field in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)\s*[:{\[<]", text):
         if field not in _CONFIG_FIELDS:
-            raise _damaged(
+            raise damaged(
                 folder, "config.pbtxt", f"has the field {field}, which d2nas never writes"
             )
     if re.search(r"[^A-Za-z0-9_:\[\]{},\s\".-]", text):
-        raise _damaged(folder, "config.pbtxt", "has characters that d2nas never writes")
+        raise damaged(folder, "config.pbtxt", "has characters that d2nas never writes")
 
 
 def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -296,21 +258,21 @@ def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         Report.model_validate(report)
     except ValidationError as error:
         problem = f"is no report that d2nas writes: {problem_of(error)}"
-        raise _damaged(folder, "report.json", problem) from None
+        raise damaged(folder, "report.json", problem) from None
     return report
 
 
 def _number(folder: Path, config: str, pattern: str) -> int:
     found = re.findall(pattern, config, flags=re.MULTILINE)
     if len(found) != 1:
-        raise _damaged(folder, "config.pbtxt", "does not say which version it serves, or how")
+        raise damaged(folder, "config.pbtxt", "does not say which version it serves, or how")
     return int(found[0])
 
 
 def _name(folder: Path, config: str) -> str:
     found = re.findall(r'^name: "([A-Za-z0-9][A-Za-z0-9._-]{0,63})"$', config, flags=re.MULTILINE)
     if len(found) != 1:
-        raise _damaged(folder, "config.pbtxt", "does not say the model's name")
+        raise damaged(folder, "config.pbtxt", "does not say the model's name")
     return str(found[0])
 
 
@@ -324,7 +286,3 @@ def _are_numbers(values: object, count: int) -> bool:
         and len(values) == count
         and all(isinstance(value, int | float) for value in values)
     )
-
-
-def _damaged(folder: Path, name: str, problem: str) -> DamagedArtifactError:
-    return DamagedArtifactError(f"{folder}: {name}: {problem}", hint=HINT)

@@ -16,14 +16,21 @@ from d2nas.strict_json import parse_json
 
 from ..preprocess import preprocess_for
 from ..report_page import report_page
-from ..report_page.content import Content, origin_of, searched_here
+from ..report_page.content import (
+    Content,
+    chance_caveat,
+    gate_result,
+    origin_of,
+    searched_here,
+)
 from ..stages.forms import Preprocess, Report, read_form
 from ..store import FileSystem, Version, safe_run_name
 from ..store.fsio import TEMPORARY_PREFIX
+from ..store.locks import bundle_lock
+from .checksums import CHECKSUMS, check_listing
 from .triton import triton_config
 
 CURVES = "curves.svg"
-CHECKSUMS = "SHA256SUMS"
 _PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -33,10 +40,17 @@ def write_bundle(
     """Write or repair ``exported/name`` from a validated run's versions; returns its folder.
 
     The same model keeps its number, a new one gets the next. Files that are right already are not
-    touched. Raises ``StorageError``, ``DamagedArtifactError``.
+    touched. Raises ``BusyError`` where another process keeps writing it, ``StorageError``, and
+    ``DamagedArtifactError`` where a reader would refuse the bundle for what else lies there.
     """
     disk = file_system or FileSystem()
-    folder = exported.absolute() / safe_run_name(name)
+    exported = exported.absolute()
+    disk.make_folder(exported)
+    with bundle_lock(exported, safe_run_name(name)):
+        return _write(exported / name, name, versions, disk)
+
+
+def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSystem) -> Path:
     model = versions["export"].read("model.onnx")
     _remove_half_written(disk, folder)
     number = _number_of(folder, hashlib.sha256(model).hexdigest())
@@ -51,6 +65,7 @@ def write_bundle(
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
     _put(disk, folder / CHECKSUMS, lines.encode())
     _check_older_models(folder, sums)
+    check_listing(folder, sums, own=True)
     return folder
 
 
@@ -72,7 +87,8 @@ def _digest_of(path: Path) -> str:
 
 
 def _number_of(folder: Path, digest: str) -> int:
-    known = _known_models(folder)
+    # Listed is also a model whose folder somebody removed: its number may be known elsewhere.
+    known = {**_listed_models(folder), **_known_models(folder)}
     for path, listed in known.items():
         if listed == digest:
             return int(path.split("/")[0])
@@ -194,7 +210,8 @@ def _model_card(name: str, number: int, report: dict[str, Any], preprocess: dict
     latency = "\n".join(
         f"| {entry['batch']} | {entry['device']} | {entry['provider']} "
         f"| {_milliseconds(entry['p50_ms'])} | {_milliseconds(entry['p90_ms'])} "
-        f"| {_milliseconds(entry['p99_ms'])} | {entry['samples']} |"
+        f"| {_milliseconds(entry['p99_ms'])} | {entry['samples']} "
+        f"| {'stable' if entry.get('stable') is True else '**unstable**'} |"
         for entry in report["latency"]
     )
     lineage = "\n".join(f"- {stage}: `{version}`" for stage, version in report["lineage"].items())
@@ -214,14 +231,14 @@ Served as is by Triton (this folder lies in a model repository) or by ONNX Runti
 
 - Accuracy {100 * accuracy["onnx"]:.2f} % (ONNX Runtime), {100 * accuracy["torch"]:.2f} %
   (PyTorch), on {accuracy["test_images"]} {data["evaluation"]} images that neither
-  search nor training read; weights of the last epoch
+  search nor training read; weights of the last epoch{_cautions(content)}
 - Parity {parity["verdict"]}: relative L2 {parity["relative_l2"]:.2e}, largest difference
   {parity["max_abs"]:.2e}, top-1 agreement {100 * parity["top1_agreement"]:.2f} %
 - The gate rejected every deliberately faulty copy: {", ".join(report["self_test"]["rejected"])}
 - Trained on {report["trained_on"]}; validated on {report["device"]["label"]}
 
-| batch | device | provider | p50 ms | p90 ms | p99 ms | runs |
-|---|---|---|---|---|---|---|
+| batch | device | provider | p50 ms | p90 ms | p99 ms | runs | steady? |
+|---|---|---|---|---|---|---|---|
 {latency}
 
 ## Data
@@ -242,6 +259,14 @@ its classes, also images of nothing it was trained on.
 `golden.safetensors` holds prepared inputs and the logits to expect; `{CHECKSUMS}` the digests of
 all files (`sha256sum -c {CHECKSUMS}`).
 """
+
+
+def _cautions(content: Content) -> str:
+    """Return the lines on an accuracy that may be chance, and on the gate on latency, if any."""
+    chance, gate = chance_caveat(content), gate_result(content)
+    return (f"\n- **Its accuracy of {chance}**" if chance else "") + (
+        f"\n- Gate on latency passed: {gate}" if gate else ""
+    )
 
 
 def _input_line(model: Mapping[str, Any]) -> str:

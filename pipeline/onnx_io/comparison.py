@@ -34,6 +34,14 @@ class ParityResult:
     top5_agreement: float | None = None
     """Of fewer classes than six: 1, whatever was answered."""
     cosine: float | None = None
+    num_images: int | None = None
+
+    @property
+    def num_flips(self) -> int | None:
+        """Images that are answered with another class; None if that is not known."""
+        if self.top1_agreement is None or self.num_images is None:
+            return None
+        return round((1.0 - self.top1_agreement) * self.num_images)
 
 
 def compare(reference: NDArray[Any], got: NDArray[Any]) -> ParityResult:
@@ -60,7 +68,13 @@ def compare(reference: NDArray[Any], got: NDArray[Any]) -> ParityResult:
         spread=_spread(wanted),
         top5_agreement=_top_agreement(wanted, got, TOP_CLASSES),
         cosine=_smallest_cosine(wanted, got.astype(np.float64)),
+        num_images=len(reference),
     )
+
+
+def largest_share(classes: NDArray[Any]) -> float:
+    """Return the share that the most frequent of ``classes`` [N] has."""
+    return float(np.bincount(classes).max() / len(classes))
 
 
 def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float:

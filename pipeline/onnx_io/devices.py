@@ -78,6 +78,11 @@ def prove_cuda(session: Any, index: int, options: Mapping[str, str] = _NO_OPTION
     return CudaDevice(name, index, driver, proof=_PROOF, pci_bus_id=bus)
 
 
+def has_gpu(index: int) -> bool:
+    """Whether NVIDIA's driver is there and knows a GPU of this number."""
+    return _ask_driver("cuDeviceGetName", index, ctypes.CDLL) is not None
+
+
 def describe_cpu(num_threads: int) -> CpuDevice:
     """Return this machine's processor, used with ``num_threads`` threads."""
     return CpuDevice(_cpu_name(), num_threads)

@@ -13,9 +13,10 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ WARMUP_RUNS = 20
 WARMUP_NANOSECONDS = 1_000_000_000
 WARMUP_SHARE = 0.25
 """Of the time budget, at most."""
+WARMUP_WINDOW = 10
+WARMUP_AGREEMENT = 0.05
+"""Warm is what has two successive windows of runs whose medians are this near, by the smaller."""
 NUM_WINDOWS = 3
 MIN_WINDOW = MIN_SAMPLES[50]
 MAX_DRIFT = 0.10
@@ -86,6 +90,8 @@ class Timings:
     warmup_runs: int
     mode: str
     transfers: Transfers
+    settled: bool | None = field(default=None, kw_only=True)
+    """Whether the warm-up ended because its runs had become steady; None if it is not known."""
 
     def percentile_ms(self, percent: int) -> float | None:
         """Nearest-rank percentile in milliseconds; None if the runs are too few for it.
@@ -173,8 +179,9 @@ def measure_latency(
 ) -> LatencyRecord:
     """Time ``samples`` runs of ``batch`` images, ``at_least`` so many if ``seconds`` are over.
 
-    Warm-up before, at this batch size: until 20 runs and one second are over, but at most a
-    quarter of ``seconds``, at least one run. Raises ``ConfigError`` for senseless numbers and what
+    Warm-up before, at this batch size: until 20 runs and one second are over and the medians of
+    the last ten runs and of the ten before agree, but at most a quarter of ``seconds``, at least
+    one run. Raises ``ConfigError`` for senseless numbers and what
     ``session`` raises; the provider is checked after the last run.
     """
     if batch < 1 or not 1 <= at_least <= samples or not 0.0 < seconds < math.inf:
@@ -182,15 +189,22 @@ def measure_latency(
     images = timing_images(batch, session.description)
     bound = session.bind(images)
     run: Callable[[], object] = bound if transfers == "none" else lambda: bound.answer(images)
-    timings, warmup_runs = time_runs(
+    timings, warm_up = time_runs(
         run, samples=samples, seconds=seconds, at_least=at_least, clock=clock
     )
     session.check_provider()
-    facts = (batch, session.provider, timings, warmup_runs, session.mode, transfers)
+    facts = (batch, session.provider, timings, warm_up.runs, session.mode, transfers)
     device = session.device
     if isinstance(device, CudaDevice):
-        return GpuLatency(*facts, device)
-    return CpuLatency(*facts, device)
+        return GpuLatency(*facts, device, settled=warm_up.settled)
+    return CpuLatency(*facts, device, settled=warm_up.settled)
+
+
+class WarmUp(NamedTuple):
+    """Runs before the timed ones, and whether they had become steady when they ended."""
+
+    runs: int
+    settled: bool
 
 
 def time_runs(
@@ -200,26 +214,42 @@ def time_runs(
     seconds: float,
     at_least: int = 1,
     clock: Clock = time.perf_counter_ns,
-) -> tuple[tuple[int, ...], int]:
-    """Warm up and time ``run``; returns the nanoseconds of each timed run, and the warm-up's runs.
+) -> tuple[tuple[int, ...], WarmUp]:
+    """Warm up and time ``run``; returns the nanoseconds of each timed run, and the warm-up.
 
     At most ``samples`` runs and about ``seconds`` in all; at least one run to warm up, and
     ``at_least`` so many timed ones.
     """
     budget = int(seconds * 1e9)
     began = clock()
-    warmup_runs = _warm_up(run, clock, began, int(budget * WARMUP_SHARE))
-    return _timed(run, clock, began + budget, samples, at_least), warmup_runs
+    warm_up = _warm_up(run, clock, began, int(budget * WARMUP_SHARE))
+    return _timed(run, clock, began + budget, samples, at_least), warm_up
 
 
-def _warm_up(run: Callable[[], object], clock: Clock, began: int, limit: int) -> int:
+def _warm_up(run: Callable[[], object], clock: Clock, began: int, limit: int) -> WarmUp:
     num_runs = 0
+    last: deque[int] = deque(maxlen=2 * WARMUP_WINDOW)
     while True:
+        start = clock()
         run()
         num_runs += 1
-        elapsed = clock() - began
-        if elapsed >= limit or (num_runs >= WARMUP_RUNS and elapsed >= WARMUP_NANOSECONDS):
-            return num_runs
+        end = clock()
+        last.append(end - start)
+        enough = num_runs >= WARMUP_RUNS and end - began >= WARMUP_NANOSECONDS
+        if enough and _is_settled(last):
+            return WarmUp(num_runs, settled=True)
+        if end - began >= limit:
+            return WarmUp(num_runs, settled=_is_settled(last))
+
+
+def _is_settled(last: Sequence[int]) -> bool:
+    if len(last) < 2 * WARMUP_WINDOW:
+        return False
+    runs = list(last)
+    before, after = (
+        statistics.median(part) for part in (runs[:WARMUP_WINDOW], runs[WARMUP_WINDOW:])
+    )
+    return abs(before - after) <= WARMUP_AGREEMENT * min(before, after)
 
 
 def _timed(
@@ -261,5 +291,6 @@ def _to_dict(timings: Timings, device: Device) -> dict[str, Any]:
         "drift": drift if drift is not None and math.isfinite(drift) else None,
         "samples": len(timings.samples_ns),
         "warmup_runs": timings.warmup_runs,
+        "warmup_settled": timings.settled,
         "stable": timings.stable,
     }

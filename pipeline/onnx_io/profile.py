@@ -6,6 +6,8 @@ Nodes are found by their names (``node_names``). ONNX Runtime rewrites the graph
   where the convolution stands
 - layouts are changed between nodes (ReorderOutput, ReorderInput), which is counted where the data
   comes from, or what it is changed for; this share is told as ``by_neighbour``
+- a kernel without float16 becomes one in float32, whose name says so (InsertedPrecisionFreeCast_),
+  with casts around it: these are counted like changed layouts
 - whatever remains is ``unattributed``, and never spread over the rest
 
 Kernels are timed one by one, which takes time itself: the sum is above the model's latency where
@@ -35,10 +37,11 @@ from .session import open_session
 
 WARMUP_RUNS = 3
 _SUFFIX = re.compile(r"(_nchwc|_token_\d+)$")
+_PREFIX = re.compile(r"^(Inserted(PrecisionFree)?Cast_)+")
 _KERNEL = "_kernel_time"
 _CELL = re.compile(r"cell\d+")
 _EDGE = re.compile(r"cell\d+/node\d+/edge\d+_(\w+)")
-_LAYOUT = ("ReorderInput", "ReorderOutput")
+_MOVES = ("ReorderInput", "ReorderOutput", "Cast")
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def attribute(
         counts[node.name].append(node)
 
     def place(name: str, operator: str) -> str | None:
-        node = original.get(name) or original.get(_SUFFIX.sub("", name))
+        node = original.get(name) or original.get(_PREFIX.sub("", _SUFFIX.sub("", name)))
         if node is None or "/" not in node.name:
             return None
         if operator.endswith("Conv") and node.op_type != "Conv":
@@ -233,8 +236,8 @@ def attribute(
 
     found = []
     for name, operator, microseconds in times:
-        where, moved = place(name, operator), False
-        if where is None and operator in _LAYOUT and len(counts[name]) == 1:
+        where, moved = place(name, operator), operator == "Cast"
+        if where is None and operator in _MOVES and len(counts[name]) == 1:
             near = [place(other.name, other.op_type) for other in neighbours(counts[name][0])]
             where, moved = next((other for other in near if other is not None), None), True
         found.append(KernelTime(name, operator, microseconds, where, moved and where is not None))

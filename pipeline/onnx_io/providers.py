@@ -3,6 +3,8 @@
 What a build lists says nothing about what loads: each is tried with a tiny model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,35 @@ def resolve_device(device: str) -> str:
     """Return ``device``, with ``auto`` replaced by ``cuda`` if CUDA runs a model, else ``cpu``."""
     if device != "auto":
         return device
-    return "cuda" if _try_device(load_runtime(), "cuda", CUDA_PROVIDER).loads else "cpu"
+    return "cpu" if cuda_problem() else "cuda"
+
+
+def cuda_problem() -> str | None:
+    """Say in one line why CUDA runs no model here; None if it runs one."""
+    found = _try_device(load_runtime(), "cuda", CUDA_PROVIDER).problem
+    return None if found is None else found.partition(", but ")[2] or found
+
+
+def require_device(device: str) -> None:
+    """Run a tiny model on ``device``; raises what ``open_session`` raises where it cannot be had.
+
+    ``device`` is ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    session = open_session(_probe_model(), device=device)
+    session.run(np.ones((2, *session.description.array_shape), np.float32))
+
+
+@contextmanager
+def device_is_an_option() -> Iterator[None]:
+    """Inside, an error's hint about the device names the option ``--device``: some commands have
+    that and no configuration.
+    """
+    try:
+        yield
+    except D2NasError as error:
+        if error.hint is not None:
+            error.hint = error.hint.replace("validate.device=cpu", "--device cpu")
+        raise
 
 
 def loadable_providers() -> list[ProviderStatus]:

@@ -24,6 +24,7 @@ from .devices import (
     Device,
     check_provider,
     describe_cpu,
+    has_gpu,
     misplaced,
     placement,
     prove_cuda,
@@ -209,8 +210,9 @@ def open_session(
     ``num_threads`` is for the CPU; None takes all that this process may use. ``mode`` is one of
     ``MODE_OPTIONS``; those of CUDA graphs answer bound images only. Raises
     ``DamagedArtifactError`` for a model that ``check_model`` refuses (``what`` names it),
-    ``ConfigError`` for a device that cannot be had in this installation, ``OutOfMemoryError``,
-    and ``ValidationFailedError`` if the device does not load or would not run the whole model.
+    ``ConfigError`` for a device that this machine or installation does not have,
+    ``OutOfMemoryError``, and ``ValidationFailedError`` if a device that is there does not load or
+    would not run the whole model.
     """
     found = _DEVICE.fullmatch(device)
     if found is None:
@@ -266,6 +268,12 @@ def _open_cuda(
         if is_out_of_memory(error):
             raise _out_of_memory(f"cuda:{index}", error) from error
         reason = load_problem("".join(log))
+        if not has_gpu(index):
+            raise ConfigError(
+                f"CUDA was asked for (cuda:{index}), but no such GPU answers here "
+                f"({reason or problem(error)})",
+                hint=NO_CUDA_HINT,
+            ) from error
         if reason is not None:
             why = f"it does not load ({reason})"
         else:

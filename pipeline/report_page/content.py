@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .html import Html, count, find, size, tag
+from .html import Html, count, find, milliseconds, percent, size, tag
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -107,9 +107,35 @@ def origin_of(content: Content) -> str | None:
         return None
     if str(found_by).startswith("given: "):
         return f"not searched here ({found_by})"
-    how = "drawn at random" if found_by == "random" else f"found by a search ({found_by})"
+    if found_by == "random":
+        return "drawn at random, without a look at any data"
     where = "the data it classifies" if content.get("found_on_this_data") else "other data"
-    return f"{how} on {where}"
+    return f"found by a search ({found_by}) on {where}"
+
+
+def chance_caveat(content: Content) -> str | None:
+    """Say that the accuracy may be that of always answering one class; None if it is not."""
+    accuracy = content.get("accuracy") or {}
+    if accuracy.get("near_chance") is not True:
+        return None
+    return (
+        f"{percent(accuracy.get('onnx'))} may be chance: always answering the largest class "
+        f"reaches {percent(accuracy.get('largest_class_share'))}"
+    )
+
+
+def gate_result(content: Content) -> str | None:
+    """Say what the gate on latency allowed and what was measured; None without a gate."""
+    gate = content.get("latency_gate")
+    if not isinstance(gate, Mapping):
+        return None
+    what = f"p99 of batch {gate.get('batch')}"
+    what += ", from host to host" if gate.get("transfers") == "host" else ""
+    what += f", mode {gate['mode']}" if gate.get("mode") else ""
+    told = f"{what}, at most {milliseconds(gate.get('max_p99_ms'))} ms"
+    if gate.get("p99_ms") is not None:
+        told += f": {milliseconds(gate['p99_ms'])} ms on {device_kind(gate)}"
+    return told + (", UNSTABLE" if gate.get("stable") is False else "")
 
 
 def searched_here(content: Content) -> bool:

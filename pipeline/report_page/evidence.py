@@ -179,6 +179,7 @@ def _limits(limits: Mapping[str, Any]) -> str | None:
         for name, word, key, write in (
             ("relative L2", "at most", "relative_l2", tiny),
             ("top-1 agreement", "at least", "top1_agreement", percent),
+            ("top-1 agreement", "is", "top1_rule", str),
             ("spread", "at least", "spread", tiny),
         )
         if limits.get(key) is not None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .chart import latency_chart
-from .content import Content, device_kind
+from .content import Content, device_kind, gate_result
 from .html import NOT_APPLICABLE, Html, bullets, count, find, join, milliseconds, table, tag
 
 NEEDED_RUNS = {"p50_ms": 11, "p90_ms": 64, "p95_ms": 130, "p99_ms": 662}
@@ -83,15 +83,8 @@ def _how(record: Mapping[str, Any]) -> str:
 
 
 def _gate(content: Content) -> Html | None:
-    gate = content.get("latency_gate")
-    if not isinstance(gate, Mapping):
-        return None
-    transfers = _TRANSFERS.get(str(gate.get("transfers")), "")
-    return tag(
-        "p",
-        f"The model passed a gate on latency: p99 of batch {gate.get('batch')}, {transfers}, at "
-        f"most {milliseconds(gate.get('max_p99_ms'))} ms.",
-    )
+    gate = gate_result(content)
+    return None if gate is None else tag("p", f"The model passed a gate on latency: {gate}.")
 
 
 def _percentile(record: Mapping[str, Any], key: str) -> Html | str:

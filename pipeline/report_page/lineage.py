@@ -84,6 +84,10 @@ def _searched(content: Content) -> str:
     found_by = content.get("found_by")
     if not isinstance(config, Mapping):
         return f"by {found_by}"
+    if found_by == "random":
+        return f"drawn at random from {config.get('space')}, nothing was trained" + _seed(
+            content, "search"
+        )
     return (
         f"by {found_by} in {config.get('space')}: {config.get('num_cells')} cells x "
         f"{config.get('init_channels')} channels, {config.get('epochs')} epochs"
@@ -98,6 +102,8 @@ def _derived(content: Content) -> str:
     candidates = content.made("derive", "facts", "candidates") or 1
     if candidates > 1:
         return f"the best of {candidates} candidate cells on the architecture half"
+    if found_by == "random":
+        return "the genotype that was drawn"
     return "the genotype that the search's logits say"
 
 
@@ -123,7 +129,7 @@ def configuration_section(content: Content) -> Html:
     parts = []
     for stage, name, values in (
         ("retrain", "Final training", retrain),
-        ("search", "Search", content.made("search", "config", "search")),
+        ("search", "Search", _search_settings(content)),
         ("data", "Data", content.made("retrain", "config", "data")),
     ):
         if isinstance(values, Mapping) and values:
@@ -133,6 +139,14 @@ def configuration_section(content: Content) -> Html:
             ]
             parts += [tag("h3", name), definitions(rows, "settings")]
     return join(parts)
+
+
+def _search_settings(content: Content) -> Any:
+    """Return the search's settings; of a random draw those that decide it."""
+    values = content.made("search", "config", "search")
+    if content.get("found_by") != "random" or not isinstance(values, Mapping):
+        return values
+    return {key: values[key] for key in ("method", "seed", "space") if key in values}
 
 
 def _value(value: Any) -> str:

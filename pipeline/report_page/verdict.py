@@ -2,7 +2,15 @@
 
 from collections.abc import Mapping
 
-from .content import Content, device_kind, isolated, origin_of, reduced_protocol, spaced
+from .content import (
+    Content,
+    chance_caveat,
+    device_kind,
+    isolated,
+    origin_of,
+    reduced_protocol,
+    spaced,
+)
 from .html import (
     Html,
     bullets,
@@ -59,11 +67,13 @@ def _verdict(content: Content) -> Html:
         "CPU": "Every figure of time below is a CPU figure; nothing was measured on a GPU.",
         "GPU": "Provider and place of every node were checked; nothing fell back to the CPU.",
     }.get(kind, "What it ran on is not recorded: take no figure of time for granted.")
+    chance = chance_caveat(content)
+    verdict = f"Validated on {kind}" + (", but its accuracy may be chance" if chance else "")
     return tag(
         "p",
-        tag("strong", f"Validated on {kind}"),
+        tag("strong", verdict),
         tag("span", f"{label}. {scope}"),
-        class_="verdict good" if kind != "unknown device" else "verdict bad",
+        class_="verdict bad" if chance or kind == "unknown device" else "verdict good",
     )
 
 
@@ -123,6 +133,27 @@ def _fastest(content: Content) -> list[tuple[object, object]]:
 def _caveats(content: Content) -> Html:
     """Return what a person must know before relying on the figures."""
     found: list[object] = []
+    chance = chance_caveat(content)
+    if chance:
+        found.append(
+            join(
+                (
+                    tag("strong", "Its accuracy may be chance", class_="bad"),
+                    f": {chance}. Validation shows that the file computes what the network "
+                    "computes, not that the network has learned.",
+                )
+            )
+        )
+    gate = content.get("latency_gate")
+    if isinstance(gate, Mapping) and gate.get("stable") is False:
+        found.append(
+            join(
+                (
+                    tag("strong", "The gate's latency is UNSTABLE"),
+                    ": it passed on a figure that was not shown to be steady.",
+                )
+            )
+        )
     reduced = reduced_protocol(content)
     if reduced:
         found.append(join((tag("strong", "Reduced protocol"), f": {'; '.join(reduced)}.")))

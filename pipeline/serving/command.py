@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -42,7 +42,7 @@ def serve_bundle(folder: Path, *, host: str, port: int, device: str) -> None:
 
     console = Console()
     bundle = open_bundle(folder)
-    service = open_service(bundle, device)
+    service = open_service(bundle, device, console.warn)
     with ServerSocket(host, port) as listener:
         console.say(f"{bundle.name}, version {bundle.number}, on {service.device}")
         console.say(f"listening on {listener.url}")
@@ -64,35 +64,36 @@ def check_extra() -> None:
         ) from error
 
 
-def open_service(bundle: "Bundle", device: str) -> "InferenceService":
+def open_service(
+    bundle: "Bundle", device: str, warn: Callable[[str], None] = lambda line: None
+) -> "InferenceService":
     """Open the model of ``bundle`` on ``device`` (auto, cpu, cuda or cuda:N); not yet warm.
 
-    Raises what ``open_session`` raises, and ``ValidationFailedError`` where that device, which may
-    be another than the validated one, answers the golden inputs otherwise.
+    ``auto`` is the kind of device that the bundle was validated on, and the CPU where that does
+    not load; ``warn`` is told of every difference. Raises what ``open_session`` raises, and
+    ``ValidationFailedError`` where that device, which may be another than the validated one,
+    answers the golden inputs otherwise.
     """
-    from ..bundle.prediction import check_golden
-    from ..onnx_io.providers import resolve_device
-    from ..onnx_io.session import open_session
+    from ..bundle.prediction import check_golden, open_model
+    from ..onnx_io.providers import cuda_problem, device_is_an_option
     from .service import InferenceService
 
-    device = resolve_device(device)
-    session = open_session(
-        bundle.model,
-        device=device,
-        what=f"{bundle.name}/{bundle.number}/model.onnx",
-        mode=session_mode(bundle.report, device),
-    )
-    check_golden(bundle, session)
+    validated = bundle.report["device"]
+    why = ""
+    if device == "auto":
+        device = validated["kind"]
+        problem = cuda_problem() if device == "cuda" else None
+        if problem is not None:
+            device, why = "cpu", f"; CUDA does not run here: {problem}"
+    with device_is_an_option():
+        session = open_model(bundle, device)
+        check_golden(bundle, session)
+    if not device.startswith(validated["kind"]):
+        warn(
+            f"validated on {validated['label']}, served on {device}: no latency of its report "
+            f"holds here{why}"
+        )
     return InferenceService(bundle, session)
-
-
-def session_mode(report: Mapping[str, Any], device: str) -> str:
-    """Return the mode in which a GPU serves, as ``config.pbtxt`` has it: the best one validated.
-
-    Never with CUDA graphs, which hold for one batch size each and answer one thread at a time.
-    """
-    is_nhwc = report.get("best_mode") == "nhwc"
-    return "nhwc" if is_nhwc and device.startswith("cuda") else "plain"
 
 
 class ServerSocket:

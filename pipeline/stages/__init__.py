@@ -64,7 +64,7 @@ CODE_SCHEMA: Mapping[str, int] = {
     "retrain": 6,
     "evaluate": 3,
     "export": 4,
-    "validate": 6,
+    "validate": 7,
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 

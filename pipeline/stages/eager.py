@@ -37,10 +37,10 @@ def measure_eager(
     for layout in LAYOUTS:
         run = eager_run(network, inputs.to(device), layout)
         with session_threads(session.device), torch.inference_mode():
-            samples, warmup_runs = time_runs(
+            samples, warm_up = time_runs(
                 run, samples=config.latency_samples, seconds=config.latency_seconds * SECONDS_SHARE
             )
-        times = Timings(batch, f"PyTorch eager, {layout}", samples, warmup_runs, PLAIN, "none")
+        times = Timings(batch, f"PyTorch eager, {layout}", samples, warm_up.runs, PLAIN, "none")
         yield {
             "batch": batch,
             "runtime": times.provider,

@@ -5,6 +5,7 @@ images, and the accuracy's floor. One with CUDA graphs holds for one batch size 
 at a time; it is timed for comparison, after a look at bound images, and never serves.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from ..onnx_io.devices import CpuDevice, Device
 from ..onnx_io.parity import Limits, Reference, Rows, check_parity, gate, in_batches
 from ..onnx_io.session import MODE_OPTIONS, PLAIN, OnnxSession
 
+_NORMAL_QUANTILE = 1.96
 NUM_BOUND = 64
 """Images that a mode with CUDA graphs is checked on."""
 
@@ -61,7 +63,8 @@ class ModeCheck:
         bound = session.bind(images)
         bound()  # what is captured at the first run must hold for the images of a later one
         answers = bound.answer(images[::-1].copy())[::-1]
-        verdict, reasons = gate(compare(self.answer(images), answers), self.limits.parity)
+        found = compare(self.answer(images), answers)
+        verdict, reasons = gate(found, self.limits.parity, is_part=True)
         return "; ".join(reasons) if verdict == "failed" else None
 
 
@@ -82,3 +85,12 @@ def modes_of(device: Device, config: ValidateConfig) -> Sequence[str]:
 def accuracy_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Return the share of rows [N, classes] whose largest logit is the label's."""
     return float((logits.argmax(axis=1) == labels).mean())
+
+
+def is_near_chance(accuracy: float, num_images: int, largest_share: float) -> bool:
+    """Whether an accuracy counted on so many images may be that of always answering the largest
+    class: the lower end of its 95 % interval (Wilson's) is not above that class's share.
+    """
+    squared = _NORMAL_QUANTILE**2 / num_images
+    spread = math.sqrt(accuracy * (1 - accuracy) * squared + squared**2 / 4)
+    return (accuracy + squared / 2 - spread) / (1 + squared) <= largest_share

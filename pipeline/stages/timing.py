@@ -145,6 +145,35 @@ def num_measured(device: Device, config: ValidateConfig) -> int:
     return len(modes_of(device, config)) * len(measured_batches(config))
 
 
+def pass_gate(
+    latencies: Latencies, config: ValidateConfig, warn: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Return the gate and what passed it as JSON data; None without one.
+
+    ``warn`` is told of a figure that decides and is not stable. Raises as ``require_fast`` does.
+    """
+    if config.max_p99_ms is None or config.gated_batch is None:
+        return None
+    record = latencies.of(config.gated_batch, "host")
+    require_fast(record, config.max_p99_ms)
+    p99 = record.percentile_ms(99)
+    if not record.stable:
+        warn(
+            f"the p99 that passed the gate, {p99:.3g} ms of {config.max_p99_ms:g} ms, is unstable: "
+            "validate again on an idle machine (--fresh)"
+        )
+    return {
+        "max_p99_ms": config.max_p99_ms,
+        "batch": config.gated_batch,
+        "transfers": "host",
+        "p99_ms": p99,
+        "mode": record.mode,
+        "device": record.device.label,
+        "kind": record.device.kind,
+        "stable": record.stable,
+    }
+
+
 def require_fast(record: LatencyRecord, max_p99_ms: float) -> None:
     """Raise ``ValidationFailedError`` unless the p99 is known and at most ``max_p99_ms``."""
     p99 = record.percentile_ms(99)
@@ -168,7 +197,12 @@ def _best_mode(records: Sequence[LatencyRecord], batch: int) -> str:
         for record in records
         if (record.batch, record.transfers) == (batch, "host") and may_serve(record.mode)
     ]
-    return min(candidates, key=lambda record: float(np.median(record.samples_ns))).mode
+    return quickest(candidates).mode
+
+
+def quickest(records: Sequence[LatencyRecord]) -> LatencyRecord:
+    """Return the record with the shortest median: what decides between modes."""
+    return min(records, key=lambda record: float(np.median(record.samples_ns)))
 
 
 def _find(records: Sequence[LatencyRecord], mode: str, batch: int, transfers: str) -> LatencyRecord:

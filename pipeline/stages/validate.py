@@ -22,6 +22,7 @@ from d2nas.network import load_network
 from d2nas.strict_json import canonical_json
 from d2nas.training import memory_errors
 
+from ..onnx_io.comparison import largest_share
 from ..onnx_io.identity import IdentityReport, check_identity
 from ..onnx_io.model_file import check_model, lineage
 from ..onnx_io.mutants import mutants
@@ -39,9 +40,9 @@ from ..onnx_io.session import SMALLER_BATCHES, OnnxSession, open_session
 from ..store.codec import encode_tensors
 from . import REPORT_SCHEMA, Context, Facts
 from .export import MODEL_FILE
-from .modes import GateLimits, ModeCheck, accuracy_of
+from .modes import GateLimits, ModeCheck, accuracy_of, is_near_chance
 from .references import Recorded, TestImages, torch_answer
-from .timing import measure_all, num_measured, require_fast
+from .timing import measure_all, num_measured, pass_gate
 
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.safetensors"
@@ -50,6 +51,7 @@ NUM_GOLDEN = 8
 NUM_SELF_TEST = 64
 
 Images = NDArray[Any]
+Labels = NDArray[np.int64]
 
 
 def run(context: Context) -> Facts:
@@ -82,9 +84,14 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     network = load_network(context.inputs["retrain"].path)
     limits = _limits(config, exported.manifest.facts["precision"])
     reference = Recorded(torch_answer(network, images, session))
-    checked = _check(context, model, session, reference, images, limits)
-    accuracy = _accuracies(checked.logits, reference, data, limits)
     labels, batches = data.test.labels_N.numpy(), config.parity_batches
+    checked = _check(context, model, session, reference, images, labels, limits)
+    accuracy = _accuracies(checked.logits, reference, labels, limits)
+    if accuracy["near_chance"]:
+        context.hooks.warn(
+            f"accuracy {100 * accuracy['onnx']:.2f} % may be chance: the largest class has "
+            f"{100 * accuracy['largest_class_share']:.2f} % of the images"
+        )
     modes = ModeCheck(reference.answer, images, labels, batches, limits, accuracy["torch"])
     latencies = measure_all(
         session,
@@ -94,15 +101,14 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         modes.problem,
         _counter(context),
     )
-    if config.gated_batch is not None and config.max_p99_ms is not None:
-        require_fast(latencies.of(config.gated_batch, "host"), config.max_p99_ms)
+    gate = pass_gate(latencies, config, context.hooks.warn)
     report = _report(context, data, session) | {
         "identity": identity.to_dict(),
         "accuracy": accuracy,
         "parity": checked.parity.to_dict(),
         "self_test": checked.self_test.to_dict(),
         **latencies.to_dict(),
-        "latency_gate": _gate_record(config),
+        "latency_gate": gate,
     }
     context.work.write(REPORT_FILE, canonical_json(report))
     context.work.write(GOLDEN_FILE, _golden(images, checked.logits, data))
@@ -141,11 +147,12 @@ def _check(
     session: OnnxSession,
     reference: Recorded,
     images: TestImages,
+    labels: Labels,
     limits: GateLimits,
 ) -> _Checked:
     """Raise ``ValidationFailedError`` unless the model computes what the network computes."""
     batches = context.config.validate_.parity_batches
-    parity = check_parity(reference, session, images, batches, limits.parity)
+    parity = check_parity(reference, session, images, batches, limits.parity, labels)
     _advance(context, 1)
     device = resolve_device(context.config.validate_.device)
     selftest = self_test(
@@ -160,15 +167,18 @@ def _check(
 
 
 def _accuracies(
-    logits: Images, reference: Recorded, data: ImageData, limits: GateLimits
+    logits: Images, reference: Recorded, labels: Labels, limits: GateLimits
 ) -> dict[str, Any]:
     """Return the accuracies of both; raises ``ValidationFailedError`` below the floor."""
-    labels = data.test.labels_N.numpy()
+    own = accuracy_of(np.concatenate(reference.answers), labels)
+    exported = accuracy_of(logits, labels)
     accuracy = {
-        "torch": accuracy_of(np.concatenate(reference.answers), labels),
-        "onnx": accuracy_of(logits, labels),
+        "torch": own,
+        "onnx": exported,
         "test_images": len(labels),
         "floor": limits.accuracy_floor,
+        "largest_class_share": largest_share(labels),
+        "near_chance": is_near_chance(exported, len(labels), largest_share(labels)),
     }
     _require_accurate(accuracy)
     return accuracy
@@ -194,12 +204,6 @@ def _counter(context: Context) -> Callable[[], None]:
 def _advance(context: Context, done: int) -> None:
     context.hooks.advance(done, None)
     context.hooks.pause()
-
-
-def _gate_record(config: ValidateConfig) -> dict[str, Any] | None:
-    if config.max_p99_ms is None:
-        return None
-    return {"max_p99_ms": config.max_p99_ms, "batch": config.gated_batch, "transfers": "host"}
 
 
 def _check_lineage(context: Context, model: bytes) -> None:

@@ -19,6 +19,9 @@ from .layout import Layout
 STORE_LOCK_SECONDS = 60.0
 """How long to wait for another process that names, drops or collects versions."""
 
+BUNDLE_LOCK_SECONDS = 30.0
+"""How long to wait for another process that writes the same bundle."""
+
 _POLL_SECONDS = 0.005
 _MAX_INFO_BYTES = 4096
 
@@ -78,10 +81,32 @@ def run_lock(layout: Layout, file_system: FileSystem, run: str) -> Iterator[None
     name = f"run-{safe_run_name(run)}"
     file_system.make_folder(layout.locks)
     information = layout.locks / f"{name}.json"
-    lock = acquire(layout.lock_file(name), seconds=0)
+    with _held(layout.lock_file(name), information, file_system, what=f"run {run}", seconds=0):
+        yield
+
+
+@contextmanager
+def bundle_lock(exported: Path, name: str) -> Iterator[None]:
+    """Hold the lock around writing the bundle ``exported/name``.
+
+    Its files lie beside the bundle: in it, a reader would refuse them, and a model server takes
+    every folder of ``exported`` for a model. Raises ``BusyError``, naming the holder, if it is not
+    free within ``BUNDLE_LOCK_SECONDS``.
+    """
+    lock_file, information = exported / f".{name}.lock", exported / f".{name}.lock.json"
+    what = f"bundle {exported / name}"
+    with _held(lock_file, information, FileSystem(), what=what, seconds=BUNDLE_LOCK_SECONDS):
+        yield
+
+
+@contextmanager
+def _held(
+    lock_file: Path, information: Path, file_system: FileSystem, *, what: str, seconds: float
+) -> Iterator[None]:
+    lock = acquire(lock_file, seconds=seconds)
     if lock is None:
         raise BusyError(
-            f"run {run} is in use by {_holder(information)}",
+            f"{what} is in use by {_holder(information)}",
             hint="wait until it is done, or use another run name",
         )
     try:

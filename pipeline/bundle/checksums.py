@@ -1,0 +1,85 @@
+"""``SHA256SUMS``: which files a bundle has, no more and no fewer, and what is wrong with it."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from d2nas.errors import DamagedArtifactError
+
+CHECKSUMS = "SHA256SUMS"
+FILES = (
+    "MODEL_CARD.md",
+    "config.pbtxt",
+    "genotype.json",
+    "genotype.svg",
+    "golden.safetensors",
+    "labels.txt",
+    "preprocess.json",
+    "report.json",
+)
+"""What every bundle holds beside its models; others may be listed, too."""
+
+HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
+MODEL_NAME = "model.onnx"
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_MODEL = re.compile(r"([1-9][0-9]{0,8})/" + re.escape(MODEL_NAME))
+
+
+def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
+    """Return the SHA-256 of every file that ``content`` lists, by its path in the bundle.
+
+    Raises ``DamagedArtifactError`` for a line of another form, a path that leads out, a file listed
+    twice, and for one of ``FILES`` that is missing.
+    """
+    try:
+        text = content.decode("ascii")
+    except UnicodeDecodeError:
+        raise damaged(folder, CHECKSUMS, "is not ASCII text") from None
+    sums: dict[str, str] = {}
+    for line in text.splitlines(keepends=True):
+        match = _LINE.fullmatch(line)
+        if match is None or not (_FILE.fullmatch(match[2]) or _MODEL.fullmatch(match[2])):
+            raise damaged(folder, CHECKSUMS, f"has a line that is none of its own: {line[:80]!r}")
+        if match[2].lower() in (path.lower() for path in sums) or match[2] == CHECKSUMS:
+            raise damaged(folder, CHECKSUMS, f"lists {match[2]} twice")
+        sums[match[2]] = match[1]
+    for name in FILES:
+        if name not in sums:
+            raise damaged(folder, CHECKSUMS, f"does not list {name}")
+    return sums
+
+
+def check_listing(folder: Path, sums: Mapping[str, str], *, own: bool = False) -> None:
+    """Raise ``DamagedArtifactError`` unless exactly the listed files are there.
+
+    ``own``: the bundle was written here, and what is not listed can be removed.
+    """
+    present = set(_walk(folder, own=own)) - {CHECKSUMS}
+    for path in sorted(sums.keys() - present):
+        raise damaged(folder, path, "is missing")
+    for path in sorted(present - sums.keys()):
+        raise damaged(folder, path, f"is not listed in {CHECKSUMS}", remove=own)
+
+
+def _walk(folder: Path, *, own: bool) -> Iterator[str]:
+    """Yield the files of a bundle: in it, and in the folders of its models."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode):
+                yield entry.name
+            elif entry.name.isdecimal():
+                yield from (f"{entry.name}/{name}" for name in sorted(os.listdir(entry.path)))
+            else:
+                raise damaged(
+                    folder, entry.name, f"is a folder not listed in {CHECKSUMS}", remove=own
+                )
+
+
+def damaged(folder: Path, name: str, problem: str, *, remove: bool = False) -> DamagedArtifactError:
+    """Return the error that names a bundle's file; ``remove`` is what its hint then advises."""
+    hint = f"remove {folder / name}, then write the bundle again" if remove else HINT
+    return DamagedArtifactError(f"{folder}: {name}: {problem}", hint=hint)
