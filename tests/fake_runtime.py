@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +75,8 @@ class FakeRuntime(SimpleNamespace):
                 log_severity_level=2, add_run_config_entry=lambda key, value: None
             ),
             OrtValue=FakeValue,
+            # What torch's exporter looks at where it is imported after this.
+            __spec__=ModuleSpec("onnxruntime", None),
         )
 
     def get_available_providers(self) -> list[str]:

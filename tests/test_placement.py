@@ -11,7 +11,7 @@ import torch
 from fake_runtime import CPU, CUDA, Fail, FakeRuntime, FakeSession, Options, Situation
 from toy import Place
 
-from d2nas import SPACES
+from d2nas import SPACES, Genotype
 from d2nas.config import build_config
 from d2nas.errors import ValidationFailedError
 from d2nas.ops import FactorizedReduce
@@ -197,8 +197,10 @@ def test_an_operation_without_a_kernel_ends_a_run_before_the_search(
 
 def test_of_a_given_genotype_its_own_operations_are_tried() -> None:
     config = build_config({}, ["derive.genotype=PC_DARTS_cifar"])
-    assert "max_pool_3x3" in placement._operations(config)
-    assert "avg_pool_3x3" not in placement._operations(config)
+    genotype = Genotype.published("PC_DARTS_cifar")
+    named = {operation for operation, _ in (*genotype.normal, *genotype.reduce)}
+    assert placement._operations(config) == sorted(named)
+    assert "dil_conv_5x5" not in named
     assert placement._operations(build_config({}, [])) == operations_of(SPACES["S0"])
 
 
