@@ -88,7 +88,9 @@ def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if passed and any(children[rank].returncode == -passed[0] for rank in failed):
-        # Stopped before it could save anything: the user's signal, no lost rank.
+        # The user's signal, no lost rank: it met one that could not save yet, or had ended already.
+        if children[0].returncode == 128 + passed[0]:
+            return children[0].returncode, 0
         raise StoppedError(passed[0], "stopped before training began")
     return _outcome(children, failed)
 

@@ -363,15 +363,23 @@ class _StageHooks:
             version = self._commit.make(store, work, stage, "state", {"step": step}, self.seconds())
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()
-        self._runner.check_stop(f"at step {step}, saved as {version.reference}")
+        if stopping or self._runner.ranks is None:
+            # A signal that came while this was saved: other ranks are told at the next step.
+            self._runner.check_stop(f"at step {step}, saved as {version.reference}")
 
 
 def agree(ranks: "Ranks | None", stop: StopFlag, *, due: bool) -> tuple[bool, bool]:
-    """Return whether to stop, and whether a checkpoint is due: on any rank is on all."""
-    if ranks is not None:
-        number, is_due = ranks.largest(stop.signal_number or 0, int(due))
-        stop.signal_number, due = number or None, bool(is_due)
-    return stop.signal_number is not None, due
+    """Return whether to stop, and whether a checkpoint is due: on any rank is on all.
+
+    A signal that comes while the ranks agree is kept, and counts the next time: what the others
+    have not heard of yet is nothing to act on.
+    """
+    if ranks is None:
+        return stop.signal_number is not None, due
+    number, is_due = ranks.largest(stop.signal_number or 0, int(due))
+    if number:
+        stop.signal_number = number
+    return bool(number), bool(is_due)
 
 
 def library_versions() -> dict[str, str]:

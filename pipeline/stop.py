@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from d2nas.errors import StoppedError
@@ -25,13 +25,19 @@ def signals_handled(handler: Handler) -> Iterator[None]:
 
 @dataclass
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM, looked at between steps; the second leaves at once."""
+    """Set by the first SIGINT or SIGTERM, looked at between steps; the second leaves at once.
+
+    The number may also come from another rank of a parallel training (``agree``). This process's
+    own signal, which then still is to come, is no second one.
+    """
 
     signal_number: int | None = None
+    _has_come: bool = field(default=False, init=False)
 
     def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self._has_come:
             raise StoppedError(signal_number, "stopped at once by a second signal")
+        self._has_come = True
         self.signal_number = signal_number
 
     @contextmanager

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy import Place
@@ -18,6 +19,8 @@ from pipeline import launch as launch_module
 from pipeline.cli import run
 from pipeline.follower import LAST_WORDS, leave_to_the_launcher
 from pipeline.launch import launch, without_nproc
+from pipeline.runner import agree
+from pipeline.stop import StopFlag
 from pipeline.store import Store
 
 LONG = ("--set", "retrain.epochs=2000", "--set", "retrain.warmup_epochs=0")
@@ -147,6 +150,53 @@ def test_a_signal_stops_all_ranks_at_the_same_step_with_one_checkpoint(
     assert len([row for row in rows if row["kind"] == "state"]) == 1
     words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
     assert place.signalled(1, signal.SIGTERM, *words) == 143
+
+
+class Meeting:
+    """Ranks whose meetings last long: what happens in one comes after its numbers were given."""
+
+    def __init__(self, *meetings: Callable[[], int]) -> None:
+        self.meetings = list(meetings)
+
+    def largest(self, number: int, due: int) -> list[int]:
+        return [max(number, self.meetings.pop(0)()), due]
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_not_lost() -> None:
+    with StopFlag().installed() as stop:
+        ranks: Any = Meeting(lambda: signal.raise_signal(signal.SIGTERM) or 0, lambda: 0)
+        assert agree(ranks, stop, due=True) == (False, True)
+        assert agree(ranks, stop, due=False) == (True, False)
+    assert stop.signal_number == signal.SIGTERM
+
+
+def test_a_ranks_own_signal_after_anothers_is_no_second_one() -> None:
+    with StopFlag().installed() as stop:
+        ranks: Any = Meeting(lambda: signal.SIGTERM)
+        assert agree(ranks, stop, due=False) == (True, False)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StoppedError):  # control: the second of its own
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_rank_that_a_signal_meets_at_its_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 has saved and told; the signal's default has ended the other."""
+    real = subprocess.Popen
+    scripts = {
+        "0": "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True)",
+        "1": "print(flush=True)",
+    }
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        script = scripts[env["RANK"]] + "; import time; time.sleep(600)"
+        child = real([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        return child
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert launch(2, ["retrain"]) == 143
 
 
 def test_a_signal_before_training_is_no_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
