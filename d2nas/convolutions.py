@@ -1,8 +1,8 @@
 """Convolutions and their gradients, with fast ways for those of cells on a CPU.
 
 A 1 x 1 convolution on channels-last maps is a matrix product, pixels by channels, with nothing to
-rearrange. Asked for as one, it takes two thirds to a quarter of the time of the CPU's convolution,
-which packs channels into blocks of its own (measured: forward, and both gradients).
+rearrange. The CPU's convolution packs channels into blocks of its own first, and takes longer for
+the sizes of cells: at 20 cells x 36 channels a training step would take a tenth longer.
 
 PyTorch's CPU backward of a depthwise convolution is as fast as its forward for 3 x 3 kernels, and
 10 to 30 times slower for wider or dilated ones, which fall off the optimized path. The same sums
