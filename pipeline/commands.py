@@ -280,16 +280,12 @@ def show_config(preset: str, settings: Sequence[str] | None, *, as_json: bool) -
 
 def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:
     """Show where each operation of a space runs; raises if one does not run on ``device``."""
-    from .onnx_io.providers import device_is_an_option
     from .placement import COLUMNS, operations_of, place_operations, require_all_land
 
     found, console = [], Console()
-    with device_is_an_option():
-        for placement in place_operations(
-            operations_of(read_space(space)), device=device, opset=opset
-        ):
-            found.append(placement)
-            console.say(f"{placement.operation}: {placement.device or placement.problem}")
+    for placement in place_operations(operations_of(read_space(space)), device=device, opset=opset):
+        found.append(placement)
+        console.say(f"{placement.operation}: {placement.device or placement.problem}")
     if as_json:
         console.data([placement.to_dict() for placement in found])
     else:

@@ -166,7 +166,7 @@ def test_a_gpu_that_is_not_there_ends_a_run_before_the_search(
     assert place.run(*words) == 2
     told = capfd.readouterr().err
     assert "error: CUDA was asked for (cuda:0), but no such GPU answers here" in told
-    assert "hint: d2nas doctor shows what loads here; validate.device=cpu needs no GPU" in told
+    assert "hint: d2nas doctor shows what loads here; cpu as device needs no GPU" in told
     assert store_of(place) == []
     # A GPU that is there and does not load is a failed validation, which it would be later, too.
     monkeypatch.setattr(session, "has_gpu", lambda index: True)
@@ -223,7 +223,7 @@ def test_what_auto_found_is_said_once_and_only_where_something_runs(
     assert "will run on" not in capfd.readouterr().err
 
 
-def test_commands_with_an_option_for_the_device_name_it_in_their_hint(
+def test_every_commands_hint_names_the_device_that_needs_no_gpu(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_runtime.install(Situation(cuda_loads=False), monkeypatch)
@@ -237,7 +237,7 @@ def test_commands_with_an_option_for_the_device_name_it_in_their_hint(
     ):
         assert run([*command, "--device", "cuda"]) == 2
         told = capfd.readouterr().err
-        assert "; --device cpu needs no GPU" in told
+        assert "; cpu as device needs no GPU" in told
         assert "validate.device" not in told
     assert finished.run("validate", "toy", "--device", "cuda") == 2
-    assert "; validate.device=cpu needs no GPU" in capfd.readouterr().err
+    assert "; cpu as device needs no GPU" in capfd.readouterr().err

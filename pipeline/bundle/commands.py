@@ -9,7 +9,7 @@ from d2nas.verified_folder import is_digest
 
 from ..console import Console
 from ..onnx_io.identity import check_identity
-from ..onnx_io.providers import device_is_an_option, resolve_device
+from ..onnx_io.providers import resolve_device
 from .prediction import check_golden, open_model, predict
 from .reader import Bundle, open_bundle
 
@@ -23,10 +23,7 @@ def verify_bundles(
     """
     if digest is not None and not is_digest(digest.lower()):
         raise ConfigError(f"--digest {digest!r} is no SHA-256 in hexadecimal")
-    with device_is_an_option():
-        rows = [
-            _verified(open_bundle(folder, digest), resolve_device(device)) for folder in folders
-        ]
+    rows = [_verified(open_bundle(folder, digest), resolve_device(device)) for folder in folders]
     console = Console()
     if as_json:
         console.data(rows)
@@ -67,9 +64,8 @@ def predict_images(
     The device may be another than the validated one: it answers the golden inputs first.
     """
     bundle = open_bundle(folder)
-    with device_is_an_option():
-        session = open_model(bundle, resolve_device(device))
-        check_golden(bundle, session)
+    session = open_model(bundle, resolve_device(device))
+    check_golden(bundle, session)
     found = predict(bundle, session, images, top)
     console = Console()
     if as_json:

@@ -16,7 +16,7 @@ from d2nas.errors import ValidationFailedError
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
-NO_CUDA_HINT = "d2nas doctor shows what loads here; validate.device=cpu needs no GPU"
+NO_CUDA_HINT = "d2nas doctor shows what loads here; cpu as device needs no GPU"
 
 _PROOF = object()
 _NO_OPTIONS: Mapping[str, str] = {}

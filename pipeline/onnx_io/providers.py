@@ -3,8 +3,6 @@
 What a build lists says nothing about what loads: each is tried with a tiny model.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,19 +51,6 @@ def require_device(device: str) -> None:
     """
     session = open_session(_probe_model(), device=device)
     session.run(np.ones((2, *session.description.array_shape), np.float32))
-
-
-@contextmanager
-def device_is_an_option() -> Iterator[None]:
-    """Inside, an error's hint about the device names the option ``--device``: some commands have
-    that and no configuration.
-    """
-    try:
-        yield
-    except D2NasError as error:
-        if error.hint is not None:
-            error.hint = error.hint.replace("validate.device=cpu", "--device cpu")
-        raise
 
 
 def loadable_providers() -> list[ProviderStatus]:

@@ -256,8 +256,7 @@ def _open_cuda(
     if CUDA_PROVIDER not in runtime.get_available_providers():
         raise ConfigError(
             "CUDA was asked for, but this ONNX Runtime is built without CUDA",
-            hint="pip uninstall onnxruntime, then pip install onnxruntime-gpu; "
-            "or validate.device=cpu",
+            hint="pip uninstall onnxruntime, then pip install onnxruntime-gpu; or the device cpu",
         )
     log: list[str] = []
     try:

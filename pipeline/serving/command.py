@@ -75,7 +75,7 @@ def open_service(
     answers the golden inputs otherwise.
     """
     from ..bundle.prediction import check_golden, open_model
-    from ..onnx_io.providers import cuda_problem, device_is_an_option
+    from ..onnx_io.providers import cuda_problem
     from .service import InferenceService
 
     validated = bundle.report["device"]
@@ -85,9 +85,8 @@ def open_service(
         problem = cuda_problem() if device == "cuda" else None
         if problem is not None:
             device, why = "cpu", f"; CUDA does not run here: {problem}"
-    with device_is_an_option():
-        session = open_model(bundle, device)
-        check_golden(bundle, session)
+    session = open_model(bundle, device)
+    check_golden(bundle, session)
     if not device.startswith(validated["kind"]):
         warn(
             f"validated on {validated['label']}, served on {device}: no latency of its report "
