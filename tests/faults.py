@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -251,3 +252,31 @@ def memory_folder(fallback: Path) -> Iterator[Path]:
     parent = memory if os.access(memory, os.W_OK) else fallback
     with tempfile.TemporaryDirectory(dir=parent, prefix="d2nas-test-") as folder:
         yield Path(folder)
+
+
+class KillingFileSystem(FaultyFileSystem):
+    """Kills its process at one operation, or in the middle of it: nothing is tidied up."""
+
+    def __init__(self, kill_at: int, *, torn: bool) -> None:
+        super().__init__()
+        self.kill_at, self.torn = kill_at, torn
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if len(self.log) + 1 == self.kill_at:
+            if self.torn and not kind.startswith("sync"):
+                self._tear(action)
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._operation(kind, path, action)
+
+
+class MeetingFileSystem(FaultyFileSystem):
+    """Lets another process come by before one operation."""
+
+    def __init__(self, meet_at: int, other: Callable[[], object]) -> None:
+        super().__init__()
+        self.meet_at, self.other = meet_at, other
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        if len(self.log) + 1 == self.meet_at:
+            self.other()
+        super()._operation(kind, path, action)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import PROJECT, careless_commit, commit, contents, named_ids, raw_files
-from store_machine import BUGS
+from store_bugs import BUGS
 
 from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.verified_folder import MANIFEST_NAME, read_verified
@@ -101,7 +101,7 @@ class SlowFileSystem(FileSystem):
 
 
 def commit_slowly(root: Path, bug: str, first_seed: str, count: str) -> None:
-    """Commit with one of the bugs of ``store_machine``, or none; say what became of each."""
+    """Commit with one of the bugs of ``store_bugs``, or none; say what became of each."""
     BUGS[bug]()
     store = Store(root, SlowFileSystem())
     for seed in range(int(first_seed), int(first_seed) + int(count)):

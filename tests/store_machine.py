@@ -13,23 +13,29 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from faults import FAULTS, Crash, FaultyFileSystem, commit, contents, files_of, raw_files
-from filelock import BaseFileLock
+from faults import (
+    FAULTS,
+    Crash,
+    FaultyFileSystem,
+    KillingFileSystem,
+    MeetingFileSystem,
+    commit,
+    contents,
+    files_of,
+)
+from raw_store import RawStore
+from store_bugs import BUGS
 
 from d2nas.errors import BusyError, ConfigError, D2NasError, DamagedArtifactError, StorageError
 from d2nas.verified_folder import MANIFEST_NAME
-from pipeline.store import FileSystem, Staging, Store, Version, garbage, locks
-from pipeline.store import commit as commit_module
-from pipeline.store.layout import Layout
+from pipeline.store import Staging, Store, Version, locks
 
 RUNS = ("one", "two")
 STAGES = ("search-state", "search-state", "search", "derive")
@@ -37,71 +43,11 @@ HARMS = ("content", "missing file", "extra file", "manifest")
 UNREADABLE = {"manifest", "missing"}
 """With one of these nothing can be told about parents."""
 
-Files = dict[str, bytes]
 WEIGHTS = {
     "commit": 4, "stage": 1, "crash": 2, "crash_of_gc": 1, "kill": 1, "meet": 2, "open": 2,
     "corrupt": 2, "gc": 2, "lock": 1, "retain": 2,
 }  # fmt: skip
 """How often each kind of step is drawn."""
-
-
-class KillingFileSystem(FaultyFileSystem):
-    """Kills its process at one operation, or in the middle of it: nothing is tidied up."""
-
-    def __init__(self, kill_at: int, *, torn: bool) -> None:
-        super().__init__()
-        self.kill_at, self.torn = kill_at, torn
-
-    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
-        if len(self.log) + 1 == self.kill_at:
-            if self.torn and not kind.startswith("sync"):
-                self._tear(action)
-            os.kill(os.getpid(), signal.SIGKILL)
-        super()._operation(kind, path, action)
-
-
-class MeetingFileSystem(FaultyFileSystem):
-    """Lets another process come by before one operation."""
-
-    def __init__(self, meet_at: int, other: Callable[[], object]) -> None:
-        super().__init__()
-        self.meet_at, self.other = meet_at, other
-
-    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
-        if len(self.log) + 1 == self.meet_at:
-            self.other()
-        super()._operation(kind, path, action)
-
-
-class RawStore:
-    """What stands on the disk, read by nothing that is under test; read again where it changed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._known: dict[Path, tuple[object, Any]] = {}
-
-    def names(self) -> dict[str, str]:
-        """The id behind every name."""
-        found = {}
-        for path in self.root.glob("runs/*/*/v*.json"):
-            body = self._cached(path, lambda path: json.loads(path.read_bytes())["body"])
-            found[f"{body['run']}/{body['stage']}@v{body['number']}"] = body["id"]
-        return found
-
-    def version(self, version_id: str) -> Files:
-        """The files of a version."""
-        return self._cached(self.root / "versions" / version_id, raw_files)
-
-    def listed(self, folder: str) -> set[str]:
-        """The names in one of the store's folders."""
-        return set(os.listdir(self.root / folder)) if (self.root / folder).is_dir() else set()
-
-    def _cached(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        parts = [path, *path.iterdir()] if path.is_dir() else [path] * path.exists()
-        now = [(p.name, s.st_ino, s.st_size, s.st_mtime_ns) for p in parts if (s := p.stat())]
-        if path not in self._known or self._known[path][0] != now:
-            self._known[path] = (now, read(path))
-        return self._known[path][1]
 
 
 class Step(NamedTuple):
@@ -379,59 +325,6 @@ class StoreMachine:
                 self._must(self.names[name] not in self.harmed, "a damaged version was opened")
                 wanted = contents(self.made[version.id][0])
                 self._must(files_of(version) == wanted, "opened something else")
-
-
-# Bugs that the sequences must find
-
-
-def _everything_is_dead() -> None:
-    garbage.is_live = lambda *_: False
-
-
-def _only_the_lock_file_goes() -> None:
-    remove = garbage._remove_dead_locks
-
-    def careless(layout: Layout, file_system: FileSystem) -> None:
-        real, garbage.is_live = garbage.is_live, lambda *_: False
-        remove(layout, file_system)
-        garbage.is_live = real
-
-    garbage._remove_dead_locks = careless
-
-
-def _parents_are_forgotten() -> None:
-    garbage.reachable = lambda _, references: {reference.id for reference in references}
-
-
-@contextmanager
-def _no_lock(layout: Layout, file_system: FileSystem) -> Iterator[None]:
-    file_system.make_folder(layout.locks)
-    yield
-
-
-def _no_store_lock() -> None:
-    for module in (garbage, commit_module):
-        module.store_lock = _no_lock  # type: ignore[attr-defined]
-
-
-def _no_run_lock() -> None:
-    real = locks.acquire
-
-    def acquire(path: Path, *, seconds: float) -> BaseFileLock | None:
-        own = path.with_name(os.urandom(4).hex()) if path.name.startswith("run-") else path
-        return real(own, seconds=seconds)
-
-    locks.acquire = acquire
-
-
-BUGS: dict[str, Callable[[], None]] = {
-    "none": lambda: None,
-    "liveness": _everything_is_dead,
-    "lock-file": _only_the_lock_file_goes,
-    "reachability": _parents_are_forgotten,
-    "store-lock": _no_store_lock,
-    "run-lock": _no_run_lock,
-}
 
 
 def problem_of(base: Path, steps: list[Step]) -> str:

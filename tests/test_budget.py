@@ -6,11 +6,11 @@ import fake_runtime
 import pytest
 from fake_runtime import Situation
 from onnx_models import hand_made_model
-from toy import Place
+from toy import TRAINING_BEGINS, Place, end_before_training
 
 from d2nas.config import build_config
 from d2nas.errors import ValidationFailedError
-from pipeline import budget, commands
+from pipeline import budget
 from pipeline.budget import Taken, widest_that_fits
 from pipeline.onnx_io.devices import CpuDevice
 from pipeline.onnx_io.latency import CpuLatency
@@ -102,21 +102,14 @@ def test_the_untrained_network_is_really_measured(
     place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Export and timing of the toy, untrained; then the run ends where training would begin."""
-    real = commands.Runner.check_stop
-
-    def stop(runner: commands.Runner, when: str) -> None:
-        if when == "before retrain":
-            raise ValidationFailedError("this is where training begins")
-        real(runner, when)
-
-    monkeypatch.setattr(commands.Runner, "check_stop", stop)
+    end_before_training(monkeypatch)
     words = ("run", str(place.preset), "--max-p99-ms", "60000")
     assert place.run(*words) == 3
     said = capfd.readouterr().err.splitlines()
     (line,) = (line for line in said if line.startswith("budget: "))
     assert line.endswith(", untrained")
     assert " ms of 60000 ms for batch 1 on CPU " in line
-    assert any("this is where training begins" in line for line in said)
+    assert any(TRAINING_BEGINS in line for line in said)
 
 
 def test_the_mode_that_is_held_against_the_budget_is_the_one_that_would_serve(

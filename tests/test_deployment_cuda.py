@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from served import INFER, ask_once, binary_request, running
-from toy import Place
+from toy import TRAINING_BEGINS, Place, end_before_training
 
-from d2nas.errors import ValidationFailedError
-from pipeline import commands
 from pipeline.bundle.reader import open_bundle
 from pipeline.cli import run
 from pipeline.onnx_io.providers import cuda_problem
@@ -89,18 +87,11 @@ def test_a_bundle_is_served_where_it_was_validated(
 def test_a_run_tries_the_gpu_before_the_search_and_keeps_its_budget(
     place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = commands.Runner.check_stop
-
-    def stop(runner: commands.Runner, when: str) -> None:
-        if when == "before retrain":
-            raise ValidationFailedError("this is where training begins")
-        real(runner, when)
-
-    monkeypatch.setattr(commands.Runner, "check_stop", stop)
+    end_before_training(monkeypatch)
     words = ("--set", f"validate.device={KIND}", "--max-p99-ms", "60000")
     assert place.run("run", str(place.preset), *words) == 3
     said = capfd.readouterr().err.splitlines()
     assert f"validation will run on {KIND}, which has all 7 operations of the space" in said
     (line,) = (line for line in said if line.startswith("budget: "))
     assert f" on {KIND.upper()} " in line
-    assert any("this is where training begins" in line for line in said)
+    assert any(TRAINING_BEGINS in line for line in said)

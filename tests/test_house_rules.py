@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
     path for package in ("d2nas", "pipeline") for path in (ROOT / package).rglob("*.py")
 )
+SCRIPTS = sorted(
+    path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -90,7 +93,7 @@ def test_control_mypy_is_strict(tmp_path: Path) -> None:
     assert done.returncode != 0
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 400

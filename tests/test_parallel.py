@@ -1,17 +1,14 @@
 """Two processes that train one network, against one that sees both halves of every batch."""
 
 import datetime
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from processes import on_processes, save
 from searches import CPU, config_of, made_images
 from torch import Tensor, distributed
 from torch.nn import functional as F
@@ -162,55 +159,6 @@ def searched_by_halves(method: str) -> dict[str, Tensor]:
     return run_all(whole)
 
 
-def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[str, Tensor]]:
-    """Run a function of this module on two ranks; returns what each wrote."""
-    return on_processes(2, f"test_parallel.{function}", folder, *arguments)
-
-
-def on_processes(
-    count: int, function: str, folder: Path, *arguments: str
-) -> list[dict[str, Tensor]]:
-    """Run ``module.function`` of the tests on some ranks; returns what each wrote."""
-    module, _, name = function.partition(".")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = (
-        "import torch, json, sys; torch.set_num_threads(1)\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"import {module} as t\n"
-        "from d2nas.parallel import connected, environment_ranks\n"
-        "ranks = environment_ranks()\n"
-        "with connected(ranks):\n"
-        f"    t.{name}(ranks, {str(folder)!r}, *{arguments!r})\n"
-    )
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=os.environ
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    errors = [child.communicate(timeout=300)[1] for child in children]
-    assert [child.returncode for child in children] == [0] * count, errors
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(count)]
-
-
-def save(folder: str, ranks: Ranks, tensors: dict[str, Tensor]) -> None:
-    packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(packed, Path(folder) / f"{ranks.rank}.safetensors")
-
-
 def retrain_here(ranks: Ranks, folder: str) -> None:
     save(folder, ranks, run_all(retraining_of(ranks)))
 
@@ -253,6 +201,11 @@ def long_preparation_here(ranks: Ranks, folder: str) -> None:
     with pytest.raises(LostRankError, match=r"[Tt]imed out"):
         ranks.from_first(None)
     save(folder, ranks, {"waited": torch.ones(1)})
+
+
+def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[str, Tensor]]:
+    """Run a function of this module on two ranks; returns what each wrote."""
+    return on_processes(2, f"test_parallel.{function}", folder, *arguments)
 
 
 def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

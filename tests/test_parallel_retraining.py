@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import on_processes, save
 from searches import CPU, config_of, made_images
-from test_parallel import on_processes, save
 from torch import Tensor
 
 from d2nas.errors import LostRankError

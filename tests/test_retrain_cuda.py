@@ -3,15 +3,14 @@
 What can be told without a GPU is told in this module's last tests.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_device import CUDA, deterministic, no_waiting
+from processes import on_processes, save
 from searches import CPU, config_of, made_images
-from test_parallel import on_processes, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2nas.genotype import Genotype
@@ -19,7 +18,6 @@ from d2nas.parallel import ALONE, Ranks
 from d2nas.retrain import Retraining, train_step
 from d2nas.training import FiniteWatch
 
-CUDA = torch.device("cuda:0")
 PRECISIONS = ["fp32", "bf16", "fp16"]
 STEPS = 6
 # All kinds of operations; and, for what must be exact, none whose backward adds in no fixed order.
@@ -60,28 +58,6 @@ def take_all_kinds_of_steps(retraining: Retraining) -> None:
     for step in (0, 2):
         with retraining.arithmetic.pinned():
             train_step(retraining, step)
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.deterministic = before
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Make whatever waits for the device an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def resumed_exactly(

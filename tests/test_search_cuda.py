@@ -1,10 +1,8 @@
 """The search on a CUDA device: it runs, waits for nothing within a pass, and resumes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
+from cuda_device import CUDA, deterministic, no_waiting
 from searches import final_state, finish, made_images, search_by
 from torch import nn
 
@@ -14,7 +12,6 @@ from d2nas.training import FiniteWatch, step_if_finite
 
 pytestmark = pytest.mark.gpu
 
-CUDA = torch.device("cuda:0")
 PRECISIONS = ["fp32", "bf16"]
 
 
@@ -71,19 +68,6 @@ def test_the_first_step_is_about_that_of_the_cpu(method: str) -> None:
     torch.testing.assert_close(sums[1][[0, 2]], sums[0][[0, 2]], rtol=1e-2, atol=0)
 
 
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Kernels that add in one order; which of them a library takes by itself is its choice."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.deterministic = before
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_search_resumes_bit_equal(stop: int, precision: str) -> None:
@@ -99,16 +83,6 @@ def test_a_search_resumes_bit_equal(stop: int, precision: str) -> None:
         # The peak is the allocator's, which another history leaves elsewhere.
         assert name == "sums" or torch.equal(value, got[name]), name
     assert whole.method.derive() == again.method.derive()
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Make whatever waits for the device an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

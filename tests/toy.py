@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from d2nas.errors import ValidationFailedError
 from pipeline.cli import run
+from pipeline.runner import Runner
 
 TOY = """
 [data]
@@ -41,6 +43,8 @@ latency_batches = [1, 4]
 latency_samples = 20
 latency_seconds = 0.5
 """
+
+TRAINING_BEGINS = "this is where training begins"
 
 
 class Place:
@@ -84,3 +88,15 @@ class Place:
         captured = capfd.readouterr()
         assert code == 0, captured.err
         return json.loads(captured.out)
+
+
+def end_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make runs end with a failure that says ``TRAINING_BEGINS`` where it would."""
+    real = Runner.check_stop
+
+    def stop(runner: Runner, when: str) -> None:
+        if when == "before retrain":
+            raise ValidationFailedError(TRAINING_BEGINS)
+        real(runner, when)
+
+    monkeypatch.setattr(Runner, "check_stop", stop)
