@@ -305,7 +305,6 @@ def memory_errors(
 
     Nothing is retried and the batch size is never changed behind the user's back.
     """
-    failed = False
     try:
         yield
     except OutOfMemoryError:
@@ -314,12 +313,11 @@ def memory_errors(
         if not _is_out_of_memory(error):
             raise
         _let_go(error)
-        failed = True
-    if failed:
         raise OutOfMemoryError(
             f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
             hint=hint or "lower batch_size or init_channels; for a search also recompute=op",
-        )
+        ) from None
+
 
 
 def _let_go(error: BaseException | None) -> None:
