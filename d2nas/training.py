@@ -319,7 +319,6 @@ def memory_errors(
         ) from None
 
 
-
 def _let_go(error: BaseException | None) -> None:
     """Drop what the functions that failed still hold, the step's tensors above all.
 

@@ -153,7 +153,8 @@ class _Estimates:
             return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
         search.supernet.train()
         measured = sum(search.method.passes)
-        per_pass = _seconds_per_call(lambda step: search_step(search, step)) / measured
+        with search.arithmetic.pinned():
+            per_pass = _seconds_per_call(lambda step: search_step(search, step)) / measured
         half = self._num_train() * (1 - self._config.data.validation_fraction)
         epoch = max(1, int(half * config.image_fraction) // config.batch_size)
         architecture, weights = (
@@ -193,7 +194,8 @@ class _Estimates:
         stem = stem_for(config.stem, self._shape.image_size)
         retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
         retraining.network.train()
-        per_step = _seconds_per_call(lambda step: train_step(retraining, step))
+        with retraining.arithmetic.pinned():
+            per_step = _seconds_per_call(lambda step: train_step(retraining, step))
         steps = max(1, self._num_train() // config.batch_size) * config.epochs
         weights = sum(parameter.numel() for parameter in retraining.network.parameters())
         return {

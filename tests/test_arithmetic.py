@@ -1,11 +1,13 @@
 """float32 on a GPU is float32, or what a key says; told by PyTorch's switches, without a GPU."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from searches import CPU, search_by
 from test_recipe import retraining_of
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import Place
 
 from d2nas import retrain as retrain_module
@@ -15,6 +17,9 @@ from d2nas.data import Normalizer
 from d2nas.errors import ConfigError
 from d2nas.precision import Arithmetic, arithmetic_of, compute_type, resolve_precision
 from d2nas.training import Loop, predict
+from pipeline.bench.search import Stepper, made_images
+from pipeline.bench.train import OurStepper, PlainStepper
+from pipeline.plan import _Estimates
 
 CUDA = torch.device("cuda:0")
 Switches = tuple[bool, bool, bool]
@@ -106,6 +111,43 @@ def test_an_evaluation_is_exact_whatever_was_left_on() -> None:
     predict(network, images, Normalizer((0.5,) * 3, (0.25,) * 3))
     assert set(held) == {(False, False, False)}
     assert switches() == (True, True, True)
+
+
+class Held(TorchDispatchMode):
+    """What holds while convolutions are computed, by our own code or by PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[Switches] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in func.overloadpacket.__name__:
+            self.found.add(switches())
+        return func(*args, **(kwargs or {}))
+
+
+SMALL = ("num_cells=2", "init_channels=4", "batch_size=4", "device=cpu")
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain", "plain"])
+def test_what_is_timed_is_computed_as_in_training(stage: str) -> None:
+    section = "search" if stage == "search" else "retrain"
+    words = [f"{section}.{word}" for word in SMALL]
+    config = build_config({"data": {"name": "digits"}}, [*words, "retrain.auxiliary=false"])
+    data = made_images(8, 8)
+    stepper = {
+        "search": lambda: Stepper(config.search, size=8),
+        "retrain": lambda: OurStepper(config.retrain, data, CPU),
+        "plain": lambda: PlainStepper(config.retrain, data, CPU),
+    }[stage]()
+    with Held() as held:
+        stepper.run(1)
+    assert held.found == {(False, False, False)}
+    if stage != "plain":
+        with Held() as held:
+            getattr(_Estimates(config), f"_{stage}")()
+        assert held.found >= {(False, False, False)}
+        assert held.found <= {(False, False, False), (True, True, True)}  # a peak, on no device
 
 
 def test_a_failed_step_leaves_the_switches_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,10 @@ class Stepper:
 
     def run(self, steps: int) -> None:
         """Take ``steps`` steps and wait until they are done."""
-        for _ in range(steps):
-            search_step(self.search, self.taken % self.search.num_steps)
-            self.taken += 1
+        with self.search.arithmetic.pinned():
+            for _ in range(steps):
+                search_step(self.search, self.taken % self.search.num_steps)
+                self.taken += 1
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -23,6 +23,7 @@ from d2nas.config import DataConfig, RetrainConfig
 from d2nas.cost import count_cost
 from d2nas.data import ImageData, ImageSet
 from d2nas.genotype import Genotype
+from d2nas.precision import arithmetic_of
 from d2nas.retrain import Retraining, train_step
 from d2nas.training import resolve_device
 
@@ -63,9 +64,10 @@ class OurStepper:
 
     def run(self, steps: int) -> None:
         """Take ``steps`` steps and wait until they are done."""
-        for _ in range(steps):
-            train_step(self.retraining, self.taken % self.retraining.num_steps)
-            self.taken += 1
+        with self.retraining.arithmetic.pinned():
+            for _ in range(steps):
+                train_step(self.retraining, self.taken % self.retraining.num_steps)
+                self.taken += 1
         _wait_for(self.retraining.device)
 
 
@@ -102,6 +104,7 @@ class PlainStepper:
 
     def __init__(self, config: RetrainConfig, data: ImageData, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.arithmetic = arithmetic_of(config.precision, device)  # as ours
         self.network = PlainNetwork(
             Genotype.published(GENOTYPE),
             num_cells=config.num_cells,
@@ -136,8 +139,9 @@ class PlainStepper:
 
     def run(self, steps: int) -> None:
         """Take ``steps`` steps and wait until they are done."""
-        for _ in range(steps):
-            self._step()
+        with self.arithmetic.pinned():
+            for _ in range(steps):
+                self._step()
         _wait_for(self.device)
 
     def _step(self) -> None:
