@@ -101,3 +101,25 @@ def test_the_linear_schedule_is_pc_darts() -> None:
     assert [linear_by_epoch(epoch, 4, 0, 1.0) for epoch in range(4)] == [1.0, 0.75, 0.5, 0.25]
     with pytest.raises(ConfigError, match="lr_min must be 0"):
         build_config({"retrain": {"lr_schedule": "linear", "lr_min": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "warmup"),
+    [
+        ("d2nas", 50, 15),
+        ("entangled", 50, 15),
+        ("pc-darts-4", 50, 15),
+        ("d2nas", 3, 0),
+        ("d2nas", 1, 0),
+        ("gdas", 240, 0),
+        ("darts", 50, 0),
+        ("random", 50, 0),
+    ],
+)
+def test_the_architecture_rests_as_long_as_method_and_epochs_say(
+    method: str, epochs: int, warmup: int
+) -> None:
+    words = [f"search.method={method}", f"search.epochs={epochs}"]
+    assert build_config({}, words).search.warmup_epochs == warmup
+    if epochs > 2:
+        assert build_config({}, [*words, "search.warmup_epochs=2"]).search.warmup_epochs == 2
