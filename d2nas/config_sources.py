@@ -38,7 +38,7 @@ DEFAULT_SOURCES: Mapping[str, str] = {
     "search.recompute": "ours",
     "search.precision": "ours",
     "search.epochs": "ROME 4",
-    "search.warmup_epochs": "PC-DARTS's code: 15 of 50; that d2nas has it too is ours, measured",
+    "search.warmup_epochs": "PC-DARTS's code: 15 of 50; that d2nas has it too is ours",
     "search.batch_size": "DARTS's code; D2NAS's memory table",
     "search.image_fraction": "ours: all",
     "search.draws": "ROME 4",
