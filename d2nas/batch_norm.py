@@ -69,6 +69,9 @@ def normalize_gradients(
     normalised.
     """
     if not _has_fast_way(kept_NCHW):
+        # The gradient of a cell's state is a slice of the concatenation's, and of such a stride
+        # PyTorch's kernel reads number by number: on a CPU it takes fourteen times as long.
+        grad_NCHW = grad_NCHW.contiguous(memory_format=_layout(kept_NCHW))
         if scale is None:
             # An input already normalised; its own deviation comes in as a factor.
             scale, mean, inverse_std = inverse_std, torch.zeros_like(mean), torch.ones_like(mean)
@@ -112,6 +115,12 @@ def _has_fast_way(x_NCHW: Tensor) -> bool:
         and x_NCHW.dtype in (torch.float32, torch.float64)
         and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _layout(x_NCHW: Tensor) -> torch.memory_format:
+    if x_NCHW.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def _rows(x_NCHW: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2nas import units
 from d2nas.ops import (
@@ -136,6 +137,35 @@ def test_the_memory_layout_changes_no_number_and_is_handed_on(
     got = results(unit, last)
     assert got["output 0"].is_contiguous(memory_format=torch.channels_last)
     assert_same(got, wanted)
+
+
+class BackwardLayouts(TorchDispatchMode):
+    """Writes down the strides of the two maps that batch norm's backward is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.seen.append((args[0].stride(), args[1].stride()))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_slice_of_a_gradient_is_laid_out_anew_for_batch_norm(
+    layout: torch.memory_format,
+) -> None:
+    channels = 16  # not one of the widths that are summed by rows
+    units = [built("depthwise 3, dilation 1, stride 1", channels=channels) for _ in range(2)]
+    x = randn(0, 2, channels, 6, 6).contiguous(memory_format=layout).requires_grad_()
+    state = torch.cat([unit(x) for unit in units], dim=1)
+    with BackwardLayouts() as layouts:
+        state.backward(torch.ones_like(state))
+    assert len(layouts.seen) == 2
+    assert all(grad == kept for grad, kept in layouts.seen)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
