@@ -71,7 +71,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.ref[Any]] = {}
         for tensor in alive:
             self._add(tensor)
 
@@ -95,14 +95,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._known:
             return
         size = -(-storage.nbytes() // ALLOCATION_BLOCK) * ALLOCATION_BLOCK
-        self._known.add(key)
+
+        def collected(_reference: object) -> None:
+            del self._known[key]
+            self.now -= size
+
+        self._known[key] = weakref.ref(storage, collected)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def peak_memory(step: Callable[[], Any], *, alive: Iterable[Tensor] = ()) -> int:

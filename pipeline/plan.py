@@ -1,7 +1,7 @@
 """What a run would do: stages, steps, and estimates of time, memory and disk.
 
 Time: a few real steps of each loop on made-up images of the real shape, scaled up. Memory: the live
-bytes of one step under fake tensors, which compute nothing. Both are estimates and shown as such.
+bytes of one step that allocates and computes nothing. Both are estimates and shown as such.
 """
 
 import time
@@ -259,21 +259,23 @@ class _Estimates:
 
         config, data = self._config.search, self._data()
 
-        def build() -> Callable[[Any], Any]:
+        def build() -> tuple[Any, Callable[[Any], Any]]:
             method = build_method(config, data, read_space(config.space), seed=0)
             if not isinstance(method, SinglePath):
-                return lambda images: (method.supernet(images, method.logits),)
+                return method.supernet, lambda images: (method.supernet(images, method.logits),)
             draw = _heavy_draw(method.logits.space, all_edges=config.method == "gdas")
-            return lambda images: (b.logits for b in method.supernet.branches(images, draw))
+            return method.supernet, lambda images: (
+                branch.logits for branch in method.supernet.branches(images, draw)
+            )
 
-        return self._fake_peak(build, batch)
+        return self._peak_of(build, batch)
 
     def _peak_of_network(self, batch: int, stem: str) -> int:
         from d2nas.network import Network
 
         config = self._config.retrain
 
-        def build() -> Callable[[Any], Any]:
+        def build() -> tuple[Any, Callable[[Any], Any]]:
             network = Network(
                 _typical(),
                 num_cells=config.num_cells,
@@ -282,21 +284,24 @@ class _Estimates:
                 in_channels=self._shape.channels,
                 stem=stem,
             )
-            return lambda images: (network(images),)
+            return network, lambda images: (network(images),)
 
-        return self._fake_peak(build, batch)
+        return self._peak_of(build, batch)
 
-    def _fake_peak(self, build: Callable[[], Callable[[Any], Any]], batch: int) -> int:
+    def _peak_of(self, build: Callable[[], tuple[Any, Callable[[Any], Any]]], batch: int) -> int:
         import torch
-        from torch._subclasses.fake_tensor import FakeTensorMode
 
+        from d2nas.batches import channels_last
         from d2nas.cost import peak_memory
+        from d2nas.training import place
+        from d2nas.uncomputed import Uncomputed
 
         shape = self._shape
-        with torch.random.fork_rng(devices=[]), FakeTensorMode():
-            outputs_of = build()
+        with torch.random.fork_rng(devices=[]), Uncomputed():
+            module, outputs_of = build()
+            place(module, torch.device("cpu"))
             size = shape.image_size
-            images = torch.empty(batch, shape.channels, size, size)
+            images = channels_last(torch.empty(batch, shape.channels, size, size))
             labels = torch.zeros(batch, dtype=torch.int64)
 
             def step() -> None:

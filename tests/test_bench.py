@@ -81,7 +81,7 @@ def test_a_sampled_method_has_a_worst_and_a_mean_row(small: None) -> None:
     wanted |= {"cells": 3, "channels": 8, "batch": 4, "default": False, "backward": "lean"}
     for row in (worst, mean):
         assert wanted.items() <= row.items()
-        assert row["measured_by"] == "live bytes of fake tensors"
+        assert row["measured_by"] == "live bytes, nothing computed"
 
 
 def test_a_method_that_samples_nothing_has_one_row(small: None) -> None:
@@ -113,16 +113,16 @@ REAL = [
 
 
 @pytest.mark.parametrize("case", REAL, ids=Case.describe)
-def test_fake_tensors_count_what_real_ones_take(
+def test_what_is_counted_without_computing_is_what_a_step_takes(
     case: Case, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = draws_of(case)
     few = dict([*kept.items()][:: max(1, len(kept) // 4)])
     monkeypatch.setattr(bench_memory, "draws_of", lambda _case: few)
-    fake, real = measure_case(case, CPU), measure_case(case, CPU, computed=True)
-    assert fake.peaks == real.peaks
-    assert fake.state_bytes == real.state_bytes
-    assert (fake.measured_by, real.measured_by) == ("live bytes of fake tensors", "live bytes")
+    counted, real = measure_case(case, CPU), measure_case(case, CPU, computed=True)
+    assert counted.peaks == real.peaks
+    assert counted.state_bytes == real.state_bytes
+    assert (counted.measured_by, real.measured_by) == ("live bytes, nothing computed", "live bytes")
 
 
 def peak(case: Case) -> int:

@@ -4,11 +4,12 @@ The peak is that of the whole step, both halves; weights, the gradients of *all*
 some draws nearly all exist) and the optimizers' state included. Sampled sub-networks run one after
 the other, so one draw per half has the peak of K.
 
-Without CUDA nothing is computed: the step runs on fake tensors, whose live bytes are counted. With
-CUDA it runs, and the allocator's peak is read.
+Without CUDA nothing is computed: the step's operations only allocate, and the live bytes are
+counted. With CUDA it runs, and the allocator's peak is read.
 """
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
@@ -18,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from d2nas.baselines.darts import DartsSecondOrder
 from d2nas.cost import LiveBytes
@@ -30,6 +30,7 @@ from d2nas.randomness import generator
 from d2nas.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
 from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
 from d2nas.training import place, sgd
+from d2nas.uncomputed import Uncomputed
 from d2nas.units import keep_everything
 
 from .memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
@@ -41,7 +42,7 @@ _MAX_PROCESSES = 8
 
 
 def measure_all(cases: Sequence[Case], device: torch.device) -> Iterator[Measurement]:
-    """Measure every case, in order; fake tensors in one process per core."""
+    """Measure every case, in order; without CUDA in one process per core."""
     processes = min(len(cases), os.cpu_count() or 1, _MAX_PROCESSES)
     if device.type == "cuda" or processes < 2:
         yield from (measure_case(case, device) for case in cases)
@@ -77,23 +78,29 @@ def measure_case(case: Case, device: torch.device, *, computed: bool = False) ->
     gc.collect()
     draws = draws_of(case)
     real = computed or device.type == "cuda"
-    with contextlib.nullcontext() if real else FakeTensorMode():
-        bench = _Bench(case, device, real=real)
+    with contextlib.nullcontext() if real else _uncomputed():
+        bench = _Bench(case, device)
         update = bench.peak(bench.update)
         peaks = {
             name: max(update, bench.peak(lambda draw=draw: bench.run_halves(draw)))  # type: ignore[misc]
             for name, draw in draws.items()
         }
         state_bytes = LiveBytes(bench.state).now
-    counted = "live bytes" if real else "live bytes of fake tensors"
+    counted = "live bytes" if real else "live bytes, nothing computed"
     measured_by = "CUDA allocator" if device.type == "cuda" else counted
     return Measurement(case, state_bytes, peaks, measured_by)
+
+
+@functools.cache
+def _uncomputed() -> Uncomputed:
+    # One for all cases: they have most operations and shapes in common.
+    return Uncomputed()
 
 
 class _Bench:
     """A method with all gradients and optimizer state that it can have, and a batch."""
 
-    def __init__(self, case: Case, device: torch.device, *, real: bool) -> None:
+    def __init__(self, case: Case, device: torch.device) -> None:
         config, self.case, self.device = case.config, case, device
         space = searched_space(config.method, SPACES[config.space])
         sizes = Sizes(config.num_cells, config.init_channels, CLASSES, CHANNELS, "cifar")
@@ -104,8 +111,7 @@ class _Bench:
         supernet = self.method.supernet.train()
         if case.published:
             keep_everything(supernet)
-        if real:  # fake tensors cannot be moved, and are where they should be
-            place(supernet, device)
+        place(supernet, device)
         self.optimizer = sgd(
             supernet,
             lr=config.weight_lr,
