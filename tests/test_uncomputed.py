@@ -130,3 +130,10 @@ def test_the_peak_of_a_step_is_that_of_a_computed_one(layout: torch.memory_forma
     computed = peak()
     with Uncomputed():
         assert peak() == computed
+
+
+def test_the_marks_of_a_profiler_pass() -> None:
+    mode = Uncomputed()
+    for _ in range(2):
+        with mode, torch.profiler.record_function("a mark"):
+            assert torch.empty(2).add_(1).shape == (2,)
