@@ -101,11 +101,8 @@ class Cell(Lean):
             build_operation(operation, plan.channels, plan.stride(source))
             for operation, source in pairs
         )
-        self.sharing = {
-            module
-            for module in (self.preprocess0, self.preprocess1, *self.operations)
-            if share_relu(module)
-        }
+        operations = (self.preprocess0, self.preprocess1, *self.operations)
+        self.sharing = {operation: share_relu(operation) for operation in operations}
 
     @property
     def num_droppable(self) -> int:
@@ -138,7 +135,9 @@ class Cell(Lean):
         return output, next(factors).to(output.dtype)
 
     def _apply_to(self, state: State, operation: nn.Module) -> Tensor:
-        shares = self.training and self.lean and operation in self.sharing
+        unit = self.sharing[operation]
+        # As the unit decides: by its batch norm, which may be set apart from the rest.
+        shares = unit is not None and self.lean and unit.norm.training
         output: Tensor = operation(state.rectified if shares else state.value)
         return output
 

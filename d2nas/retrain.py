@@ -133,10 +133,12 @@ class Retraining(Loop):
         with _buffers_kept(self.network):
             set_noise_generator(noises_in(self.network), generator(self.seed, "unused"))
             output = self.network.train()(channels_last(images))
-        outputs = output if isinstance(output, tuple) else (output,)
-        weights = list(self.network.parameters())
-        total = torch.stack([part.sum() for part in outputs]).sum()
-        found = torch.autograd.grad(total, weights, allow_unused=True)
+            outputs = output if isinstance(output, tuple) else (output,)
+            weights = list(self.network.parameters())
+            total = torch.stack([part.sum() for part in outputs]).sum()
+            # Before the statistics are put back: PyTorch's own batch norm, of the auxiliary head,
+            # keeps them for its backward and refuses one after they were written.
+            found = torch.autograd.grad(total, weights, allow_unused=True)
         for weight, gradient in zip(weights, found, strict=True):
             weight.requires_grad_(gradient is not None)
 

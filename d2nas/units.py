@@ -362,16 +362,17 @@ def _is_watched(module: nn.Module) -> bool:
     ) or any(_is_watched(child) for child in module._modules.values() if child is not None)
 
 
-def share_relu(operation: nn.Module) -> bool:
-    """Have an operation's first unit given rectified inputs, if it begins with ReLU; returns that.
+def share_relu(operation: nn.Module) -> NormalizedUnit | None:
+    """Return an operation's first unit, which from now on is given rectified inputs while its batch
+    norm trains; None if the operation does not begin with ReLU.
 
     Whoever does so computes the ReLU once for all units that read the same state.
     """
     first = operation[0] if isinstance(operation, nn.Sequential) else operation
     if not isinstance(first, NormalizedUnit) or not first.rectify:
-        return False
+        return None
     first.shares_relu = True
-    return True
+    return first
 
 
 def keep_everything(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import on_processes, save
-from searches import CPU, config_of, made_images
+from searches import CPU, SIZE, config_of, made_images
 from torch import Tensor
 
 from d2nas.errors import LostRankError
@@ -29,7 +29,9 @@ GENOTYPES = {"noisy": NOISY, "unread": UNREAD, "usual": Genotype.published("DART
 STEPS = 6
 
 
-def retraining_of(genotype: str, *settings: str, ranks: Ranks = ALONE) -> Retraining:
+def retraining_of(
+    genotype: str, *settings: str, ranks: Ranks = ALONE, size: int = SIZE
+) -> Retraining:
     """Six steps of 12 images each."""
     sizes = ("num_cells=3", "init_channels=4", "batch_size=12", "epochs=3", "auxiliary=false")
     recipe = ("drop_path=0.3", "cutout=3", "lr=0.1")
@@ -38,7 +40,7 @@ def retraining_of(genotype: str, *settings: str, ranks: Ranks = ALONE) -> Retrai
     return Retraining(
         config.retrain,
         GENOTYPES[genotype],
-        made_images(half=12),
+        made_images(half=12, size=size),
         seed=0,
         device=CPU,
         augmentation=config.data,
@@ -54,8 +56,10 @@ def finished(retraining: Retraining) -> dict[str, Tensor]:
 
 def train_here(ranks: Ranks, folder: str) -> None:
     told = {}
-    for genotype in GENOTYPES:
-        retraining = retraining_of(genotype, ranks=ranks)
+    trainings = {genotype: retraining_of(genotype, ranks=ranks) for genotype in GENOTYPES}
+    # The head's batch norm is PyTorch's own.
+    trainings["headed"] = retraining_of("usual", "auxiliary=true", ranks=ranks, size=32)
+    for genotype, retraining in trainings.items():
         frozen = sum(not weight.requires_grad for weight in retraining.weights)
         told |= {f"{genotype}.{name}": value for name, value in finished(retraining).items()}
         told[f"{genotype}.frozen"] = torch.tensor(frozen)
@@ -85,7 +89,9 @@ def resume_here(ranks: Ranks, folder: str) -> None:
 
 def test_weights_that_learn_nothing_hold_nobody_up(tmp_path: Path) -> None:
     first, second = on_processes(2, "test_parallel_retraining.train_here", tmp_path)
-    assert int(first["usual.frozen"]) == 0
+    for genotype in ("usual", "headed"):
+        assert int(first[f"{genotype}.frozen"]) == 0
+    assert torch.equal(first["headed.sums"], second["headed.sums"])
     for genotype in ("noisy", "unread"):
         assert int(first[f"{genotype}.frozen"]) > 0
         assert torch.equal(first[f"{genotype}.sums"], second[f"{genotype}.sums"])
