@@ -140,7 +140,7 @@ class ImageData:
             per_class = ", ".join(f"{name} {count}" for name, count in counts.items())
         return [
             f"{self.name}: {len(counts)} classes, {self.channels} x {size} x {size} pixels",
-            f"{len(self.train)} training images ({len(self.weight_half)} for weights, "
+            f"{len(self.train)} training images (in a search {len(self.weight_half)} for weights, "
             f"{len(self.arch_half)} for the architecture), "
             f"{len(self.test)} {self.evaluation} images",
             f"training images per class: {per_class}",

@@ -244,7 +244,7 @@ def damaged_file(name: str, path: Path) -> DamagedArtifactError:
     """Return the error for a file whose content is not the published one."""
     return DamagedArtifactError(
         f"{shown(path)}: not the published {name} file (wrong checksum)",
-        hint="delete it and run again to download it, or put the official file there",
+        hint="put the official file there; without --data-root it is downloaded once it is deleted",
     )
 
 

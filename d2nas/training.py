@@ -245,7 +245,7 @@ def _first_false(flags: list[Tensor]) -> int | None:
 
 def _not_finite(problem: str) -> NonFiniteError:
     return NonFiniteError(
-        problem, hint="the last checkpoint is intact; try a lower learning rate or a warm-up"
+        problem, hint="a checkpoint made before is intact; try a lower learning rate or a warm-up"
     )
 
 

@@ -22,6 +22,7 @@ from .bundle.writing import write_bundle
 from .console import Console, report_rows
 from .follower import Follower, leave_to_the_launcher
 from .listing import (
+    check_takes_genotype,
     config_rows,
     describe,
     fact_rows,
@@ -157,6 +158,7 @@ def retrain(
         config, given = given_genotype(Store(store), genotype, config)
         stages = ("retrain",) if given else ("derive", "retrain")
         run = genotype_run_name(preset, genotype) if name is None else name
+        check_takes_genotype(Store(store), run, config, given)
         result = _with_runner(
             store,
             lambda runner: runner.run(run, config, stages, reuse, given=given),

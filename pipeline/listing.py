@@ -12,7 +12,7 @@ from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, SPACES
 
-from .presets import run_name
+from .presets import preset_names, run_name
 from .stages import PARENTS, STAGES, read_genotype
 from .store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
 
@@ -126,17 +126,21 @@ def inputs_of(
     else:
         if not store.references(run):
             raise _no_run(store, run)
-        found = store.latest(run, nearest)
+        found = store.latest(run, nearest) or store.latest(run, stage)
         if found is None:
             first = f"search PRESET --name {run}" if nearest == "search" else f"{nearest} {run}"
             raise ConfigError(f"run {run} has no {nearest} version yet", hint=f"d2nas {first}")
         version = found
+    # A stage that was made from another run's version has a configuration of its own.
+    config = _config_of(version, overrides, data_root)
+    if version.stage == stage:
+        version = store.open_id(version.manifest.parents[nearest])
     parents = {nearest: version}
     for role in PARENTS[stage]:
         if role not in parents:
             parents[role] = store.open_id(version.manifest.parents[role])
     ordered = {role: parents[role] for role in PARENTS[stage]}
-    return run, _config_of(version, overrides, data_root), ordered
+    return run, config, ordered
 
 
 def given_genotype(
@@ -147,8 +151,12 @@ def given_genotype(
     ``genotype`` is a published name or a JSON file, which goes into the configuration, or a run,
     ``RUN/derive@vN`` or an id, which becomes a parent. Raises ``ConfigError``.
     """
+    if config.derive.genotype not in (None, genotype):
+        raise ConfigError(f"--genotype {genotype}, but derive.genotype={config.derive.genotype}")
     if is_run_name(genotype) and store.references(genotype, "derive"):
         genotype += "/derive"
+    elif is_run_name(genotype) and (trained := store.latest(genotype, "retrain")) is not None:
+        genotype = trained.manifest.parents["derive"]
     if not genotype.endswith(".json") and ("/" in genotype or is_id(genotype)):
         version = store.open(genotype)
         if version.stage != "derive":
@@ -163,6 +171,25 @@ def given_genotype(
         raise ConfigError(str(error), hint=hint.removesuffix("; ")) from None
     derive = DeriveConfig(genotype=genotype)
     return config.model_copy(update={"derive": derive}), {}
+
+
+def check_takes_genotype(
+    store: Store, run: str, config: Config, given: Mapping[str, Version]
+) -> None:
+    """Raise ``ConfigError`` if ``run`` exists and is of another cell that was searched, or of other
+    data: what follows in the run would silently be of one or the other.
+    """
+    held = store.latest(run, "derive")
+    if held is None or ("derive" in given and given["derive"].id == held.id):
+        return
+    data = _config_of(held, (), None).data.name
+    if held.manifest.parents:
+        what = f"{held.reference} was searched, and stays this run's cell"
+    elif data != config.data.name:
+        what = f"{held.reference} is of data.name={data}, not {config.data.name}"
+    else:
+        return
+    raise ConfigError(f"run {run}: {what}", hint="--name NEW begins another run")
 
 
 def genotype_run_name(preset: str, genotype: str) -> str:
@@ -195,6 +222,8 @@ def _config_of(version: Version, overrides: Sequence[str], data_root: str | None
 def _no_run(store: Store, run: str) -> ConfigError:
     runs = sorted({reference.run for reference in store.scan_references()[0]})
     hint = "runs: " + ", ".join(runs) if runs else "d2nas run quickstart makes the first one"
+    if run in preset_names():
+        hint = f"{run} is a preset: d2nas run {run}, or d2nas retrain {run} --genotype DARTS_V2"
     return ConfigError(f"no run {run!r} in the store {store.root}", hint=hint)
 
 

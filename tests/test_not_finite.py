@@ -135,7 +135,7 @@ def test_no_step_is_taken_and_the_last_good_state_is_kept(
         assert place.run(*place.words(loop)) == NonFiniteError.exit_code
     told = capfd.readouterr().err
     assert CASES[loop, what].format(step=at) in told
-    assert "hint: the last checkpoint is intact" in told
+    assert "hint: a checkpoint made before is intact" in told
     assert place.checkpoints(loop) == [step for step in (at - 1, at) if step > 0]
     assert place.latest(loop) is None
     if at and what != "statistic":

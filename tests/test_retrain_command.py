@@ -65,9 +65,57 @@ def test_a_cell_of_a_file_or_of_another_run(
     assert finished.run("export", "other") == 0
 
 
+def test_a_run_made_from_another_runs_cell_goes_on_from_it(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
+    given = ("--genotype", "toy/derive", "--name", "other")
+    assert finished.run("retrain", str(finished.preset), *given, *quick) == 0
+    # The configuration is that of its training, not of the run that found the cell.
+    again = finished.json(capfd, "retrain", "other")
+    assert again["versions"] == {"derive": "toy/derive@v1", "retrain": "other/retrain@v1"}
+    assert again["executed"] == []
+    given = ("--genotype", "other", "--name", "third")
+    shown = finished.json(capfd, "retrain", str(finished.preset), *given, *quick)
+    assert shown["versions"] == {"derive": "toy/derive@v1", "retrain": "third/retrain@v1"}
+
+
+def test_a_searched_cell_is_not_taken_over_by_a_given_one(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    preset = str(finished.preset)
+    assert finished.run("retrain", preset, "--genotype", "DARTS_V2", "--name", "toy") == 2
+    told = capfd.readouterr().err
+    assert "run toy: toy/derive@v1 was searched" in told
+    assert "hint: --name NEW begins another run" in told
+    assert finished.run("retrain", preset, "--genotype", "toy/derive", "--name", "toy") == 0
+
+
+def test_a_run_stays_with_its_data(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ("retrain", str(place.preset), "--genotype", "DARTS_V2", "--name", "one")
+    assert place.run(*given) == 0
+    other = ("--set", "data.name=fashion-mnist", "--data-root", "nowhere")
+    assert place.run(*given, *other) == 2
+    assert "one/derive@v1 is of data.name=digits, not fashion-mnist" in capfd.readouterr().err
+
+
+def test_noise_and_a_batch_of_everything_are_told(
+    place: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cell = [["noise", 0], ["skip_connect", 1]] * 4
+    file = tmp_path / "noisy.json"
+    file.write_text(json.dumps({"normal": cell, "reduce": cell}))
+    large = ("--set", "retrain.batch_size=5000")
+    assert place.run("retrain", str(place.preset), "--genotype", str(file), *large) == 0
+    told = capfd.readouterr().err
+    assert "warning: a cell with noise can be trained, but not exported" in told
+    assert "images are one batch" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("--genotype", "DARTS_V2", "--set", "derive.genotype=DARTS_V1"), "=DARTS_V1"),
         (("--genotype", "DARTS_V3"), "no published genotype 'DARTS_V3'"),
         (("--genotype", "missing.json"), "missing.json: No such file"),
         (("--genotype", "toy/search@v1"), "of search, a derive version"),
@@ -84,6 +132,11 @@ def test_what_is_no_genotype_is_refused(
     assert finished.run("retrain", str(finished.preset), *arguments) == 2
     assert reason in capfd.readouterr().err
     assert finished.run("retrain") == 2
+
+
+def test_a_preset_where_a_run_is_meant(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    assert place.run("retrain", "quickstart") == 2
+    assert "hint: quickstart is a preset: d2nas run quickstart" in capfd.readouterr().err
 
 
 def test_damaged_genotype_files_are_usage_errors(

@@ -57,6 +57,10 @@ def run(context: Context) -> Facts:
         f"retrain {config.retrain.num_cells} cells x {config.retrain.init_channels} channels on "
         f"{device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
     )
+    if any(name == "noise" for name, _ in (*genotype.normal, *genotype.reduce)):
+        context.hooks.warn("a cell with noise can be trained, but not exported")
+    if config.retrain.batch_size > len(data.train):
+        context.hooks.warn(f"retrain.batch_size: all {len(data.train)} images are one batch")
     if config.retrain.warmup_epochs >= config.retrain.epochs:
         context.hooks.warn("retrain.warmup_epochs leaves no epoch at the full learning rate")
     run_loop(retraining, context.hooks)
