@@ -116,7 +116,8 @@ def test_another_setting_starts_over_and_is_named_and_the_first_can_go_on(
 
 def test_another_genotype_starts_over_and_is_named(stopped: dict[str, TinyPlace]) -> None:
     place = stopped["retrain"]
-    words = ("retrain", str(place.preset), "--genotype", "DARTS_V1", "--name", "tiny")
+    given = ("--set", "derive.genotype=DARTS_V1")
+    words = ("run", str(place.preset), "--name", "tiny", *given)
     seen, said = continued_from(place, "retrain", words=words)
     assert seen == [None]
     assert "retrain starts over (another derive)" in said

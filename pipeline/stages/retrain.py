@@ -57,12 +57,7 @@ def run(context: Context) -> Facts:
         f"retrain {config.retrain.num_cells} cells x {config.retrain.init_channels} channels on "
         f"{device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
     )
-    if any(name == "noise" for name, _ in (*genotype.normal, *genotype.reduce)):
-        context.hooks.warn("a cell with noise can be trained, but not exported")
-    if config.retrain.batch_size > len(data.train):
-        context.hooks.warn(f"retrain.batch_size: all {len(data.train)} images are one batch")
-    if config.retrain.warmup_epochs >= config.retrain.epochs:
-        context.hooks.warn("retrain.warmup_epochs leaves no epoch at the full learning rate")
+    _warn(context, genotype, len(data.train))
     run_loop(retraining, context.hooks)
     context.work.write(WEIGHTS_FILE, encode_tensors(retraining.deployed_weights()))
     context.work.write(DESCRIPTION_FILE, canonical_json(description))
@@ -83,3 +78,14 @@ def run(context: Context) -> Facts:
         "params": cost.params,
         "macs": cost.macs,
     }
+
+
+def _warn(context: Context, genotype: Genotype, num_images: int) -> None:
+    """Tell what the user may not want, before it takes long."""
+    config, warn = context.config.retrain, context.hooks.warn
+    if any(name == "noise" for name, _ in (*genotype.normal, *genotype.reduce)):
+        warn("a cell with noise can be trained, but not exported")
+    if config.batch_size > num_images:
+        warn(f"retrain.batch_size: all {num_images} images are one batch")
+    if config.warmup_epochs >= config.epochs:
+        warn("retrain.warmup_epochs leaves no epoch at the full learning rate")
