@@ -31,12 +31,12 @@ GOAL = 0.75
 
 _GROUPS = {
     "Python functions": ("normalizedsteps", "gatedsum", "evaluate_function", "profiler"),
-    "convolution": ("conv", "mkldnn"),
+    "convolution": ("conv", "mkldnn", "aten::mm"),  # 1x1 ones are matrix products on a CPU
     "batch norm": ("batch_norm", "var_mean"),
     "pooling": ("pool",),
     "optimizer": ("_fused", "_foreach", "vector_norm", "optimizer"),
     "layout and copies": ("copy", "clone", "cat", "pad", "fill", "zero", "empty", "contiguous"),
-    "element by element": ("add", "mul", "div", "sub", "relu", "threshold", "sum", "sqrt"),
+    "element by element": ("add", "mul", "div", "sub", "relu", "threshold", "clamp", "sum", "sqrt"),
 }
 """Group to parts of operators' names; the first group that has one counts."""
 
