@@ -50,6 +50,11 @@ class Genotype:
         return sum(operation in PARAMETERLESS for operation, _ in self.normal)
 
     @property
+    def has_noise(self) -> bool:
+        """Whether an operation of either cell is ``noise``: it trains, but cannot be exported."""
+        return any(operation == "noise" for operation, _ in (*self.normal, *self.reduce))
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the canonical JSON."""
         return digest(self.to_dict())

@@ -1,10 +1,9 @@
 """Runs operations without computing them: what they would allocate is allocated and left as it is.
 
 To know what a step's tensors take, their values are not needed. PyTorch's fake tensors know the
-shape of every result, but ask for it anew, in Python, at each operation and at each look at a
-device, which is two thirds of the time. Here they are asked once for each operation and shape of
-its inputs; the results are ordinary CPU tensors, all over one stretch of addresses that nobody
-touches.
+shape of every result, but each of them is made in Python, and answers there at each look at its
+device. Here they are asked once for each operation and shape of its inputs; the results are
+ordinary CPU tensors, all over one stretch of addresses that nobody touches.
 """
 
 import mmap

@@ -30,7 +30,7 @@ def run(context: Context) -> Facts:
     """
     retrained = context.inputs["retrain"]
     network = load_network(retrained.path)
-    if any(name == "noise" for name, _ in (*network.genotype.normal, *network.genotype.reduce)):
+    if network.genotype.has_noise:
         raise ConfigError(
             "a genotype with noise cannot be exported: its answers are random",
             hint="search in another space, for example search.space=S3",

@@ -83,7 +83,7 @@ def run(context: Context) -> Facts:
 def _warn(context: Context, genotype: Genotype, num_images: int) -> None:
     """Tell what the user may not want, before it takes long."""
     config, warn = context.config.retrain, context.hooks.warn
-    if any(name == "noise" for name, _ in (*genotype.normal, *genotype.reduce)):
+    if genotype.has_noise:
         warn("a cell with noise can be trained, but not exported")
     if config.batch_size > num_images:
         warn(f"retrain.batch_size: all {num_images} images are one batch")
