@@ -110,6 +110,8 @@ def test_noise_and_a_batch_of_everything_are_told(
     told = capfd.readouterr().err
     assert "warning: a cell with noise can be trained, but not exported" in told
     assert "images are one batch" in told
+    assert place.run("export", "toy-noisy") == 2
+    assert "a genotype with noise cannot be exported" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
