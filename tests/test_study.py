@@ -239,6 +239,8 @@ def test_the_studies_that_come_along_are_whole() -> None:
         for cell in read_study("table-5").cells
     }
     assert sizes == {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
+    data = {name: {cell.data for cell in read_study(name).cells} for name in study_names()[:3]}
+    assert data == {"table-1": {"cifar10"}, "table-2": {"cifar100"}, "table-3": {"imagenet"}}
     with pytest.raises(ConfigError, match="unknown study"):
         read_study("table-4")
 
