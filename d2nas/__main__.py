@@ -4,26 +4,57 @@ Other distributions install a top-level ``pipeline`` too and overwrite files sil
 is looked up before it is imported.
 """
 
+import contextlib
 import importlib.util
+import signal
 import sys
 from pathlib import Path
+
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line; exits with its code."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:  # before the command line could tell it
+        code = INTERRUPTED
+    # What the command came to is decided: an interrupt while libraries are taken down is late.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SystemExit(code)
+
+
+def _run() -> int:
     ours = Path(__file__).resolve().parent.parent / "pipeline" / "__init__.py"
     spec = importlib.util.find_spec("pipeline")
     found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
     if found != ours or not (ours.parent / "cli.py").is_file():
-        sys.stderr.write(
-            f"error: the package 'pipeline' at {found} is not the one that belongs to d2nas\n"
-            "hint: another distribution installs a 'pipeline' too; install d2nas in an "
-            "environment of its own\n"
+        return _refuse(
+            f"the package 'pipeline' at {found} is not the one that belongs to d2nas",
+            "another distribution installs a 'pipeline' too; install d2nas in an environment of "
+            "its own",
+            code=2,
         )
-        raise SystemExit(2)
-    from pipeline.cli import run
+    from pipeline.foreign_errors import explained
+    from pipeline.streams import guard_streams, hold_descriptors
 
-    raise SystemExit(run(sys.argv[1:]))
+    hold_descriptors()
+    guard_streams()
+    try:
+        from pipeline.cli import run
+    except (ImportError, OSError, MemoryError) as error:
+        told = explained(error)
+        if told is None:
+            raise
+        return _refuse(str(told), told.hint or "", code=told.exit_code)
+    return run(sys.argv[1:])
+
+
+def _refuse(message: str, hint: str, *, code: int) -> int:
+    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+        sys.stderr.write(f"error: {message}\nhint: {hint}\n")
+    return code
 
 
 if __name__ == "__main__":

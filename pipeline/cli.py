@@ -5,15 +5,12 @@
 Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
 
-import errno
-import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError, StoppedError
+from d2nas.errors import ConfigError, D2NasError, StoppedError, StorageError
 
 from . import cli_deploy
 from .cli_bench import bench
@@ -37,6 +34,8 @@ from .cli_options import (
     with_options,
 )
 from .cli_serve import serve_command
+from .foreign_errors import explained
+from .streams import guarded_streams, lost_output
 
 if TYPE_CHECKING:
     from .console import Console
@@ -56,7 +55,24 @@ _arguments: list[str] = []
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code.
+
+    Output that cannot be written raises nowhere: it is code 7 where the command was asked for it,
+    and nothing where it is talk.
+    """
+    with guarded_streams():
+        code = _run(arguments)
+        lost = lost_output()
+        if code == 0 and lost is not None:
+            _console().error(
+                f"cannot write to stdout: {lost.strerror or lost}",
+                "what the command has made is kept; the same command shows it again",
+            )
+            return StorageError.exit_code
+        return code
+
+
+def _run(arguments: list[str]) -> int:
     global _arguments, _debug
     _arguments, _debug = arguments, False
     try:
@@ -72,11 +88,7 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         _console().error(str(error), error.hint)
         return error.shell_code if isinstance(error, StoppedError) else error.exit_code
-    except BrokenPipeError:
-        # The reader has left (`d2nas ls | head`): nobody to tell. Python would complain at exit.
-        sys.stdout = open("/dev/null", "w") if Path("/dev/null").exists() else sys.stdout  # noqa: SIM115
-        return 0
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         _console().error("stopped", None)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the boundary: what arrives here is a usage error or a bug
@@ -92,25 +104,16 @@ def _usage_or_bug(error: Exception) -> int:
         return 2
     if _debug:
         traceback.print_exc()
-    if _is_out_of_memory(error):
-        _console().error("out of memory", "lower batch_size or init_channels, or free memory")
-        return OutOfMemoryError.exit_code
+    told = explained(error)
+    if told is not None:
+        _console().error(str(told), told.hint)
+        return told.exit_code
     reason = str(error).strip().splitlines() or [""]
     _console().error(
         f"this is a bug in d2nas: {type(error).__name__}: {reason[0][:300]}",
         "d2nas --debug COMMAND shows where; please report it",
     )
     return 1
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    # What the loader of shared libraries says where there is no room for one.
-    no_room = ("failed to map segment", "cannot allocate memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, ImportError) and any(words in str(error).lower() for words in no_room)
-    )
 
 
 @app.callback(invoke_without_command=True)

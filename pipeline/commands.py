@@ -173,7 +173,7 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
     report = parse_json(result.versions["validate"].read("report.json"), what="report.json")
     if not as_json:
         console = Console()
-        console.facts(f"run {result.run}", report_rows(report, str(folder)))
+        console.summary(f"run {result.run}", report_rows(report, str(folder)))
         console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
         return
     keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
@@ -195,7 +195,7 @@ def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
     if as_json:
         Console().data({**_references(result), **describe(version)})
     else:
-        Console().facts(str(version.reference), fact_rows(describe(version)))
+        Console().summary(str(version.reference), fact_rows(describe(version)))
 
 
 def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:

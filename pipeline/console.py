@@ -25,6 +25,7 @@ from rich.text import Text
 from d2nas.genotype import Genotype
 
 from .report_page.content import Content, chance_caveat, gate_result
+from .streams import optional_output
 
 LINE_SECONDS = 5.0
 """Least time between two epochs' lines where there is no terminal."""
@@ -159,8 +160,13 @@ class Console:
             self._err.print(Text(f"hint: {_one_line(hint)}"), soft_wrap=True)
 
     def data(self, value: Any) -> None:
-        """Write JSON to stdout."""
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write JSON to stdout, with escapes where its encoding lacks a character."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            text = json.dumps(value, indent=2, allow_nan=False)
+        sys.stdout.write(text + "\n")
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
@@ -203,6 +209,11 @@ class Console:
         for name, value in rows:
             table.add_row(Text(name), Text(value))
         self._out.print(table)
+
+    def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Show ``facts`` that close a command: what counts is in files, so they may be lost."""
+        with optional_output():
+            self.facts(title, rows)
 
 
 def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]:

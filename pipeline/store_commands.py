@@ -1,5 +1,6 @@
 """What the commands on what is stored do once their arguments are parsed (no torch)."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from .console import Console
 from .listing import describe_target, fact_rows, list_rows
 from .stages import PARENTS
 from .store import STATE_STAGES, Store
+from .streams import optional_output
 
 
 def list_versions(run: str | None, store: Path, *, as_json: bool) -> None:
@@ -108,4 +110,5 @@ def remove_garbage(store: Path, *, dry_run: bool, as_json: bool) -> None:
     elif rows or not Console().on_terminal:
         title = "would be removed" if dry_run else "removed"
         cells = [(str(item.path), item.reason, f"{item.size:,}") for item in garbage]
-        Console().table(title, ("path", "reason", "bytes"), cells)
+        with contextlib.nullcontext() if dry_run else optional_output():
+            Console().table(title, ("path", "reason", "bytes"), cells)

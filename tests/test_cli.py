@@ -310,7 +310,8 @@ def test_none_is_a_word_where_a_field_has_it_and_nothing_elsewhere() -> None:
         (ImportError("libx.so: failed to map segment from shared object"), 6),
         (ImportError("libx.so: cannot allocate memory in static TLS block"), 6),
         (ImportError("No module named 'x'"), 1),
-        (OSError(errno.EIO, "Input/output error"), 1),
+        (ModuleNotFoundError("No module named 'd2nas.x'", name="d2nas.x"), 1),
+        (OSError(errno.EIO, "Input/output error"), 7),
     ],
 )
 def test_memory_that_runs_out_anywhere_is_6(
@@ -326,6 +327,71 @@ def test_memory_that_runs_out_anywhere_is_6(
     monkeypatch.setattr(commands, "run_all", fail)
     told = expect_error(capfd, place, code, "run", str(place.preset))
     assert ("out of memory" in told, "bug in d2nas" in told) == (code == 6, code == 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "a/file"), 7, "a/file: Permission denied"),
+        (OSError(errno.EXDEV, "Cross-device link", b"a", None, "b"), 7, "a -> b: Cross-device"),
+        (OSError(errno.EMFILE, "Too many open files"), 7, "ulimit -n"),
+        (OSError("no number"), 7, "no number"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 7, "No such file"),
+        (TimeoutError(), 7, "TimeoutError"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable", "lock"), 8, "lock"),
+        (UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "no"), 2, "caf\\udce9"),
+        (RuntimeError("Could not determine home directory."), 2, "HOME"),
+        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 2, "onnx>="),
+        (ModuleNotFoundError("No module named 'rich.x'", name="rich.x"), 2, "rich>="),
+        (ImportError("cannot import name 'x'", name="numpy.x"), 2, "needs numpy>="),
+        (ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn"), 2, "'.[serve]'"),
+        (ModuleNotFoundError("No module named 'quux'", name="quux"), 2, "quux"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (RuntimeError("something else"), 1, "this is a bug"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), 1, "this is a bug"),
+    ],
+)
+def test_what_the_system_and_libraries_raise_is_told_for_what_it_is(
+    error: BaseException,
+    code: int,
+    words: str,
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "run_all", fail)
+    told = expect_error(capfd, place, code, "run", str(place.preset))
+    assert words in told
+    assert (code == 1) == ("bug" in told)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "words"),
+    [
+        ("ModuleNotFoundError(\"No module named 'typer'\", name='typer')", 2, "typer>="),
+        ("OSError(5, 'Input/output error', 'cli.py')", 7, "cli.py: Input/output error"),
+        ("KeyboardInterrupt()", 130, ""),
+    ],
+)
+def test_what_fails_before_the_command_line_is_there_is_told_too(
+    failure: str, code: int, words: str
+) -> None:
+    script = (
+        "import importlib.abc, sys\n"
+        "class Fails(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        f"            raise {failure}\n"
+        "sys.meta_path.insert(0, Fails())\n"
+        "from d2nas.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_too_little_memory_for_the_libraries_is_6(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""What errors of the system and of other libraries mean to a user, where nothing nearer said it.
+
+Each becomes one of ours: what is left over is a bug.
+"""
+
+import errno
+import os
+import re
+from importlib import metadata
+
+from d2nas.errors import (
+    BusyError,
+    ConfigError,
+    D2NasError,
+    OutOfMemoryError,
+    StorageError,
+)
+
+_NO_ROOM = ("failed to map segment", "cannot allocate memory")
+"""What the loader of shared libraries says where there is no memory for one."""
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+def explained(error: BaseException) -> D2NasError | None:
+    """Return the error of ours that an error of the system or a library is; None for a bug."""
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            "out of memory", hint="lower batch_size or init_channels, or free memory"
+        )
+    if isinstance(error, ImportError):
+        return _of_import(error)
+    if isinstance(error, OSError):
+        return _of_system(error)
+    if isinstance(error, UnicodeEncodeError):
+        # Only names of files arrive here: what is written to a stream is escaped.
+        return ConfigError(
+            f"{ascii(error.object)[:300]} is no text in {error.encoding}",
+            hint="rename it, or choose a locale that knows it: LC_ALL=C.UTF-8",
+        )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return ConfigError(
+            "there is no home folder: HOME is not set, and the system knows none",
+            hint="set HOME to a folder that can be written to",
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that this process's memory, not a device's, ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, ImportError) and any(words in str(error).lower() for words in _NO_ROOM)
+    )
+
+
+def _of_system(error: OSError) -> D2NasError:
+    reason = error.strerror or str(error) or type(error).__name__
+    names = [name for name in (error.filename, error.filename2) if name is not None]
+    where = " -> ".join(os.fsdecode(n) if isinstance(n, bytes | str) else str(n) for n in names)
+    message = f"{where}: {reason}" if where else reason
+    if isinstance(error, BlockingIOError):
+        return BusyError(message, hint="another process holds it; try again when that is done")
+    hint = "allow more open files (ulimit -n)" if error.errno in _TOO_MANY_FILES else None
+    return StorageError(message, hint=hint)
+
+
+def _of_import(error: ImportError) -> D2NasError | None:
+    """Return what to install; None for a module of our own."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "d2nas", "pipeline"):
+        return None
+    wanted = _requirement(package)
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, ModuleNotFoundError):
+        return ConfigError(f"the package {package} is not installed ({reason})", hint=wanted)
+    return ConfigError(f"the package {package} does not fit ({reason})", hint=wanted)
+
+
+def _requirement(package: str) -> str:
+    """Say what d2nas asks for of the distribution that has a package."""
+    try:
+        declared = metadata.requires("d2nas") or []
+    except metadata.PackageNotFoundError:
+        declared = []
+    names = {_plain(name) for name in (metadata.packages_distributions().get(package) or [package])}
+    for requirement in declared:
+        text, _, marker = requirement.partition(";")
+        if _plain(re.split(r"[<>=!~\[ (]", text.strip())[0]) in names:
+            extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+            if extra is not None and extra[1] != "test":
+                return f"pip install '.[{extra[1]}]' in the clone ({text.strip()})"
+            if extra is None:
+                return f"d2nas needs {text.strip()}; pip install . in the clone brings it"
+    return "pip install . in the clone brings what d2nas needs"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
