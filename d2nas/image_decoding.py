@@ -7,40 +7,22 @@ import math
 import os
 import random
 import stat
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .errors import ConfigError, StorageError
 from .image_folders import shown
+from .preprocess import DECODE_ERRORS, FORMATS, SIXTEEN_BIT_MODES, eight_bit_colours, fit, upright
 
 MAX_FILE_BYTES = 2**30
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-_SIXTEEN_BIT_MODES = frozenset(("I", "I;16", "I;16L", "I;16B", "I;16N"))
-_GREY_MODES = _SIXTEEN_BIT_MODES | {"1", "L", "LA"}
-# What Pillow's decoders raise, in one version or another, for damaged files.
-_DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+_GREY_MODES = SIXTEEN_BIT_MODES | {"1", "L", "LA"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +54,7 @@ def strict_pillow() -> Iterator[None]:
 
 def is_grey(path: Path) -> bool:
     """Tell by its header whether an image has no colour. Raises ``ConfigError`` if unreadable."""
-    with _problems_of(path), Image.open(path, formats=_FORMATS) as image:
+    with _problems_of(path), Image.open(path, formats=FORMATS) as image:
         return image.mode in _GREY_MODES
 
 
@@ -83,9 +65,9 @@ def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
     naming a file that is damaged, too large or of another kind, ``StorageError`` if unreadable.
     """
     content = _content(path)
-    with _problems_of(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with _problems_of(path), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
-        pixels = fit_image(_upright(image), decoding)
+        pixels = fit_image(upright(image), decoding)
     return pixels, hashlib.sha256(content).hexdigest()
 
 
@@ -100,9 +82,9 @@ def read_random_crop(
     ``read_image``.
     """
     draws = random.Random(seed)
-    with _problems_of(path), Image.open(io.BytesIO(_content(path)), formats=_FORMATS) as image:
+    with _problems_of(path), Image.open(io.BytesIO(_content(path)), formats=FORMATS) as image:
         image.load()
-        picture = _eight_bit_colours(_upright(image), decoding.channels)
+        picture = eight_bit_colours(upright(image), decoding.channels)
         box = _random_box(picture.size, draws)
         picture = picture.resize((decoding.size, decoding.size), Image.Resampling.BILINEAR, box=box)
         if color_jitter:
@@ -116,54 +98,8 @@ def fit_image(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:
     16-bit grey is divided by 257; transparency is laid over black; colour becomes grey by luma
     (ITU-R 601). Raises ``ValueError`` for floating-point pixels, whose range is unknown.
     """
-    size = decoding.size
-    image = _eight_bit_colours(image, decoding.channels)
-    if decoding.fit == "pad":
-        image = _padded(image, size)
-    elif image.size != (size, size) or decoding.crop_fraction < 1:
-        # Both at once, so that a very long image costs no more than a square one.
-        box = _centre(image, size, round(size / decoding.crop_fraction))
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image)
-
-
-def _eight_bit_colours(image: Image.Image, channels: int) -> Image.Image:
-    """Return the image as 8-bit grey or RGB."""
-    if image.mode in _SIXTEEN_BIT_MODES:
-        image = _eight_bit(image)
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _padded(image: Image.Image, size: int) -> Image.Image:
-    longer = max(image.size)
-    if longer > size:
-        # No side may vanish, however thin the image is.
-        width, height = (max(1, round(side * size / longer)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    whole = Image.new(image.mode, (size, size))
-    whole.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-    return whole
-
-
-def _centre(image: Image.Image, size: int, resized: int) -> tuple[float, float, float, float]:
-    """Return the part of ``image`` that is the centre ``size`` once the shorter side is
-    ``resized``.
-    """
-    shorter = min(image.size)
-    scaled = [int(resized * side / shorter) for side in image.size]
-    starts = [round((side - size) / 2) for side in scaled]
-    factors = [side / new for side, new in zip(image.size, scaled, strict=True)]
-    left, top = (start * factor for start, factor in zip(starts, factors, strict=True))
-    right, bottom = (
-        min((start + size) * factor, side)
-        for start, factor, side in zip(starts, factors, image.size, strict=True)
-    )
-    return left, top, right, bottom
+    image = eight_bit_colours(image, decoding.channels)
+    return fit(image, decoding.size, decoding.fit, decoding.crop_fraction)
 
 
 def _random_box(
@@ -199,20 +135,6 @@ def _jittered(picture: Image.Image, amount: float, draws: random.Random) -> Imag
     return picture
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("grey values beyond 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:
-        return image  # damaged EXIF data beside good pixels: common, and says nothing
-
-
 def _content(path: Path) -> bytes:
     try:
         # Non-blocking, because a named pipe would make the reader wait for ever.
@@ -233,10 +155,10 @@ def _content(path: Path) -> bytes:
 def _problems_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         reason = shown(str(error) or type(error).__name__)
         if isinstance(error, UnidentifiedImageError):
-            reason = f"none of {', '.join(_FORMATS)}"
+            reason = f"none of {', '.join(FORMATS)}"
         raise ConfigError(
             f"{shown(path)}: cannot be read as an image ({reason})", hint="repair or remove it"
         ) from error
