@@ -268,7 +268,18 @@ def _as_they_are(decoded: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group. The parent finishes its step and saves; until then it
-    # needs its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What stops the parent may reach the whole process group. The parent finishes its step and
+    # saves; until then it needs its workers.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # which tells who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+
+
+def _end_when_the_parent_asks() -> None:
+    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -76,5 +76,5 @@ class StoppedError(D2NasError):
 
     @property
     def shell_code(self) -> int:
-        """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal_number

@@ -75,14 +75,14 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     global _arguments, _debug
     _arguments, _debug = arguments, False
+    command = typer.main.get_command(app)
     try:
-        result = typer.main.get_command(app).main(
-            arguments, prog_name="d2nas", standalone_mode=False
-        )
-        # Outside the stages, which stop by a flag, typer makes an interrupt this result or aborts.
-        if result == INTERRUPTED:
-            raise typer.Abort
+        # Not ``main``: it takes every EOFError for an interrupt, and leaves at any broken pipe.
+        with command.make_context("d2nas", [*arguments]) as context:
+            result = command.invoke(context)
         return result if isinstance(result, int) else 0
+    except typer.Exit as exit:
+        return int(exit.exit_code)
     except D2NasError as error:
         if _debug:
             traceback.print_exc()

@@ -7,14 +7,14 @@ out.
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from d2nas.config import Config, build_config, override_key
 from d2nas.config_files import read_space
 from d2nas.config_sources import sources_of
-from d2nas.errors import ConfigError, LostRankError
+from d2nas.errors import ConfigError, LostRankError, StoppedError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import parse_json
 
@@ -320,10 +320,23 @@ def _with_runner(
         return _with_ranks(store, action)
     console = Console()
     try:
-        with StopFlag().installed() as stop:
+        with StopFlag().installed() as stop, _stops_told(stop):
             return action(Runner(Store(store), console, stop))
     finally:
         console.close()
+
+
+@contextlib.contextmanager
+def _stops_told(stop: StopFlag) -> Iterator[None]:
+    """Tell a failure that a stop made outside of the stages as the stop."""
+    try:
+        yield
+    except Exception as error:
+        if not stop.explains(error):
+            raise
+        assert stop.signal_number is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StoppedError(stop.signal_number, f"stopped ({reason[:200]})") from error
 
 
 def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
@@ -336,6 +349,7 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
             with signals_handled(signal.SIG_DFL):  # at once: nothing is lost while they meet
                 stack.enter_context(connected(ranks))
             stop = stack.enter_context(StopFlag().installed())
+            stack.enter_context(_stops_told(stop))
             if ranks.rank > 0:
                 return action(Follower(Store(store), stop, ranks))
             return action(Runner(Store(store), console, stop, ranks=ranks))

@@ -20,6 +20,7 @@ from typing import IO
 from d2nas.errors import LostRankError, StoppedError
 
 from .follower import LAST_WORDS
+from .stop import signals_handled
 
 GRACE_SECONDS = 15.0
 """How long the other ranks may take to end on their own once one has failed."""
@@ -79,16 +80,15 @@ def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
                 child.send_signal(number)
 
     passed: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        failed = _wait(children)
-    finally:
-        _end(children)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if passed and any(children[rank].returncode == -passed[0] for rank in failed):
-        # The user's signal, no lost rank: it met one that could not save yet, or had ended already.
+    with signals_handled(pass_on):
+        try:
+            failed = _wait(children)
+        finally:
+            _end(children)
+    codes = {children[rank].returncode for rank in failed}
+    if passed and codes & {-passed[0], LostRankError.exit_code}:
+        # The user's signal, no lost rank: it met one that could not save yet, or had ended already,
+        # and others lost that one.
         if children[0].returncode == 128 + passed[0]:
             return children[0].returncode, 0
         raise StoppedError(passed[0], "stopped before training began")

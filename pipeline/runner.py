@@ -232,7 +232,12 @@ class Runner:
             context = Context(
                 config, parents, work, hooks, lambda: self._load_data(config, digest), self.ranks
             )
-            facts = run_stage(stage, context)
+            try:
+                facts = run_stage(stage, context)
+            except Exception as error:
+                if self.stop.explains(error, wait=True):
+                    raise hooks.stopped_by(error) from error
+                raise
             version = commit.make(self.store, work, stage, stage, facts, hooks.seconds())
         self.display.stage_ends(stage, str(version.reference), self.clock() - started)
         self.check_stop(f"after {stage}, which is done")
@@ -297,6 +302,7 @@ class _StageHooks:
         self._runner, self._commit, self._clock = runner, commit, clock
         self._started = self._last_checkpoint = clock()
         self._earlier: float | None = 0.0
+        self._saved: str | None = None
         folder = runner.store.root / "events" / commit.run / commit.stage
         self.events = Events(folder, runner.display.warn)
 
@@ -305,6 +311,18 @@ class _StageHooks:
         did not record its time. What was lost after a last checkpoint counts once.
         """
         return None if self._earlier is None else self._earlier + self._clock() - self._started
+
+    def stopped_by(self, error: Exception) -> StoppedError:
+        """Return what to tell where a stop made the stage fail before it could save."""
+        number = self._runner.stop.signal_number
+        assert number is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        kept = f"{self._saved} is the last checkpoint" if self._saved else "no checkpoint was made"
+        return StoppedError(
+            number,
+            f"stopped in {self._commit.stage}, {kept} ({reason[:200]})",
+            hint="the same command continues from there",
+        )
 
     def say(self, line: str) -> None:
         self._runner.display.say(line)
@@ -348,6 +366,7 @@ class _StageHooks:
                 self.warn(lost)
             return None
         self._earlier = (version.note or {}).get("seconds")
+        self._saved = f"{version.reference}, step {state.step},"
         self.say(f"continues at step {state.step} ({version.reference})")
         return state
 
@@ -361,6 +380,7 @@ class _StageHooks:
         with store.stage() as work:
             write_state(work, state)
             version = self._commit.make(store, work, stage, "state", {"step": step}, self.seconds())
+        self._saved = f"{version.reference}, step {step},"
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()
         if stopping or self._runner.ranks is None:

@@ -1,20 +1,45 @@
 """Signals as a flag that is looked at where a stop costs nothing (no torch)."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from d2nas.errors import StoppedError
+from d2nas.errors import (
+    DamagedArtifactError,
+    LostRankError,
+    NonFiniteError,
+    StoppedError,
+    StorageError,
+    ValidationFailedError,
+)
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+GRACE_SECONDS = 0.25
+"""How long after a failure its reason may still come: a signal to a whole group reaches one process
+after the other.
+"""
+_FOR_OTHER_REASONS = (StorageError, DamagedArtifactError, NonFiniteError, ValidationFailedError)
+"""What a stop does not cause, and what its user must know of."""
 
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 @contextmanager
 def signals_handled(handler: Handler) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM by ``handler`` inside the ``with`` (main thread only)."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Handle SIGINT, SIGTERM and SIGHUP by ``handler`` inside the ``with`` (main thread only).
+
+    A terminal's hang-up that is ignored (``nohup``) stays ignored.
+    """
+    numbers = [
+        number
+        for number in STOP_SIGNALS
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+    ]
     previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -25,7 +50,7 @@ def signals_handled(handler: Handler) -> Iterator[None]:
 
 @dataclass
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM, looked at between steps; the second leaves at once.
+    """Set by the first stop signal, looked at between steps; the second leaves at once.
 
     The number may also come from another rank of a parallel training (``agree``). This process's
     own signal, which then still is to come, is no second one.
@@ -42,6 +67,23 @@ class StopFlag:
 
     @contextmanager
     def installed(self) -> Iterator["StopFlag"]:
-        """Handle both signals inside the ``with`` (main thread only)."""
+        """Handle the signals inside the ``with`` (main thread only)."""
         with signals_handled(self._handle):
             yield self
+
+    def explains(self, error: BaseException, *, wait: bool = False) -> bool:
+        """Whether a stop that was asked for is why ``error`` was raised: a signal to a whole group
+        ends compilers, loaders and other ranks, too, and this process meets their end.
+
+        With ``wait`` the signal may still be on its way, where what failed is another process.
+        """
+        if isinstance(error, (StoppedError, *_FOR_OTHER_REASONS)):
+            return False
+        outside = (error, error.__context__)
+        if wait and any(
+            isinstance(one, LostRankError | RuntimeError | OSError | EOFError) for one in outside
+        ):
+            deadline = time.monotonic() + GRACE_SECONDS
+            while self.signal_number is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return self.signal_number is not None

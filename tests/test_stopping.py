@@ -3,11 +3,13 @@
 The signals are real and come through the real handler, in this process; some in others.
 """
 
+import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,15 @@ from faults import leftovers, memory_folder
 from tiny import LOOPS, STEPS, TinyPlace, Trace, traced
 
 from d2nas.batches import Batches
-from d2nas.errors import StoppedError
+from d2nas.errors import (
+    ConfigError,
+    DamagedArtifactError,
+    LostRankError,
+    NonFiniteError,
+    OutOfMemoryError,
+    StoppedError,
+    StorageError,
+)
 from d2nas.retrain import Retraining
 from d2nas.search import Search
 from d2nas.state import Trainee
@@ -30,8 +40,8 @@ from pipeline.stages import validate as validate_stage
 from pipeline.stop import signals_handled
 from pipeline.store import FileSystem, Store
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 # Where the signal comes, in which step, and the step at which the run then continues.
 POINTS = [
@@ -138,7 +148,7 @@ def test_a_stop_anywhere_leaves_one_checkpoint_and_ends_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where, step, resumed = POINTS[number]
-    number = SIGNALS[number % 2]
+    number = SIGNALS[number % 3]
     place = empty_or_derived(loop, derived_folder, quick_path)
     undisturbed(derived_folder)
     trace = traced(monkeypatch)
@@ -165,8 +175,8 @@ def test_a_run_stopped_ten_times_in_a_row_ends_as_if_it_had_not_been(
     trace = traced(monkeypatch)
     for step in range(10):
         with pytest.MonkeyPatch.context() as once:
-            Sender("in the middle of the step", step, SIGNALS[step % 2]).install(once)
-            assert place.run(*place.words(loop)) == CODES[SIGNALS[step % 2]]
+            Sender("in the middle of the step", step, SIGNALS[step % 3]).install(once)
+            assert place.run(*place.words(loop)) == CODES[SIGNALS[step % 3]]
         assert place.checkpoints(loop)[-1] == step + 1
     assert place.run(*place.words(loop)) == 0
     assert_as_undisturbed(place, loop, trace, derived_folder)
@@ -199,6 +209,106 @@ def test_control_a_checkpoint_that_forgets_something_is_noticed(
     version = place.latest(loop)
     assert version is not None
     assert version.id != version_id
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tiny: TinyPlace, monkeypatch) -> None:
+    """As under ``nohup``; the control is the same signal where it is not ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        sender = Sender("in the middle of the step", 5, signal.SIGHUP)
+        with monkeypatch.context() as once:
+            sender.install(once)
+            assert tiny.run("retrain", "tiny") == 0
+        assert sender.sent == 1
+        assert tiny.checkpoints("retrain") == []
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        Sender("in the middle of the step", 5, signal.SIGHUP).install(monkeypatch)
+        assert tiny.run("retrain", "tiny", "--fresh") == 129
+        assert tiny.checkpoints("retrain") == [6]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# --- what fails after a stop was asked for ------------------------------------------------------
+
+BY_A_STOP: list[tuple[Exception, int]] = [
+    (ConfigError("torch.compile fails here: a subprocess ended"), 2),
+    (OutOfMemoryError("a process that reads images ended: worker"), 6),
+    (LostRankError("another process of this training is gone"), 9),
+    (RuntimeError("Broken process pool"), 1),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), 7),
+    (EOFError(), 1),
+]
+FOR_ITS_OWN_REASON: list[tuple[Exception, int]] = [
+    (StorageError("the disk is full"), 7),
+    (NonFiniteError("the loss is not finite"), 5),
+    (DamagedArtifactError("a file is damaged"), 4),
+]
+
+
+def fail_at(
+    step: int, error: Exception, monkeypatch: pytest.MonkeyPatch, signal_it: Callable[[], object]
+) -> None:
+    """Let a retraining fail in a step, as it does when a process that it needs was ended."""
+    real = Retraining.take_step
+
+    def fail(loop: Retraining, number: int) -> None:
+        if number == step:
+            signal_it()
+            try:
+                raise RuntimeError("what another library says")
+            except RuntimeError:
+                raise error  # noqa: B904 - as from None and from an error alike
+        real(loop, number)
+
+    monkeypatch.setattr(Retraining, "take_step", fail)
+
+
+@pytest.mark.parametrize(("error", "code"), BY_A_STOP, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("when", ["before", "after", "never"])
+def test_what_fails_because_of_a_stop_is_told_as_the_stop(
+    error: Exception,
+    code: int,
+    when: str,
+    tiny: TinyPlace,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The signal comes before or after what it does to others; never is the control."""
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
+    send = partial(os.kill, os.getpid(), signal.SIGTERM)
+    late = threading.Timer(0.02, send)
+    ways = {"before": send, "after": late.start, "never": lambda: None}
+    fail_at(4, error, monkeypatch, ways[when])
+    assert tiny.run("retrain", "tiny") == (code if when == "never" else 143)
+    talk = capfd.readouterr().err
+    assert talk.count("error: ") == 1
+    assert ("stopped in retrain, tiny/retrain-state@v4, step 4," in talk) == (when != "never")
+    monkeypatch.undo()
+    assert tiny.run("retrain", "tiny") == 0
+    assert "continues at step 4" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), FOR_ITS_OWN_REASON, ids=lambda value: type(value).__name__
+)
+def test_what_a_stop_does_not_cause_is_told_after_one_too(
+    error: Exception, code: int, tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(4, error, monkeypatch, partial(os.kill, os.getpid(), signal.SIGTERM))
+    assert tiny.run("retrain", "tiny") == code
+
+
+def test_a_stop_before_the_stages_is_told_as_one_too(
+    tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("a probe's process ended")
+
+    monkeypatch.setattr(Runner, "data_digest", fail)
+    assert tiny.run("retrain", "tiny") == 130
+    assert "error: stopped (a probe's process ended)" in capfd.readouterr().err
 
 
 # --- in processes of their own ------------------------------------------------------------------
@@ -264,7 +374,7 @@ def test_a_second_signal_while_saving_leaves_at_once_and_damages_nothing(
     assert total > 20
     rounds = count(5, 50)
     for index in range(rounds):
-        number = SIGNALS[index % 2]
+        number = SIGNALS[index % 3]
         with memory_folder(tmp_path) as folder:
             place = empty_or_derived(loop, derived_folder, folder)
             at = 1 + index * (total - 1) // max(1, rounds - 1)

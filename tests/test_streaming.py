@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +176,22 @@ def test_a_killed_worker_is_an_error_not_a_hang(folder: Path) -> None:
     time.sleep(0.2)  # PyTorch's own handler would raise here, outside of any step
     with pytest.raises(OutOfMemoryError, match="a process that reads images ended"):
         _ = [batches.batch(step) for step in range(1, 100)]
+
+
+def test_what_stops_a_whole_process_group_leaves_the_workers_to_their_parent(folder: Path) -> None:
+    data, config = loaded(folder, stream="always", workers=1)
+    batches = batches_of(data.train, config)
+    batches.batch(0)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # From another process than the parent, as from a shell or a supervisor.
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {int(number)})"])
+    for step in range(1, 10):
+        batches.batch(step)
+    assert worker.is_alive()
+    worker.terminate()  # the control: the parent's own word is heard
+    worker.join(timeout=60)
+    assert not worker.is_alive()
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), OSError(9, "x")])
