@@ -307,12 +307,19 @@ def gc_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be removed.")
     ] = False,
+    everything_unnamed: Annotated[
+        bool,
+        typer.Option(
+            "--everything-unnamed",
+            help="Also versions whose names are not seen, or were removed by hand.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what interrupted commands left and what no run refers to."""
+    """Remove what interrupted commands left, and versions that lost their names."""
     from .store_commands import remove_garbage
 
-    remove_garbage(store, dry_run=dry_run, as_json=as_json)
+    remove_garbage(store, dry_run=dry_run, everything_unnamed=everything_unnamed, as_json=as_json)
 
 
 @app.command("doctor")

@@ -98,10 +98,14 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
     return 4 if damaged else 0
 
 
-def remove_garbage(store: Path, *, dry_run: bool, as_json: bool) -> None:
-    """Remove, or only show, what interrupted commands left and what no run refers to."""
+def remove_garbage(store: Path, *, dry_run: bool, everything_unnamed: bool, as_json: bool) -> None:
+    """Remove, or only show, what interrupted commands left and what lost its names.
+
+    Raises as ``Store.collect_garbage``.
+    """
     opened = Store(store)
-    garbage = opened.find_garbage() if dry_run else opened.collect_garbage()
+    act = opened.find_garbage if dry_run else opened.collect_garbage
+    garbage = act(everything_unnamed=everything_unnamed)
     rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in garbage]
     if not rows:
         Console().say(f"nothing to remove in {store}")

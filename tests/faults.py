@@ -11,7 +11,7 @@ import random
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,10 @@ class FaultyFileSystem(FileSystem):
 
     def _tear(self, action: Callable[[], object]) -> None:
         self.tearing = True
-        action()
-        self.tearing = False
+        try:
+            action()
+        finally:
+            self.tearing = False
 
     def _write(self, descriptor: int, data: bytes) -> None:
         super()._write(descriptor, data[: len(data) // 2] if self.tearing else data)
@@ -107,7 +109,7 @@ def order_problems(log: list[tuple[str, Path]]) -> list[str]:
             }
         elif kind == "unlink":
             unsynced_names.pop(path, None)
-        elif kind in ("rename", "link"):
+        elif kind in ("rename", "link", "replace"):
             problems += [f"{kind} before sync of {file}" for file in unsynced_files]
             problems += [
                 f"{kind} before sync of {why} {name}"
@@ -116,10 +118,17 @@ def order_problems(log: list[tuple[str, Path]]) -> list[str]:
             ]
         if kind in ("create", "write"):
             unsynced_files.add(path)
-            newest = path.name
+            if not path.name.startswith(TEMPORARY_PREFIX):  # of the version itself
+                newest = path.name
         if kind == "rename" and newest != MANIFEST_NAME:
             problems.append(f"{newest} was written after the manifest")
-        if kind in ("create", "mkdir", "rename", "link"):
+        if kind == "replace":  # the temporary file has this name now
+            unsynced_names = {
+                name: why
+                for name, why in unsynced_names.items()
+                if name.parent != path.parent or not name.name.startswith(TEMPORARY_PREFIX)
+            }
+        if kind in ("create", "mkdir", "rename", "link", "replace"):
             unsynced_names[path] = kind
     return problems + [f"never synced: {why} {name}" for name, why in unsynced_names.items()]
 
@@ -167,6 +176,23 @@ def commit(
             "note": {"host": "somewhere", "created": "2026-01-01T00:00:00Z"},
         }
         return store.commit(staging, run=run, stage=stage, **(arguments | changes))
+
+
+class _DyingBeforeItsName(FaultyFileSystem):
+    """Is gone where a version has its place and its name would be published."""
+
+    def _operation(self, kind: str, path: Path, action: Callable[[], object]) -> None:
+        self.dead = self.dead or kind == "link"
+        super()._operation(kind, path, action)
+
+
+def leave_unnamed(root: Path, seed: int) -> Path:
+    """Leave a version whose writer died before its name; returns its folder."""
+    before = set(root.glob("versions/*"))
+    with suppress(Crash):
+        commit(Store(root, _DyingBeforeItsName()), contents(seed), run="gone")
+    (made,) = set(root.glob("versions/*")) - before
+    return made
 
 
 def careless_commit(store: Store, file_system: FileSystem, files: Mapping[str, bytes]) -> Path:

@@ -26,6 +26,14 @@ class RawStore:
             found[f"{body['run']}/{body['stage']}@v{body['number']}"] = body["id"]
         return found
 
+    def recorded(self) -> set[str]:
+        """The names that are on record beside the versions."""
+        bodies = (
+            self._cached(path, lambda path: json.loads(path.read_bytes())["body"])
+            for path in self.root.glob("names/*.json")
+        )
+        return {name for body in bodies for name in body["names"]}
+
     def version(self, version_id: str) -> Files:
         """The files of a version."""
         return self._cached(self.root / "versions" / version_id, raw_files)

@@ -12,7 +12,7 @@ from filelock import BaseFileLock
 
 from pipeline.store import FileSystem, garbage, locks
 from pipeline.store import commit as commit_module
-from pipeline.store.layout import Layout
+from pipeline.store.layout import Layout, names_in
 
 
 def _everything_is_dead() -> None:
@@ -32,6 +32,13 @@ def _only_the_lock_file_goes() -> None:
 
 def _parents_are_forgotten() -> None:
     garbage.reachable = lambda _, references: {reference.id for reference in references}
+
+
+def _absence_is_proof() -> None:
+    def unreached(layout: Layout, reached: set[str]) -> tuple[set[str], dict[str, str]]:
+        return set(names_in(layout.versions)) - reached, {}
+
+    garbage._unreached = unreached
 
 
 @contextmanager
@@ -60,6 +67,7 @@ BUGS: dict[str, Callable[[], None]] = {
     "liveness": _everything_is_dead,
     "lock-file": _only_the_lock_file_goes,
     "reachability": _parents_are_forgotten,
+    "absence": _absence_is_proof,
     "store-lock": _no_store_lock,
     "run-lock": _no_run_lock,
 }

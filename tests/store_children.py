@@ -118,7 +118,7 @@ def collect_until(root: Path, bug: str, end: str) -> None:
     while not Path(end).exists():
         try:
             Store(root).collect_garbage()
-        except DamagedArtifactError:
+        except (DamagedArtifactError, StorageError):
             if bug == "none":
                 raise
         num_passes += 1

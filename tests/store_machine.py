@@ -45,7 +45,7 @@ UNREADABLE = {"manifest", "missing"}
 
 WEIGHTS = {
     "commit": 4, "stage": 1, "crash": 2, "crash_of_gc": 1, "kill": 1, "meet": 2, "open": 2,
-    "corrupt": 2, "gc": 2, "lock": 1, "retain": 2,
+    "corrupt": 2, "gc": 2, "lock": 1, "retain": 2, "hide": 2,
 }  # fmt: skip
 """How often each kind of step is drawn."""
 
@@ -195,6 +195,34 @@ class StoreMachine:
         self._must(found == held, "gc left or took a staging folder's lock")
         self._must(not list(self.root.rglob(".tmp-*")), "gc left half of a file")
 
+    def hide(self, run: str, pick: int, keep: int, other: str) -> None:
+        """Clean, or drop old checkpoints, while a part of the names or of the records is away."""
+        candidates = [self.root / "runs", *sorted(self.root.glob("runs/**/*"))]
+        if other == "gc":
+            candidates += [self.root / "names", *sorted(self.root.glob("names/*"))]
+        else:  # what is dropped is seen, and so are the records
+            own = self.root / "runs" / run
+            candidates = [
+                p for p in candidates if own not in (p, *p.parents) and p not in own.parents
+            ]
+        candidates = [path for path in candidates if path.exists()]
+        if not candidates or not self.names.keys() <= self.raw.recorded():
+            return  # a name whose writer died before it was on record is nobody's loss
+        away, hidden = self.root / "away", candidates[pick % len(candidates)]
+        hidden.rename(away)
+        before = self.raw.listed("versions") | self.raw.listed("staging")
+        try:
+            if other == "run":
+                self.retain(run, keep)
+            else:
+                self.store.collect_garbage()
+                seen = self._reachable(set(self.raw.names()))
+                self._must(seen == self._reachable(), "gc did not miss what is out of sight")
+        except (StorageError, DamagedArtifactError):
+            after = self.raw.listed("versions") | self.raw.listed("staging")
+            self._must(other == "run" or before == after, "gc removed what is out of sight")
+        away.rename(hidden)
+
     def lock(self, run: str) -> None:
         """Take a run's lock and keep it; or find it kept, and give it back."""
         if run in self.locked:
@@ -303,9 +331,9 @@ class StoreMachine:
             elif manifest != b"{}" and files == contents(self.made[version_id][0]):
                 del self.harmed[version_id]
 
-    def _reachable(self) -> set[str]:
+    def _reachable(self, names: set[str] | None = None) -> set[str]:
         reached: set[str] = set()
-        waiting = list(self.names.values())
+        waiting = [item for name, item in self.names.items() if names is None or name in names]
         while waiting:
             version_id = waiting.pop()
             if version_id not in reached:

@@ -16,6 +16,7 @@ from faults import (
     commit,
     contents,
     files_of,
+    leave_unnamed,
     leftovers,
     lineage_in,
 )
@@ -174,8 +175,9 @@ def test_number_once_given_is_never_given_again(
 def test_garbage_is_what_nobody_reaches_or_writes(
     lineage: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unnamed = commit(lineage, contents(8), run="gone")
-    (lineage.root / "runs/gone/search/v1.json").unlink()
+    unnamed = leave_unnamed(lineage.root, 8)
+    for path in lineage.root.glob("runs/gone/search/.tmp-*"):
+        path.unlink()
     # search@v2 keeps no name, but derive@v1 was made from it.
     reached = lineage.open("quickstart/search@v2")
     (lineage.root / "runs/quickstart/search/v2.json").unlink()
@@ -183,11 +185,11 @@ def test_garbage_is_what_nobody_reaches_or_writes(
     with holder("hold-staging", lineage.root), lineage.stage() as staging:
         (live,) = set((lineage.root / "staging").iterdir()) - {staging.folder}
         found = lineage.find_garbage()
-        assert unnamed.path.is_dir()
+        assert unnamed.is_dir()
         assert lineage.collect_garbage() == found
-        assert {item.path.name for item in found} == {unnamed.id, ".tmp-0123"}
+        assert {item.path.name for item in found} == {unnamed.name, ".tmp-0123"}
         assert all(item.size > 0 for item in found)
-        assert not unnamed.path.exists()
+        assert not unnamed.exists()
         assert lineage.open_id(reached.id).manifest == reached.manifest
         assert staging.folder.is_dir()
         assert live.is_dir()
@@ -198,7 +200,7 @@ def test_garbage_is_what_nobody_reaches_or_writes(
     assert lineage.collect_garbage() == []
     assert lineage.verify().damaged == []
     monkeypatch.setattr(garbage, "reachable", lambda *_: set())  # control
-    lineage.collect_garbage()
+    lineage.collect_garbage(everything_unnamed=True)
     assert not reached.path.exists()
 
 
@@ -216,11 +218,10 @@ def test_dead_writers_folder_is_garbage(store: Store) -> None:
 def test_nothing_is_removed_while_a_name_is_damaged(what: str, lineage: Store) -> None:
     path = lineage.root / what.replace("ID", lineage.open("quickstart/search@v1").id)
     path.write_bytes(path.read_bytes()[:-10])
-    unnamed = commit(lineage, contents(8), run="gone")
-    (lineage.root / "runs/gone/search/v1.json").unlink()
+    unnamed = leave_unnamed(lineage.root, 8)
     with pytest.raises(DamagedArtifactError, match=path.name):
         lineage.collect_garbage()
-    assert unnamed.path.is_dir()
+    assert unnamed.is_dir()
 
 
 def state(store: Store, number: int, **changes: Any) -> Any:

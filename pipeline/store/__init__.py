@@ -1,9 +1,9 @@
 """The store of versions: whole or absent, never modified, verified at every opening (no torch).
 
 ``commit`` is the commit protocol, ``fsio`` the only module that changes the disk, ``manifest``
-what an id is computed from, ``references`` the human names, ``version`` and ``targets`` opening,
-``audit`` verifying, ``garbage`` removing, ``locks`` the locks, ``codec`` tensors (the only one that
-loads torch, and not loaded from here).
+what an id is computed from, ``references`` the human names, ``name_records`` which names a version
+has, ``version`` and ``targets`` opening, ``audit`` verifying, ``garbage`` removing, ``locks`` the
+locks, ``codec`` tensors (the only one that loads torch, and not loaded from here).
 """
 
 import json
@@ -209,16 +209,20 @@ class Store:
         """Drop all checkpoints of a stage; returns their names."""
         return drop_states(self._layout, self._file_system, run, stage)
 
-    def find_garbage(self) -> list[Garbage]:
-        """Return what ``collect_garbage`` would remove."""
-        return find_garbage(self._layout, self._file_system)
+    def find_garbage(self, *, everything_unnamed: bool = False) -> list[Garbage]:
+        """Return what ``collect_garbage`` would remove; raises as it does."""
+        return find_garbage(self._layout, self._file_system, everything_unnamed=everything_unnamed)
 
-    def collect_garbage(self) -> list[Garbage]:
-        """Remove what dead writers left and what no name reaches; returns what was removed.
+    def collect_garbage(self, *, everything_unnamed: bool = False) -> list[Garbage]:
+        """Remove what dead writers left and what lost its names; returns what was removed.
 
-        Raises ``DamagedArtifactError``, and removes nothing, if a name is damaged.
+        Removes nothing, and raises ``DamagedArtifactError``, if a name is damaged, and
+        ``StorageError`` if a version only seems to have no name (its name is on record, but not
+        seen, or nothing is on record); ``everything_unnamed`` removes those too.
         """
-        return collect_garbage(self._layout, self._file_system)
+        return collect_garbage(
+            self._layout, self._file_system, everything_unnamed=everything_unnamed
+        )
 
     # Locks and cache
 

@@ -1,9 +1,9 @@
 """The commit: how files become a version that is whole or absent, whatever fails (no torch).
 
-Order on disk: every file written and synced; the manifest last; the staging folder synced; one
-rename to ``versions/<id>``; the parent synced; then one new reference, which appears whole or not
-at all, synced. A process that dies at any point leaves the store as it was, plus at most a staging
-folder or an unnamed version that ``gc`` removes.
+Order on disk: every file written and synced; the manifest last; the staging folder synced; an empty
+record of names; one rename to ``versions/<id>``; the parent synced; then one new reference, which
+appears whole or not at all, synced; last the name on record. A process that dies at any point
+leaves the store as it was, plus at most a staging folder or an unnamed version that ``gc`` removes.
 """
 
 import hashlib
@@ -19,11 +19,12 @@ from filelock import BaseFileLock
 from d2nas.errors import BusyError, DamagedArtifactError, StorageError
 from d2nas.verified_folder import MANIFEST_NAME, VerifiedFolder, is_file_name, read_verified
 
-from .fsio import FileSystem
+from .fsio import FileSystem, is_there
 from .garbage import move_aside
 from .layout import Layout
 from .locks import acquire, staging_lock_name, store_lock
 from .manifest import FileEntry, Manifest
+from .name_records import add_name, begin_record
 from .references import Place, Reference, encode_reference, places, read_reference
 from .version import Version, as_version, hint_for
 
@@ -119,6 +120,7 @@ def commit_version(
     with store_lock(layout, file_system):
         content = _put_in_place(layout, file_system, staged)
         reference = _name(layout, file_system, draft)
+        add_name(layout, file_system, reference.id, reference.name)
     return as_version(replace(content, hint=hint), reference)
 
 
@@ -128,7 +130,9 @@ def _put_in_place(
     target = layout.version(staged.id)
     file_system.make_folder(layout.versions)
     damaged = None
-    if os.path.lexists(target):
+    if not is_there(target):
+        begin_record(layout, file_system, staged.id)
+    else:
         try:
             present = read_verified(target, expected_id=staged.id)
         except DamagedArtifactError:

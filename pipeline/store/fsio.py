@@ -70,6 +70,31 @@ def inside(root: Path, *parts: str) -> Path:
     return path
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at ``path``, a link included.
+
+    Its absence must be so in the listing of its folder too, for whatever is concluded from it.
+    Raises ``StorageError`` if that cannot be told, or if both contradict each other.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError as error:
+        contradiction = error
+    except OSError as error:
+        raise storage_error(error, "look at", path) from error
+    else:
+        return True
+    try:
+        listed = path.name in os.listdir(path.parent)
+    except FileNotFoundError:
+        listed = is_there(path.parent)
+    except OSError as error:
+        raise storage_error(error, "list", path.parent) from error
+    if listed and not os.path.lexists(path):
+        raise storage_error(contradiction, "look at", path)
+    return listed
+
+
 def storage_error(error: OSError, action: str, path: Path) -> StorageError:
     """Return the error that says what the operating system refused, and what to do."""
     if error.errno in _FULL:
@@ -253,4 +278,5 @@ class FileSystem:
         finally:
             # The error in flight matters more; gc removes what is left here.
             with suppress(OSError):
-                self._unlink(temporary)
+                if os.path.lexists(temporary):  # else: it has its name now
+                    self._unlink(temporary)

@@ -1,23 +1,25 @@
-"""What may be removed: what dead writers left, what no name reaches, old checkpoints (no torch).
+"""What may be removed: what dead writers left, what lost its names, old checkpoints (no torch).
 
 Only under the store lock, and only if it is known what all names reach: with one damaged
-reference or manifest nothing can be told unreachable, so nothing is removed.
+reference or manifest nothing can be told unreachable, so nothing is removed. Nor is anything while
+a version has no name that is seen and no record that it lost its names (``name_records``): absence
+is no proof.
 """
 
 import os
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.verified_folder import is_digest, read_manifest
 
-from .fsio import TEMPORARY_PREFIX, FileSystem, storage_error
+from .fsio import TEMPORARY_PREFIX, FileSystem, is_there, storage_error
 from .layout import Layout, names_in
-from .locks import is_live, staging_lock_name, store_lock
+from .locks import REMOVED_PREFIX, is_live, staging_lock_name, store_lock
 from .manifest import parse_manifest
+from .name_records import add_name, read_record, recorded_ids, remove_name, remove_record
 from .references import STATE_STAGES, Place, Reference, places, read_reference, scan
 from .version import hint_for, open_version
 
@@ -32,56 +34,106 @@ class Garbage:
     """In bytes."""
 
 
-def find_garbage(layout: Layout, file_system: FileSystem) -> list[Garbage]:
+def find_garbage(
+    layout: Layout, file_system: FileSystem, *, everything_unnamed: bool = False
+) -> list[Garbage]:
     """Return what ``collect_garbage`` would remove.
 
-    Raises ``DamagedArtifactError`` if a reference, or what it reaches, cannot be read.
+    Raises ``DamagedArtifactError`` if a reference, or what it reaches, cannot be read, and
+    ``StorageError`` where versions may only have lost sight of their names, unless
+    ``everything_unnamed`` says that those are garbage too.
     """
-    if not os.path.isdir(layout.root):
+    if not is_there(layout.root):
         return []
     with store_lock(layout, file_system):
-        return _garbage(layout)
+        return _garbage(layout, everything_unnamed=everything_unnamed)[0]
 
 
-def collect_garbage(layout: Layout, file_system: FileSystem) -> list[Garbage]:
-    """Remove dead staging folders, half-written files and versions that no name reaches.
+def collect_garbage(
+    layout: Layout, file_system: FileSystem, *, everything_unnamed: bool = False
+) -> list[Garbage]:
+    """Remove dead staging folders, half-written files and versions that lost their names.
 
     Returns what was removed. Raises as ``find_garbage``, then nothing was removed.
     """
-    if not os.path.isdir(layout.root):
+    if not is_there(layout.root):
         return []
     with store_lock(layout, file_system):
-        garbage = _garbage(layout)
+        garbage, references = _garbage(layout, everything_unnamed=everything_unnamed)
         for item in garbage:
             if item.path.parent == layout.versions:
                 discard(layout, file_system, item.path)
             else:
                 file_system.remove_tree(item.path)
         _remove_dead_locks(layout, file_system)
+        # Who published a name, or removed a version, may have died before this.
+        for reference in references:
+            add_name(layout, file_system, reference.id, reference.name)
+        for version_id in sorted(recorded_ids(layout) - reachable(layout, references)):
+            names = read_record(layout, version_id)
+            if (everything_unnamed or not names) and not is_there(layout.version(version_id)):
+                remove_record(layout, file_system, version_id)
     return garbage
 
 
-def _garbage(layout: Layout) -> list[Garbage]:
+def _garbage(layout: Layout, *, everything_unnamed: bool) -> tuple[list[Garbage], list[Reference]]:
     references, damaged = scan(layout)
     if damaged:
         raise DamagedArtifactError(
             f"nothing can be removed while {damaged[0].problem}",
-            hint=f"remove {damaged[0].path} if its version is no longer wanted, then try again",
+            hint=f"if its version is no longer wanted: remove {damaged[0].path}, then "
+            "d2nas gc --everything-unnamed",
         )
-    reached = reachable(layout, references)
+    unnamed, unexplained = _unreached(layout, reachable(layout, references))
+    if unexplained and not everything_unnamed:
+        raise _out_of_sight(layout, unexplained)
+    present = set(names_in(layout.versions))
     found = [
-        Garbage(layout.versions / name, "no name reaches it", size_of(layout.versions / name))
-        for name in names_in(layout.versions)
-        if name not in reached and is_digest(name)
+        Garbage(
+            layout.version(version_id), "no name reaches it", size_of(layout.version(version_id))
+        )
+        for version_id in sorted(unnamed | (unexplained.keys() & present))
     ]
     for name in names_in(layout.staging):
         if not is_live(layout, name):
             path = layout.staging_folder(name)
             found.append(Garbage(path, "its writer is gone", size_of(path)))
     # Temporary files are written under the store lock alone, so nobody is writing them now.
-    for folder, _, names in os.walk(layout.runs):
-        found += _temporary(Path(folder), names)
-    return found + _temporary(layout.cache, names_in(layout.cache))
+    for walked, _, names in os.walk(layout.runs):
+        found += _temporary(Path(walked), names)
+    for folder in (layout.cache, layout.name_records):
+        found += _temporary(folder, names_in(folder))
+    return found, references
+
+
+def _unreached(layout: Layout, reached: set[str]) -> tuple[set[str], dict[str, str]]:
+    """Return the versions that are known to have lost their names, and those that only seem to
+    have none, each with the reason.
+    """
+    present = {name for name in names_in(layout.versions) if is_digest(name)}
+    unexplained: dict[str, str] = {}
+    for version_id in sorted((present | recorded_ids(layout)) - reached):
+        names = read_record(layout, version_id)
+        if names:
+            unexplained[version_id] = f"its name {names[0]} is not there"
+        elif names is None and version_id in present:
+            unexplained[version_id] = "nothing on record says that it lost its name"
+    return present - reached - unexplained.keys(), unexplained
+
+
+def _out_of_sight(layout: Layout, unexplained: Mapping[str, str]) -> StorageError:
+    version_id, reason = next(iter(unexplained.items()))
+    count = len(unexplained)
+    some = (
+        "1 version has no name that is seen"
+        if count == 1
+        else (f"{count} versions have no name that is seen")
+    )
+    return StorageError(
+        f"{layout.root}: {some}, so nothing was removed; {version_id[:12]}: {reason}",
+        hint=f"bring back what is missing in {layout.runs}; if nothing is, "
+        "d2nas gc --everything-unnamed removes them, with --dry-run it lists them",
+    )
 
 
 def _temporary(folder: Path, names: Iterable[str]) -> list[Garbage]:
@@ -97,10 +149,17 @@ def reachable(layout: Layout, references: Sequence[Reference]) -> set[str]:
 
     Raises ``DamagedArtifactError`` if a manifest on the way cannot be read.
     """
+    return ancestry(layout, {reference.id: hint_for(reference) for reference in references})
+
+
+def ancestry(layout: Layout, hints: Mapping[str, str]) -> set[str]:
+    """Return these ids and all that they were made from; ``hints`` says what to do about each.
+
+    Raises ``DamagedArtifactError`` if a manifest on the way cannot be read.
+    """
     reached: set[str] = set()
-    for reference in references:
-        hint = hint_for(reference)
-        waiting = [reference.id]
+    for first, hint in hints.items():
+        waiting = [first]
         while waiting:
             version_id = waiting.pop()
             if version_id in reached:
@@ -117,7 +176,7 @@ def move_aside(layout: Layout, file_system: FileSystem, path: Path) -> Path:
 
     Nobody holds the lock of that place, so ``gc`` removes it if the caller cannot.
     """
-    aside = layout.staging_folder(f"removed-{secrets.token_hex(16)}")
+    aside = layout.staging_folder(f"{REMOVED_PREFIX}{secrets.token_hex(16)}")
     file_system.make_folder(aside.parent)
     file_system.rename_folder(path, aside)
     file_system.sync_folder(path.parent)
@@ -200,19 +259,40 @@ def _verifies(layout: Layout, place: Place) -> bool:
 def _drop(layout: Layout, file_system: FileSystem, dropped: Sequence[Place]) -> list[str]:
     ids = set()
     for place in dropped:
-        with suppress(DamagedArtifactError):  # whatever it stood for is left to gc
-            ids.add(read_reference(place).id)
+        version_id: str | None
+        try:
+            version_id = read_reference(place).id
+        except DamagedArtifactError:  # what it stood for is told by the records alone
+            version_id = next(_ids_on_record(layout, place.name), None)
+        if version_id is not None:
+            ids.add(version_id)
+            remove_name(layout, file_system, version_id, place.name)
         file_system.remove_file(place.path)
-    names = [place.name for place in dropped]
+    for version_id in sorted(ids & _removable(layout)):
+        discard(layout, file_system, layout.version(version_id))
+        remove_record(layout, file_system, version_id)
+    return [place.name for place in dropped]
+
+
+def _ids_on_record(layout: Layout, name: str) -> Iterator[str]:
+    for version_id in sorted(recorded_ids(layout)):
+        if name in (read_record(layout, version_id) or ()):
+            yield version_id
+
+
+def _removable(layout: Layout) -> set[str]:
+    """Return the versions that lost their names and are no part of others; none if in doubt."""
     references, damaged = scan(layout)
+    if damaged:
+        return set()
     try:
-        unreached = set() if damaged else ids - reachable(layout, references)
+        reached = reachable(layout, references)
+        unnamed, unexplained = _unreached(layout, reached)
+        if not unnamed:
+            return unnamed
+        return unnamed - ancestry(layout, unexplained)
     except (DamagedArtifactError, StorageError):
-        unreached = set()
-    for version_id in sorted(unreached):
-        if os.path.lexists(layout.version(version_id)):
-            discard(layout, file_system, layout.version(version_id))
-    return names
+        return set()
 
 
 def size_of(path: Path) -> int:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fsio import inside, safe_name, safe_run_name, storage_error
+from .fsio import inside, is_there, safe_name, safe_run_name, storage_error
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Layout:
     def runs(self) -> Path:
         """Folder of all references, by run and stage."""
         return self._folder("runs")
+
+    @property
+    def name_records(self) -> Path:
+        """Folder of the records of which names each version has."""
+        return self._folder("names")
 
     @property
     def staging(self) -> Path:
@@ -50,6 +55,10 @@ class Layout:
         name = f"v{number}.json"
         return inside(self.root, "runs", safe_run_name(run), safe_name(stage), name)
 
+    def name_record(self, version_id: str) -> Path:
+        """File of one version's record of names."""
+        return inside(self.root, "names", f"{version_id}.json")
+
     def staging_folder(self, name: str) -> Path:
         """One folder that is being written or removed."""
         return inside(self.root, "staging", name)
@@ -66,11 +75,16 @@ class Layout:
 def names_in(folder: Path) -> list[str]:
     """Return the names in ``folder``, sorted; none if there is no such folder.
 
-    Raises ``StorageError`` if the operating system cannot list it.
+    That there is none must be so in the listing of its parent too: a file system may say so for a
+    moment. Raises ``StorageError`` if the operating system cannot list it.
     """
-    try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise storage_error(error, "list", folder) from error
+    for _ in range(2):  # twice: another process may have made it in between
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError as error:
+            missing = error
+            if not is_there(folder):
+                return []
+        except OSError as error:
+            raise storage_error(error, "list", folder) from error
+    raise storage_error(missing, "list", folder) from missing

@@ -22,6 +22,9 @@ STORE_LOCK_SECONDS = 60.0
 BUNDLE_LOCK_SECONDS = 30.0
 """How long to wait for another process that writes the same bundle."""
 
+REMOVED_PREFIX = "removed-"
+"""Of staging folders that hold what is being removed: nobody writes them."""
+
 _POLL_SECONDS = 0.005
 _MAX_INFO_BYTES = 4096
 
@@ -148,11 +151,14 @@ def staging_lock_name(staging: str) -> str:
 
 
 def is_live(layout: Layout, staging: str) -> bool:
-    """Whether the writer of this staging folder is alive. Call it under the store lock."""
-    path = layout.lock_file(staging_lock_name(staging))
-    if not os.path.lexists(path):
+    """Whether the writer of this staging folder is alive. Call it under the store lock.
+
+    The lock itself is asked, which makes its file where there is none: that none is seen is no
+    proof that nobody holds it.
+    """
+    if staging.startswith(REMOVED_PREFIX):
         return False
-    lock = acquire(path, seconds=0)
+    lock = acquire(layout.lock_file(staging_lock_name(staging)), seconds=0)
     if lock is None:
         return True
     lock.release()

@@ -182,8 +182,17 @@ def all_places(layout: Layout, run: str | None = None, stage: str | None = None)
     All of them, or those of one run, one stage or both.
     """
     runs = [name for name in names_in(layout.runs) if is_run_name(name)] if run is None else [run]
-    stages = STAGES if stage is None else (stage,)
-    return [place for run in runs for stage in stages for place in places(layout, run, stage)]
+    found = []
+    for one in runs:
+        stages = _stages_of(layout, one) if stage is None else (stage,)
+        found += [place for each in stages for place in places(layout, one, each)]
+    return found
+
+
+def _stages_of(layout: Layout, run: str) -> list[str]:
+    """Return the stages that a run has a folder for, in the order of a run."""
+    present = names_in(layout.reference_file(run, STAGES[0], 1).parent.parent)
+    return [stage for stage in STAGES if stage in present]
 
 
 def scan(
