@@ -307,14 +307,23 @@ def weight_step(search: Search, step: int) -> None:
 
 
 def _context(search: Search, step: int, purpose: str) -> StepContext:
-    draws = search.config.draws
     return StepContext(
         temperature=search.temperature_at(step),
-        draws=lambda index: generator(search.seed, purpose, step * draws + index),
+        draws=lambda index: _draw_generator(search, step, purpose, index),
         weight_batch=lambda: search.batch(search.weight_batches, step),
         weight_lr=search.weight_lr_at(step),
         weight_optimizer=search.weight_optimizer,
     )
+
+
+def _draw_generator(search: Search, step: int, purpose: str, index: int) -> torch.Generator:
+    if index < 0:
+        raise ValueError(f"draws({index}): sub-networks count from 0")
+    draws = search.config.draws
+    if index < draws:
+        return generator(search.seed, purpose, step * draws + index)
+    # Past search.draws that number is the next step's: a purpose of the step's own keeps apart.
+    return generator(search.seed, f"{purpose}/{step}", index)
 
 
 def _over_ranks(search: Search, measured: Measured) -> Measured:

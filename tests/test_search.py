@@ -20,7 +20,7 @@ from d2nas.randomness import generator
 from d2nas.retrain import Retraining, train_step
 from d2nas.sampling import sample
 from d2nas.schedules import cosine, temperature, warmup_cosine
-from d2nas.search import Search, architecture_step, search_step, weight_step
+from d2nas.search import Search, _context, architecture_step, search_step, weight_step
 from d2nas.training import memory_errors, resolve_device
 
 SETTINGS = {
@@ -156,6 +156,48 @@ def test_control_a_list_made_anew_is_seen(data: ImageData, monkeypatch: pytest.M
     anew = property(lambda method: list(method.supernet.parameters()))
     monkeypatch.setattr(type(search.method), "weights", anew)
     assert search.supernet in walked(search, monkeypatch)
+
+
+def seeds_of_draws(search: Search) -> dict[tuple[str, int, int], int]:
+    """The seed of each draw's generator, by purpose, step and index: twice as many as configured,
+    and some more, of five steps."""
+    return {
+        (purpose, step, index): _context(search, step, purpose).draws(index).initial_seed()
+        for purpose in ("architecture-draw", "weight-draw")
+        for step in range(5)
+        for index in range(2 * search.config.draws + 2)
+    }
+
+
+def test_no_two_draws_have_the_same_randomness(data: ImageData) -> None:
+    seeds = seeds_of_draws(search_of(data, "search.draws=3"))
+    assert len(seeds) == 2 * 5 * 8
+    assert len(set(seeds.values())) == len(seeds)
+    # Up to search.draws they are what they always were.
+    configured_ones = [key for key in seeds if key[2] < 3]
+    assert len(configured_ones) == 2 * 5 * 3
+    for purpose, step, index in configured_ones:
+        old = generator(0, purpose, step * 3 + index).initial_seed()
+        assert seeds[purpose, step, index] == old
+
+
+def test_control_draws_counted_through_are_the_next_steps(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        search_module,
+        "_draw_generator",
+        lambda search, step, purpose, index: generator(
+            search.seed, purpose, step * search.config.draws + index
+        ),
+    )
+    seeds = seeds_of_draws(search_of(data, "search.draws=3"))
+    assert seeds["weight-draw", 0, 3] == seeds["weight-draw", 1, 0]
+
+
+def test_draws_before_the_first_are_refused(data: ImageData) -> None:
+    with pytest.raises(ValueError, match="count from 0"):
+        _context(search_of(data), 1, "weight-draw").draws(-1)
 
 
 def gradients_of_draws(search: Search, purpose: str, architecture: bool) -> list[torch.Tensor]:
