@@ -4,32 +4,28 @@ Images in memory are augmented on their device, a batch at a time. Image files a
 time by worker processes, which also do what needs the whole picture: random crops and colours.
 """
 
-import contextlib
 import itertools
 import os
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .config import DataConfig
 from .data import Images, ImageSet, Normalizer, Part, augment_pixels, batch_indices, cutout
-from .errors import D2NasError, OutOfMemoryError
 from .image_decoding import Decoding, read_image, read_random_crop, strict_pillow
 from .image_files import ImageFiles, channels_first, check_unchanged
+from .image_workers import ImageWorkers
 from .parallel import ALONE, Ranks, local_size
 from .randomness import generator
 from .transfer import send
 
 MAX_WORKERS = 8
-_AHEAD = 4
-"""Batches that each worker has ready or in hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +77,15 @@ class Batches:
         self._stream = None
         if isinstance(images, ImageFiles):
             self._stream = _FileStream(images, self.order, augmentation)
+        self.stalled: Callable[[float], None] = lambda _seconds: None
+        """Called now and then while a batch is waited for, with the seconds so far; may raise."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the normalised images (N, C, H, W), channels-last, and the labels (N,): this
         rank's part of the step's batch.
 
         Raises ``ConfigError`` naming an image file that cannot be decoded, ``StorageError``, and
-        ``OutOfMemoryError`` when a worker process was killed.
+        ``OutOfMemoryError`` when a worker process was killed or cannot be started.
         """
         pixels, labels = self._pixels(step)
         draws = self.order.generator("augmentation", step)
@@ -122,7 +120,7 @@ class Batches:
         if isinstance(self.images, ImageSet):
             return self.images.images_NCHW[indices], labels
         assert self._stream is not None
-        return self._stream.read(step).to(labels.device, non_blocking=True), labels
+        return self._stream.read(step, self.stalled).to(labels.device, non_blocking=True), labels
 
 
 def channels_last(images_NCHW: Tensor) -> Tensor:
@@ -146,30 +144,21 @@ class _Request(NamedTuple):
     """Of the file that was hashed when the training began."""
 
 
-class _Failure(NamedTuple):
-    """An error on its way from a worker: exceptions lose their hint when they are pickled."""
-
-    kind: type[D2NasError]
-    message: str
-    hint: str | None
-
-
 @dataclass(frozen=True)
-class _Decoder(Dataset[Any]):
-    """What a worker process does with a batch of requests; holds no list of files."""
+class _Decoder:
+    """What is done with a batch of requests, in a worker too; holds no list of files."""
 
     decoding: Decoding
     random_crop: bool
     color_jitter: float
 
-    def __getitems__(self, requests: list[_Request]) -> "Tensor | _Failure":
-        try:
-            with strict_pillow():
-                return torch.cat([self._decode(request) for request in requests])
-        except D2NasError as error:
-            return _Failure(type(error), str(error), error.hint)
+    def __call__(self, requests: list[_Request], out: NDArray[np.uint8]) -> None:
+        """Decode to ``out``, uint8 N x channels x size x size."""
+        with strict_pillow():
+            for request, pixels in zip(requests, out, strict=True):
+                pixels[...] = self._decode(request)
 
-    def _decode(self, request: _Request) -> Tensor:
+    def _decode(self, request: _Request) -> NDArray[np.uint8]:
         check_unchanged(request.path, request.state)
         if self.random_crop:
             pixels = read_random_crop(
@@ -180,7 +169,7 @@ class _Decoder(Dataset[Any]):
             )
         else:
             pixels, _ = read_image(request.path, self.decoding)
-        return channels_first(pixels[None])
+        return channels_first(pixels[None])[0].numpy()
 
 
 class _FileStream:
@@ -190,46 +179,41 @@ class _FileStream:
     """
 
     def __init__(self, files: ImageFiles, order: Order, augmentation: DataConfig) -> None:
-        self._files, self._order, self._augmentation = files, order, augmentation
-        self._iterator: Iterator[Tensor | _Failure] | None = None
-        self._next = -1
-
-    def read(self, step: int) -> Tensor:
-        """Return uint8 images N x channels x size x size, pinned where they go to a GPU."""
-        if self._iterator is None or step != self._next:
-            with child_signals_kept():
-                self._iterator = iter(self._loader(step))
-        try:
-            pixels = next(self._iterator)
-        except (RuntimeError, OSError, EOFError) as error:
-            # What cannot be read arrives as a value: an OSError is of the way between processes.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise OutOfMemoryError(
-                f"a process that reads images ended: {reason}",
-                hint="memory (or /dev/shm) is the usual reason: lower data.workers, 0 uses none",
-            ) from None
-        if isinstance(pixels, _Failure):
-            raise pixels.kind(pixels.message, hint=pixels.hint)
-        self._next = step + 1
-        return pixels
-
-    def _loader(self, first_step: int) -> DataLoader[Any]:
-        augmentation, files = self._augmentation, self._files
+        self._files, self._order = files, order
+        own, decoding = order.part.own, files.decoding
+        self._shape = (own.stop - own.start, decoding.channels, decoding.size, decoding.size)
+        self._decode = _Decoder(decoding, augmentation.crop == "resized", augmentation.color_jitter)
         workers = augmentation.workers
         if workers is None:
             workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // local_size()))
-        return DataLoader(
-            _Decoder(files.decoding, augmentation.crop == "resized", augmentation.color_jitter),
-            batch_sampler=_Requests(files, self._order, first_step),
-            num_workers=workers,
-            prefetch_factor=_AHEAD if workers else None,
-            collate_fn=_as_they_are,
-            pin_memory=files.labels_N.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent,
-            generator=torch.Generator(),  # else the workers' seeds come from the global one
-        )
+        self._num_workers = workers
+        self._requests: Iterator[list[_Request]] = iter(())
+        self._workers: ImageWorkers | None = None
+        self._next: int | None = None
+
+    def read(self, step: int, stalled: Callable[[float], None]) -> Tensor:
+        """Return uint8 images N x channels x size x size, pinned where they go to a GPU."""
+        if step != self._next:
+            self._restart(step)
+        self._next = None  # what fails is started anew
+        pinned = self._files.labels_N.device.type == "cuda"
+        pixels = torch.empty(self._shape, dtype=torch.uint8, pin_memory=pinned)
+        if self._workers is not None:
+            self._workers.next(pixels, stalled)
+        else:
+            self._decode(next(self._requests), pixels.numpy())
+        self._next = step + 1
+        return pixels
+
+    def _restart(self, step: int) -> None:
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+        self._requests = iter(_Requests(self._files, self._order, step))
+        if self._num_workers:
+            self._workers = ImageWorkers(
+                self._decode, self._requests, self._shape, self._num_workers
+            )
 
 
 @dataclass(frozen=True)
@@ -250,36 +234,3 @@ class _Requests:
                 _Request(self.files.root / self.files.paths[index], seed, self.files.state(index))
                 for index, seed in zip(indices, seeds, strict=True)
             ]
-
-
-@contextlib.contextmanager
-def child_signals_kept() -> Iterator[None]:
-    """Undo PyTorch's handler for ended workers: it raises wherever the main thread happens to be,
-    in the middle of a commit too. A dead worker is noticed when its batch does not come.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
-
-
-def _as_they_are(decoded: Any) -> Any:
-    return decoded
-
-
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    # What stops the parent may reach the whole process group. The parent finishes its step and
-    # saves; until then it needs its workers.
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "sigwaitinfo"):  # which tells who sent it
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
-
-
-def _end_when_the_parent_asks() -> None:
-    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -164,6 +164,10 @@ class Retraining(Loop):
         assert isinstance(compiled, nn.Module)
         return compiled
 
+    def streams(self) -> tuple[Batches, ...]:
+        """Return where its batches come from."""
+        return (self.batches,)
+
     def take_step(self, step: int) -> None:
         """Run ``train_step``. Raises ``ConfigError`` where the network cannot be compiled."""
         try:

@@ -123,6 +123,10 @@ class Search(Loop):
         )
         return {"sgd": self.weight_optimizer, "adam": self.arch_optimizer}
 
+    def streams(self) -> tuple[Batches, ...]:
+        """Return where its batches come from."""
+        return self.weight_batches, self.arch_batches
+
     def take_step(self, step: int) -> None:
         """Run ``search_step``; in the first step of an epoch also measure its peak memory."""
         if not self.trains:

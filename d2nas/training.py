@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import channels_last
+from .batches import Batches, channels_last
 from .data import Images, Normalizer
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .ops import noises_in, set_noise_generator
@@ -100,6 +100,10 @@ class Loop:
     """How it is computed; held while a step runs."""
     metrics: list[dict[str, Any]]
     """One row per finished epoch."""
+
+    def streams(self) -> tuple[Batches, ...]:
+        """Return where its batches come from."""
+        return ()
 
     def prepare(self) -> None:
         """Do what a process needs before its first step, new or continued; changes no state."""

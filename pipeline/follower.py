@@ -14,7 +14,7 @@ from .checkpoints import read_state
 from .display import Display
 from .runner import Reuse, Runner, RunResult, agree
 from .stages import Context, Hooks, parents_of, run_stage
-from .stop import StopFlag
+from .stop import STALL_SECONDS, StopFlag
 from .store import Store, Version
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ class _FollowerHooks(Hooks):
         """Return the checkpoint that rank 0 continues from."""
         reference = self._ranks.from_first(None)
         return None if reference is None else read_state(self._store.open(reference))
+
+    def stalled(self, seconds: float) -> None:
+        """Stop while images do not come, as rank 0 does."""
+        if self._stop.signal_number is not None and seconds >= STALL_SECONDS:
+            raise StoppedError(self._stop.signal_number, "stopped while it waited for images")
 
     def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
         """Stop where rank 0 does; it saves."""

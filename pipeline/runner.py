@@ -34,7 +34,7 @@ from .stages import (
     stage_key,
 )
 from .stages.forms import checked
-from .stop import StopFlag
+from .stop import STALL_SECONDS, StopFlag
 from .store import STATE_STAGES, Store, Version
 
 if TYPE_CHECKING:
@@ -344,6 +344,10 @@ class _StageHooks:
 
     def pause(self) -> None:
         self._runner.check_stop(f"in {self._commit.stage}, which starts over")
+
+    def stalled(self, seconds: float) -> None:
+        if self._runner.stop.signal_number is not None and seconds >= STALL_SECONDS:
+            raise self.stopped_by(TimeoutError(f"{seconds:.0f} s without a batch of images"))
 
     def resume(self) -> "TrainState | None":
         version = self._runner.store.find(

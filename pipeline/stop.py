@@ -23,6 +23,8 @@ GRACE_SECONDS = 0.25
 """How long after a failure its reason may still come: a signal to a whole group reaches one process
 after the other.
 """
+STALL_SECONDS = 5.0
+"""How long a step may wait for its images until a stop no longer waits for the step."""
 _FOR_OTHER_REASONS = (StorageError, DamagedArtifactError, NonFiniteError, ValidationFailedError)
 """What a stop does not cause, and what its user must know of."""
 

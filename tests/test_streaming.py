@@ -15,7 +15,6 @@ import torch
 from image_files import write_classes, write_image
 from PIL import Image
 
-from d2nas import batches as batches_module
 from d2nas.batches import Batches
 from d2nas.config import DataConfig, build_config
 from d2nas.data import ImageData, ImageSet, Normalizer, load_data, preprocessing
@@ -194,26 +193,6 @@ def test_what_stops_a_whole_process_group_leaves_the_workers_to_their_parent(fol
     assert not worker.is_alive()
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), OSError(9, "x")])
-def test_a_worker_that_ends_while_it_hands_a_batch_over_is_that_error_too(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """The batch comes as a file descriptor, over a socket that ends with the worker."""
-    data, config = loaded(folder, stream="always", workers=0)
-    batches = batches_of(data.train, config)
-    batches.batch(0)
-    stream = batches._stream
-    assert stream is not None
-
-    class Broken:
-        def __next__(self) -> None:
-            raise error
-
-    stream._iterator = Broken()  # type: ignore[assignment]
-    with pytest.raises(OutOfMemoryError, match="a process that reads images ended"):
-        batches.batch(1)
-
-
 @pytest.mark.parametrize("crop", ["shift", "resized"])
 def test_a_picture_that_is_exchanged_during_training_ends_it(folder: Path, crop: str) -> None:
     """The version vouches for the images that were hashed when it began."""
@@ -293,14 +272,3 @@ def test_a_whole_run_can_be_streamed(
     assert run(["run", "folder", "--data-root", str(folder), *words, *places]) in (0, 3)
     assert "streamed from files" in capfd.readouterr().err
     assert (tmp_path / "store/runs/folder/export").is_dir()
-
-
-def test_each_worker_leaves_signals_to_the_parent() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        batches_module._leave_signals_to_the_parent(0)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,6 +5,9 @@ augmentation image by image in a loader's worker, an ordinary optimizer, and eve
 read by the host. Both train the same network on the same made-up images.
 """
 
+import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from d2nas.batches import child_signals_kept
 from d2nas.config import DataConfig, RetrainConfig
 from d2nas.cost import count_cost
 from d2nas.data import ImageData, ImageSet
@@ -128,7 +130,7 @@ class PlainStepper:
             persistent_workers=True,
             pin_memory=device.type == "cuda",
         )
-        with child_signals_kept():
+        with _child_signals_kept():
             iter(self.loader)  # persistent workers: started here, used by every later epoch
         self.batches = self._batches()
         self.correct, self.loss = 0.0, 0.0
@@ -157,6 +159,17 @@ class PlainStepper:
         # The original codes print these of every step's batch.
         self.loss = loss.item()
         self.correct = (logits.argmax(dim=1) == labels).float().mean().item()
+
+
+@contextlib.contextmanager
+def _child_signals_kept() -> Iterator[None]:
+    """Undo PyTorch's handler for ended workers: it raises wherever the main thread happens to be,
+    long after the measurement too.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 def compare_training(

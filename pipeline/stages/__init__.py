@@ -109,6 +109,12 @@ class Hooks(Protocol):
         """Let a signal through where nothing can be saved; raises ``StoppedError`` after one."""
         return
 
+    def stalled(self, seconds: float) -> None:
+        """Let a signal through in a step that waits for images, and has for so long; raises
+        ``StoppedError`` after one.
+        """
+        return
+
     def resume(self) -> "TrainState | None":
         """Return the last checkpoint of this very stage, or None."""
 

@@ -18,6 +18,8 @@ def run_loop(loop: Loop, hooks: Hooks) -> None:
     state = hooks.resume()
     hooks.reserve(bytes_to_write(loop, continued=state is not None))
     epochs = loop.num_steps // loop.steps_per_epoch
+    for batches in loop.streams():
+        batches.stalled = hooks.stalled
     hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size, epochs)
     for report in loop.run(state):
         hooks.advance(report.step + 1, report.metrics)
