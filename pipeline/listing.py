@@ -13,7 +13,7 @@ from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, SPACES
 
 from .presets import preset_names, run_name
-from .stages import PARENTS, STAGES, read_genotype
+from .stages import PARENTS, STAGES, parents_of, read_genotype
 from .store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
 
 
@@ -133,14 +133,24 @@ def inputs_of(
         version = found
     # A stage that was made from another run's version has a configuration of its own.
     config = _config_of(version, overrides, data_root)
+    roles = parents_of(stage, config)
+    if not roles:
+        return run, config, {}
     if version.stage == stage:
-        version = store.open_id(version.manifest.parents[nearest])
-    parents = {nearest: version}
-    for role in PARENTS[stage]:
-        if role not in parents:
-            parents[role] = store.open_id(version.manifest.parents[role])
-    ordered = {role: parents[role] for role in PARENTS[stage]}
-    return run, config, ordered
+        version = _parent(store, version, nearest)
+    parents = {
+        role: version if role == nearest else _parent(store, version, role) for role in roles
+    }
+    return run, config, parents
+
+
+def _parent(store: Store, version: Version, role: str) -> Version:
+    if role not in version.manifest.parents:
+        raise ConfigError(
+            f"{version.reference} was made without a {role} version",
+            hint=f"d2nas {role} makes one, in a run of its own",
+        )
+    return store.open_id(version.manifest.parents[role])
 
 
 def given_genotype(

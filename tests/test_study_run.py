@@ -27,6 +27,7 @@ from pipeline.stages import STUDY_STAGES, stage_config
 from pipeline.stop import StopFlag
 from pipeline.store import Store
 from pipeline.study.grid import read_study
+from pipeline.study.run import StudyRun
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +398,40 @@ def test_the_time_of_an_interrupted_search_is_the_sum_of_its_parts(place, monkey
     # The second part's ticks, less those before its clock starts and after its commit.
     assert saved.note["seconds"] < total < saved.note["seconds"] + second_part
     assert total - saved.note["seconds"] > second_part - 8
+
+
+GIVEN = """
+methods = ["d2nas"]
+spaces = ["S0"]
+seeds = [0]
+[settings]
+"derive.genotype" = "DARTS_V2"
+"data.train_images" = 400
+"retrain.epochs" = 1
+"retrain.num_cells" = 2
+"retrain.init_channels" = 4
+"""
+
+
+def test_a_study_of_a_given_genotype_searches_nothing_and_finishes(place, capfd, monkeypatch):
+    ran = []
+    real = runner_module.run_stage
+    monkeypatch.setattr(
+        runner_module, "run_stage", lambda stage, context: ran.append(stage) or real(stage, context)
+    )
+    path = str(write(place, GIVEN, "given"))
+    rows = place.json(capfd, "study", path)
+    assert [(row["method"], row["error"]) for row in rows] == [("d2nas", None), ("random", None)]
+    assert rows[0]["genotype_digest"] == Genotype.published("DARTS_V2").digest
+    assert (rows[0]["passes"], rows[1]["passes"]) == (None, 0)
+    assert ran.count("search") == 1  # of the random cell
+    ran.clear()
+    assert place.run("study", path) == 0
+    assert ran == []
+
+
+def test_a_row_without_a_result_and_without_a_failure_is_no_success(done, capfd, monkeypatch):
+    monkeypatch.setattr(StudyRun, "_finished", lambda _self, _cell: {})
+    monkeypatch.setattr(StudyRun, "_attempt", lambda _self, _cell, _reuse: True)
+    assert done.run("study", str(write(done))) == 1
+    assert "not finished, yet no stage failed" in capfd.readouterr().err

@@ -51,6 +51,11 @@ def run_stages(config: Config) -> tuple[str, ...]:
     return STAGES if config.derive.genotype is None else STAGES[1:]
 
 
+def study_stages(config: Config) -> tuple[str, ...]:
+    """Return the stages of a study's cell; with a given genotype there is no search."""
+    return STUDY_STAGES if config.derive.genotype is None else STUDY_STAGES[1:]
+
+
 def reads_data(stage: str, config: Config) -> bool:
     """Whether a stage looks at the images; derive does where it compares candidates."""
     if stage == "derive":

@@ -10,12 +10,11 @@ from typing import Any
 from d2nas.errors import BusyError, D2NasError, StoppedError
 
 from ..runner import Reuse, Runner
-from ..stages import PARENTS, STUDY_STAGES
+from ..stages import STUDY_STAGES, parents_of, study_stages
 from ..store import Version
 from .grid import Cell, Study
 
-SEARCH_STAGES, TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
-
+_SEARCH_STAGES, _TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
 
 _SIZES = ("num_cells", "init_channels", "epochs", "warmup_epochs", "batch_size")
 SHOWN_SETTINGS = {"search": (*_SIZES, "weight_lr", "arch_lr"), "retrain": (*_SIZES, "lr")}
@@ -57,7 +56,7 @@ class StudyRun:
         return [self._row(cell) for cell in self.study.cells]
 
     def first_failure(self) -> Failure | None:
-        """Return the failure of the first cell that has one."""
+        """Return the failure of the first cell that has one, once ``rows`` has looked."""
         return next(
             (self.failures[cell] for cell in self.study.cells if cell in self.failures), None
         )
@@ -78,7 +77,7 @@ class StudyRun:
         self.runner.check_stop(f"before the cell {cell.title}")
         display, failure = self.runner.display, None
         try:
-            if reuse is Reuse.EVERYTHING and len(self._finished(cell)) == len(STUDY_STAGES):
+            if reuse is Reuse.EVERYTHING and self._is_finished(cell, self._finished(cell)):
                 self.failures.pop(cell, None)
                 return True
             number = self.study.cells.index(cell) + 1
@@ -104,17 +103,19 @@ class StudyRun:
     def _run_stages(self, cell: Cell, reuse: Reuse) -> None:
         # A search that another variant shares is started over once, not once per variant.
         again = Reuse.EVERYTHING if cell.search_run in self._searched else reuse
-        derived = self.runner.run(
-            cell.search_run, cell.config, SEARCH_STAGES, again, then=TRAIN_STAGES
-        )
+        searched = [stage for stage in study_stages(cell.config) if stage in _SEARCH_STAGES]
+        derived = self.runner.run(cell.search_run, cell.config, searched, again, then=_TRAIN_STAGES)
         self._searched.add(cell.search_run)
-        self.runner.run(cell.run, cell.config, TRAIN_STAGES, reuse, given=derived.versions)
+        self.runner.run(cell.run, cell.config, _TRAIN_STAGES, reuse, given=derived.versions)
+
+    def _is_finished(self, cell: Cell, found: Mapping[str, Version]) -> bool:
+        return len(found) == len(study_stages(cell.config))
 
     def _finished(self, cell: Cell) -> dict[str, Version]:
         """Return the versions of the stages that need not run."""
         digest, found = self._digest(cell), dict[str, Version]()
-        for stage in STUDY_STAGES:
-            parents = {role: found[role] for role in PARENTS[stage]}
+        for stage in study_stages(cell.config):
+            parents = {role: found[role] for role in parents_of(stage, cell.config)}
             version = self.runner.current(_run_of(cell, stage), stage, cell.config, parents, digest)
             if version is None:
                 break
@@ -129,10 +130,10 @@ class StudyRun:
 
     def _state(self, cell: Cell) -> str:
         found = self._finished(cell)
-        if len(found) == len(STUDY_STAGES):
+        if self._is_finished(cell, found):
             return "finished"
-        stage = STUDY_STAGES[len(found)]
-        parents = {role: found[role] for role in PARENTS[stage]}
+        stage = study_stages(cell.config)[len(found)]
+        parents = {role: found[role] for role in parents_of(stage, cell.config)}
         step = self.runner.resumable_step(
             _run_of(cell, stage), stage, cell.config, parents, self._digest(cell)
         )
@@ -144,11 +145,14 @@ class StudyRun:
         except D2NasError as error:
             self.failures.setdefault(cell, _failure_of(error))
             versions = {}
-        if len(versions) == len(STUDY_STAGES):
+        if self._is_finished(cell, versions):
             self.failures.pop(cell, None)
             return _describe(cell, versions, None)
-        failure = self.failures.get(cell)
-        return _describe(cell, versions, "not finished" if failure is None else failure.message)
+        # No result and no failure on record is a bug, and never success.
+        failure = self.failures.setdefault(
+            cell, Failure("not finished, yet no stage failed", None, 1)
+        )
+        return _describe(cell, versions, failure.message)
 
 
 def _failure_of(error: D2NasError) -> Failure:
@@ -156,7 +160,7 @@ def _failure_of(error: D2NasError) -> Failure:
 
 
 def _run_of(cell: Cell, stage: str) -> str:
-    return cell.search_run if stage in SEARCH_STAGES else cell.run
+    return cell.search_run if stage in _SEARCH_STAGES else cell.run
 
 
 def _names(cell: Cell) -> dict[str, Any]:
