@@ -8,20 +8,34 @@ leaves open "ours" or with the code they are taken from.
 import difflib
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from .config_deployment import ExportConfig, ValidateConfig
 from .config_section import (
+    MAX_TEXT,
+    Batch,
+    Cells,
+    Channels,
+    Decay,
     Device,
-    NonNegative,
-    NonNegativeReal,
-    Positive,
-    PositiveReal,
+    Epochs,
+    EpochsOrNone,
+    ImageCount,
+    LearningRate,
+    LearningRateOrZero,
+    LossWeight,
+    NormLimit,
+    Pixels,
     Rate,
+    Repeats,
     Section,
+    Seed,
+    Temperature,
+    Text,
 )
 from .errors import ConfigError
 
@@ -39,12 +53,14 @@ MethodName = Literal[
     "random",
 ]
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
+_MAX_SHOWN = 120
+"""Characters of a refused value that a message repeats."""
 
 
 class RunConfig(Section):
     """What holds for the whole run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
 
 
 class DataConfig(Section):
@@ -53,7 +69,7 @@ class DataConfig(Section):
     name: Literal[
         "digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"
     ] = "digits"
-    root: str | None = None
+    root: Text | None = None
     """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
     digest is)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
@@ -69,18 +85,18 @@ class DataConfig(Section):
     """Part of the training images that the architecture step sees (paper: a half)."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Part held out as test images where the data set has none of its own."""
-    train_images: Positive | None = None
+    train_images: ImageCount | None = None
     """Training images kept, by seed, each class by its share; none keeps all (else: a reduced
     protocol)."""
     evaluation: Literal["test", "held-out"] = "test"
     """What accuracy is measured on: held-out takes training images and leaves the test unread."""
-    held_out_images: Positive = 5000
+    held_out_images: ImageCount = 5000
     """How many training images evaluation=held-out takes, each class by its share."""
-    split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    split_seed: Seed | None = None
     """Seed of all splits, so that a study's seeds see the same images; none: run.seed."""
     crop: Literal["shift", "resized"] = "shift"
     """Random crop while training: shift moves the image, resized cuts out 8 to 100 % of it."""
-    crop_padding: NonNegative = 4
+    crop_padding: Pixels = 4
     """Random shift while training, in pixels (DARTS: 4 at 32 x 32)."""
     flip: bool = True
     """Random horizontal flip while training."""
@@ -89,7 +105,7 @@ class DataConfig(Section):
     stream: Literal["auto", "always", "never"] = "auto"
     """Read image files while training, by worker processes, in place of once into memory. Auto:
     imagenet, what needs more than 8 GiB, and for crop=resized or color_jitter."""
-    workers: NonNegative | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Worker processes that read a stream, of each training process; 0 reads in that one; none: one
     per core, shared by the training processes."""
 
@@ -115,13 +131,13 @@ class SearchConfig(Section):
     method: MethodName = "d2nas"
     """d2nas, entangled (= ROME), or a rival: darts, darts-second-order, gdas, pc-darts-4 (a quarter
     of the channels), pc-darts-2, random (uniform, nothing trained)."""
-    space: str = "S0"
+    space: Text = "S0"
     """S0 to S4, or the path of a TOML file."""
-    num_cells: Positive = 8
-    init_channels: Positive = 16
+    num_cells: Cells = 8
+    init_channels: Channels = 16
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """Auto: imagenet from 96 pixels on."""
-    branch_length: Positive | Literal["num_cells"] = 1
+    branch_length: Cells | Literal["num_cells"] = 1
     """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME), and what
     method=entangled means."""
     branch_head: Literal["linear", "separable"] = "linear"
@@ -131,31 +147,31 @@ class SearchConfig(Section):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Type of the features; weights, statistics and sums stay in fp32. tf32: fp32 whose products a
     GPU rounds to 10 bits, faster; fp32 never does."""
-    epochs: Positive = 50
-    warmup_epochs: NonNegative = Field(default_factory=_warmup_epochs)
+    epochs: Epochs = 50
+    warmup_epochs: EpochsOrNone = Field(default_factory=_warmup_epochs)
     """Epochs before the architecture moves. Default: three tenths of all, rounded down (PC-DARTS's
     share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 for other methods."""
-    batch_size: Positive = 64
+    batch_size: Batch = 64
     image_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
     is 10 % of all for the weights and 10 % for the architecture)."""
-    draws: Positive = 7
+    draws: Repeats = 7
     """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); d2nas and entangled."""
-    weight_lr: PositiveReal = 0.05
-    weight_lr_min: NonNegativeReal = 0.001
+    weight_lr: LearningRate = 0.05
+    weight_lr_min: LearningRateOrZero = 0.001
     weight_momentum: Rate = 0.9
-    weight_decay: NonNegativeReal = 3e-4
-    clip_norm: PositiveReal = 5.0
-    arch_lr: PositiveReal = 3e-4
+    weight_decay: Decay = 3e-4
+    clip_norm: NormLimit = 5.0
+    arch_lr: LearningRate = 3e-4
     arch_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     arch_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    arch_weight_decay: NonNegativeReal = 1e-3
-    temperature_start: PositiveReal = 10.0
+    arch_weight_decay: Decay = 1e-3
+    temperature_start: Temperature = 10.0
     """GDAS's schedule, linear by epoch; the paper only says that it falls."""
-    temperature_end: PositiveReal = 0.1
+    temperature_end: Temperature = 0.1
     edge_gate_scale: Literal[1, 2] = 1
     """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
-    cutout: NonNegative = 0
+    cutout: Pixels = 0
     device: Device = "auto"
 
     @model_validator(mode="before")
@@ -177,43 +193,43 @@ class SearchConfig(Section):
 class DeriveConfig(Section):
     """Derivation: the most probable cell (ROME 3.3), or the best of several (ours)."""
 
-    genotype: str | None = None
+    genotype: Text | None = None
     """A published genotype's name, or the path of a JSON file: taken as it is, without a search."""
-    candidates: Positive = 1
+    candidates: Repeats = 1
     """Cells to compare on the architecture half, by calibrated loss: the most probable one, and
     samples of the learned distribution; 1 compares nothing (paper)."""
     rank_by: Literal["supernet", "training"] = "supernet"
     """By the supernet's weights, or by a short training of each on the weight half."""
-    rank_epochs: Positive = 5
+    rank_epochs: Epochs = 5
     """Epochs of that training; its other settings are retrain's."""
 
 
 class RetrainConfig(Section):
     """Full training of the derived network. Defaults: DARTS's CIFAR-10 recipe."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    seed: Seed | None = None
     """Seed of weights and batches, to train one found network several times; none: run.seed."""
-    num_cells: Positive = 20
-    init_channels: Positive = 36
+    num_cells: Cells = 20
+    init_channels: Channels = 36
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     auxiliary: bool = True
-    auxiliary_weight: NonNegativeReal = 0.4
-    epochs: Positive = 600
-    warmup_epochs: NonNegative = 0
+    auxiliary_weight: LossWeight = 0.4
+    epochs: Epochs = 600
+    warmup_epochs: EpochsOrNone = 0
     """Linear warm-up of the learning rate."""
-    batch_size: Positive = 96
-    lr: PositiveReal = 0.025
-    lr_min: NonNegativeReal = 0.0
+    batch_size: Batch = 96
+    lr: LearningRate = 0.025
+    lr_min: LearningRateOrZero = 0.0
     lr_schedule: Literal["cosine", "linear"] = "cosine"
     """From lr to lr_min after the warm-up; linear is PC-DARTS's on ImageNet, by epoch, to 0."""
     momentum: Rate = 0.9
     nesterov: bool = False
-    weight_decay: NonNegativeReal = 3e-4
-    clip_norm: PositiveReal = 5.0
+    weight_decay: Decay = 3e-4
+    clip_norm: NormLimit = 5.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Probability at the end; it rises linearly from 0."""
-    cutout: NonNegative = 16
+    cutout: Pixels = 16
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Type that autocast computes in; weights and sums stay in fp32. tf32: as in the search. Auto:
     on a GPU bf16, or fp16 (with a loss scale) where it has no bf16; on a CPU fp32."""
@@ -281,14 +297,20 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     section, dot, field = key.strip().partition(".")
     if not separator or not dot or not section or not field:
         raise ConfigError(
-            f"--set {text!r} is not section.field=value", hint="for example --set retrain.epochs=10"
+            f"--set {_shown(text)} is not section.field=value",
+            hint="for example --set retrain.epochs=10",
         )
     raw = raw.strip()
+    return section, field, None if raw == "none" else _parsed(raw)
+
+
+def _parsed(raw: str) -> Any:
+    """Return a TOML value, or the text itself where it is none or more than one."""
     try:
-        value: Any = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = None if raw == "none" else raw
-    return section, field, value
+        values = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError):  # TOML's own, endless integers, endless nesting
+        return raw
+    return values["value"] if len(values) == 1 else raw
 
 
 def override_key(text: str) -> str:
@@ -321,13 +343,50 @@ def build_config(
         raise _first_problem(error, what) from None
 
 
-def _words(section: str, field: str) -> tuple[Any, ...]:
+def _words(section: str, field: str) -> tuple[str, ...]:
     """Return the words that a field takes, where it takes only some."""
+    known = _field(section, field)
+    words = [] if known is None else [part for part in _parts(known) if isinstance(part, str)]
+    return tuple(words)
+
+
+def _range(section: str, field: str) -> str | None:
+    """Say from where to where a number may be; None for what is no number."""
+    known = _field(section, field)
+    ends: dict[str, Any] = {}
+    for part in () if known is None else _parts(known):
+        for name in ("ge", "gt", "le", "lt"):
+            if not isinstance(part, str) and getattr(part, name, None) is not None:
+                ends[name] = getattr(part, name)
+    if not ends.keys() & {"ge", "gt"} or not ends.keys() & {"le", "lt"}:
+        return None
+    low = f"from {ends['ge']}" if "ge" in ends else f"above {ends['gt']}"
+    return (
+        f"{low} {'to' if 'ge' in ends else 'and at most'} {ends['le']}"
+        if "le" in ends
+        else (f"{low} and below {ends['lt']}")
+    )
+
+
+def _field(section: str, field: str) -> FieldInfo | None:
     for name, info in Config.model_fields.items():
         if section == (info.alias or name) and isinstance(info.annotation, type):
-            known = info.annotation.model_fields.get(field)
-            return () if known is None else get_args(known.annotation)
-    return ()
+            found: FieldInfo | None = info.annotation.model_fields.get(field)
+            return found
+    return None
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield what a type is made of: the words of its literals, the constraints of its numbers."""
+    if isinstance(annotation, FieldInfo):
+        yield from annotation.metadata
+        yield from () if annotation.annotation is None else _parts(annotation.annotation)
+    else:
+        for part in get_args(annotation):
+            if isinstance(part, str):
+                yield part
+            else:
+                yield from _parts(part)
 
 
 def _check_keys(values: Mapping[str, Mapping[str, Any]], what: str) -> None:
@@ -357,16 +416,28 @@ def _first_problem(error: ValidationError, what: str) -> ConfigError:
     where = ".".join(str(part) for part in problem["loc"][:2])
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    if not where or isinstance(given, Mapping):
-        return ConfigError(f"{what}: {message}")
+    section, _, field = where.partition(".")
+    if not field or isinstance(given, Mapping):
+        return ConfigError(f"{what}: {where}{': ' if field else ''}{message}")
+    hint = None
     if problem["type"] == "literal_error" and isinstance(given, str):
-        section, _, field = where.partition(".")
-        close = difflib.get_close_matches(given, _words(section, field), n=1)
+        close = difflib.get_close_matches(given[:MAX_TEXT], _words(section, field), n=1)
         hint = f"did you mean {close[0]}?" if close else None
-        return ConfigError(f"{what}: {where}={given!r}: {_lower_first(message)}", hint=hint)
-    if isinstance(given, float) and not math.isfinite(given):
+    elif isinstance(given, float) and not math.isfinite(given):
         message = "must be a finite number"
-    return ConfigError(f"{what}: {where}={given!r}: {_lower_first(message)}")
+    elif problem["type"].startswith(("greater_than", "less_than", "int_parsing_size")):
+        limits = _range(section, field)
+        message = message if limits is None else f"must be {limits}"
+    return ConfigError(f"{what}: {where}={_shown(given)}: {_lower_first(message)}", hint=hint)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it: short, on one line, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # integers of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _lower_first(text: str) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .config_section import Device, Positive, PositiveReal, Rate, Section
+from .config_section import Batch, Device, Distance, Milliseconds, Rate, Seconds, Section
 
 LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
 
@@ -24,28 +24,34 @@ class ValidateConfig(Section):
     """The gate before deployment."""
 
     device: Device = "auto"
-    parity_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (
+    parity_batches: Annotated[
+        tuple[Batch, ...], Field(min_length=1, max_length=64, strict=False)
+    ] = (
         1,
         2,
         7,
         64,
     )
-    relative_l2: PositiveReal | None = None
+    relative_l2: Distance | None = None
     """Largest distance of the logits from PyTorch's float32; none: 1e-5 (fp32), 5e-3 (fp16)."""
     top1_agreement: Rate | None = None
     """Smallest share of images with the same answer; none: 0.999 (fp32), 0.99 (fp16)."""
     accuracy_floor: Rate | None = None
     """Smallest part of PyTorch's accuracy; none: 0.999 (fp32), 0.99 (fp16; MLPerf's floors)."""
-    latency_batches: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1, 8, 64)
-    latency_samples: Positive = 662
+    latency_batches: Annotated[
+        tuple[Batch, ...], Field(min_length=1, max_length=64, strict=False)
+    ] = (1, 8, 64)
+    latency_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 662
     """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
-    latency_seconds: PositiveReal = 10.0
+    latency_seconds: Seconds = 10.0
     """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
-    modes: Annotated[tuple[LatencyMode, ...], Field(min_length=1, strict=False)] | None = None
+    modes: (
+        Annotated[tuple[LatencyMode, ...], Field(min_length=1, max_length=8, strict=False)] | None
+    ) = None
     """How the runtime may run the model on a GPU; none tries all, a CPU has only plain."""
-    max_p99_ms: PositiveReal | None = None
+    max_p99_ms: Milliseconds | None = None
     """The gate: the p99 of gate_batch, from host to host in the best mode, must not be longer."""
-    gate_batch: Positive | None = None
+    gate_batch: Batch | None = None
     """Batch size that max_p99_ms is for; none: 1."""
     compare_eager: bool = True
     """Time PyTorch without a compiler beside the runtime."""

@@ -330,7 +330,9 @@ def doctor_command(
         str | None, typer.Option("--space", help="Try this space's operations instead.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where they must run.")] = "auto",
-    opset: Annotated[int, typer.Option("--opset", help="ONNX opset of the trial.")] = 20,
+    opset: Annotated[
+        int, typer.Option("--opset", min=1, max=100, help="ONNX opset of the trial.")
+    ] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Say what this machine can do, and what to do about each gap."""

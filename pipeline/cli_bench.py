@@ -14,9 +14,11 @@ from .cli_options import (
     StoreOption,
 )
 
-PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Pairs per comparison.")]
+PairsOption = Annotated[
+    int, typer.Option("--pairs", min=1, max=10_000, help="Pairs per comparison.")
+]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's.")
+    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: PyTorch's.")
 ]
 
 bench = typer.Typer(
@@ -67,7 +69,9 @@ def bench_search_command(
 @bench.command("runtime")
 def bench_runtime_command(
     settings: SetOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images of one run.")] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=65_536, help="Images of one run.")
+    ] = 1,
     pairs: PairsOption = 9,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,7 +100,7 @@ def bench_profile_command(
         str, typer.Argument(metavar="MODEL", help="A run, RUN/export@vN, a bundle, a .onnx file.")
     ],
     store: StoreOption = DEFAULT_STORE,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=65_536, help="Images at once.")] = 1,
     threads: ThreadsOption = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file.")] = None,
     as_json: JsonOption = False,
@@ -110,8 +114,12 @@ def bench_profile_command(
 @bench.command("serve")
 def bench_serve_command(
     bundle: BundleArgument,
-    clients: Annotated[int, typer.Option("--clients", min=1, help="Threads that ask.")] = 8,
-    requests: Annotated[int, typer.Option("--requests", min=1, help="Of each client.")] = 500,
+    clients: Annotated[
+        int, typer.Option("--clients", min=1, max=1024, help="Threads that ask.")
+    ] = 8,
+    requests: Annotated[
+        int, typer.Option("--requests", min=1, max=1_000_000, help="Of each client.")
+    ] = 500,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:

@@ -110,7 +110,9 @@ def verify_command(
 def predict_command(
     bundle: BundleArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes shown for each.")] = 5,
+    top: Annotated[
+        int, typer.Option("--top", min=1, max=100_000, help="Classes shown for each.")
+    ] = 5,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:

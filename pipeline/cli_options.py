@@ -37,7 +37,10 @@ BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder: exported/NAME.")
 ]
 ProcessesOption = Annotated[
-    int, typer.Option("--nproc", min=1, help="Processes on this machine that share every batch.")
+    int,
+    typer.Option(
+        "--nproc", min=1, max=1024, help="Processes on this machine that share every batch."
+    ),
 ]
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
 GenotypeOption = Annotated[

@@ -167,7 +167,7 @@ GOOD = {"methods": ["d2nas"], "spaces": ["S0"], "seeds": [0]}
         ("seeds = []", ["seeds"]),
         ('seeds = ["0"]', ["seeds.0", "hint: "]),
         ("seeds = [true]", ["seeds.0", "hint: "]),
-        ("seeds = [-1]", ["run.seed=-1"]),
+        ("seeds = [-1]", ["seeds.0"]),
         ("sedes = [0]", ["'sedes'", "hint: did you mean seeds?"]),
         (
             '[settings]\n"retrain.epoch" = 1',

@@ -31,7 +31,7 @@ from pydantic import Field, ValidationError
 
 from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, build_config
 from d2nas.config_files import read_space
-from d2nas.config_section import Section
+from d2nas.config_section import Section, Seed
 from d2nas.errors import ConfigError
 from d2nas.strict_json import digest
 
@@ -61,8 +61,8 @@ class _Block(Section):
     methods: Annotated[list[str], Field(min_length=1)] | None = None
     spaces: Annotated[list[str], Field(min_length=1)] | None = None
     data: Annotated[list[str], Field(min_length=1)] | None = None
-    seeds: Annotated[list[int], Field(min_length=1)] | None = None
-    trainings: Annotated[int, Field(ge=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)] | None = None
+    trainings: Annotated[int, Field(ge=1, le=1000)] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
