@@ -32,8 +32,9 @@ class StepContext:
     """What a method may use in one half of a step, besides the half's batch.
 
     ``draws(k)``: the generator of the half's k-th sub-network, k from 0 on (``ValueError`` below);
-    no other k, half or step has the same one, ``search.draws`` or more included. ``weight_batch``, ``weight_lr`` and
-    ``weight_optimizer`` are for methods that look a weight step ahead.
+    no other k, half or step has the same one, also where k is ``search.draws`` or more.
+    ``weight_batch``, ``weight_lr`` and ``weight_optimizer`` are for methods that look a weight
+    step ahead.
     """
 
     temperature: float

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .batch_norm import normalize, normalize_gradients
@@ -210,6 +209,32 @@ class AvgPoolStep:
         return shares[0][:, None] * shares[1]
 
 
+_REFUSAL = (
+    "units with a hand-written backward have first derivatives by backward() only\n"
+    "hint: d2nas.units.keep_everything(module) before the forward makes them PyTorch's own modules"
+)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A gradient that refuses to be differentiated by what it was computed from.
+
+    ``once_differentiable`` would not do: where the gradient that comes in is a constant, as that
+    of a sum, it leaves one that depends on nothing, and second derivatives are wrong silently.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(f"a second derivative is not supported: {_REFUSAL}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        raise NotImplementedError(f"a second derivative is not supported: {_REFUSAL}")
+
+
 class _NormalizedSteps(torch.autograd.Function):
     """(ReLU), steps, batch norm over the batch."""
 
@@ -238,8 +263,28 @@ class _NormalizedSteps(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        raise NotImplementedError(f"forward-mode derivatives are not supported: {_REFUSAL}")
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = _NormalizedSteps._gradients(ctx, gradients)
+        if not torch.is_grad_enabled():
+            return found
+        # create_graph: whoever asks for it may differentiate what is found here.
+        sources = [
+            tensor
+            for tensor in (*gradients, *ctx.saved_tensors)
+            if tensor is not None and tensor.requires_grad
+        ]
+        return tuple(
+            None if gradient is None else _FirstDerivative.apply(gradient, *sources)
+            for gradient in found
+        )
+
+    @staticmethod
+    def _gradients(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         x_NCHW, kept, mean, inverse_std, scale, *rest = ctx.saved_tensors
         steps, num_steps = ctx.steps, len(ctx.steps)
         sources, extras = [x_NCHW, *rest[: num_steps - 1]], rest[num_steps - 1 : 2 * num_steps - 1]
