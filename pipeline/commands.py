@@ -49,6 +49,9 @@ from .study.run import StudyRun
 GENOTYPE_PRESET = "cifar10"
 """What ``retrain --genotype`` follows where no preset is named: published cells' own setting."""
 
+FOLLOWING = {"search": "derive", "derive": "retrain", "retrain": "export", "export": "validate"}
+"""What comes after each stage that is run alone."""
+
 Result = TypeVar("Result")
 
 
@@ -195,7 +198,9 @@ def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
     if as_json:
         Console().data({**_references(result), **describe(version)})
     else:
-        Console().summary(str(version.reference), fact_rows(describe(version)))
+        console = Console()
+        console.summary(str(version.reference), fact_rows(describe(version)))
+        console.say(f"next: d2nas {FOLLOWING[stage]} {result.run}")
 
 
 def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ Talk goes to stderr. Colour never carries meaning; ``NO_COLOR`` is honoured by r
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from .streams import optional_output
 
 LINE_SECONDS = 5.0
 """Least time between two epochs' lines where there is no terminal."""
+LINE_COLUMNS = 80
+"""What a line of progress keeps to where there is no terminal."""
 STEP_LINE_SECONDS = 30.0
 """Without a line for so long, an unfinished epoch gets one, too."""
 
@@ -126,11 +129,12 @@ class Console:
             what = _summary(row, self._epochs)
         else:
             what = f"in epoch {self._epoch(done) + 1}/{self._epochs}" if self._epochs else ""
-        self.say(
+        line = (
             f"{stage}: {self._unit} {done}/{self._total}, "
             f"{_rate(rate, {'unit': self._unit, 'images': self._images})}, "
             f"{left:.0f} s left, {what}".removesuffix(", ")
         )
+        self.say(textwrap.fill(line, LINE_COLUMNS, subsequent_indent="  "))
 
     def _epoch(self, done: int) -> int:
         """Return how many epochs are finished after ``done`` steps."""
@@ -286,34 +290,29 @@ def _percentiles(entry: Mapping[str, Any]) -> str:
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
-    """Return an epoch's row in words; what was not measured is a dash."""
-    epoch = f"epoch {row['epoch'] + 1}" + (f"/{epochs}" if epochs else "") if "epoch" in row else ""
+    """Return an epoch's row in words that fit a terminal's line; what was not measured is a dash.
+
+    A search's loss and accuracy are the weights' half's / the architecture's half's. Its cell,
+    temperature and entropy are in the rows of metrics.
+    """
+    words = []
+    if "epoch" in row:
+        words.append(f"epoch {row['epoch'] + 1}" + (f"/{epochs}" if epochs else ""))
     if "weight_accuracy" in row:
-        words = [
-            epoch,
-            f"loss {_shown(row['weight_loss'])} / {_shown(row['arch_loss'])}",
-            f"accuracy {_shown(row['weight_accuracy'])} / {_shown(row['arch_accuracy'])} "
-            "(weights / architecture half)",
-            f"temperature {row['temperature']:.2f}",
-            "entropy " + " / ".join(_shown(value) for value in row["op_entropy"].values()),
-            f"clipped {100 * row['clip_rate']:.0f} %",
-            f"{row['peak_bytes'] / 2**20:,.0f} MiB",
+        words += [
+            f"loss {_shown(row['weight_loss'])}/{_shown(row['arch_loss'])}",
+            f"accuracy {_shown(row['weight_accuracy'])}/{_shown(row['arch_accuracy'])}",
         ]
     elif "loss" in row:
-        return (
-            f"{epoch}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
-            f"lr {row['lr']:.2g}, clipped {100 * row['clip_rate']:.0f} %"
-        )
-    else:  # random: nothing was trained
-        words = []
-    genotype = Genotype.from_dict(row["genotype"])
-    return ", ".join(
-        [
-            *words,
-            f"parameterless {row['parameterless_normal']} of 8",
-            f"normal cell {genotype.describe('normal')}",
+        words += [
+            f"loss {row['loss']:.4f}",
+            f"accuracy {row['accuracy']:.4f}",
+            f"lr {row['lr']:.2g}",
+            f"clipped {100 * row['clip_rate']:.0f} %",
         ]
-    )
+    if "parameterless_normal" in row:
+        words.append(f"parameterless {row['parameterless_normal']}/8")
+    return ", ".join(words)
 
 
 def _shown(value: float | None) -> str:

@@ -167,7 +167,8 @@ def given_genotype(
         genotype += "/derive"
     elif is_run_name(genotype) and (trained := store.latest(genotype, "retrain")) is not None:
         genotype = trained.manifest.parents["derive"]
-    if not genotype.endswith(".json") and ("/" in genotype or is_id(genotype)):
+    is_reference = "/" in genotype or is_id(genotype)
+    if is_reference and not genotype.endswith(".json") and not Path(genotype).is_file():
         version = store.open(genotype)
         if version.stage != "derive":
             raise ConfigError(

@@ -134,6 +134,7 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
         (["run", "folder", "--data-root", "nowhere-at-all"], ["nowhere-at-all"]),
         (["run", "folder"], ["--data-root"]),
         (["run", "missing.toml"], ["missing.toml"]),
+        (["run", "tests"], ["tests is a folder", "d2nas run folder --data-root tests"]),
         (["run", "quickstart", "--name", "../evil"], ["../evil"]),
         (["run", "quickstart", "--frsh"], ["--frsh", "d2nas run --help"]),
         (["run"], ["PRESET", "d2nas run --help"]),

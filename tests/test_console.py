@@ -67,7 +67,7 @@ def test_epochs_are_told_now_and_then_and_the_last_always(
     console.stage_begins("retrain", 30, 0, "step", epochs=3)
     for epoch in range(3):
         console.stage_advances("retrain", 10 * (epoch + 1), {**ROW, "epoch": epoch})
-    first, last = capfd.readouterr().err.splitlines()
+    _, first, last = capfd.readouterr().err.split("retrain: ")
     assert "epoch 2/3" in first
     assert "epoch 3/3" in last
 
@@ -82,14 +82,32 @@ def test_a_terminal_has_a_bar_of_epochs_and_one_of_steps(terminal: io.StringIO) 
     assert "20/40" in shown
 
 
-def test_an_epochs_line_is_broken_between_words(terminal: io.StringIO) -> None:
+# The longest that is met: 600 epochs, losses of a diverging start.
+LONG_ROW = {**ROW, "epoch": 599, "loss": 1234.5678, "lr": 0.00025, "clip_rate": 1.0}
+LONG_SEARCH_ROW = {**SEARCH_ROW, "epoch": 599, "weight_loss": 1234.5678, "arch_loss": 1234.5678}
+
+
+@pytest.mark.parametrize("row", [LONG_ROW, LONG_SEARCH_ROW])
+def test_an_epochs_line_fits_a_terminal(terminal: io.StringIO, row: dict[str, Any]) -> None:
     console = Console()
-    console.stage_begins("search", 40, 0, "step", epochs=4)
-    console.stage_advances("search", 20, SEARCH_ROW)
+    console.stage_begins("retrain", 6000, 0, "step", epochs=600)
+    console.stage_advances("retrain", 6000, row)
     console.close()
-    shown = terminal.getvalue()
-    for word in ("epoch 2/4", "temperature", "parameterless", "sep_conv_3x3(0)", "skip_connect(0)"):
-        assert word in shown
+    (line,) = [line for line in terminal.getvalue().splitlines() if "loss" in line]
+    assert "epoch 600/600, " in line  # behind what moves the cursor
+    assert ("parameterless 3/8" in line) == (row is LONG_SEARCH_ROW)
+
+
+@pytest.mark.parametrize("row", [LONG_ROW, LONG_SEARCH_ROW])
+def test_a_line_of_progress_keeps_to_80_columns(
+    row: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    console = clocked(0.0, 1e-6)
+    console.stage_begins("retrain", 234_000, 0, "step", 128, epochs=600)
+    console.stage_advances("retrain", 234_000, row)
+    told = capfd.readouterr().err
+    assert max(map(len, told.splitlines())) <= 80
+    assert len(" ".join(told.split())) > 80  # the control: it had to be broken
 
 
 def test_what_a_row_is_called_is_folded_last(terminal: io.StringIO) -> None:
@@ -113,6 +131,16 @@ def test_a_finished_run_says_what_to_do_next(
     (line,) = [one for one in capfd.readouterr().err.splitlines() if one.startswith("next:")]
     for word in ("report.html", "verify", "predict", "serve", str(finished.exported / "toy")):
         assert word in line
+
+
+def test_a_stage_that_is_run_alone_says_what_to_do_next(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stages = ("search", "derive", "retrain", "export")
+    for stage, following in zip(stages, (*stages[1:], "validate"), strict=True):
+        words = str(finished.preset) if stage == "search" else "toy"
+        assert finished.run(stage, words) == 0
+        assert f"next: d2nas {following} toy" in capfd.readouterr().err.splitlines()
 
 
 def test_every_row_of_a_prediction_names_its_picture(

@@ -163,7 +163,7 @@ def test_without_the_extra_it_says_what_to_install(
     error, hint = capfd.readouterr().err.splitlines()
     assert error.startswith("error: serving needs what is not installed")
     assert name in error
-    assert hint == "hint: pip install 'd2nas[serve]'"
+    assert hint == "hint: pip install '.[serve]' in the clone"
 
 
 def test_an_address_that_is_taken_is_refused() -> None:

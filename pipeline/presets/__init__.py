@@ -81,6 +81,10 @@ def read_named(name: str, *, package: str, kind: str) -> dict[str, Any]:
         return parse_toml((files(package) / f"{name}.toml").read_text("utf-8"), what=name)
     if name.endswith(".toml"):
         return parse_toml(read_text(Path(name)), what=name)
+    if kind == "preset" and Path(name).is_dir():
+        raise ConfigError(
+            f"{name} is a folder, not a preset", hint=f"d2nas run folder --data-root {name}"
+        )
     close = difflib.get_close_matches(name, known, n=1)
     listed = f"{kind}s: " if kind == "preset" else "studies: "
     hint = listed + ", ".join(known) + ", or the path of a .toml file"

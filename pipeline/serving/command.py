@@ -53,14 +53,14 @@ def serve_bundle(folder: Path, *, host: str, port: int, device: str) -> None:
 
 
 def check_extra() -> None:
-    """Raise ``ConfigError`` if what ``d2nas[serve]`` installs is not there."""
+    """Raise ``ConfigError`` if what the extra ``serve`` installs is not there."""
     try:
         for name in ("starlette", "uvicorn"):
             importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"serving needs what is not installed ({' '.join(str(error).split())})",
-            hint="pip install 'd2nas[serve]'",
+            hint="pip install '.[serve]' in the clone",
         ) from error
 
 

@@ -149,15 +149,18 @@ def run_stage(stage: str, context: Context) -> Facts:
 
 def read_genotype(name: str) -> Genotype:
     """Return a published genotype, or that of a JSON file. Raises ``ConfigError``."""
+    form = f"one is written {Genotype.published('DARTS_V2').to_json().strip()}"
     if not name.endswith(".json"):
+        if Path(name).is_file():
+            raise ConfigError(f"{name}: a genotype's file is JSON and named .json", hint=form)
         return Genotype.published(name)
     try:
         return Genotype.from_json(read_text(Path(name)), what=name)
     except DamagedArtifactError as error:
         # A file that the user wrote, not an artifact.
-        raise ConfigError(
-            str(error), hint="d2nas show RUN/derive --json shows a genotype"
-        ) from None
+        raise ConfigError(str(error), hint=form) from None
+    except ConfigError as error:
+        raise ConfigError(str(error), hint=error.hint or form) from None
 
 
 def stage_config(stage: str, config: Config) -> dict[str, Any]:
