@@ -38,6 +38,10 @@ def test_a_published_cell_goes_all_the_way(place: Place, capfd: pytest.CaptureFi
     again = place.json(capfd, "run", str(place.preset), *arguments)
     assert again["executed"] == []
     assert "search" not in again["versions"]
+    # Deriving again finds the given cell, and another one needs a search that was not made.
+    assert place.json(capfd, "derive", "toy-darts-v2")["executed"] == []
+    assert place.run("derive", "toy-darts-v2", "--set", "derive.genotype=none") == 2
+    assert "was made without a search version" in capfd.readouterr().err
 
 
 def test_a_cell_of_a_file_or_of_another_run(
