@@ -102,7 +102,7 @@ def test_no_shared_memory_with_a_name_and_no_semaphore_is_made(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
-    for name in ("_new_using_fd_cpu", "_new_using_filename_cpu"):
+    for name in ("_share_fd_cpu_", "_share_filename_cpu_"):
         monkeypatch.setattr(torch.UntypedStorage, name, refuse)
     batches, here = stream(folder, workers=2), stream(folder, workers=0)
     assert [digest(batches, s) for s in range(10)] == [digest(here, s) for s in range(10)]
