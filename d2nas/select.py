@@ -16,6 +16,7 @@ from .batches import channels_last
 from .calibration import calibrated_loss
 from .config import DataConfig, RetrainConfig
 from .data import ImageData, Images, Normalizer
+from .data_splits import epoch_order
 from .derive import derive_genotype
 from .errors import ConfigError
 from .genotype import Genotype
@@ -102,9 +103,11 @@ def rank_by_supernet(
 ) -> Iterator[Candidate]:
     """Yield each genotype with what it reaches under the supernet's weights.
 
-    Batch norm uses each batch's own statistics: the running ones mix all sub-networks. Raises
+    Batch norm uses each batch's own statistics: the running ones mix all sub-networks. So images
+    are taken in drawn order: a batch of a sorted folder would be of one class. Raises
     ``NonFiniteError``.
     """
+    images = images.select(epoch_order(len(images), seed=seed, purpose="candidate-images", epoch=0))
     supernet.train()
     for number, genotype in enumerate(genotypes):
         draw = draw_of(genotype, supernet.space)

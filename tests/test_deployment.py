@@ -54,6 +54,9 @@ def test_every_kind_of_model_passes_the_whole_gate_and_serves_its_golden_inputs(
     golden = safetensors.numpy.load_file(bundle_of(finished) / "golden.safetensors")
     assert golden["images"].dtype == (np.uint8 if pixels else np.float32)
     assert golden["images"].shape[1:] == ((8, 8, 1) if pixels else (1, 8, 8))
+    assert len(set(golden["labels"].tolist())) == 8  # of ten classes
+    assert report["sampled_images"]["golden"] == 8
+    assert len(set(report["sampled_images"]["indices"])) == 64
     answered = open_session(data, device="cpu", num_threads=1).run(golden["images"])
     np.testing.assert_allclose(answered, golden["logits"], rtol=1e-4, atol=1e-5)
     preprocess = json.loads((bundle_of(finished) / "preprocess.json").read_text())

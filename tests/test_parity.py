@@ -87,11 +87,13 @@ def position_dependent(images: Images) -> Images:
 
 
 def order_dependent(images: Images) -> Images:
-    """Right for the images in their usual order only."""
+    """Right for the images in the orders in which they are looked at only."""
     logits = linear(images)
+    sampled = parity.rows_at(IMAGES, parity.sample_of(len(IMAGES), None))
     if len(images) > 1 and not any(
-        (images == IMAGES[at : at + len(images)]).all()
-        for at in range(len(IMAGES) - len(images) + 1)
+        (images == usual[at : at + len(images)]).all()
+        for usual in (IMAGES, sampled)
+        for at in range(len(usual) - len(images) + 1)
     ):
         logits[0] *= np.float32(1.001)
     return logits

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy import Place
 
-from d2nas import SPACES, ArchLogits, sample
+from d2nas import SPACES, ArchLogits, sample, select
 from d2nas.batches import channels_last
 from d2nas.calibration import calibrated_loss
 from d2nas.config import build_config
@@ -85,8 +85,32 @@ def test_the_supernet_judges_with_batch_statistics(data: ImageData) -> None:
             )
         expected = (logits.argmax(1) == part.labels_N).double().mean()
         assert candidate.accuracy == pytest.approx(float(expected))
-        assert candidate.calibrated_loss == calibrated_loss(logits, part.labels_N)[0]
+        # In another order of the images, batch statistics are equal but for rounding.
+        wanted = calibrated_loss(logits, part.labels_N)[0]
+        assert candidate.calibrated_loss == pytest.approx(wanted, rel=1e-6)
     assert len({candidate.calibrated_loss for candidate in ranked}) > 1
+
+
+def test_batches_of_sorted_images_are_of_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(10).repeat_interleave(20)
+    images = ImageSet(labels.to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8), labels)
+    supernet = Supernet(S0, num_cells=3, init_channels=4, in_channels=1)
+    genotypes = sample_candidates(ArchLogits(S0), 1, seed=0)
+    monkeypatch.setattr(select, "EVALUATION_BATCH", 20)
+    seen: list[int] = []
+
+    class Watching(Normalizer):
+        def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images_NCHW.unique()))
+            return super().__call__(images_NCHW)
+
+    list(rank_by_supernet(supernet, genotypes, images, Watching((0.5,), (0.2,)), seed=0))
+    assert min(seen) >= 5
+    seen.clear()
+    # Control: as they come, each batch is of one class.
+    monkeypatch.setattr(select, "epoch_order", lambda count, **_: torch.arange(count))
+    list(rank_by_supernet(supernet, genotypes, images, Watching((0.5,), (0.2,)), seed=0))
+    assert set(seen) == {1}
 
 
 def test_a_short_training_sees_one_half_and_is_judged_on_the_other(data: ImageData) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError
+from d2nas.subsample import spread_sample
 
 from .comparison import ParityResult, compare, largest_share, ratio
 
@@ -34,6 +35,7 @@ TOP1_LIMIT = 0.999
 SPREAD_FACTOR = 100.0
 SMALL_BATCH_IMAGES = 64
 """Images that every batch size but the largest is checked on; the largest sees all."""
+SAMPLE_PURPOSE = "model-check"
 CONSTANT_SHARE = 0.95
 """Largest share of the images that the network may answer with one class, where no class of the
 labels has more than 90 %; above that, half way from the largest class's share to all of them."""
@@ -241,11 +243,11 @@ def check_parity(
     """Compare ``session`` with ``reference_fn`` at every batch size of ``batches``.
 
     ``images`` is [N, channels, height, width]. The largest batch size runs over all images, the
-    others over the first 64 (over all, if fewer); a batch size above that number is filled by
-    repeating images, so that it is really run. Every size also answers one image copied into
-    the whole batch, and one batch in another order. With ``labels`` [N], answers of one class for
-    nearly all images are inconclusive. Raises ``ConfigError`` without images or batch
-    sizes, and what ``session`` raises.
+    others over the 64 of ``sample_of`` (over all, if fewer); a batch size above that number is
+    filled by repeating images, so that it is really run. Every size also answers one image copied
+    into the whole batch, and one batch in another order. With ``labels`` [N], small samples are of
+    all classes, and answers of one class for nearly all images are inconclusive. Raises
+    ``ConfigError`` without images or batch sizes, and what ``session`` raises.
     """
     if len(images) < 1 or not batches or min(batches) < 1:
         raise ConfigError("parity needs at least one image and batch sizes of at least 1")
@@ -255,14 +257,17 @@ def check_parity(
     if len(reference) != len(images):
         raise ValueError("the reference does not answer each image with one row of logits")
     entries = []
+    sample = sample_of(len(images), labels)
+    sampled = rows_at(images, sample)
     for batch in sorted(set(batches)):
-        num_images = len(images) if batch == largest else min(len(images), SMALL_BATCH_IMAGES)
-        rows, wanted = images, reference
-        if num_images < max(batch, len(images)):
+        rows, wanted, num_images = images, reference, len(images)
+        if batch > len(images) or (batch != largest and len(images) > len(sample)):
+            num_images = len(sample)
             repeated = np.arange(max(batch, num_images)) % num_images
-            rows, wanted = images[:num_images][repeated], reference[repeated]
+            rows, wanted = sampled[repeated], reference[sample][repeated]
+        some = sampled[np.arange(batch) % len(sampled)]
         is_part = num_images < len(images)
-        entries.append(_at_batch(session, rows, wanted, batch, limits, is_part=is_part))
+        entries.append(_at_batch(session, rows, wanted, some, limits, is_part=is_part))
     constant = None if labels is None else _constant(reference, labels)
     if constant is not None and entries[-1].verdict == "passed":
         entries[-1] = replace(entries[-1], verdict="inconclusive", reasons=(constant,))
@@ -289,18 +294,36 @@ def self_test(
     return SelfTest(tuple(rejected), tuple(accepted))
 
 
+def sample_of(
+    num_images: int, labels: NDArray[np.int64] | None, count: int = SMALL_BATCH_IMAGES
+) -> list[int]:
+    """Return the images that a model is checked on where not all are needed, of all classes."""
+    return spread_sample(
+        num_images,
+        count,
+        purpose=SAMPLE_PURPOSE,
+        labels=None if labels is None else labels.tolist(),
+    )
+
+
+def rows_at(images: Rows, indices: Sequence[int]) -> NDArray[Any]:
+    """Return the images with these numbers."""
+    return np.concatenate([images[index : index + 1] for index in indices])
+
+
 def _at_batch(
     session: Session,
     images: Rows,
     reference: NDArray[Any],
-    batch: int,
+    one_batch: NDArray[np.float32],
     limits: Limits,
     *,
     is_part: bool,
 ) -> BatchParity:
+    batch = len(one_batch)
     result = compare(reference, in_batches(session.run, images, batch))
     verdict, reasons = gate(result, limits, is_part=is_part)
-    identical, permuted = _row_invariance(session, images[:batch])
+    identical, permuted = _row_invariance(session, one_batch)
     broken = [
         f"{what} differ by relative L2 {distance:.3g} > {limits.relative_l2:.3g}"
         for what, distance in (

@@ -16,7 +16,16 @@ from d2nas.config_deployment import ValidateConfig
 
 from ..onnx_io.comparison import compare
 from ..onnx_io.devices import CpuDevice, Device
-from ..onnx_io.parity import Limits, Reference, Rows, check_parity, gate, in_batches
+from ..onnx_io.parity import (
+    Limits,
+    Reference,
+    Rows,
+    check_parity,
+    gate,
+    in_batches,
+    rows_at,
+    sample_of,
+)
 from ..onnx_io.session import MODE_OPTIONS, PLAIN, OnnxSession
 
 _NORMAL_QUANTILE = 1.96
@@ -49,7 +58,9 @@ class ModeCheck:
         """Say why ``session`` does not answer as PyTorch does; None if it does."""
         if not may_serve(session.mode):
             return self._problem_bound(session)
-        parity = check_parity(self.answer, session, self.images, self.batches, self.limits.parity)
+        parity = check_parity(
+            self.answer, session, self.images, self.batches, self.limits.parity, self.labels
+        )
         if not parity.passed:
             return f"parity {parity.verdict}: {'; '.join(parity.reasons[:3])}"
         answers = in_batches(session.run, self.images, max(self.batches))
@@ -59,7 +70,7 @@ class ModeCheck:
         return None if accuracy >= floor else f"accuracy {accuracy:.4f} is below {floor:.4f}"
 
     def _problem_bound(self, session: OnnxSession) -> str | None:
-        images = self.images[:NUM_BOUND]
+        images = rows_at(self.images, sample_of(len(self.images), self.labels, NUM_BOUND))
         bound = session.bind(images)
         bound()  # what is captured at the first run must hold for the images of a later one
         answers = bound.answer(images[::-1].copy())[::-1]

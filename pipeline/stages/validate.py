@@ -20,6 +20,7 @@ from d2nas.data import ImageData
 from d2nas.errors import DamagedArtifactError, ValidationFailedError
 from d2nas.network import load_network
 from d2nas.strict_json import canonical_json
+from d2nas.subsample import SAMPLE_RULE
 from d2nas.training import memory_errors
 
 from ..onnx_io.comparison import largest_share
@@ -28,11 +29,14 @@ from ..onnx_io.model_file import check_model, lineage
 from ..onnx_io.mutants import mutants
 from ..onnx_io.parity import (
     PRECISION_LIMITS,
+    SMALL_BATCH_IMAGES,
     Limits,
     ParityReport,
     SelfTest,
     check_parity,
     in_batches,
+    rows_at,
+    sample_of,
     self_test,
 )
 from ..onnx_io.providers import resolve_device
@@ -107,11 +111,12 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         "accuracy": accuracy,
         "parity": checked.parity.to_dict(),
         "self_test": checked.self_test.to_dict(),
+        "sampled_images": _sampled(labels),
         **latencies.to_dict(),
         "latency_gate": gate,
     }
     context.work.write(REPORT_FILE, canonical_json(report))
-    context.work.write(GOLDEN_FILE, _golden(images, checked.logits, data))
+    context.work.write(GOLDEN_FILE, _golden(images, checked.logits, labels))
     context.work.write(LATENCY_FILE, canonical_json(latencies.samples()))
     return {
         "device": session.device.kind,
@@ -122,14 +127,21 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     }
 
 
-def _golden(images: TestImages, logits: Images, data: ImageData) -> bytes:
+def _golden(images: TestImages, logits: Images, labels: Labels) -> bytes:
+    chosen = sample_of(len(images), labels, NUM_GOLDEN)
     return encode_tensors(
         {
-            "images": torch.from_numpy(images[:NUM_GOLDEN]),
-            "logits": torch.from_numpy(logits[:NUM_GOLDEN]),
-            "labels": data.test.labels_N[:NUM_GOLDEN],
+            "images": torch.from_numpy(rows_at(images, chosen)),
+            "logits": torch.from_numpy(logits[chosen]),
+            "labels": torch.from_numpy(labels[chosen]),
         }
     )
+
+
+def _sampled(labels: Labels) -> dict[str, Any]:
+    """Return which test images stood for all, as JSON data: the golden inputs are its start."""
+    chosen = sample_of(len(labels), labels, max(NUM_SELF_TEST, SMALL_BATCH_IMAGES))
+    return {"indices": chosen, "golden": NUM_GOLDEN, "rule": SAMPLE_RULE}
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ def _check(
     selftest = self_test(
         reference.answer,
         ((name, open_session(mutant, device=device)) for name, mutant in mutants(model)),
-        images[:NUM_SELF_TEST],
+        rows_at(images, sample_of(len(images), labels, NUM_SELF_TEST)),
         limits.parity,
     )
     _advance(context, 2)
