@@ -1,5 +1,6 @@
 """What this machine can do, and what to do about each gap: versions, CUDA, runtime, data, disk."""
 
+import os
 import platform
 import shutil
 import sys
@@ -17,6 +18,9 @@ from d2nas.errors import D2NasError
 from .file_hashes import data_folder
 
 MIN_FREE_BYTES = 2 * 2**30
+SHARED_MEMORY = Path("/dev/shm")
+MIN_SHARED_BYTES = 2**30
+"""What NVIDIA asks for where GPUs talk to each other (NCCL); a container has 64 MiB by default."""
 _MIN_PYTHON = (3, 11)
 _LIBRARIES = (
     "torch",
@@ -48,7 +52,7 @@ def examine(store: Path, data_root: str | None) -> list[Finding]:
     """Look at everything; a check that fails is a finding, never an error."""
     root = Path(data_root).expanduser() if data_root else data_folder()
     findings = [_python(), *_versions()]
-    for check in (_torch_cuda, _runtime_providers):
+    for check in (_torch_cuda, _runtime_providers, _shared_memory):
         findings += _guarded(check)
     findings += [_data(name, root) for name in DATA_NAMES if name != "folder" or data_root]
     findings.append(_space(store))
@@ -165,6 +169,31 @@ def _runtime_providers() -> list[Finding]:
             None if status.loads else "needed only to validate or serve on that provider",
         )
         for status in loadable_providers()
+    ]
+
+
+def _shared_memory() -> list[Finding]:
+    """Compare the room in /dev/shm with what several GPUs need; streamed images need none."""
+    import torch
+
+    if not SHARED_MEMORY.exists():
+        return []  # not Linux
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    writable = os.access(SHARED_MEMORY, os.W_OK)
+    enough = writable and free >= MIN_SHARED_BYTES
+    needed = torch.cuda.device_count() > 1
+    room = f"{free / 2**20:.0f} MiB free in {SHARED_MEMORY}"
+    return [
+        Finding(
+            "shared memory",
+            "ok" if enough else "problem" if needed else "absent",
+            f"{room}{'' if writable else ', which is read-only'}; several GPUs that train together "
+            f"need {MIN_SHARED_BYTES / 2**20:.0f} MiB, streamed images (data.workers) none",
+            None
+            if enough
+            else f"{'' if needed else 'needed only to train on several GPUs: '}give the container "
+            "more: docker run --shm-size=1g",
+        )
     ]
 
 
