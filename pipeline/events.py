@@ -4,6 +4,7 @@ As lines of JSON in a plain file, and where ``tensorboard`` is installed (the ex
 its event files: ``tensorboard --logdir STORE/events`` shows every run and stage as a curve.
 """
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ class Events:
         known = b"".join(canonical_json(row) for row in rows)
         path = self._folder / ROWS_FILE
         try:
+            self._refuse_links(path)
             self._folder.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
                 file.seek(0)
@@ -57,6 +59,12 @@ class Events:
             return None
         self._rows = path
         return path
+
+    def _refuse_links(self, path: Path) -> None:
+        """Raise ``OSError`` for a link on the way below the store: what it leads to is not ours."""
+        for part in (path, *path.parents[:3]):  # events/RUN/STAGE/rows.jsonl
+            if part.is_symlink():
+                raise OSError(errno.ELOOP, f"{part} is a symbolic link")
 
     def add(self, step: int, row: Mapping[str, Any] | None) -> None:
         """Write an epoch's row at ``step``: its numbers, inside a section as SECTION/NAME, and

@@ -1,6 +1,7 @@
 """Writing a bundle may fail anywhere: it is refused or whole, and the next run ends it."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from bundles import OtherModel, versions_in
 from faults import FAULTS, Crash, FaultyFileSystem
+from test_store_absence import Vanishing
 from toy import Place
 
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
@@ -111,7 +113,7 @@ class Campaign:
 def test_every_operation_may_fail(before: str, versions: dict[str, Any], quick_path: Path) -> None:
     campaign = Campaign(quick_path, versions, before)
     assert campaign.new not in (None, campaign.old)
-    assert campaign.num_operations >= (6 if before == "a damaged file" else 20)
+    assert campaign.num_operations >= (5 if before == "a damaged file" else 20)
     assert list(campaign.all_problems()) == []
 
 
@@ -124,3 +126,36 @@ def test_controls(
         assert any("neither refused" in line for line in campaign.all_problems())
     monkeypatch.setattr(bundle, "_remove_half_written", lambda *_: None)
     assert any("not ended" in line for line in campaign.all_problems())
+
+
+@pytest.mark.parametrize("call", ["listdir", "lstat"])
+def test_a_listing_that_finds_nothing_costs_no_earlier_model(
+    call: str, versions: dict[str, Any], quick_path: Path
+) -> None:
+    """Each call in turn says "no such file", with the list of checksums gone too."""
+    write_bundle(quick_path / "first", "toy", versions, FaultyFileSystem())
+    (quick_path / "first" / "toy" / "SHA256SUMS").unlink()
+    first = versions["export"].read("model.onnx")
+    other = versions | {"export": OtherModel(versions["export"])}
+    for number in range(1, 12):
+        exported = quick_path / "exported"
+        shutil.copytree(quick_path / "first", exported)
+        with pytest.MonkeyPatch.context() as patch, suppress(StorageError, DamagedArtifactError):
+            one = Vanishing(exported / "toy", number)
+            patch.setattr(os, call, one.watched(getattr(os, call)))
+            write_bundle(exported, "toy", other, FaultyFileSystem())
+        assert (exported / "toy" / "1" / "model.onnx").read_bytes() == first
+        shutil.rmtree(exported)
+
+
+def test_control_a_careless_listing_writes_over_the_first_model(
+    versions: dict[str, Any], quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bundle(quick_path, "toy", versions, FaultyFileSystem())
+    (quick_path / "toy" / "SHA256SUMS").unlink()
+    monkeypatch.setattr(bundle, "names_in", lambda _: [])
+    write_bundle(
+        quick_path, "toy", versions | {"export": OtherModel(versions["export"])}, FaultyFileSystem()
+    )
+    first = versions["export"].read("model.onnx")
+    assert (quick_path / "toy" / "1" / "model.onnx").read_bytes() != first

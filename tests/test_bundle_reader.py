@@ -17,7 +17,7 @@ from forgery import CHECKSUMS, seal
 from PIL import Image
 from toy import Place
 
-from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
 from pipeline.bundle import prediction
 from pipeline.bundle import reader as bundle_reader
 from pipeline.bundle.reader import open_bundle
@@ -147,6 +147,16 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
         "contradicts",
     ),
     "a report without a model": (change_json("report.json", model=None), "is no report that"),
+    "a schema that is no number": (
+        change_json("report.json", schema="d2nas.report.v9"),
+        "report.json has schema d2nas.report.v9",
+    ),
+    "no schema": (change_json("report.json", schema=None), "report.json has schema None"),
+    "no identity": (change_json("report.json", identity=None), "report.json: contradicts"),
+    "another genotype in the report": (
+        change_json("report.json", genotype={}),
+        "report.json: contradicts",
+    ),
     "a report without limits": (change_json("report.json", parity={}), "is no report that"),
     "lineage that is no text": (change_json("report.json", lineage={"derive": 1}), "is no report"),
     "a name that leads out": (
@@ -390,3 +400,19 @@ def test_the_size_of_a_bundle_is_limited_before_anything_is_read(
     monkeypatch.setattr(bundle_reader, "_read", lambda *_: 1 / 0)
     with pytest.raises(DamagedArtifactError, match=f"lists {size} bytes in all"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize("call", ["scandir", "listdir", "lstat"])
+def test_what_the_system_refuses_is_7(
+    call: str, finished: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = getattr(os, call)
+
+    def refuse(path: Any = ".", *arguments: Any, **named: Any) -> Any:
+        if str(path).startswith(str(bundle_of(finished))):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(StorageError, match=r"cannot read .*permission denied"):
+        open_bundle(bundle_of(finished))

@@ -12,7 +12,7 @@ from toy import Place
 
 from d2nas.genotype import Genotype
 from pipeline import events
-from pipeline.events import ROWS_FILE
+from pipeline.events import ROWS_FILE, Events
 from pipeline.runner import _StageHooks
 from pipeline.store import Store
 
@@ -217,3 +217,21 @@ def test_nothing_is_loaded_before_the_first_row(tmp_path: Path) -> None:
         opened.add(1, None)
     assert not (tmp_path / "events").exists()
     assert written == []
+
+
+@pytest.mark.parametrize("link", ["events", "events/toy", "events/toy/search", "rows"])
+def test_a_link_out_of_the_store_is_not_followed(link: str, tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "store/events/toy/search"
+    place = folder / "rows.jsonl" if link == "rows" else tmp_path / "store" / link
+    place.parent.mkdir(parents=True)
+    target = outside / folder.relative_to(place) if link != "rows" else outside
+    target.mkdir(parents=True)
+    precious = target / "rows.jsonl"
+    precious.write_text("precious")
+    place.symlink_to(precious if link == "rows" else outside)
+    said: list[str] = []
+    assert Events(folder, said.append).begin([]) is None
+    assert "is a symbolic link" in said[0]
+    assert precious.read_text() == "precious"
+    place.unlink()  # control: a folder of its own is written
+    assert Events(folder, said.append).begin([]) == folder / "rows.jsonl"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from d2nas.errors import DamagedArtifactError
 
+from ..store.fsio import storage_error
+
 CHECKSUMS = "SHA256SUMS"
 FILES = (
     "MODEL_CARD.md",
@@ -53,11 +55,15 @@ def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
 
 
 def check_listing(folder: Path, sums: Mapping[str, str], *, own: bool = False) -> None:
-    """Raise ``DamagedArtifactError`` unless exactly the listed files are there.
+    """Raise ``DamagedArtifactError`` unless exactly the listed files are there, ``StorageError``
+    if that cannot be told.
 
     ``own``: the bundle was written here, and what is not listed can be removed.
     """
-    present = set(_walk(folder, own=own)) - {CHECKSUMS}
+    try:
+        present = set(_walk(folder, own=own)) - {CHECKSUMS}
+    except OSError as error:
+        raise storage_error(error, "read", folder) from error
     for path in sorted(sums.keys() - present):
         raise damaged(folder, path, "is missing")
     for path in sorted(present - sums.keys()):

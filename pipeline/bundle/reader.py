@@ -26,6 +26,7 @@ from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model,
 from ..stages import REPORT_SCHEMA
 from ..stages.forms import Report
 from ..store.arrays import decode_arrays
+from ..store.fsio import storage_error
 from ..store.manifest import problem_of
 from .checksums import CHECKSUMS, HINT, MODEL_NAME, check_listing, damaged, parse_sums
 
@@ -87,8 +88,11 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     if digest is not None and digest.lower() != found:
         raise damaged(folder, CHECKSUMS, f"its digest is {found}, not the one that was published")
     sums = parse_sums(folder, content)
-    check_listing(folder, sums)
-    _check_size(folder, sums)
+    try:
+        check_listing(folder, sums)
+        _check_size(folder, sums)
+    except OSError as error:
+        raise storage_error(error, "read", folder) from error
     models = {path for path in sums if path.endswith(f"/{MODEL_NAME}")}
     files = {path: _read(folder, path, sums[path]) for path in sums.keys() - models}
     number = _number(folder, _text(folder, files, "config.pbtxt"), _VERSIONS)
@@ -105,7 +109,7 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
 def _check_size(folder: Path, sums: Mapping[str, str]) -> None:
     try:
         size = sum(os.lstat(folder / path).st_size for path in sums)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise damaged(folder, CHECKSUMS, f"lists what cannot be read: {error.strerror}") from None
     if size > _MAX_BUNDLE_BYTES:
         raise damaged(
@@ -184,6 +188,8 @@ def _check_agreement(
         )
         and bundle.report.get("bundle_version") == bundle.number
         and bundle.report.get("genotype_digest") == genotype.digest
+        and bundle.report.get("genotype") == genotype.to_dict()
+        and _identified(bundle.report.get("identity"), genotype)
         and description.to_dict().items() <= bundle.report["model"].items()
         and {row["kind"] for row in bundle.report["latency"]} == {device},
         "genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip(),
@@ -192,6 +198,10 @@ def _check_agreement(
     for name, agrees in agreements.items():
         if not agrees:
             raise damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
+
+
+def _identified(identity: object, genotype: Genotype) -> bool:
+    return isinstance(identity, dict) and identity.get("genotype_digest") == genotype.digest
 
 
 def _names(bundle: Bundle) -> list[str]:
@@ -249,9 +259,10 @@ def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return the report, with the parts that are relied on in the form that they have."""
     report = _object(folder, files, "report.json")
     schema = report.get("schema")
-    if type(schema) is int and schema != REPORT_SCHEMA:
+    if type(schema) is not int or schema != REPORT_SCHEMA:
         raise DamagedArtifactError(
-            f"{folder}: report.json has schema {schema}, this d2nas reads schema {REPORT_SCHEMA}",
+            f"{folder}: report.json has schema {str(schema)[:80]}, "
+            f"this d2nas reads schema {REPORT_SCHEMA}",
             hint="use the d2nas that wrote it, or validate the run again",
         )
     try:

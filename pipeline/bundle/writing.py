@@ -25,7 +25,8 @@ from ..report_page.content import (
 )
 from ..stages.forms import Preprocess, Report, read_form
 from ..store import FileSystem, Version, safe_run_name
-from ..store.fsio import TEMPORARY_PREFIX
+from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
+from ..store.layout import names_in
 from ..store.locks import bundle_lock
 from .checksums import CHECKSUMS, check_listing
 from .triton import triton_config
@@ -83,7 +84,10 @@ def _check_older_models(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def _digest_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise storage_error(error, "read", path) from error
 
 
 def _number_of(folder: Path, digest: str) -> int:
@@ -93,14 +97,16 @@ def _number_of(folder: Path, digest: str) -> int:
         if listed == digest:
             return int(path.split("/")[0])
     taken = [int(path.split("/")[0]) for path in known]
-    if folder.is_dir():
-        taken += [int(child.name) for child in folder.iterdir() if _holds_a_model(child)]
+    # Listed strictly: what is not seen for a moment would be written over.
+    taken += [
+        int(name) for name in names_in(folder) if name.isdecimal() and _holds_a_model(folder / name)
+    ]
     return max(taken, default=0) + 1
 
 
 def _holds_a_model(path: Path) -> bool:
     """Whether a number is taken; an interruption may leave its folder empty."""
-    return path.name.isdecimal() and (not path.is_dir() or any(path.iterdir()))
+    return is_there(path) and (not path.is_dir() or bool(names_in(path)))
 
 
 def _known_models(folder: Path) -> dict[str, str]:
@@ -108,19 +114,23 @@ def _known_models(folder: Path) -> dict[str, str]:
     interruption leaves one between a model and its list.
     """
     listed = _listed_models(folder)
-    known = {name: digest for name, digest in listed.items() if (folder / name).is_file()}
-    for path in folder.glob("*/model.onnx"):
-        name = f"{path.parent.name}/{path.name}"
-        if path.parent.name.isdecimal() and name not in known:
-            known[name] = _digest_of(path)
+    known = {name: digest for name, digest in listed.items() if is_there(folder / name)}
+    for number in names_in(folder):
+        name = f"{number}/model.onnx"
+        if number.isdecimal() and name not in known and is_there(folder / name):
+            known[name] = _digest_of(folder / name)
     return known
 
 
 def _listed_models(folder: Path) -> dict[str, str]:
+    if not is_there(folder / CHECKSUMS):
+        return {}
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         return {}
+    except OSError as error:
+        raise storage_error(error, "read", folder / CHECKSUMS) from error
     listed = {}
     for line in lines:
         digest, _, path = line.partition("  ")
