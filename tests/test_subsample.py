@@ -1,5 +1,7 @@
 """Samples of sorted data: whatever looks at a part of the images looks at all classes."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,3 +90,18 @@ def test_the_order_of_the_images_decides_no_verdict() -> None:
         labels = np.random.default_rng(seed).permutation(SORTED)
         assert check_parity(sure, Half(), images_of(labels), limits=limits, labels=labels).passed
         assert set(labels[sample_of(len(labels), labels, 10)]) == set(range(NUM_CLASSES))
+
+
+def test_the_limits_of_half_precision_tell_measured_networks_from_their_faulty_copies() -> None:
+    file = Path(__file__).parent.parent / "benchmarks" / "fp16_parity.json"
+    limits, _ = parity.PRECISION_LIMITS["fp16"]
+    blind = 0
+    for row in json.loads(file.read_text())["rows"]:
+        found, faulty = row["fp16"]["sampled_64"], row["fp16"]["faulty_copies"].values()
+        assert found["relative_l2"] <= limits.relative_l2 / 2
+        assert found["top1_agreement"] >= limits.top1_agreement
+        told_apart = min(copy["relative_l2"] for copy in faulty) > limits.relative_l2
+        assert told_apart == (found["spread"] >= limits.spread)
+        assert (row["epochs"] > 0) == told_apart
+        blind += not told_apart
+    assert blind >= 4  # control: of untrained networks a faulty copy is not told from rounding

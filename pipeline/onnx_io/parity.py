@@ -5,9 +5,9 @@ broken model agrees with the network as well as an intact one: in a randomly ini
 network, zeroing a whole convolution moved logits of 0.17 by 6e-6 and no prediction. A pass means
 ||G - R|| <= limit ||R||. That is evidence only if the error allowed is small beside the signal, so
 a pass counts from spread >= 100 x limit on: then the allowed error is at most 1 % of what tells
-images apart. Below, the verdict is ``inconclusive``, which is not a pass. So it is where the
-network answers nearly all images with one class although their labels differ: such answers agree
-whatever the copy computes.
+images apart (fp16: 40 x, see ``PRECISION_LIMITS``). Below, the verdict is ``inconclusive``, which
+is not a pass. So it is where the network answers nearly all images with one class although their
+labels differ: such answers agree whatever the copy computes.
 
 Agreement is held to its limit over all images, which the largest batch size sees. The others see a
 part of n, where one image weighs more than the limit: ceil((1 - limit) n) of them may differ.
@@ -68,11 +68,14 @@ class Limits:
 
     relative_l2: float = RELATIVE_L2_LIMIT
     top1_agreement: float = TOP1_LIMIT
+    spread_factor: float | None = None
+    """Smallest spread over ``relative_l2`` at which passing means something; none: 100."""
 
     @property
     def spread(self) -> float:
         """Smallest spread at which passing means something."""
-        return SPREAD_FACTOR * self.relative_l2
+        factor = SPREAD_FACTOR if self.spread_factor is None else self.spread_factor
+        return factor * self.relative_l2
 
     def flips(self, num_images: int) -> int:
         """Return how many images of a part of them may be answered with another class."""
@@ -81,9 +84,13 @@ class Limits:
 
 PRECISION_LIMITS = {
     "fp32": (Limits(), 0.999),
-    # Weights and features rounded to 11 bits move the logits of trained networks by 1e-3 (20 cells:
-    # 1.5e-3); one weight tensor of them 1 % off, by 1e-2. The floors are MLPerf's.
-    "fp16": (Limits(relative_l2=5e-3, top1_agreement=0.99), 0.99),
+    # Measured (benchmarks/fp16_parity.json): weights and features rounded to 11 bits move logits by
+    # at most 1.6e-3, from 4 to 36 channels and from chance to 99 % accuracy; each faulty copy of
+    # the self-test, once a network was trained for an epoch (spread 0.37 and more), by 8e-3 and
+    # more. Of networks as initialised the spread is at most 0.08, and a zeroed convolution moves
+    # logits by 1e-4: no limit tells that from rounding. 0.2 lies between, and the error that is
+    # allowed is then at most 2.5 % of what tells images apart. The floors are MLPerf's.
+    "fp16": (Limits(relative_l2=5e-3, top1_agreement=0.99, spread_factor=40.0), 0.99),
 }
 """What parity allows, and the smallest part of PyTorch's accuracy, by the model's precision."""
 

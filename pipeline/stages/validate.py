@@ -203,6 +203,7 @@ def _limits(config: ValidateConfig, precision: str) -> GateLimits:
         Limits(
             parity.relative_l2 if config.relative_l2 is None else config.relative_l2,
             parity.top1_agreement if config.top1_agreement is None else config.top1_agreement,
+            parity.spread_factor,
         ),
         floor if config.accuracy_floor is None else config.accuracy_floor,
     )
@@ -243,13 +244,23 @@ def _require_passed(parity: ParityReport, selftest: SelfTest) -> None:
     if not parity.passed:
         raise ValidationFailedError(
             f"parity {parity.verdict}: {'; '.join(parity.reasons[:3])}",
-            hint="an untrained or diverged network is inconclusive; look at retrain's metrics",
+            hint=_parity_hint(parity),
         )
     if not selftest.passed:
         raise ValidationFailedError(
             "the parity gate accepted a faulty copy of the model "
             f"({', '.join(selftest.accepted) or 'no copy could be made'}): it proves nothing"
         )
+
+
+def _parity_hint(parity: ParityReport) -> str:
+    """Return what to look at: the export, or why the answers say little."""
+    if parity.verdict == "failed":
+        return "the exported model computes something else: export again, or as --precision fp32"
+    return (
+        "answers that hardly differ prove no copy right: an untrained or diverged network "
+        "(retrain's metrics), or test images nearly alike; fp32 needs less difference than fp16"
+    )
 
 
 def _require_accurate(accuracy: Mapping[str, Any]) -> None:
