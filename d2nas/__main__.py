@@ -6,6 +6,7 @@ is looked up before it is imported.
 
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; exits with its code."""
+    _take_names_as_utf8()
     try:
         code = _run()
     except KeyboardInterrupt:  # before the command line could tell it
@@ -23,6 +25,18 @@ def main() -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(code)
+
+
+def _take_names_as_utf8() -> None:
+    """Start again with names of files in UTF-8 where the locale (C) has them in ASCII: a folder's
+    class names would be no text. Streams keep the locale's encoding.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    encoding = next((s.encoding for s in (sys.stdout, sys.stderr) if s is not None), "ascii")
+    environment = {"PYTHONIOENCODING": encoding, **os.environ, "PYTHONUTF8": "1"}
+    with contextlib.suppress(OSError):  # then as it is
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _run() -> int:

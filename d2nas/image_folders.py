@@ -4,6 +4,7 @@ The listing refuses what would silently become a wrong data set.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,9 @@ def _list_classes(
         if not name.isprintable():
             raise ConfigError(
                 f"{shown(root)}: class name {shown(prefix + name)} is not printable text",
-                hint="rename the folder",
+                hint="rename the folder"
+                if sys.getfilesystemencoding() == "utf-8"
+                else "names are read in this locale's encoding: set PYTHONUTF8=1",
             )
         classes[name] = sorted(_walk(root, prefix + name, real_root))
     return classes

@@ -314,3 +314,36 @@ def test_control_unguarded_such_text_is_a_bug(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cli, "guarded_streams", contextlib.nullcontext)
     with with_streams(io.TextIOWrapper(io.BytesIO(), encoding="ascii"), text_file()):
         assert run(["show", "--config", "quickstart"]) != 0
+
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+PROBE = (
+    "import os, sys; os.environ.pop('PYTHONIOENCODING', None)\n"
+    "from d2nas import __main__ as m\n"
+    "again = m._take_names_as_utf8 if sys.argv[1] == 'again' else (lambda: None); again()\n"
+    "from d2nas.image_folders import find_images\n"
+    "from pathlib import Path\n"
+    "print(ascii((sys.stdout.encoding, find_images(Path(sys.argv[2])).class_names)))\n"
+)
+
+
+@pytest.mark.parametrize("way", ["again", "control"])
+def test_class_names_are_the_same_in_a_c_locale(way: str, tmp_path: Path) -> None:
+    for name in ("Müll", "αβγ"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            (tmp_path / name / f"{number}.png").write_bytes(b"not looked into")
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE)
+    done = subprocess.run(
+        [sys.executable, str(script), way, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **C_LOCALE, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    if way == "control":
+        assert "set PYTHONUTF8=1" in repr(done.stderr) or "is not printable" in done.stderr
+        assert done.returncode != 0
+    else:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ascii(("ascii", ("Müll", "αβγ"))) + "\n"

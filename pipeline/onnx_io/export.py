@@ -6,6 +6,8 @@ the caller's lineage keys, so the same weights give the same bytes in any folder
 path leaves the machine.
 """
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -169,7 +171,8 @@ def _silence() -> Iterator[None]:
     """Keep the exporter's talk off the terminal: its failures arrive as exceptions."""
     loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    # onnxscript 0.6 prints, and stdout is for answers.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
