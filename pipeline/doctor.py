@@ -13,7 +13,7 @@ from typing import Any
 from d2nas._version import __version__
 from d2nas.config import DATA_NAMES
 from d2nas.data_sources import on_disk
-from d2nas.errors import D2NasError
+from d2nas.errors import ConfigError, D2NasError
 
 from .file_hashes import data_folder
 
@@ -50,11 +50,16 @@ class Finding:
 
 def examine(store: Path, data_root: str | None) -> list[Finding]:
     """Look at everything; a check that fails is a finding, never an error."""
-    root = Path(data_root).expanduser() if data_root else data_folder()
     findings = [_python(), *_versions()]
     for check in (_torch_cuda, _runtime_providers, _shared_memory):
         findings += _guarded(check)
-    findings += [_data(name, root) for name in DATA_NAMES if name != "folder" or data_root]
+    try:
+        root = Path(data_root).expanduser() if data_root else data_folder()
+    except (ConfigError, RuntimeError) as error:  # a "~" without a home folder
+        advice = "set HOME, or name a folder with --data-root"
+        findings.append(Finding("data", "problem", str(error), advice))
+    else:
+        findings += [_data(name, root) for name in DATA_NAMES if name != "folder" or data_root]
     findings.append(_space(store))
     return findings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from d2nas.errors import BusyError, StorageError
+from d2nas.errors import BusyError, ConfigError, StorageError
 
 from .store import Store
 
@@ -86,5 +86,14 @@ class HashingProgress:
 
 
 def data_folder() -> Path:
-    """Return the folder of downloaded data sets where ``data.root`` names none."""
-    return DEFAULT_DATA_ROOT.expanduser()
+    """Return the folder of downloaded data sets where ``data.root`` names none.
+
+    Raises ``ConfigError`` for a user without a home folder.
+    """
+    try:
+        return DEFAULT_DATA_ROOT.expanduser()
+    except RuntimeError:  # HOME is not set, and the user is not in the system's list
+        raise ConfigError(
+            f"there is no home folder for {DEFAULT_DATA_ROOT}",
+            hint="set HOME, or name a folder with --data-root",
+        ) from None

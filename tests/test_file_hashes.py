@@ -9,8 +9,10 @@ from toy import Place
 
 from d2nas import data_sources
 from d2nas.config import Config, build_config
-from d2nas.errors import StoppedError, StorageError
+from d2nas.errors import ConfigError, StoppedError, StorageError
+from pipeline import file_hashes
 from pipeline.display import Display
+from pipeline.doctor import examine
 from pipeline.file_hashes import LINE_SECONDS, FileHashes, HashingProgress
 from pipeline.runner import Runner
 from pipeline.stop import StopFlag
@@ -114,3 +116,15 @@ def test_progress_is_told_now_and_then() -> None:
     progress(512, 5000)
     progress(768, 5000)
     assert lines == ["hashing images, once: 512 of 5,000"]
+
+
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_home(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    with pytest.raises(ConfigError, match="no home folder"):
+        file_hashes.data_folder()
+    found = {finding.subject: finding for finding in examine(tmp_path, None)}
+    assert found["data"].state == "problem"
+    assert "HOME" in str(found["data"].advice)
