@@ -99,6 +99,8 @@ class ImageData:
     """How pictures came to ``image_size``."""
     crop_fraction: float = 1.0
     """Part of the shorter side that was kept."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the files that were read, one printable line each."""
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of training images per class, in label order."""
@@ -107,7 +109,7 @@ class ImageData:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before trusting a result on this data; one line each."""
-        lines = []
+        lines = list(self.notes)
         counts = self.class_counts()
         smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[largest] > MAX_IMBALANCE * counts[smallest]:
@@ -217,6 +219,7 @@ def load_data(
         evaluation=config.evaluation,
         fit=config.fit,
         crop_fraction=config.crop_fraction,
+        notes=pool.notes,
     )
 
 

@@ -43,12 +43,13 @@ from .data_sources import (
     shown,
 )
 from .errors import ConfigError, StorageError
-from .image_decoding import Decoding, fit_image, is_grey, strict_pillow
+from .image_decoding import Decoding, fit_image, is_grey, picture_size, strict_pillow
 from .image_files import ImageFiles, channels_first, file_states, read_files
 
 MAX_TENSOR_BYTES = 8 * 2**30
 FOLDER_IMAGE_SIZE = 32
 IMAGENET_IMAGE_SIZE = 224
+_NUM_SIZES = 200
 TRAIN, VALIDATION, TEST = range(3)
 
 # The largest official file has 47 MB; what is cut off here fails its checksum.
@@ -81,6 +82,8 @@ class Pool:
     read: Callable[[Tensor], tuple[Tensor, str]]
     files: ImageFiles | None = None
     """All images, where they are to be streamed: ``read`` is not for these."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the files, one printable line each."""
 
 
 def open_pool(config: DataConfig, *, default_root: Path) -> Pool:
@@ -264,6 +267,7 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
         channels = config.channels or (
             1 if all(is_grey(listing.root / path) for path in paths) else 3
         )
+        notes = _folder_notes(config, listing, size)
     labels = torch.tensor([file.label for file in listing.files])
     parts = torch.full_like(labels, TRAIN)
     parts[len(listing.train) :] = VALIDATION
@@ -273,13 +277,37 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     needed = _num_bytes(len(paths), channels, size)
     if streams(config, needed):
         files = replace(files, states=file_states(listing.root, paths))
-        return Pool(config.name, listing.class_names, labels, parts, size, channels, _unread, files)
+        return Pool(
+            *(config.name, listing.class_names, labels, parts, size, channels, _unread, files),
+            notes,
+        )
     check_fits(config.name, len(paths), channels, size)
 
     def read(order: Tensor) -> tuple[Tensor, str]:
         return _read_folder(files, order)
 
-    return Pool(config.name, listing.class_names, labels, parts, size, channels, read)
+    return Pool(
+        *(config.name, listing.class_names, labels, parts, size, channels, read), notes=notes
+    )
+
+
+def _folder_notes(config: DataConfig, listing: FolderListing, size: int) -> tuple[str, ...]:
+    """Return what was left out, and that the size is not the pictures' where nobody chose it.
+
+    Of the pictures' sizes, at most ``_NUM_SIZES`` headers tell, spread over all classes.
+    """
+    notes = [line] if (line := listing.left_out_line()) else []
+    if config.image_size is None:
+        step = -(-len(listing.files) // _NUM_SIZES)
+        paths = [listing.root / file.path for file in listing.files[::step]]
+        shorter = sorted(min(picture_size(path)) for path in paths)
+        median = shorter[len(shorter) // 2]
+        if median != size:
+            notes.append(
+                f"pictures of {median} pixels (median shorter side) are used at {size} x {size}, "
+                f"the default: set data.image_size={median} to keep theirs"
+            )
+    return tuple(notes)
 
 
 def streams(config: DataConfig, num_bytes: int) -> bool:

@@ -58,6 +58,12 @@ def is_grey(path: Path) -> bool:
         return image.mode in _GREY_MODES
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return width and height by a file's header. Raises ``ConfigError`` if unreadable."""
+    with _problems_of(path), Image.open(path, formats=FORMATS) as image:
+        return image.size
+
+
 def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
     """Return the pixels of ``fit_image`` and the SHA-256 of the file, from the same bytes.
 

@@ -5,16 +5,23 @@ The listing refuses what would silently become a wrong data set.
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import ConfigError, StorageError
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    )
 )
+_SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini"))
+"""What operating systems and archives leave in folders, case folded: as hidden as ``.DS_Store``."""
+_MAX_SUFFIXES_TOLD = 8
 MIN_TRAIN_IMAGES = 4
 """Per class: one for the test split, one for each half, and one to spare."""
 
@@ -43,6 +50,18 @@ class FolderListing:
     train: tuple[ImageFile, ...]
     validation: tuple[ImageFile, ...]
     test: tuple[ImageFile, ...]
+    left_out: Counter[str] = field(default_factory=Counter, compare=False)
+    """Files of other types that were found, by suffix, and pictures outside every class folder."""
+
+    def left_out_line(self) -> str | None:
+        """Say in one printable line what was found and is not used; None for nothing."""
+        if not self.left_out:
+            return None
+        kinds = self.left_out.most_common()
+        told = ", ".join(f"{count} {shown(kind)}" for kind, count in kinds[:_MAX_SUFFIXES_TOLD])
+        if len(kinds) > _MAX_SUFFIXES_TOLD:
+            told += f" and {len(kinds) - _MAX_SUFFIXES_TOLD} other types"
+        return f"files left out: {self.left_out.total()} of the data folder ({told})"
 
     @property
     def files(self) -> tuple[ImageFile, ...]:
@@ -53,8 +72,9 @@ class FolderListing:
 def find_images(root: Path) -> FolderListing:
     """List the images of ``root/<class>/*`` or ``root/{train,val|validation,test}/<class>/*``.
 
-    Folders inside a class are walked; hidden names, other file types and files that lie outside a
-    class folder are ignored. A link to a file counts if it stays inside ``root``.
+    Folders inside a class are walked; hidden names are ignored, and so are those of the system
+    (``__MACOSX``). Other file types and pictures that lie outside a class folder are counted in
+    ``left_out``. A link to a file counts if it stays inside ``root``.
 
     Raises ``ConfigError`` for anything that would make a wrong data set: no or one class, a class
     that is empty, too small, or not among the training classes, splits that can't be told from
@@ -62,16 +82,20 @@ def find_images(root: Path) -> FolderListing:
     """
     _check_is_folder(root)
     real_root = root.resolve()
-    names, _ = _scan(root, "", real_root)
+    left_out: Counter[str] = Counter()
+    names, outside = _scan(root, "", real_root, left_out)
     splits = _split_folders(root, names, real_root)
     if not splits:
-        train = _list_classes(root, "", names, real_root)
-        return _checked(root, {"": train})
-    parts = {
-        split: _list_classes(root, f"{split}/", _scan(root, split, real_root)[0], real_root)
-        for split in splits
-    }
-    return _checked(root, parts)
+        parts = {"": _list_classes(root, "", names, real_root, left_out)}
+    else:
+        parts = {}
+        for split in splits:
+            classes, pictures = _scan(root, split, real_root, left_out)
+            outside += pictures
+            parts[split] = _list_classes(root, f"{split}/", classes, real_root, left_out)
+    if outside:
+        left_out["pictures outside the class folders"] += len(outside)
+    return replace(_checked(root, parts), left_out=left_out)
 
 
 def shown(path: Path | str) -> str:
@@ -101,7 +125,7 @@ def _split_folders(root: Path, names: list[str], real_root: Path) -> list[str]:
     like_splits = [name for name in names if name.casefold() in _LIKE_A_SPLIT]
     if len(like_splits) < len(names):
         for name in like_splits:
-            folders, images = _scan(root, name, real_root)
+            folders, images = _scan(root, name, real_root, Counter())
             if folders and not images:
                 others = sorted(set(names) - set(like_splits))
                 raise ConfigError(
@@ -123,7 +147,7 @@ def _split_folders(root: Path, names: list[str], real_root: Path) -> list[str]:
 
 
 def _list_classes(
-    root: Path, prefix: str, names: list[str], real_root: Path
+    root: Path, prefix: str, names: list[str], real_root: Path, left_out: Counter[str]
 ) -> dict[str, list[str]]:
     classes = {}
     for name in names:
@@ -134,26 +158,31 @@ def _list_classes(
                 if sys.getfilesystemencoding() == "utf-8"
                 else "names are read in this locale's encoding: set PYTHONUTF8=1",
             )
-        classes[name] = sorted(_walk(root, prefix + name, real_root))
+        classes[name] = sorted(_walk(root, prefix + name, real_root, left_out))
     return classes
 
 
-def _walk(root: Path, folder: str, real_root: Path) -> Iterator[str]:
+def _walk(root: Path, folder: str, real_root: Path, left_out: Counter[str]) -> Iterator[str]:
     waiting = [folder]
     while waiting:
         current = waiting.pop()
-        folders, images = _scan(root, current, real_root)
+        folders, images = _scan(root, current, real_root, left_out)
         waiting += (f"{current}/{name}" for name in folders)
         yield from (f"{current}/{name}" for name in images)
 
 
-def _scan(root: Path, folder: str, real_root: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders (sorted) and images directly inside ``root/folder``."""
+def _scan(
+    root: Path, folder: str, real_root: Path, left_out: Counter[str]
+) -> tuple[list[str], list[str]]:
+    """Return the names of the folders (sorted) and images directly inside ``root/folder``.
+
+    Other files are counted by suffix in ``left_out``.
+    """
     folders, images = [], []
     try:
         with os.scandir(root / folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
                     continue
                 is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
                 if entry.is_dir(follow_symlinks=False):
@@ -165,6 +194,8 @@ def _scan(root: Path, folder: str, real_root: Path) -> tuple[list[str], list[str
                     raise ConfigError(f"{shown(entry.path)}: not a regular file")
                 elif is_image:
                     images.append(entry.name)
+                else:
+                    left_out[os.path.splitext(entry.name)[1].lower() or "without a suffix"] += 1
     except OSError as error:
         raise StorageError(f"{shown(root / folder)}: {error.strerror or error}") from error
     return sorted(folders), images

@@ -7,6 +7,8 @@ import pytest
 from image_files import write_classes, write_image
 
 from d2nas import image_folders
+from d2nas.config import DataConfig
+from d2nas.data import load_data
 from d2nas.data_sources import find_images
 from d2nas.errors import ConfigError
 
@@ -51,7 +53,23 @@ def test_neither_order_nor_error_depends_on_the_file_system(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "suffix", ["jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm", "JPG"]
+    "suffix",
+    [
+        "jpg",
+        "jpeg",
+        "png",
+        "bmp",
+        "webp",
+        "gif",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "JPG",
+        "jfif",
+        "jpe",
+        "pbm",
+    ],
 )
 def test_every_promised_suffix_counts(tmp_path, suffix):
     write_classes(tmp_path, {"cat": 4, "dog": 4})
@@ -190,3 +208,35 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     (tmp_path / "cat" / "link.png").symlink_to(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"link\.png: not a regular file"):
         find_images(tmp_path)
+
+
+def test_what_is_left_out_is_counted_and_what_the_system_left_is_not(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/c.av\nif", "dog/noname"):
+        (tmp_path / name).touch()
+    write_image(tmp_path / "beside.png")
+    write_classes(tmp_path, {"__MACOSX": 4, "cat/@eaDir": 4})
+    (tmp_path / "dog" / "Thumbs.db").touch()
+    listing = find_images(tmp_path)
+    assert listing.class_names == ("cat", "dog")
+    assert len(listing.files) == 8
+    assert listing.left_out_line() == (
+        "files left out: 5 of the data folder (2 .heic, 1 .av\\nif, 1 without a suffix, "
+        "1 pictures outside the class folders)"
+    )
+
+
+def test_without_the_systems_names_an_archives_folder_would_be_a_class(tmp_path, monkeypatch):
+    write_classes(tmp_path, {"cat": 4, "dog": 4, "__MACOSX": 4})
+    monkeypatch.setattr(image_folders, "_SYSTEM_NAMES", frozenset())
+    assert find_images(tmp_path).class_names == ("__MACOSX", "cat", "dog")
+
+
+@pytest.mark.parametrize("size", [None, 12])
+def test_the_data_warn_of_files_left_out_and_of_a_size_that_nobody_chose(tmp_path, size):
+    write_classes(tmp_path, {"cat": 6, "dog": 6})
+    (tmp_path / "cat" / "a.heic").touch()
+    config = DataConfig(name="folder", root=str(tmp_path), image_size=size)
+    warnings = load_data(config, seed=0, default_root=tmp_path).warnings
+    assert warnings[0] == "files left out: 1 of the data folder (1 .heic)"
+    assert any("data.image_size=10" in line for line in warnings) is (size is None)
