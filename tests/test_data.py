@@ -293,7 +293,7 @@ def test_many_classes_are_summed_up(digits):
 @pytest.mark.parametrize(("count", "warned"), [(20, False), (21, True)])
 def test_imbalance_beyond_five_to_one_is_a_warning(tmp_path, count, warned):
     counts = {"train/a": 4, "train/b": count, "test/a": 1, "test/b": 1}
-    data = load(square_classes(tmp_path, counts))
+    data = load(square_classes(tmp_path, counts), image_size=8)
     expected = f"imbalanced: class b has {count} training images, class a 4"
     assert data.warnings == ((expected,) if warned else ())
     assert (f"warning: {expected}" in data.summary_lines()) is warned
@@ -309,7 +309,7 @@ def test_test_images_among_the_training_images_are_a_warning(tmp_path):
 
 
 def test_a_class_without_test_images_is_a_warning(tmp_path):
-    data = load(square_classes(tmp_path, {"train/a": 4, "train/b": 4, "test/a": 2}))
+    data = load(square_classes(tmp_path, {"train/a": 4, "train/b": 4, "test/a": 2}), image_size=8)
     assert data.warnings == ("classes without test images: 1, first b",)
 
 
