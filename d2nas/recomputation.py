@@ -38,6 +38,19 @@ def _frozen_statistics(
             _generator(noise).set_state(state)
 
 
+class _Recomputation:
+    """``_frozen_statistics``, to be entered at each backward: second derivatives take several."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments, self._entered = arguments, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        self._entered.enter_context(_frozen_statistics(*self._arguments))
+
+    def __exit__(self, *error: Any) -> bool:
+        return self._entered.__exit__(*error)
+
+
 def _generator(noise: Noise) -> torch.Generator:
     assert noise.generator is not None  # callers hold only those with one
     return noise.generator
@@ -71,6 +84,6 @@ def recomputed(
         preserve_rng_state=False,
         context_fn=lambda: (
             contextlib.nullcontext(),
-            _frozen_statistics(norms, noise_states),
+            _Recomputation(norms, noise_states),
         ),
     )

@@ -6,12 +6,13 @@ straight-through gradients (the paper's section 4, equal to ROME v2, arXiv 2011.
 Shape letters: E = 14 edges, O = operation columns, S = 8 sampled edges.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
 
@@ -181,7 +182,8 @@ class _StraightThrough(torch.autograd.Function):
     the soft choices, which differ from the hard ones by a constant in the forward.
 
     Written by hand for two reasons: eight numbers need no graph, and a branch's backward frees
-    the graph it went through, while the next branch still needs this one.
+    the graph it went through, while the next branch still needs this one. ``soften`` gives the
+    soft choices with their graph, for second derivatives.
     """
 
     @staticmethod
@@ -193,14 +195,17 @@ class _StraightThrough(torch.autograd.Function):
         soft_E: Tensor,
         sampled: tuple[Tensor, Tensor],
         scales: tuple[float, float],
+        soften: Callable[[], tuple[Tensor, Tensor]],
     ) -> Tensor:
+        ctx.logits, ctx.soften = (ops_EO, edges_E), soften
         ctx.soft_EO, ctx.soft_E, ctx.sampled, ctx.scales = soft_EO, soft_E, sampled, scales
         return ops_EO.new_ones(len(sampled[0]))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_S,) = gradients
+        if torch.is_grad_enabled():
+            return _StraightThrough._with_graph(ctx, gradient_S)
         rows, columns = ctx.sampled
         ops_scale, edges_scale = ctx.scales
         soft_EO, soft_E = ctx.soft_EO, ctx.soft_E
@@ -213,7 +218,25 @@ class _StraightThrough(torch.autograd.Function):
         ops_EO = weighted_EO - soft_EO * weighted_EO.sum(dim=1, keepdim=True)
         weighted_E = soft_E * hard_E
         edges_E = weighted_E - soft_E * (_SAME_NODE_EE.to(soft_E.dtype) @ weighted_E)
-        return ops_EO * ops_scale, edges_E * edges_scale, None, None, None, None
+        return ops_EO * ops_scale, edges_E * edges_scale, None, None, None, None, None
+
+    @staticmethod
+    def _with_graph(ctx: Any, gradient_S: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate what the gates stand for, (1 + soft - constant) times its like."""
+        soft_EO, soft_E = ctx.soften()
+        if not (torch.equal(soft_EO, ctx.soft_EO) and torch.equal(soft_E, ctx.soft_E)):
+            raise RuntimeError(
+                "the logits have changed since the draw: its second derivative is not known\n"
+                "hint: differentiate twice before the logits are updated"
+            )
+        rows, columns = ctx.sampled
+        ops_scale, edges_scale = ctx.scales
+        ops_S = 1.0 + (soft_EO - ctx.soft_EO)[rows, columns]
+        edges_S = 1.0 + (edges_scale / ops_scale) * (soft_E - ctx.soft_E)[rows]
+        wanted = [logits for logits in ctx.logits if logits.requires_grad]
+        found = iter(torch.autograd.grad(ops_S * edges_S, wanted, gradient_S, create_graph=True))
+        both = (next(found) if logits.requires_grad else None for logits in ctx.logits)
+        return *both, None, None, None, None, None
 
 
 def sample_cell(
@@ -233,8 +256,9 @@ def sample_cell(
     """
     ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
     mask_EO = logits.choosable(cell_type)
+    soften = partial(choice_probabilities, ops_EO, edges_E, mask_EO, noise, temperature)
     with torch.no_grad():
-        soft_EO, soft_E = choice_probabilities(ops_EO, edges_E, mask_EO, noise, temperature)
+        soft_EO, soft_E = soften()
         perturbed_E = edges_E + noise.edges.to(edges_E.dtype)
         perturbed_EO = (ops_EO + noise.ops.to(ops_EO.dtype)).masked_fill(~mask_EO, -torch.inf)
         strength, columns = perturbed_E.tolist(), perturbed_EO.argmax(dim=1).tolist()
@@ -251,6 +275,7 @@ def sample_cell(
         soft_E,
         (torch.tensor(edges), torch.tensor(operations)),
         (1.0 / temperature, edge_gate_scale / temperature),
+        soften,
     )
     return CellDraw.of_ones(edges, operations, gates)
 
@@ -289,12 +314,13 @@ def sample_operations(logits: ArchLogits, tau: float, generator: torch.Generator
         ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
         mask_EO = logits.choosable(cell_type, none_too=True)
         noise = draw_noise(logits.space.num_columns(cell_type), generator)
+        soften = partial(choice_probabilities, ops_EO, edges_E, mask_EO, noise, tau)
         with torch.no_grad():
-            soft_EO, soft_E = choice_probabilities(ops_EO, edges_E, mask_EO, noise, tau)
+            soft_EO, soft_E = soften()
             operations = soft_EO.argmax(dim=1)
         edges = torch.arange(len(operations))
         gates: Tensor = _StraightThrough.apply(
-            ops_EO, edges_E, soft_EO, soft_E, (edges, operations), (1.0 / tau, 0.0)
+            ops_EO, edges_E, soft_EO, soft_E, (edges, operations), (1.0 / tau, 0.0), soften
         )
         rows = tuple(edges.tolist()), tuple(operations.tolist())
         cells.append(CellDraw.of_ones(*rows, gates))

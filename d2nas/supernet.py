@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .errors import ConfigError
@@ -70,7 +69,6 @@ class _GatedSum(torch.autograd.Function):
         return reduce(torch.add, terms)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         gates, *terms = ctx.saved_tensors
@@ -80,12 +78,14 @@ class _GatedSum(torch.autograd.Function):
             products = torch.zeros_like(gates)
             sums = [(gradient * term).sum(dtype=gates.dtype) for term in terms]
             products[ctx.first : ctx.first + len(terms)] = torch.stack(sums)
+        # A second derivative sees the gates, whatever they hold.
+        whole = ctx.are_ones and not torch.is_grad_enabled()
         return (
             products,
             None,
             None,
             *(
-                None if not need else gradient if ctx.are_ones else gradient * gate
+                None if not need else gradient if whole else gradient * gate
                 for need, gate in zip(ctx.needs_input_grad[3:], own, strict=True)
             ),
         )
@@ -177,7 +177,6 @@ class _GlobalMean(torch.autograd.Function):
         return features_NCHW.mean((2, 3), dtype=dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         height, width = ctx.shape[2:]
         shares = (gradients[0] / (height * width)).to(ctx.dtype)

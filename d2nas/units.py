@@ -268,15 +268,14 @@ class _NormalizedSteps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: with recomputation they cannot be had again
         with torch.no_grad():
-            found = _NormalizedSteps._gradients(ctx, gradients)
+            found = _NormalizedSteps._gradients(ctx, saved, gradients)
         if not torch.is_grad_enabled():
             return found
         # create_graph: whoever asks for it may differentiate what is found here.
         sources = [
-            tensor
-            for tensor in (*gradients, *ctx.saved_tensors)
-            if tensor is not None and tensor.requires_grad
+            tensor for tensor in (*gradients, *saved) if tensor is not None and tensor.requires_grad
         ]
         return tuple(
             None if gradient is None else _FirstDerivative.apply(gradient, *sources)
@@ -284,8 +283,10 @@ class _NormalizedSteps(torch.autograd.Function):
         )
 
     @staticmethod
-    def _gradients(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        x_NCHW, kept, mean, inverse_std, scale, *rest = ctx.saved_tensors
+    def _gradients(
+        ctx: Any, saved: tuple[Any, ...], gradients: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        x_NCHW, kept, mean, inverse_std, scale, *rest = saved
         steps, num_steps = ctx.steps, len(ctx.steps)
         sources, extras = [x_NCHW, *rest[: num_steps - 1]], rest[num_steps - 1 : 2 * num_steps - 1]
         owns = _by_step(steps, rest[2 * num_steps - 1 :])
