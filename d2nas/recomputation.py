@@ -47,8 +47,8 @@ class _Recomputation:
     def __enter__(self) -> None:
         self._entered.enter_context(_frozen_statistics(*self._arguments))
 
-    def __exit__(self, *error: Any) -> bool:
-        return self._entered.__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
 
 
 def _generator(noise: Noise) -> torch.Generator:
