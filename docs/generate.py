@@ -61,8 +61,8 @@ def configuration() -> str:
     """Return the reference of every configuration key: type, default, meaning."""
     lines = ["# Configuration", "", NOTE, ""]
     lines += [
-        "Keys of a run's TOML file and of `--set section.key=value`. `d2nas show --config PRESET` shows",
-        "the values of a preset and where each comes from.",
+        "Keys of a run's TOML file and of `--set section.key=value`.",
+        "`d2nas show --config PRESET` shows a preset's values and where each comes from.",
         "",
     ]
     for name, field in Config.model_fields.items():
