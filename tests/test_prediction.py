@@ -22,14 +22,15 @@ from pipeline.store import Store
 
 
 def pictures(place: Place, folder: Path) -> tuple[list[Path], Any]:
-    """The toy's first test images as files, and their logits out of the validation."""
+    """The toy's golden images as files, and their logits out of the validation."""
     store = Store(place.store)
     version = store.open("toy/validate")
     assert version.note is not None
     config = build_config(version.note["config"])
     data = load_data(config.data, seed=config.run.seed, default_root=folder)
+    sampled = json.loads(version.read("report.json"))["sampled_images"]
     paths = []
-    for index in range(8):
+    for index in sampled["indices"][: sampled["golden"]]:
         path = folder / f"{index}.png"
         Image.fromarray(data.test.images_NCHW[index, 0].numpy()).save(path)
         paths.append(path)
