@@ -68,7 +68,6 @@ class FakeRuntime(SimpleNamespace):
             situation=situation,
             requests=[],
             severity=None,
-            telemetry=True,
             capi=SimpleNamespace(onnxruntime_pybind11_state=SimpleNamespace(Fail=Fail)),
             SessionOptions=Options,
             RunOptions=lambda: SimpleNamespace(
@@ -84,9 +83,6 @@ class FakeRuntime(SimpleNamespace):
 
     def set_default_logger_severity(self, level: int) -> None:
         self.severity = level
-
-    def disable_telemetry_events(self) -> None:
-        self.telemetry = False
 
     def preload_dlls(self) -> None:
         print("Failed to load a library")  # noqa: T201  the real one prints

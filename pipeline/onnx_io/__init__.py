@@ -3,3 +3,10 @@
 The only importer of ``onnx``, ``onnxscript`` and ``onnxruntime`` in d2nas. Nothing is re-exported:
 ``export`` needs torch, and asking which devices there are must not wait for torch to load.
 """
+
+import os
+
+# Importing ONNX Runtime sends telemetry and writes a device id under the home folder, before any of
+# its switches can be reached from Python. So it is told in the environment, children included, and
+# here: whoever imports the runtime (only this package does) has imported this first.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

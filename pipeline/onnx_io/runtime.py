@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from d2nas.errors import ConfigError
 
@@ -30,7 +30,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def load_runtime() -> Any:
-    """Import ONNX Runtime with error-level logging and without telemetry.
+    """Import ONNX Runtime with error-level logging; this package's import turned telemetry off.
 
     Raises ``ConfigError`` if it is not installed or does not load.
     """
@@ -42,7 +42,6 @@ def load_runtime() -> Any:
             hint="pip install onnxruntime-gpu (or onnxruntime where there is no GPU wheel)",
         ) from error
     onnxruntime.set_default_logger_severity(LOG_ERRORS)
-    onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 
@@ -67,7 +66,7 @@ def captured_log() -> Iterator[list[str]]:
     """
     log: list[str] = []
     printed = io.StringIO()
-    with _capture_lock, tempfile.TemporaryFile() as file:
+    with _capture_lock, _scratch_file() as file:
         try:
             saved = os.dup(2)
         except OSError:  # no standard error at all: nothing can leak
@@ -85,6 +84,13 @@ def captured_log() -> Iterator[list[str]]:
                 os.close(saved)
             file.seek(0)
             log.append(printed.getvalue() + file.read().decode(errors="replace"))
+
+
+def _scratch_file() -> IO[bytes]:
+    """Open a file without a name, in memory where the system can: a container may be read-only."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("onnxruntime-log"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def load_problem(log: str) -> str | None:
