@@ -125,3 +125,14 @@ class LossScale(nn.Module):
         factor = torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)
         self.scale.mul_(factor).clamp_(min=self.LEAST)
         self.good_steps.copy_(torch.where(grown, 0, good))
+
+
+def cpu_arithmetic() -> dict[str, int | str]:
+    """Return what decides the order in which a CPU adds floats: threads, and instruction set.
+
+    With another one the same training is no longer equal to the last bit.
+    """
+    return {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }

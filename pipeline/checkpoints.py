@@ -55,6 +55,26 @@ def library_warnings(version: Version, now: Mapping[str, str]) -> list[str]:
     ]
 
 
+def cpu_warnings(version: Version, now: Mapping[str, int | str]) -> list[str]:
+    """Return what to tell about a CPU that now adds in another order than at a checkpoint.
+
+    Checkpoints of before it was recorded say nothing, and nothing is told of them.
+    """
+    was = version.manifest.facts.get("cpu")
+    if not isinstance(was, Mapping):
+        return []
+    changes = [
+        f"{was.get(name)} {name}, now {value}"
+        for name, value in now.items()
+        if was.get(name) != value
+    ]
+    return [
+        f"{version.reference} was made with {change}: the result will not equal either's to the "
+        "last bit"
+        for change in changes
+    ]
+
+
 def given_up(
     store: Store, run: str, stage: str, config: Config, parents: Mapping[str, str]
 ) -> str | None:

@@ -19,7 +19,7 @@ from d2nas.config import Config, DataConfig
 from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
-from .checkpoints import given_up, library_warnings, read_state, write_state
+from .checkpoints import cpu_warnings, given_up, library_warnings, read_state, write_state
 from .display import Display
 from .events import Events
 from .file_hashes import FileHashes, HashingProgress, data_folder
@@ -369,6 +369,11 @@ class _StageHooks:
             if lost is not None:
                 self.warn(lost)
             return None
+        if state.device == "cpu":
+            from d2nas.precision import cpu_arithmetic
+
+            for line in cpu_warnings(version, cpu_arithmetic()):
+                self.warn(line)
         self._earlier = (version.note or {}).get("seconds")
         self._saved = f"{version.reference}, step {state.step},"
         self.say(f"continues at step {state.step} ({version.reference})")
@@ -379,11 +384,14 @@ class _StageHooks:
         stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
         if not stopping and not due:
             return
+        from d2nas.precision import cpu_arithmetic
+
         state = capture(step)
+        facts = {"step": step} | ({"cpu": cpu_arithmetic()} if state.device == "cpu" else {})
         store, stage = self._runner.store, f"{self._commit.stage}-state"
         with store.stage() as work:
             write_state(work, state)
-            version = self._commit.make(store, work, stage, "state", {"step": step}, self.seconds())
+            version = self._commit.make(store, work, stage, "state", facts, self.seconds())
         self._saved = f"{version.reference}, step {step},"
         store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
         self._last_checkpoint = self._clock()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from test_stopping import Sender, empty_or_derived
 from tiny import TinyPlace
 
 from d2nas.errors import DamagedArtifactError
+from d2nas.precision import cpu_arithmetic
 from d2nas.state import TrainState
 from d2nas.training import Loop
 from pipeline import checkpoints, runner, stages
@@ -151,6 +153,27 @@ def test_another_major_version_of_torch_is_refused_and_a_minor_one_is_told(
     seen, said = continued_from(stopped[loop], loop)
     assert seen == [STOP]
     assert f"this is torch {minor}: the result will not equal" in said
+
+
+@pytest.mark.parametrize("loop", OTHERS)
+def test_other_threads_or_instructions_are_told_and_the_same_are_not(
+    stopped: dict[str, TinyPlace], monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    own = cpu_arithmetic()
+    seen, said = continued_from(stopped[loop], loop)
+    assert seen == [STOP]
+    assert "to the last bit" not in said
+    changed = own | {"threads": 99, "instructions": "other"}
+    monkeypatch.setattr("d2nas.precision.cpu_arithmetic", lambda: changed)
+    seen, said = continued_from(stopped[loop], loop)
+    assert seen == [STOP]
+    for name in own:
+        assert f"was made with {own[name]} {name}, now {changed[name]}: the result will not" in said
+
+
+def test_a_checkpoint_of_before_it_was_recorded_says_nothing_of_threads() -> None:
+    version = SimpleNamespace(manifest=SimpleNamespace(facts={"step": 3}), reference="a/b@v1")
+    assert checkpoints.cpu_warnings(version, cpu_arithmetic()) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

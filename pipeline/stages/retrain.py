@@ -7,6 +7,7 @@ from d2nas.data import preprocessing
 from d2nas.genotype import Genotype
 from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
 from d2nas.parallel import ALONE
+from d2nas.precision import cpu_arithmetic
 from d2nas.retrain import Retraining
 from d2nas.strict_json import canonical_json
 from d2nas.training import memory_errors, resolve_device, stem_for
@@ -72,6 +73,7 @@ def run(context: Context) -> Facts:
         "processes": ranks.size,
         "precision": retraining.precision,
         "arithmetic": asdict(retraining.arithmetic),
+        "cpu": cpu_arithmetic() if device.type == "cpu" else None,
         "data_digest": data.digest,
         "steps": retraining.num_steps,
         "train_accuracy": retraining.metrics[-1]["accuracy"],

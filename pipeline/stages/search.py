@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from d2nas.config_files import read_space
 from d2nas.parallel import ALONE
+from d2nas.precision import cpu_arithmetic
 from d2nas.search import Search
 from d2nas.training import memory_errors, resolve_device
 
@@ -60,6 +61,7 @@ def run(context: Context) -> Facts:
         "processes": ranks.size,
         "precision": config.search.precision,
         "arithmetic": asdict(search.arithmetic),
+        "cpu": cpu_arithmetic() if device.type == "cpu" else None,
         "data_digest": data.digest,
         "method": config.search.method,
         "searched_space": search.space.to_dict(),
