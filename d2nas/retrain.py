@@ -4,7 +4,9 @@ The recipe is DARTS's (arXiv 1806.09055, 3.2): SGD, cosine learning rate, drop-p
 linearly, an auxiliary head, gradient clipping. The last epoch's weights are the result; the test
 images are not seen here.
 
-    retraining = Retraining(config, genotype, data, seed=0, device=torch.device("cpu"))
+    retraining = Retraining(
+        config, genotype, data, seed=0, device=torch.device("cpu"), augmentation=DataConfig()
+    )
     for report in retraining.run():
         ...
 """

@@ -1,9 +1,13 @@
 """The search loop: any method's two halves per step, architecture first unless the method says.
 
-search = Search(config, SPACES["S0"], data, seed=0, device=torch.device("cpu"))
-for report in search.run():
-    ...
-genotype = search.method.derive()
+A whole search, step by step:
+
+    search = Search(
+        config, SPACES["S0"], data, seed=0, device=torch.device("cpu"), augmentation=DataConfig()
+    )
+    for report in search.run():
+        ...
+    genotype = search.method.derive()
 """
 
 from typing import Any

@@ -3,7 +3,18 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from d2nas import SPACES, Genotype
+from d2nas import retrain as retrain_module
+from d2nas import search as search_module
+from d2nas.config import DataConfig, RetrainConfig, SearchConfig
+from d2nas.data import load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +34,28 @@ def test_control_a_stale_reference_is_told(tmp_path: Path) -> None:
     done = run(str(tmp_path / "generate.py"), "--check")
     assert done.returncode == 1
     assert "commands.md" in done.stderr
+
+
+@pytest.mark.parametrize("module", [search_module, retrain_module])
+def test_the_examples_of_the_loops_run(module: ModuleType) -> None:
+    example = re.search(r"\n\n((?: {4}.*\n)+)", str(module.__doc__))
+    assert example is not None
+    small = {"num_cells": 3, "init_channels": 4, "epochs": 1}
+    configs = {
+        "d2nas.search": SearchConfig(**small, draws=1),
+        "d2nas.retrain": RetrainConfig(**small, auxiliary=False),
+    }
+    names = {
+        **vars(module),
+        "config": configs[module.__name__],
+        "genotype": Genotype.published("DARTS_V2"),
+        "data": load_data(DataConfig(train_images=128), seed=0, default_root=ROOT),
+        "SPACES": SPACES,
+        "DataConfig": DataConfig,
+        "torch": torch,
+    }
+    exec(textwrap.dedent(example[1]), names)  # noqa: S102
+    assert names["report"].metrics is not None
 
 
 def test_the_readmes_example_searches(tmp_path: Path) -> None:
