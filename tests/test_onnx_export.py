@@ -232,6 +232,7 @@ def test_progress_prints_of_the_exporter_are_off(
     monkeypatch.setattr(
         torch.onnx, "export", lambda *args, **kw: original(*args, **{**kw, "verbose": None})
     )
+    monkeypatch.setattr(contextlib, "redirect_stdout", lambda _: contextlib.nullcontext())
     export.export_onnx(network, input_shape=(1, 2, 2), opset=20, metadata={})
     assert "[torch.onnx]" in capfd.readouterr().out
 

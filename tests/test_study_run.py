@@ -268,7 +268,9 @@ FAILING = """
 name = "broken"
 seeds = [0]
 [variant.settings]
-"retrain.lr" = 1e30
+"retrain.lr" = 100.0
+"retrain.weight_decay" = 1.0
+"retrain.clip_norm" = 1e6
 [[variant]]
 name = "base"
 seeds = [0]
