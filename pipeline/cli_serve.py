@@ -17,7 +17,15 @@ def serve_command(
         str, typer.Option("--device", help="auto (as it was validated), cpu, cuda or cuda:N.")
     ] = "auto",
 ) -> None:
-    """Serve a bundle by the Open Inference Protocol v2; SIGTERM or Ctrl+C ends it in order."""
+    """Serve a bundle by the Open Inference Protocol v2; SIGTERM or Ctrl+C ends it in order.
+
+    At most 1024 connections (those that ask for nothing are closed first), and 384 MiB of memory
+    for all of them, their requests and answers: 256 MiB, or twice the longest request, and 128 KiB
+    for each connection. The model and the two requests in work come on top. A request has 30
+    seconds to arrive and its answer 30 to be read; where room is short, the address that takes
+    most gives way first. Behind a reverse proxy all clients have one address: it should hold
+    requests until they are whole.
+    """
     from .serving.command import serve_bundle
 
     serve_bundle(bundle, host=host, port=port, device=device)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,8 +20,8 @@ from pipeline.bundle.reader import Bundle
 from pipeline.onnx_io.model_file import check_model, describe
 from pipeline.onnx_io.session import OnnxSession, open_session
 from pipeline.serving.command import ServerSocket, Serving
+from pipeline.serving.limits import Limits
 from pipeline.serving.protocol import HEADER_LENGTH
-from pipeline.serving.server import Limits
 from pipeline.serving.service import InferenceService
 
 MAX_BATCH = 4
@@ -142,6 +143,20 @@ def connect(url: str) -> http.client.HTTPConnection:
     """A connection that outlives a request."""
     parts = urlsplit(url)
     return http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
+
+
+def raw_connection(url: str) -> socket.socket:
+    """A connection for bytes that no client library would send."""
+    parts = urlsplit(url)
+    return socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=60)
+
+
+def received(sock: socket.socket) -> bytes:
+    """Everything until the server closes."""
+    answer = b""
+    while chunk := sock.recv(65536):
+        answer += chunk
+    return answer
 
 
 def ask(

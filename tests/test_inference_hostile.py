@@ -26,6 +26,7 @@ from served import (
 from d2nas.errors import DamagedArtifactError
 from d2nas.strict_json import parse_json
 from pipeline.serving import protocol as inference_protocol
+from pipeline.serving.limits import Limits
 from pipeline.serving.protocol import (
     HEADER_LENGTH,
     Answer,
@@ -35,7 +36,6 @@ from pipeline.serving.protocol import (
     encode_answer,
     parse_request,
 )
-from pipeline.serving.server import Limits
 
 FLOATS = Signature("FP32", (1, 4, 4), 3, MAX_BATCH)
 IMAGES = images_of(2)

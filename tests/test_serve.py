@@ -23,16 +23,17 @@ from served import (
     images_of,
     json_request,
     pixel_model,
+    raw_connection,
+    received,
     running,
     warm_service,
 )
 
 from d2nas._version import __version__
 from d2nas.errors import ValidationFailedError
-from pipeline.serving import connection as server_connection
-from pipeline.serving import server
+from pipeline.serving.connection import Connection
+from pipeline.serving.limits import Limits
 from pipeline.serving.protocol import HEADER_LENGTH
-from pipeline.serving.server import Limits
 
 SERVICE, SESSION = warm_service()
 IMAGES = images_of(3)
@@ -183,19 +184,6 @@ def test_what_is_not_http_is_refused_in_json(url: str) -> None:
 # Limits
 
 
-def raw_connection(url: str) -> socket.socket:
-    parts = urlsplit(url)
-    return socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=60)
-
-
-def received(sock: socket.socket) -> bytes:
-    """Everything until the server closes."""
-    answer = b""
-    while chunk := sock.recv(65536):
-        answer += chunk
-    return answer
-
-
 def test_an_oversized_request_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = SERVICE.signature.max_body_bytes
     words = f"too long, expected {limit} bytes at most"
@@ -246,40 +234,16 @@ def test_control_without_the_limit_a_slow_request_stays() -> None:
                     sock.recv(1)
 
 
-def test_too_many_unfinished_requests_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_MAX_WAITING", 2)
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
-    head += f"Content-Length: {len(BODY)}\r\n{HEADER_LENGTH}: {HEADERS[HEADER_LENGTH]}\r\n\r\n"
-    with (
-        running(SERVICE, warm_up=lambda: None) as url,
-        raw_connection(url) as first,
-        raw_connection(url) as second,
-    ):
-        for sock in (first, second):
-            sock.sendall(head.encode())
-            assert sock.recv(1000).startswith(b"HTTP/1.1 100 ")
-        refuse(url, 503, "too many requests at a time", "POST", INFER, BODY, HEADERS)
-        assert ask_once(url, "GET", "/v2/health/live").status == 200
-        first.sendall(BODY)
-        assert first.recv(1000).startswith(b"HTTP/1.1 200 ")
-        reply = ask_once(url, "POST", INFER, BODY, HEADERS)
-        np.testing.assert_array_equal(reply.logits, SESSION.run(IMAGES))
-
-
 def test_answers_do_not_wait_for_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[int] = []
-    original = server_connection.connection_class
+    original = Connection.connection_made
 
-    def watched(header_seconds: float) -> Any:
-        class Watched(original(header_seconds)):  # type: ignore[misc]
-            def connection_made(self, transport: Any) -> None:
-                super().connection_made(transport)
-                option = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
-                found.append(transport.get_extra_info("socket").getsockopt(*option))
+    def watched(self: Connection, transport: Any) -> None:
+        original(self, transport)
+        option = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        found.append(transport.get_extra_info("socket").getsockopt(*option))
 
-        return Watched
-
-    monkeypatch.setattr(server_connection, "connection_class", watched)
+    monkeypatch.setattr(Connection, "connection_made", watched)
     with running(SERVICE, warm_up=lambda: None) as url:
         ask_once(url, "GET", "/v2")
     assert found

@@ -20,8 +20,8 @@ from served import (
     warm_service,
 )
 
+from pipeline.serving.limits import Limits
 from pipeline.serving.protocol import Answer, RequestError
-from pipeline.serving.server import Limits
 from pipeline.serving.service import InferenceService
 
 REQUESTS = int(os.environ.get("D2NAS_SERVE_REQUESTS", "500"))

@@ -31,7 +31,7 @@ from pipeline.bundle.prediction import open_model, serving_mode
 from pipeline.cli import run
 from pipeline.onnx_io.session import MODE_OPTIONS
 from pipeline.serving.command import ServerSocket, Serving, open_service
-from pipeline.serving.server import Limits
+from pipeline.serving.limits import Limits
 
 INFER = "/v2/models/toy/infer"
 

@@ -5,12 +5,15 @@ exit code 0, which is what a supervisor expects of a server it stopped and a per
 second signal leaves at once, with the shell's code (143 or 130), because answers may be lost.
 """
 
+import asyncio
 import contextlib
 import importlib
+import resource
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,10 +27,18 @@ if TYPE_CHECKING:
     import uvicorn
 
     from ..bundle.reader import Bundle
-    from .server import Limits
+    from .capacity import Capacity
+    from .limits import Limits
     from .service import InferenceService
 
 _LOOPBACK = ("127.", "::1")
+_BACKLOG = 4096
+"""Connections that the system holds until they are accepted, where it allows so many."""
+_ACCEPTED = 16
+"""Connections that are accepted at a time."""
+_OTHER_FILES = 64
+"""Open files of a server beside its connections, with those that it is about to accept."""
+_HURRY_SECONDS = 0.05
 
 
 def serve_bundle(folder: Path, *, host: str, port: int, device: str) -> None:
@@ -103,7 +114,7 @@ class ServerSocket:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             family, _, _, _, address = found[0]
             self.socket = socket.create_server(
-                address[:2], family=family, backlog=256, reuse_port=False
+                address[:2], family=family, backlog=_BACKLOG, reuse_port=False
             )
         except (OSError, UnicodeError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -144,16 +155,21 @@ class Serving:
         say: Callable[[str], None] = lambda line: None,
         warm_up: Callable[[], None] | None = None,
     ) -> None:
-        from .server import Limits, make_application
+        from .capacity import Capacity
+        from .limits import Limits
+        from .server import make_application
 
-        self._limits = limits or Limits()
+        limits = limits or Limits()
+        most = _allowed_connections(limits.max_connections)
+        self._limits = replace(limits, max_connections=most)
         self._listener = listener
         self._warm_up = warm_up or service.warm_up
         self._say = say
         self._problem: BaseException | None = None
         self._workers = ThreadPoolExecutor(self._limits.num_workers, "inference")
         application = make_application(service, self._workers, self._limits, say)
-        self._server = _make_server(application, self._limits)
+        self.capacity = Capacity(self._limits, service.signature.max_body_bytes)
+        self._server = _make_server(application, self.capacity, say)
 
     def run(self) -> None:
         """Listen, warm up, answer; return once all running requests were answered after a stop.
@@ -197,19 +213,72 @@ class Serving:
         self.stop()
 
 
-def _make_server(application: Any, limits: "Limits") -> "uvicorn.Server":
+def _allowed_connections(wanted: int) -> int:
+    """Return how many connections this process may have open, at most ``wanted``.
+
+    Raises the limit on open files as far as it may: that of a shell is meant for other programs.
+    """
+    needed = wanted + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - _OTHER_FILES))
+
+
+def _make_server(
+    application: Any, capacity: "Capacity", say: Callable[[str], None]
+) -> "uvicorn.Server":
     import uvicorn
 
-    from .connection import connection_class
+    from .connection import Connection, accept, connection_factory
 
     class Server(uvicorn.Server):
+        _accepting: Sequence[asyncio.Task[None]] = ()
+
         def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
             # Its own way ends with the signal raised once more, which would be our exit code.
             return contextlib.nullcontext()
 
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            # Its own way, asyncio's, accepts whoever comes, and prints tracebacks.
+            await super().startup([])
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, what: say(_one_line(what)))
+            connect = connection_factory(application, capacity, self.server_state)
+            self._accepting = [
+                asyncio.create_task(accept(listening, connect, capacity))
+                for listening in sockets or []
+                for _ in range(_ACCEPTED)
+            ]
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            for task in self._accepting:
+                task.cancel()
+            capacity.is_stopping = True
+            hurry = asyncio.create_task(self._hurry())
+            try:
+                await super().shutdown(sockets)
+            finally:
+                hurry.cancel()
+                self._give_up()
+
+        async def _hurry(self) -> None:
+            """Wait for a second signal: uvicorn would wait for all connections to close."""
+            while not self.force_exit:
+                await asyncio.sleep(_HURRY_SECONDS)
+            self._give_up()
+
+        def _give_up(self) -> None:
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.give_up()
+
     config = uvicorn.Config(
         application,
-        http=connection_class(limits.header_seconds),
+        http="h11",
         # Named, so that an installed uvloop changes nothing of what was tested.
         loop="asyncio",
         ws="none",
@@ -220,6 +289,13 @@ def _make_server(application: Any, limits: "Limits") -> "uvicorn.Server":
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=limits.stop_seconds,
+        timeout_graceful_shutdown=capacity.limits.stop_seconds,
     )
     return Server(config)
+
+
+def _one_line(what: dict[str, Any]) -> str:
+    """Return what asyncio has to tell in one line."""
+    error = what.get("exception")
+    reason = f"{what.get('message', '')}: {error}" if error else str(what.get("message", ""))
+    return f"server: {' '.join(reason.split())[:300]}"

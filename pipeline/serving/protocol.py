@@ -70,6 +70,11 @@ class Signature:
         return 1 + self.max_batch * (1 + first * (1 + second)) + _SLACK_BRACKETS
 
     @property
+    def max_commas(self) -> int:
+        """Most commas in a request that can be right, with some room."""
+        return self.max_batch * math.prod(self.image_shape) + self.max_brackets + _MAX_QUOTES
+
+    @property
     def expected(self) -> str:
         """The input in words."""
         shape = ", ".join(map(str, self.image_shape))
@@ -172,13 +177,17 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
 
 def _check_counts(text: bytes, signature: Signature) -> None:
     # Before parsing: an empty list takes two bytes of text and more than sixty of memory.
+    # So do numbers: two bytes of text become up to thirty-six.
     brackets, quotes = text.count(b"[") + text.count(b"{"), text.count(b'"')
+    commas = text.count(b",")
     if brackets > signature.max_brackets:
         raise _wrong(
             f"the request has {brackets} brackets, expected {signature.max_brackets} at most"
         )
     if quotes > _MAX_QUOTES:
         raise _wrong(f"the request has {quotes} quotes, expected {_MAX_QUOTES} at most")
+    if commas > signature.max_commas:
+        raise _wrong(f"the request has {commas} commas, expected {signature.max_commas} at most")
 
 
 def _json(text: bytes) -> Any:
