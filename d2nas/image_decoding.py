@@ -71,10 +71,17 @@ def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
     naming a file that is damaged, too large or of another kind, ``StorageError`` if unreadable.
     """
     content = _content(path)
-    with _problems_of(path), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    return decode_image(content, decoding, what=path), hashlib.sha256(content).hexdigest()
+
+
+def decode_image(content: bytes, decoding: Decoding, *, what: Path | str) -> NDArray[np.uint8]:
+    """Return the pixels of ``fit_image`` out of a file's bytes; ``what`` names it in errors.
+
+    Raises ``ConfigError`` as ``read_image`` does.
+    """
+    with _problems_of(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
-        pixels = fit_image(upright(image), decoding)
-    return pixels, hashlib.sha256(content).hexdigest()
+        return fit_image(upright(image), decoding)
 
 
 def read_random_crop(
@@ -158,7 +165,7 @@ def _content(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _problems_of(path: Path) -> Iterator[None]:
+def _problems_of(path: Path | str) -> Iterator[None]:
     try:
         yield
     except DECODE_ERRORS as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def forge_version(root: Path, name: str, files: Mapping[str, bytes], **changes: 
 
 
 def seal(bundle: Path) -> None:
-    """Write a bundle's checksums again."""
+    """Write a bundle's checksums again; of an only version its own files are made to agree, too."""
+    numbers = [path for path in bundle.iterdir() if path.name.isdecimal()]
+    for path in numbers[0].iterdir() if len(numbers) == 1 else ():
+        if path.name != "model.onnx" and (bundle / path.name).is_file():
+            shutil.copyfile(bundle / path.name, path)
     files = sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file())
     lines = [
         f"{hashlib.sha256((bundle / name).read_bytes()).hexdigest()}  {name}\n"

@@ -93,7 +93,7 @@ UNSEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an extra folder": (lambda b: (b / "plugins").mkdir(), "plugins: is a folder"),
     "a link for a file": (lambda b: linked(b / "labels.txt"), "labels.txt: is a link"),
     "a hard link for a file": (lambda b: hard_linked(b / "labels.txt"), "labels.txt: is a hard"),
-    "a link for a folder": (lambda b: linked(b / "1"), "1/model.onnx: is missing"),
+    "a link for a folder": (lambda b: linked(b / "1"), "1/config.pbtxt: is missing"),
     "a pipe for a file": (lambda b: piped(b / "labels.txt"), "labels.txt: is not a plain file"),
     "a missing list": (lambda b: (b / CHECKSUMS).unlink(), "SHA256SUMS: is missing"),
     "an empty list": (lambda b: (b / CHECKSUMS).write_text(""), "does not list MODEL_CARD.md"),
@@ -320,7 +320,7 @@ def test_a_model_that_is_gone_is_no_longer_listed(finished: Place) -> None:
     assert finished.run("export", "toy", "--input", "uint8") == 0
     assert finished.run("validate", "toy") == 0
     shutil.rmtree(bundle / "1")
-    with pytest.raises(DamagedArtifactError, match=r"1/model.onnx: is missing"):
+    with pytest.raises(DamagedArtifactError, match=r"1/config.pbtxt: is missing"):
         open_bundle(bundle)
     assert finished.run("validate", "toy") == 0
     assert open_bundle(bundle).number == 2

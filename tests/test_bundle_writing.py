@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bundles
+import numpy as np
 import pytest
 from bundles import OtherModel, versions_in, without_lock
 from page_facts import GPU, PREPROCESS, a_report
@@ -16,6 +17,7 @@ from toy import Place
 
 from d2nas.errors import BusyError, DamagedArtifactError
 from pipeline.bundle import writing
+from pipeline.bundle.card import model_card
 from pipeline.bundle.reader import open_bundle
 from pipeline.bundle.writing import write_bundle
 from pipeline.console import report_rows
@@ -96,7 +98,8 @@ def test_what_a_reader_would_refuse_is_told_by_the_writer(
     bundle = finished.exported / "toy"
     make(bundle / name)
     if name == "2":
-        (bundle / "2" / "model.onnx").rename(bundle / "2" / "weights.bin")
+        for path in (bundle / "2").iterdir():
+            path.rename(bundle / "2" / "weights.bin")
         name = "2/weights.bin"
     capfd.readouterr()
     assert finished.run("verify", str(bundle)) == 4
@@ -137,11 +140,17 @@ def test_a_number_that_was_given_is_not_given_to_another_model(finished: Place) 
 # What the card and the console say
 
 
+GOLDEN = {
+    "images": np.zeros((2, 3, 32, 32)),
+    "logits": np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]),
+}
+
+
 def told(**changes: Any) -> tuple[str, dict[str, str]]:
     """The card, and the console's rows, of a report with other values."""
     report = a_report(**changes) | {"parameterless_normal": 2, "eager": []}
     report["model"] |= {"precision": "fp32"}
-    card = writing._model_card("demo", 1, report, PREPROCESS)
+    card = model_card("demo", 1, report, PREPROCESS, GOLDEN)
     return card, dict(report_rows(report, "exported/demo"))
 
 

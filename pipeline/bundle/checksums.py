@@ -23,11 +23,25 @@ FILES = (
 )
 """What every bundle holds beside its models; others may be listed, too."""
 
+VERSION_FILES = (
+    "config.pbtxt",
+    "genotype.json",
+    "golden.png",
+    "golden.safetensors",
+    "labels.txt",
+    "preprocess.json",
+    "preprocess.py",
+    "report.json",
+)
+"""What a version's folder holds beside its model; the bundle itself has those of the one served."""
+
 HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
 MODEL_NAME = "model.onnx"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_MODEL = re.compile(r"([1-9][0-9]{0,8})/" + re.escape(MODEL_NAME))
+_OF_VERSION = re.compile(
+    rf"([1-9][0-9]{{0,8}})/({'|'.join(map(re.escape, (MODEL_NAME, *VERSION_FILES)))})"
+)
 
 
 def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
@@ -43,7 +57,7 @@ def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
     sums: dict[str, str] = {}
     for line in text.splitlines(keepends=True):
         match = _LINE.fullmatch(line)
-        if match is None or not (_FILE.fullmatch(match[2]) or _MODEL.fullmatch(match[2])):
+        if match is None or not (_FILE.fullmatch(match[2]) or version_file(match[2])):
             raise damaged(folder, CHECKSUMS, f"has a line that is none of its own: {line[:80]!r}")
         if match[2].lower() in (path.lower() for path in sums) or match[2] == CHECKSUMS:
             raise damaged(folder, CHECKSUMS, f"lists {match[2]} twice")
@@ -52,6 +66,12 @@ def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
         if name not in sums:
             raise damaged(folder, CHECKSUMS, f"does not list {name}")
     return sums
+
+
+def version_file(path: str) -> tuple[int, str] | None:
+    """Return the version and the name of a file in a version's folder; None for other paths."""
+    match = _OF_VERSION.fullmatch(path)
+    return None if match is None else (int(match[1]), match[2])
 
 
 def check_listing(folder: Path, sums: Mapping[str, str], *, own: bool = False) -> None:

@@ -10,7 +10,7 @@ from d2nas.verified_folder import is_digest
 from ..console import Console
 from ..onnx_io.identity import check_identity
 from ..onnx_io.providers import resolve_device
-from .prediction import check_golden, open_model, predict
+from .prediction import check_golden, check_preparation, open_model, predict
 from .reader import Bundle, open_bundle
 
 
@@ -40,6 +40,7 @@ def _fact_rows(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _verified(bundle: Bundle, device: str) -> dict[str, Any]:
     identity = check_identity(bundle.model)
+    picture = check_preparation(bundle)
     session = open_model(bundle, device)
     found = check_golden(bundle, session)
     return {
@@ -51,6 +52,7 @@ def _verified(bundle: Bundle, device: str) -> dict[str, Any]:
         "device": session.device.label,
         "mode": session.mode,
         "golden_inputs": len(bundle.golden["images"]),
+        "golden_picture": picture,
         "relative_l2": found.relative_l2,
         "lineage": dict(bundle.report["lineage"]),
     }
@@ -64,6 +66,7 @@ def predict_images(
     The device may be another than the validated one: it answers the golden inputs first.
     """
     bundle = open_bundle(folder)
+    check_preparation(bundle)
     session = open_model(bundle, resolve_device(device))
     check_golden(bundle, session)
     found = predict(bundle, session, images, top)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
-from d2nas.errors import ConfigError, ValidationFailedError
-from d2nas.image_decoding import Decoding, read_image, strict_pillow
+from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
+from d2nas.image_decoding import read_image, strict_pillow
 
 from ..onnx_io.comparison import ParityResult, compare
 from ..onnx_io.parity import PRECISION_LIMITS, Limits, gate
 from ..onnx_io.session import PLAIN, OnnxSession, open_session
+from ..preprocess import decoding_of, prepare_content, prepare_pixels
+from .checksums import HINT
 from .reader import Bundle
 
 TOP = 5
@@ -71,7 +74,11 @@ def check_golden(bundle: Bundle, session: OnnxSession) -> ParityResult:
     Raises ``ValidationFailedError`` beyond the limits of the validation, or those of the model's
     precision where they are stricter.
     """
-    found = compare(bundle.golden["logits"], session.run(bundle.golden["images"]))
+    golden = bundle.golden
+    images, logits = [golden["images"]], [golden["logits"]]
+    if "picture" in golden:
+        images, logits = [*images, golden["picture"]], [*logits, golden["picture_logits"]]
+    found = compare(np.concatenate(logits), session.run(np.concatenate(images)))
     verdict, reasons = gate(found, _limits(bundle.report), is_part=True)
     if verdict == "failed":
         raise ValidationFailedError(
@@ -79,6 +86,28 @@ def check_golden(bundle: Bundle, session: OnnxSession) -> ParityResult:
             f"{'; '.join(reasons)}"
         )
     return found
+
+
+def check_preparation(bundle: Bundle) -> bool:
+    """Prepare the golden picture again; return whether there is one, as in bundles of today.
+
+    Raises ``ValidationFailedError`` where it becomes anything else than it was: another Pillow
+    would have the model see other pictures.
+    """
+    if bundle.golden_png is None:
+        return False
+    try:
+        found = prepare_content(bundle.golden_png, bundle.preprocess, what="golden.png")
+    except ConfigError as error:
+        raise DamagedArtifactError(f"{bundle.folder}: {error}", hint=HINT) from error
+    wanted = bundle.golden["picture"]
+    if not np.array_equal(found, wanted):
+        apart = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()
+        raise ValidationFailedError(
+            f"{bundle.folder}: golden.png is prepared otherwise here, by up to {apart:.3g}",
+            hint=f"use the Pillow of its training; this one is {PIL.__version__}",
+        )
+    return True
 
 
 def predict(
@@ -111,25 +140,18 @@ def prepare(bundle: Bundle, paths: Sequence[Path]) -> NDArray[Any]:
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path}: there is no such file")
-    preprocess = bundle.preprocess
-    decoding = Decoding(
-        preprocess["image_size"],
-        preprocess["channels"],
-        preprocess["fit"],
-        preprocess["crop_fraction"],
-    )
+    return read_pictures(paths, bundle.preprocess)
+
+
+def read_pictures(paths: Sequence[Path], settings: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the pictures in files as a model with these settings takes them.
+
+    Raises ``ConfigError`` naming one that cannot be read.
+    """
+    decoding = decoding_of(settings)
     with strict_pillow():
         pixels = np.stack([read_image(path, decoding)[0] for path in paths])
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]  # grey pictures come without an axis of channels
-    if bundle.description.input_type == "uint8":
-        return pixels
-    planes = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)).astype(np.float32)
-    planes /= np.float32(255)
-    for channel, (mean, std) in enumerate(zip(preprocess["mean"], preprocess["std"], strict=True)):
-        planes[:, channel] -= np.float32(mean)
-        planes[:, channel] /= np.float32(std)
-    return planes
+    return prepare_pixels(pixels, settings)
 
 
 def _prediction(bundle: Bundle, path: Path, logits: NDArray[np.float32], top: int) -> Prediction:

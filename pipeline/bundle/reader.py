@@ -8,7 +8,7 @@ no format that can run code.
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,24 @@ from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import read_plain_file
 
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
+from ..preprocess import PREPROCESS_KEY
 from ..stages import REPORT_SCHEMA
 from ..stages.forms import Report
+from ..stages.golden import PICTURE_FILE
 from ..store.arrays import decode_arrays
 from ..store.fsio import storage_error
 from ..store.manifest import problem_of
-from .checksums import CHECKSUMS, HINT, MODEL_NAME, check_listing, damaged, parse_sums
+from .checksums import (
+    CHECKSUMS,
+    HINT,
+    MODEL_NAME,
+    VERSION_FILES,
+    check_listing,
+    damaged,
+    parse_sums,
+    version_file,
+)
+from .preparation import is_known
 
 # fmt: off
 _CONFIG_FIELDS = frozenset((
@@ -38,6 +50,7 @@ _CONFIG_FIELDS = frozenset((
     "optimization", "execution_accelerators", "gpu_execution_accelerator", "parameters",
 ))
 # fmt: on
+_GOLDEN_PAIRS = (("images", "logits"), ("picture", "picture_logits"))
 _VERSIONS = r"versions: \[ ([1-9][0-9]{0,8}) \]"
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_BUNDLE_BYTES = 4 * 2**30
@@ -58,10 +71,13 @@ class Bundle:
     preprocess: Mapping[str, Any]
     report: Mapping[str, Any]
     golden: Mapping[str, NDArray[Any]]
-    """A few ``images`` as the model takes them, with their ``logits`` and ``labels``."""
+    """A few ``images`` as the model takes them, with their ``logits`` and ``labels``; with a
+    ``golden_png`` also that, prepared, as ``picture`` [1, ...] with its ``picture_logits``."""
     max_batch: int
     digest: str
     """SHA-256 of ``SHA256SUMS``, and so of everything."""
+    golden_png: bytes | None = None
+    """The golden picture; bundles that were written earlier have none."""
 
 
 def is_bundle(folder: Path) -> bool:
@@ -93,17 +109,58 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
         _check_size(folder, sums)
     except OSError as error:
         raise storage_error(error, "read", folder) from error
-    models = {path for path in sums if path.endswith(f"/{MODEL_NAME}")}
-    files = {path: _read(folder, path, sums[path]) for path in sums.keys() - models}
+    of_versions = {path: own for path in sums if (own := version_file(path)) is not None}
+    numbers = {number for number, _ in of_versions.values()}
+    files = {path: _read(folder, path, sums[path]) for path in sums.keys() - of_versions.keys()}
     number = _number(folder, _text(folder, files, "config.pbtxt"), _VERSIONS)
     served = f"{number}/{MODEL_NAME}"
-    if served not in models:
+    if served not in sums:
         raise damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
-    # One at a time: of a bundle's models only the served one stays in memory.
-    for path in sorted(models - {served}):
-        check_model(_read(folder, path, sums[path]), what=str(folder / path))
+    for path, (version, name) in of_versions.items():
+        if version == number and name != MODEL_NAME and sums[path] != sums.get(name):
+            raise damaged(folder, path, f"is not the {name} of the bundle, which serves {version}")
+    # One at a time: of a bundle's versions only the served one stays in memory.
+    for other in sorted(numbers - {number}):
+        _check_other(folder, sums, other)
     files[served] = _read(folder, served, sums[served])
     return _assemble(folder, files, number, found)
+
+
+def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> None:
+    """Check a version that is not served: its model, and that its other files are the model's.
+
+    Versions that were written earlier have no other files.
+    """
+    where = folder / str(number)
+    files = {
+        name: _read(folder, path, sums[path])
+        for path, name in ((f"{number}/{name}", name) for name in (MODEL_NAME, *VERSION_FILES))
+        if path in sums
+    }
+    if MODEL_NAME not in files:
+        raise damaged(folder, f"{number}/{MODEL_NAME}", "is missing")
+    model = check_model(files[MODEL_NAME], what=str(where / MODEL_NAME))
+    said, described = lineage(model), describe(model)
+    agreements: dict[str, Callable[[], bool]] = {
+        "preprocess.json": lambda: _is_said(_object(where, files, "preprocess.json"), said),
+        "preprocess.py": lambda: is_known(files["preprocess.py"]),
+        "labels.txt": lambda: _labels_fit(
+            _text(where, files, "labels.txt").splitlines(),
+            _object(
+                where, {PREPROCESS_KEY: said.get(PREPROCESS_KEY, "{}").encode()}, PREPROCESS_KEY
+            ),
+            described,
+        ),
+        "genotype.json": lambda: (
+            said.get("d2nas.genotype", "").encode() == files["genotype.json"].strip()
+        ),
+        "golden.safetensors": lambda: _golden_fits(
+            _golden(where, files["golden.safetensors"]), files.get(PICTURE_FILE), described
+        ),
+    }
+    for name in files.keys() & agreements.keys():
+        if not agreements[name]():
+            raise damaged(folder, f"{number}/{name}", f"contradicts {number}/{MODEL_NAME}")
 
 
 def _check_size(folder: Path, sums: Mapping[str, str]) -> None:
@@ -147,7 +204,10 @@ def _assemble(folder: Path, files: Mapping[str, bytes], number: int, digest: str
         golden=_golden(folder, files["golden.safetensors"]),
         max_batch=max_batch,
         digest=digest,
+        golden_png=files.get(PICTURE_FILE),
     )
+    if "preprocess.py" in files and not is_known(files["preprocess.py"]):
+        raise damaged(folder, "preprocess.py", "is not the one that d2nas writes")
     genotype = Genotype.from_json(files["genotype.json"], what=str(folder / "genotype.json"))
     _check_agreement(bundle, config, lineage(model), genotype)
     return bundle
@@ -165,11 +225,8 @@ def _check_agreement(
     claimed = bundle.report["lineage"]
     device = bundle.report["device"]["kind"]
     agreements = {
-        "labels.txt": list(bundle.labels) == [" ".join(name.split()) for name in _names(bundle)]
-        and len(bundle.labels) == description.num_classes
-        and all(label.isprintable() for label in bundle.labels),
-        "preprocess.json": canonical_json(preprocess).decode().strip()
-        == named.get("d2nas.preprocess")
+        "labels.txt": _labels_fit(bundle.labels, preprocess, description),
+        "preprocess.json": _is_said(preprocess, named)
         and preprocess.get("channels") == channels
         and preprocess.get("image_size") == height == width
         and preprocess.get("dtype") == description.input_type
@@ -193,7 +250,7 @@ def _check_agreement(
         and description.to_dict().items() <= bundle.report["model"].items()
         and {row["kind"] for row in bundle.report["latency"]} == {device},
         "genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip(),
-        "golden.safetensors": _golden_fits(bundle),
+        "golden.safetensors": _golden_fits(bundle.golden, bundle.golden_png, description),
     }
     for name, agrees in agreements.items():
         if not agrees:
@@ -204,27 +261,46 @@ def _identified(identity: object, genotype: Genotype) -> bool:
     return isinstance(identity, dict) and identity.get("genotype_digest") == genotype.digest
 
 
-def _names(bundle: Bundle) -> list[str]:
-    names = bundle.preprocess.get("class_names")
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+def _is_said(preprocess: Mapping[str, Any], said: Mapping[str, str]) -> bool:
+    return canonical_json(preprocess).decode().strip() == said.get(PREPROCESS_KEY)
 
 
-def _golden_fits(bundle: Bundle) -> bool:
-    images, logits, labels = (bundle.golden[name] for name in ("images", "logits", "labels"))
-    description = bundle.description
+def _labels_fit(
+    labels: Sequence[str], preprocess: Mapping[str, Any], description: ModelDescription
+) -> bool:
+    names = preprocess.get("class_names")
     return (
-        len(images) >= 1
-        and images.shape[1:] == description.array_shape
-        and images.dtype == description.dtype
-        and logits.shape == (len(images), description.num_classes)
-        and logits.dtype == np.float32
-        and labels.shape == (len(images),)
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and list(labels) == [" ".join(name.split()) for name in names]
+        and len(labels) == description.num_classes
+        and all(label.isprintable() for label in labels)
+    )
+
+
+def _golden_fits(
+    golden: Mapping[str, NDArray[Any]], picture: bytes | None, description: ModelDescription
+) -> bool:
+    pairs = [("images", "logits")] if picture is None else [*_GOLDEN_PAIRS]
+    return (
+        golden.keys() == {"labels", *(name for pair in pairs for name in pair)}
+        and golden["labels"].shape == (len(golden["images"]),)
+        and ("picture" not in golden or len(golden["picture"]) == 1)
+        and all(
+            len(golden[images]) >= 1
+            and golden[images].shape[1:] == description.array_shape
+            and golden[images].dtype == description.dtype
+            and golden[logits].shape == (len(golden[images]), description.num_classes)
+            and golden[logits].dtype == np.float32
+            for images, logits in pairs
+        )
     )
 
 
 def _golden(folder: Path, data: bytes) -> dict[str, NDArray[Any]]:
     found = decode_arrays(data, what=str(folder / "golden.safetensors"))
-    if found.keys() != {"images", "logits", "labels"}:
+    picture = set(_GOLDEN_PAIRS[1])
+    if found.keys() - picture != {"images", "logits", "labels"}:
         raise damaged(folder, "golden.safetensors", "does not hold images, logits and labels")
     return found
 

@@ -12,6 +12,8 @@ _FILES = {
     "config.pbtxt": "how Triton serves it",
     "labels.txt": "class names in the order of the logits",
     "preprocess.json": "how a picture becomes the input",
+    "preprocess.py": "does it, with Pillow and numpy only",
+    "golden.png": "a picture to check the preparation with",
     "genotype.json": "the architecture",
     "genotype.svg": "the architecture drawn",
     "golden.safetensors": "prepared inputs with the logits to expect",

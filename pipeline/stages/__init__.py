@@ -68,8 +68,8 @@ CODE_SCHEMA: Mapping[str, int] = {
     "derive": 5,
     "retrain": 6,
     "evaluate": 3,
-    "export": 4,
-    "validate": 8,
+    "export": 5,
+    "validate": 9,
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 

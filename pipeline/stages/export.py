@@ -15,7 +15,7 @@ from d2nas.training import memory_errors
 from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
 from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
-from ..preprocess import preprocess_for
+from ..preprocess import PREPROCESS_KEY, preprocess_for
 from . import Context, Facts
 from .forms import Preprocess, read_form
 from .retrain import PREPROCESS_FILE
@@ -81,5 +81,5 @@ def _lineage(
         "d2nas.seed": str(retrained.manifest.seed),
         GENOTYPE_KEY: network.genotype.to_json().strip(),
         NETWORK_KEY: canonical_json(description).decode().strip(),
-        "d2nas.preprocess": canonical_json(prepared).decode().strip(),
+        PREPROCESS_KEY: canonical_json(prepared).decode().strip(),
     }

@@ -16,6 +16,7 @@ from d2nas.genotype import Genotype
 from d2nas.spaces import SearchSpace
 from d2nas.strict_json import parse_json
 
+from ..preprocess import PREPROCESS_KEY
 from ..store import Version
 from ..store.manifest import problem_of
 
@@ -99,6 +100,14 @@ class Preprocess(_Form):
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean and std must have a number for each channel")
         return self
+
+
+class Prepared(Preprocess):
+    """How a picture becomes a model's input: the model's own ``d2nas.preprocess``."""
+
+    fit: Literal["crop", "pad"]
+    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
+    dtype: Literal["float32", "uint8"]
 
 
 class _Data(_Form):
@@ -211,6 +220,21 @@ def checked(version: Version) -> Version:
 def read_form(form: type[FormT], version: Version, name: str) -> FormT:
     """Read a JSON file of a version that has this form. Raises ``DamagedArtifactError``."""
     return parse_form(form, parse_json(version.read(name), what=name), version, name)
+
+
+def read_prepared(version: Version, name: str) -> dict[str, Any]:
+    """Return how pictures are prepared for the model in the file ``name`` of an exported version.
+
+    Raises ``DamagedArtifactError`` where the model does not say so.
+    """
+    # Here, because onnx loads slowly and most commands need no model.
+    from ..onnx_io.model_file import check_model, lineage
+
+    model = check_model(version.read(name), what=f"{version.path}: {name}")
+    text = lineage(model).get(PREPROCESS_KEY, "null")
+    values: dict[str, Any] = parse_json(text, what=f"{version.path}: {name}: {PREPROCESS_KEY}")
+    parse_form(Prepared, values, version, f"{name}: {PREPROCESS_KEY}")
+    return values
 
 
 def parse_form(form: type[FormT], values: Any, version: Version, where: str) -> FormT:

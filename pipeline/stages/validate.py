@@ -41,9 +41,12 @@ from ..onnx_io.parity import (
 )
 from ..onnx_io.providers import resolve_device
 from ..onnx_io.session import SMALLER_BATCHES, OnnxSession, open_session
+from ..preprocess import prepare_content
 from ..store.codec import encode_tensors
 from . import REPORT_SCHEMA, Context, Facts
 from .export import MODEL_FILE
+from .forms import read_prepared
+from .golden import PICTURE_FILE, golden_picture
 from .modes import GateLimits, ModeCheck, accuracy_of, is_near_chance
 from .references import Recorded, TestImages, torch_answer
 from .timing import measure_all, num_measured, pass_gate
@@ -59,8 +62,8 @@ Labels = NDArray[np.int64]
 
 
 def run(context: Context) -> Facts:
-    """Write ``report.json``, ``golden.safetensors`` (a few inputs with their logits) and every
-    timed run in ``latency.json``.
+    """Write ``report.json``, ``golden.safetensors`` (a few inputs with their logits, the picture
+    ``golden.png`` prepared among them) and every timed run in ``latency.json``.
 
     Raises ``ValidationFailedError`` when the gate says no or the device cannot be had,
     ``DamagedArtifactError`` when the model names other parents than its version does, and
@@ -116,7 +119,11 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         "latency_gate": gate,
     }
     context.work.write(REPORT_FILE, canonical_json(report))
-    context.work.write(GOLDEN_FILE, _golden(images, checked.logits, labels))
+    picture = golden_picture(data.image_size)
+    context.work.write(PICTURE_FILE, picture)
+    prepared = _prepared(picture, read_prepared(exported, MODEL_FILE), session)
+    golden = _golden(images, checked.logits, labels) | prepared
+    context.work.write(GOLDEN_FILE, encode_tensors(golden))
     context.work.write(LATENCY_FILE, canonical_json(latencies.samples()))
     return {
         "device": session.device.kind,
@@ -127,15 +134,24 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     }
 
 
-def _golden(images: TestImages, logits: Images, labels: Labels) -> bytes:
+def _golden(images: TestImages, logits: Images, labels: Labels) -> dict[str, torch.Tensor]:
     chosen = sample_of(len(images), labels, NUM_GOLDEN)
-    return encode_tensors(
-        {
-            "images": torch.from_numpy(rows_at(images, chosen)),
-            "logits": torch.from_numpy(logits[chosen]),
-            "labels": torch.from_numpy(labels[chosen]),
-        }
-    )
+    return {
+        "images": torch.from_numpy(rows_at(images, chosen)),
+        "logits": torch.from_numpy(logits[chosen]),
+        "labels": torch.from_numpy(labels[chosen]),
+    }
+
+
+def _prepared(
+    picture: bytes, settings: Mapping[str, Any], session: OnnxSession
+) -> dict[str, torch.Tensor]:
+    """Return the golden picture as the model takes it, and its logits."""
+    image = prepare_content(picture, settings, what=PICTURE_FILE)
+    return {
+        "picture": torch.from_numpy(image.copy()),
+        "picture_logits": torch.from_numpy(session.run(image)),
+    }
 
 
 def _sampled(labels: Labels) -> dict[str, Any]:
