@@ -1,4 +1,4 @@
-"""How good are a network's probabilities, once it is neither too sure nor too unsure of itself?
+"""Calibration: the loss at the temperature that suits a network best.
 
 Accuracy counts answers, and few of them differ between two good networks. The cross-entropy uses
 every image's margin, but that of a network that knows its training images by heart says mostly how

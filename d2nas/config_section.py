@@ -1,4 +1,4 @@
-"""What sections of the configuration are made of: their base, and kinds of numbers (no torch).
+"""Base class of configuration sections, and ranges of their values (no torch).
 
 Every number has a range. Its upper end is what no real setting comes near and arithmetic still
 stands: without one, a slip of the key ends as an overflow deep in a library, or never.

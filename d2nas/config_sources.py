@@ -1,4 +1,4 @@
-"""Where every default of the configuration comes from (no torch).
+"""Sources of configuration defaults: paper, published code, or ours (no torch).
 
 ``D2NAS`` is Hou et al. (2024), ``ROME`` arXiv 2011.11233v2, ``DARTS`` arXiv 1806.09055; ``ours``
 is what neither these nor the codes of GDAS, PC-DARTS and R-DARTS fix.

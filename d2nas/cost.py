@@ -1,4 +1,4 @@
-"""What a module costs: parameters, multiply-adds, and the peak memory of a step."""
+"""Cost of a module: parameters, multiply-adds, and the peak memory of a step."""
 
 import copy
 import gc

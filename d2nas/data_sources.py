@@ -1,4 +1,4 @@
-"""Which data sets there are, where their files lie, and what the digest of their content is.
+"""Data sets: names, official files with checksums, folders, and the digest of the content.
 
 Imports neither torch nor torchvision nor scikit-learn: a run that has nothing to do asks only for
 the digest, and the digest must not cost seconds.

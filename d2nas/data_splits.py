@@ -1,4 +1,4 @@
-"""Which images play which part: index tensors out of labels, a function of (seed, purpose) alone.
+"""Splits: index tensors out of labels, a function of (seed, purpose) alone.
 
 No pixel is looked at here: a split is made before any image is read.
 """

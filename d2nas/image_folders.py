@@ -1,4 +1,4 @@
-"""Which images a folder data set has: a folder per class, with or without split folders (no torch).
+"""Folder data sets: a folder per class, with or without split folders (no torch).
 
 The listing refuses what would silently become a wrong data set.
 """

@@ -1,4 +1,4 @@
-"""What every search method is to the search loop: a supernet, logits, and two gradients.
+"""Interface of a search method: a supernet, logits, and two gradients.
 
 The loop (``search``) owns data, optimizers, schedules and checks. A method says how a batch of the
 architecture half becomes a gradient of the logits, and one of the weight half a gradient of the

@@ -1,4 +1,4 @@
-"""What training computes in: which type, how exactly, and the loss scale that float16 needs."""
+"""Precision of training: compute type, exactness, and the loss scale that float16 needs."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What search and retraining share: devices, finite checks, memory errors, evaluation, progress."""
+"""Shared parts of search and retraining: devices, finite checks, memory errors, evaluation."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""What the commands do once their arguments are parsed (no torch).
+"""Commands after parsing: configure, run, show (no torch).
 
 ``cli`` declares the arguments and exits; here a command finds its inputs, runs, and shows what came
 out.

@@ -1,4 +1,4 @@
-"""How the runner speaks to people (no torch)."""
+"""Interface between the runner and whatever shows a run (no torch)."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

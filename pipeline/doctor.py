@@ -1,4 +1,4 @@
-"""What this machine can do, and what to do about each gap: versions, CUDA, runtime, data, disk."""
+"""Examination of this machine: versions, CUDA, runtime, data, disk, each gap with its remedy."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Where downloaded data sets lie, and what is remembered of image files (no torch)."""
+"""Cache of image files' hashes, and the folder of downloaded data sets (no torch)."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What the ranks above 0 of a parallel training do: what rank 0 does, and keep nothing (no torch).
+"""Runner of ranks above 0: the same stages, without writing to the store (no torch).
 
 Rank 0 looks into the store, commits, shows and decides; the others are told.
 """

@@ -1,4 +1,4 @@
-"""What errors of the system and of other libraries mean to a user, where nothing nearer said it.
+"""Translation of errors of the system and of libraries into exit codes and hints.
 
 Each becomes one of ours: what is left over is a bug.
 """

@@ -1,6 +1,4 @@
-"""What the store holds, for people and scripts: rows of ``ls``, descriptions of ``show``, inputs of
-single stages (no torch).
-"""
+"""Rows of ``ls``, descriptions of ``show``, inputs of single stages (no torch)."""
 
 import re
 from collections.abc import Mapping, Sequence

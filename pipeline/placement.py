@@ -1,4 +1,4 @@
-"""Where each operation of a search space would run: exported alone, opened strictly, run once.
+"""Operator support: each operation of a space exported alone, opened strictly, run once.
 
 A search of hours whose best operation has no kernel on the device that serves is caught here in
 seconds. Each operation is tried in both forms that a network has: with stride 1 and with stride 2.

@@ -1,4 +1,4 @@
-"""What a run would do: stages, steps, and estimates of time, memory and disk.
+"""Plan of a run: stages, steps, and estimates of time, memory and disk.
 
 Time: a few real steps of each loop on made-up images of the real shape, scaled up. Memory: the live
 bytes of one step that allocates and computes nothing. Both are estimates and shown as such.

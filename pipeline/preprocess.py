@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input: in words for ``preprocess.json``, and done (no torch)."""
+"""Preparation of pictures for a model: in words for ``preprocess.json``, and done (no torch)."""
 
 from collections.abc import Mapping
 from typing import Any

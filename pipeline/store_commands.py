@@ -1,4 +1,4 @@
-"""What the commands on what is stored do once their arguments are parsed (no torch)."""
+"""Store commands after parsing: ls, show, verify, gc (no torch)."""
 
 import contextlib
 from collections.abc import Sequence

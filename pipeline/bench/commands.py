@@ -1,4 +1,4 @@
-"""What the ``bench`` commands do once their arguments are parsed (no torch before they run)."""
+"""``bench`` commands after parsing (no torch before they run)."""
 
 from collections.abc import Sequence
 from pathlib import Path

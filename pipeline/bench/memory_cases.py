@@ -1,4 +1,4 @@
-"""What ``d2nas bench memory`` measures: the paper's Table 4, in modes and sizes (no torch)."""
+"""Cases of ``d2nas bench memory``: the paper's Table 4, in modes and sizes (no torch)."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What the commands on bundles do once their arguments are parsed (no torch)."""
+"""Bundle commands after parsing: verify, predict (no torch)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

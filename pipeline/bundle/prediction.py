@@ -1,4 +1,4 @@
-"""What a bundle's model answers: to its golden inputs, and to pictures (no torch).
+"""Prediction from a bundle: answers to its golden inputs and to pictures (no torch).
 
 A picture is prepared as training did it: the same decoding, and the same float32 operations in
 the same order.

@@ -1,4 +1,4 @@
-"""How far two models' logits are apart.
+"""Distance between two models' logits.
 
 Numbers. With R the reference logits, G the exported model's, all in float64:
 

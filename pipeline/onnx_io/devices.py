@@ -1,4 +1,4 @@
-"""Which device a number was measured on, as a type: a CPU figure cannot pass for a GPU figure.
+"""Devices as types: a CPU figure cannot pass for a GPU figure.
 
 ``CudaDevice`` exists only where ``prove_cuda`` looked at a live session: the provider in use, the
 options it runs with and the place of every node.

@@ -1,4 +1,4 @@
-"""Where a graph differs from the cell that its genotype claims, in words."""
+"""Explanation of how a graph differs from the cell that its genotype claims."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the GPU was doing while it was measured: clocks, temperature, memory, as NVML tells them.
+"""State of the GPU during a measurement: clocks, temperature, memory, by NVML.
 
 NVML comes with NVIDIA's driver; its Python binding is the package ``nvidia-ml-py``. Without either
 there is no record, and nothing else changes.

@@ -1,4 +1,4 @@
-"""What an ONNX graph computes, as an expression: names, order and repetition are gone.
+"""Reader of ONNX graphs as expressions, without names, order and repetition.
 
 What leaves the function as it is, or changes its precision alone, is passed over. Brought to one
 form are:

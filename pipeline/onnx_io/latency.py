@@ -1,4 +1,4 @@
-"""How long a model takes on the device its session was proven to run on, without embellishment.
+"""Latency of a model on the device that its session was proven to run on; every run counts.
 
 Every timed run counts, none is trimmed. A percentile is given only when enough runs support it:
 the numbers of runs are those of MLPerf Inference's early-stopping rule (confidence 0.99). A

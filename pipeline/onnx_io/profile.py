@@ -1,4 +1,4 @@
-"""Where a model's time goes: ONNX Runtime's own profile, told in cells and edges.
+"""Profile of a model: ONNX Runtime's own times, by cell and edge.
 
 Nodes are found by their names (``node_names``). ONNX Runtime rewrites the graph before it runs it:
 

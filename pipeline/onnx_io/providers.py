@@ -1,4 +1,4 @@
-"""Which execution providers there are, and which of them run a model.
+"""Execution providers: those that are listed, and those that run a model.
 
 What a build lists says nothing about what loads: each is tried with a tiny model.
 """

@@ -1,4 +1,4 @@
-"""What the page is made of, and what several of its sections say in the same words."""
+"""Facts of the report's page, and sentences that several of its sections share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How the page looks: light, dark, narrow and printed, without anything from outside.
+"""Style sheet of the page: light, dark, narrow and printed, nothing from outside.
 
 The dark and light papers are those of ``drawing`` and ``curves``, so that pictures have no edge.
 """

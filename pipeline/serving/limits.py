@@ -1,4 +1,4 @@
-"""What clients may take from a server, all together and one from another.
+"""Limits of a server: for all clients together, and for each.
 
 A *peer* is a remote address (of IPv6, its first 64 bits). Where room or work is short, the peer
 that takes most gives way first. Behind a reverse proxy all clients have one address, as on the

@@ -1,4 +1,4 @@
-"""What stages rely on in a version that they did not write themselves (no torch).
+"""Schemas of version files: checks of what stages read from earlier ones (no torch).
 
 A version whose digests are right may still hold anything: whoever can write a store can sign. So
 the facts, the configuration and the small JSON files that later stages use have a form, which is

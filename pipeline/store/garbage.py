@@ -1,4 +1,4 @@
-"""What may be removed: what dead writers left, what lost its names, old checkpoints (no torch).
+"""Garbage collection: dead writers' files, versions that lost their names, old checkpoints.
 
 Only under the store lock, and only if it is known what all names reach: with one damaged
 reference or manifest nothing can be told unreachable, so nothing is removed. Nor is anything while

@@ -1,4 +1,4 @@
-"""Where everything stands in the folder of a store (no torch)."""
+"""Layout of a store's folder (no torch)."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which names a version has, on record beside the versions: a name out of sight is not a name lost.
+"""Records of each version's names: a name out of sight is not a name lost.
 
 A reference that is not found may have been dropped, or may only not be seen: a folder moved aside,
 a store copied half, a network file system that answers "no such file" for a moment. So a version

@@ -1,4 +1,4 @@
-"""What a study's rows say together: means, spread, percentiles among random cells, rank agreement.
+"""Statistics of a study: means, spread, percentiles among random cells, rank agreement.
 
 Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here errors are percent.
 """
