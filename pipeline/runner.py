@@ -321,7 +321,7 @@ class _StageHooks:
         return StoppedError(
             number,
             f"stopped in {self._commit.stage}, {kept} ({reason[:200]})",
-            hint="the same command continues from there",
+            hint=f"the same command {'continues from there' if self._saved else 'starts it again'}",
         )
 
     def say(self, line: str) -> None:

@@ -276,6 +276,8 @@ def test_what_fails_because_of_a_stop_is_told_as_the_stop(
 ) -> None:
     """The signal comes before or after what it does to others; never is the control."""
     monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
+    # However late a busy machine starts the timer: the wait ends when the signal comes.
+    monkeypatch.setattr("pipeline.stop.GRACE_SECONDS", 60.0 if when == "after" else 0.0)
     send = partial(os.kill, os.getpid(), signal.SIGTERM)
     late = threading.Timer(0.02, send)
     ways = {"before": send, "after": late.start, "never": lambda: None}
@@ -287,6 +289,17 @@ def test_what_fails_because_of_a_stop_is_told_as_the_stop(
     monkeypatch.undo()
     assert tiny.run("retrain", "tiny") == 0
     assert "continues at step 4" in capfd.readouterr().err
+
+
+def test_a_stop_before_the_first_checkpoint_promises_no_continuing(
+    tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    send = partial(os.kill, os.getpid(), signal.SIGTERM)
+    fail_at(4, RuntimeError("Broken process pool"), monkeypatch, send)
+    assert tiny.run("retrain", "tiny") == 143
+    talk = capfd.readouterr().err
+    assert "no checkpoint was made" in talk
+    assert "hint: the same command starts it again" in talk
 
 
 @pytest.mark.parametrize(
