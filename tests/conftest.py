@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from children import Nursery
 from faults import memory_folder
 from tiny import TinyPlace
 from toy import Place
+
+# As a terminal has it: under nohup it is ignored, here and in the children, and so decides nothing.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Test processes side by side would otherwise fight for all cores; those they start, too.
 torch.set_num_threads(1)

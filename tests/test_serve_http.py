@@ -1,5 +1,6 @@
 """What RFC 9110 and 9112 ask of a server, over raw connections: framing, ends, order."""
 
+import errno
 import json
 import re
 import socket
@@ -352,3 +353,19 @@ def test_control_before_a_stop_they_do_not(url: str) -> None:
     with raw_connection(url) as sock:
         sock.sendall(REQUEST)
         assert b"connection" not in sock.recv(10_000).lower().split(b"\r\n\r\n")[0]
+
+
+def test_a_client_that_has_left_before_the_close_is_nobodys_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(_transport: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
+    lines: list[str] = []
+    with running(SERVICE, None, lambda: None, lines.append) as url:
+        for _ in range(2):
+            with raw_connection(url) as sock:
+                sock.sendall(LIVE.replace(b"Host", ENDS.encode() + b"Host"))
+                assert received(sock).startswith(b"HTTP/1.1 200")
+    assert lines == ["ready"]

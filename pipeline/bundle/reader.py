@@ -117,7 +117,10 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     if served not in sums:
         raise damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
     for path, (version, name) in of_versions.items():
-        if version == number and name != MODEL_NAME and sums[path] != sums.get(name):
+        if version != number or name == MODEL_NAME:
+            continue
+        _read(folder, path, sums[path])
+        if sums[path] != sums.get(name):
             raise damaged(folder, path, f"is not the {name} of the bundle, which serves {version}")
     # One at a time: of a bundle's versions only the served one stays in memory.
     for other in sorted(numbers - {number}):

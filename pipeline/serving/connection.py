@@ -451,7 +451,11 @@ class Connection(asyncio.BufferedProtocol):
             self._leave()
             return
         self._phase = _Phase.CLOSING
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # it has left already, which asyncio has not heard of yet
+            self._leave()
+            return
         self._wait(self._limits.close_seconds, self._transport.abort)
         self._transport.resume_reading()
 
