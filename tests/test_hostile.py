@@ -1,7 +1,7 @@
 """Hostile files: nothing in them runs, nothing outside is read, and one line says what is wrong."""
 
-import gc
 import ctypes
+import gc
 import os
 import subprocess
 import sys
