@@ -101,6 +101,24 @@ def url() -> Iterator[str]:
         yield address
 
 
+@contextmanager
+def held_service() -> Iterator[tuple[Any, threading.Event, threading.Event]]:
+    """A service whose model computes when it may, and says when it began."""
+    service, session = warm_service()
+    run, entered, may_go_on = session.run, threading.Event(), threading.Event()
+
+    def slow(images: NDArray[Any]) -> NDArray[np.float32]:
+        entered.set()
+        may_go_on.wait(60)
+        return run(images)
+
+    session.run = slow  # type: ignore[method-assign]
+    try:
+        yield service, entered, may_go_on
+    finally:
+        may_go_on.set()
+
+
 # Where a request ends
 
 
@@ -195,15 +213,41 @@ def test_a_request_in_any_form_is_answered(url: str, data: bytes) -> None:
         assert answer[1]["connection"] == "close"
 
 
-def test_control_a_half_closed_client_is_not_taken_for_gone(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Connection, "eof_received", lambda self: False)  # as asyncio has it
-    with raw_connection(url) as sock:
-        sock.sendall(REQUEST[:-1])
-        sock.sendall(REQUEST[-1:])
+def half_closed_answer(monkeypatch: pytest.MonkeyPatch, keeps: bool) -> bytes:
+    """What a client reads that closed its half while the model computed."""
+    noted, seen = Connection.eof_received, threading.Event()
+
+    def eof_received(self: Connection) -> bool:
+        kept = noted(self) and keeps
+        seen.set()
+        return kept
+
+    monkeypatch.setattr(Connection, "eof_received", eof_received)
+    with (
+        held_service() as (service, entered, may_go_on),
+        running(service, warm_up=lambda: None) as address,
+        raw_connection(address) as sock,
+    ):
+        sock.sendall(REQUEST)
+        assert entered.wait(60)
         sock.shutdown(socket.SHUT_WR)
-        assert received(sock) == b""
+        assert seen.wait(60)
+        if keeps:
+            may_go_on.set()
+        read = received(sock)
+        may_go_on.set()
+        return read
+
+
+def test_a_client_that_closed_its_half_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    (answer,) = answers(half_closed_answer(monkeypatch, keeps=True), ["POST"])
+    np.testing.assert_array_equal(logits_of(answer), SESSION.run(IMAGES))
+
+
+def test_control_asyncio_alone_takes_a_half_closed_client_for_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert half_closed_answer(monkeypatch, keeps=False) == b""
 
 
 def test_half_a_request_is_told_or_left(url: str) -> None:
@@ -293,24 +337,6 @@ def test_a_client_that_waits_to_be_asked_is_asked_once(url: str) -> None:
 
 
 # The end of the server
-
-
-@contextmanager
-def held_service() -> Iterator[tuple[Any, threading.Event, threading.Event]]:
-    """A service whose model computes when it may, and says when it began."""
-    service, session = warm_service()
-    run, entered, may_go_on = session.run, threading.Event(), threading.Event()
-
-    def slow(images: NDArray[Any]) -> NDArray[np.float32]:
-        entered.set()
-        may_go_on.wait(60)
-        return run(images)
-
-    session.run = slow  # type: ignore[method-assign]
-    try:
-        yield service, entered, may_go_on
-    finally:
-        may_go_on.set()
 
 
 def last_answers(patch: pytest.MonkeyPatch | None = None) -> list[Any]:

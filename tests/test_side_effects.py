@@ -15,11 +15,9 @@ def files_after(folder: Path, *command: str, **environment: str) -> list[str]:
     home, temporary = folder / "home", folder / "temporary"
     home.mkdir()
     temporary.mkdir()
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("XDG_", "ORT_")) and name != "HOME"
-    }
+    # Nothing of the caller's: XDG_* moves caches, and the runtime is silent where it takes a
+    # variable (GITHUB_ACTIONS, ...) for continuous integration.
+    kept = {"PATH": os.environ.get("PATH", os.defpath)}
     done = subprocess.run(
         [sys.executable, *command],
         env={**kept, "HOME": str(home), "TMPDIR": str(temporary), **environment},
@@ -43,8 +41,17 @@ def test_answering_from_a_bundle_leaves_no_file(
     assert files_after(tmp_path, "-m", "d2nas", *words) == []
 
 
+def test_control_a_file_that_is_written_is_found(tmp_path: Path) -> None:
+    program = "import pathlib, tempfile; pathlib.Path.home().joinpath('a').touch(); "
+    program += "pathlib.Path(tempfile.gettempdir(), 'b').touch()"
+    assert files_after(tmp_path, "-c", program) == ["a", "b"]
+
+
 def test_control_the_runtime_alone_writes_a_device_id(tmp_path: Path) -> None:
-    assert "deviceid" in files_after(tmp_path, "-c", "import onnxruntime")
+    found = files_after(tmp_path, "-c", "import onnxruntime")
+    if not found:
+        pytest.skip("this build of ONNX Runtime, on this machine, writes no device id")
+    assert "deviceid" in found
 
 
 def test_the_package_that_imports_the_runtime_has_told_it_first(tmp_path: Path) -> None:
