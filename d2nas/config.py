@@ -212,7 +212,9 @@ class RetrainConfig(Section):
     num_cells: Cells = 20
     init_channels: Channels = 36
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
-    auxiliary: bool = True
+    auxiliary: bool | Literal["auto"] = True
+    """A second classifier while training. It fits images of 29 to 40 pixels (imagenet stem: 193 to
+    256); auto: where it fits."""
     auxiliary_weight: LossWeight = 0.4
     epochs: Epochs = 600
     warmup_epochs: EpochsOrNone = 0
@@ -243,7 +245,7 @@ class RetrainConfig(Section):
             raise ValueError("retrain.nesterov needs a retrain.momentum above 0")
         if self.lr_schedule == "linear" and self.lr_min:
             raise ValueError("retrain.lr_schedule=linear ends at 0: retrain.lr_min must be 0")
-        if self.auxiliary and (self.num_cells == 1 or self.batch_size == 1):
+        if self.auxiliary is True and (self.num_cells == 1 or self.batch_size == 1):
             what = "num_cells" if self.num_cells == 1 else "batch_size"
             raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")
         return self

@@ -45,11 +45,19 @@ def check_auxiliary(config: RetrainConfig, image_size: int) -> None:
     Cheap, so that it can be asked before a search is spent.
     """
     stem = stem_for(config.stem, image_size)
-    if config.auxiliary and not auxiliary_fits(image_size, stem):
+    if config.auxiliary is True and not auxiliary_fits(image_size, stem):
         raise ConfigError(
             f"the auxiliary head does not fit {image_size}-pixel images with the {stem} stem",
-            hint="set retrain.auxiliary=false, or data.image_size=32",
+            hint="set retrain.auxiliary=auto (here: none), or data.image_size=32",
         )
+
+
+def has_auxiliary(config: RetrainConfig, image_size: int) -> bool:
+    """Return whether a network for square images of this size is trained with an auxiliary head."""
+    if config.auxiliary != "auto":
+        return config.auxiliary
+    fits = auxiliary_fits(image_size, stem_for(config.stem, image_size))
+    return fits and config.num_cells > 1 and config.batch_size > 1
 
 
 class Retraining(Loop):
@@ -95,7 +103,7 @@ class Retraining(Loop):
                 num_classes=len(data.class_names),
                 in_channels=data.channels,
                 stem=stem_for(config.stem, data.image_size),
-                auxiliary=config.auxiliary,
+                auxiliary=has_auxiliary(config, data.image_size),
             )
         initialize(self.network, generator(seed, "network-weights"))
         place(self.network, device)

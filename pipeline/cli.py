@@ -22,6 +22,7 @@ from .cli_options import (
     FreshOption,
     GateBatchOption,
     GenotypeOption,
+    ImageSizeOption,
     JsonOption,
     MaxP99Option,
     NameOption,
@@ -143,6 +144,7 @@ def run_command(
     store: StoreOption = DEFAULT_STORE,
     exported: ExportedOption = DEFAULT_EXPORTED,
     data_root: DataRootOption = None,
+    image_size: ImageSizeOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
@@ -151,8 +153,12 @@ def run_command(
     from .commands import configure, run_all, show_plan
     from .presets import run_name
 
-    gate = {"validate.max_p99_ms": max_p99_ms, "validate.gate_batch": batch}
-    config = configure(preset, with_options(settings, gate), data_root)
+    short = {
+        "data.image_size": image_size,
+        "validate.max_p99_ms": max_p99_ms,
+        "validate.gate_batch": batch,
+    }
+    config = configure(preset, with_options(settings, short), data_root)
     run_title = run_name(preset) if name is None else name
     if plan:
         show_plan(run_title, config, store, as_json=as_json)
@@ -170,6 +176,7 @@ def search_command(
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     data_root: DataRootOption = None,
+    image_size: ImageSizeOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
     nproc: ProcessesOption = 1,
@@ -180,7 +187,8 @@ def search_command(
     from .commands import configure, run_search
     from .presets import run_name
 
-    config = configure(preset, with_options(settings, {"search.method": method}), data_root)
+    short = {"data.image_size": image_size, "search.method": method}
+    config = configure(preset, with_options(settings, short), data_root)
     run_search(
         run_name(preset) if name is None else name,
         config,
@@ -220,6 +228,7 @@ def retrain_command(
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     data_root: DataRootOption = None,
+    image_size: ImageSizeOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
     nproc: ProcessesOption = 1,
@@ -233,7 +242,7 @@ def retrain_command(
         target,
         genotype,
         name,
-        settings,
+        with_options(settings, {"data.image_size": image_size}),
         store,
         reuse=reuse_of(fresh),
         data_root=data_root,

@@ -24,6 +24,10 @@ FreshOption = Annotated[
 DataRootOption = Annotated[
     str | None, typer.Option("--data-root", help="Folder of the images (data.root).")
 ]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Height and width of the images (data.image_size)."),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name of the run; default: the preset's.")
 ]

@@ -26,7 +26,7 @@ from d2nas.cost import count_cost
 from d2nas.data import ImageData, ImageSet
 from d2nas.genotype import Genotype
 from d2nas.precision import arithmetic_of
-from d2nas.retrain import Retraining, train_step
+from d2nas.retrain import Retraining, has_auxiliary, train_step
 from d2nas.training import resolve_device
 
 from .pairs import Contestant, compare
@@ -112,7 +112,7 @@ class PlainStepper:
             num_cells=config.num_cells,
             init_channels=config.init_channels,
             num_classes=len(data.class_names),
-            auxiliary=config.auxiliary,
+            auxiliary=has_auxiliary(config, data.image_size),
         ).to(device)
         self.network.train()
         self.optimizer = torch.optim.SGD(
