@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import ConfigError, StorageError
+from .errors import ConfigError, D2NasError, StorageError
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -55,13 +55,7 @@ class FolderListing:
 
     def left_out_line(self) -> str | None:
         """Say in one printable line what was found and is not used; None for nothing."""
-        if not self.left_out:
-            return None
-        kinds = self.left_out.most_common()
-        told = ", ".join(f"{count} {shown(kind)}" for kind, count in kinds[:_MAX_SUFFIXES_TOLD])
-        if len(kinds) > _MAX_SUFFIXES_TOLD:
-            told += f" and {len(kinds) - _MAX_SUFFIXES_TOLD} other types"
-        return f"files left out: {self.left_out.total()} of the data folder ({told})"
+        return left_out_line(self.left_out, "the data folder")
 
     @property
     def files(self) -> tuple[ImageFile, ...]:
@@ -96,6 +90,67 @@ def find_images(root: Path) -> FolderListing:
     if outside:
         left_out["pictures outside the class folders"] += len(outside)
     return replace(_checked(root, parts), left_out=left_out)
+
+
+@dataclass(frozen=True)
+class PictureListing:
+    """Every picture below ``root``, sorted by path, and what cannot be one beside them."""
+
+    root: Path
+    folders: tuple[str, ...]
+    """Names of the folders directly inside, sorted."""
+    pictures: tuple[tuple[str, D2NasError | None], ...]
+    """Paths relative to the root, with forward slashes; with the reason where one cannot be
+    read, or a folder not be listed."""
+    left_out: Counter[str]
+    """Files of other types, by suffix."""
+
+
+def list_pictures(root: Path) -> PictureListing:
+    """List the pictures of a folder and all folders in it, whatever their names mean.
+
+    The same names are taken and ignored as by ``find_images``. What that refuses (links that leave
+    ``root`` or lead to folders, folders that cannot be listed) stands among the pictures, with the
+    reason. Raises ``StorageError`` where ``root`` itself cannot be listed.
+    """
+    real_root = root.resolve()
+    found: list[tuple[str, D2NasError | None]] = []
+    left_out: Counter[str] = Counter()
+    inside: list[str] = []
+    waiting = [""]
+    while waiting:
+        current = waiting.pop()
+        try:
+            folders, images = _scan(root, current, real_root, left_out, found)
+        except StorageError as error:
+            if not current:
+                raise
+            found.append((current, error))
+            continue
+        if not current:
+            inside = folders
+        prefix = f"{current}/" if current else ""
+        waiting += (prefix + name for name in folders)
+        found += ((prefix + name, None) for name in images)
+    return PictureListing(
+        root, tuple(inside), tuple(sorted(found, key=lambda item: item[0])), left_out
+    )
+
+
+def left_out_line(left_out: Counter[str], folder: Path | str) -> str | None:
+    """Say in one printable line what was found in a folder and is not used; None for nothing."""
+    if not left_out:
+        return None
+    kinds = left_out.most_common()
+    told = ", ".join(f"{count} {shown(kind)}" for kind, count in kinds[:_MAX_SUFFIXES_TOLD])
+    if len(kinds) > _MAX_SUFFIXES_TOLD:
+        told += f" and {len(kinds) - _MAX_SUFFIXES_TOLD} other types"
+    return f"files left out: {left_out.total()} of {shown(folder)} ({told})"
+
+
+def known_suffixes() -> str:
+    """Return the suffixes of the pictures that are read, as a hint names them."""
+    return ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 
 
 def shown(path: Path | str) -> str:
@@ -172,11 +227,16 @@ def _walk(root: Path, folder: str, real_root: Path, left_out: Counter[str]) -> I
 
 
 def _scan(
-    root: Path, folder: str, real_root: Path, left_out: Counter[str]
+    root: Path,
+    folder: str,
+    real_root: Path,
+    left_out: Counter[str],
+    refused: list[tuple[str, D2NasError | None]] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the names of the folders (sorted) and images directly inside ``root/folder``.
 
-    Other files are counted by suffix in ``left_out``.
+    Other files are counted by suffix in ``left_out``. What must not be read is added to
+    ``refused``, or raised where that is None.
     """
     folders, images = [], []
     try:
@@ -185,20 +245,31 @@ def _scan(
                 if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
                     continue
                 is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                is_link = entry.is_symlink() and (is_image or entry.is_dir())
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.name)
-                elif entry.is_symlink() and (is_image or entry.is_dir()):
-                    _check_link(Path(entry.path), real_root)
-                    images.append(entry.name)
-                elif is_image and not entry.is_file(follow_symlinks=False):
-                    raise ConfigError(f"{shown(entry.path)}: not a regular file")
-                elif is_image:
+                elif is_image or is_link:
+                    try:
+                        _check_readable(entry, is_link, real_root)
+                    except ConfigError as error:
+                        if refused is None:
+                            raise
+                        where = f"{folder}/{entry.name}" if folder else entry.name
+                        refused.append((where, error))
+                        continue
                     images.append(entry.name)
                 else:
                     left_out[os.path.splitext(entry.name)[1].lower() or "without a suffix"] += 1
     except OSError as error:
         raise StorageError(f"{shown(root / folder)}: {error.strerror or error}") from error
     return sorted(folders), images
+
+
+def _check_readable(entry: os.DirEntry[str], is_link: bool, real_root: Path) -> None:
+    if is_link:
+        _check_link(Path(entry.path), real_root)
+    elif not entry.is_file(follow_symlinks=False):
+        raise ConfigError(f"{shown(entry.path)}: not a regular file")
 
 
 def _check_link(path: Path, real_root: Path) -> None:
@@ -223,9 +294,9 @@ def _checked(root: Path, parts: dict[str, dict[str, list[str]]]) -> FolderListin
     whole = "" in parts
     train = parts["" if whole else "train"]
     if not any(images for classes in parts.values() for images in classes.values()):
-        known = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise ConfigError(
-            f"{shown(root)}: no images in folders of classes", hint=f"{LAYOUT_HINT}; {known}"
+            f"{shown(root)}: no images in folders of classes",
+            hint=f"{LAYOUT_HINT}; {known_suffixes()}",
         )
     if len(train) < 2:
         only = next(iter(train), "none")

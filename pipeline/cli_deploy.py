@@ -1,6 +1,5 @@
 """The commands from the trained network to its answers: export, validate, verify, predict."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -109,14 +108,24 @@ def verify_command(
 
 def predict_command(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Picture files, folders of them (with all inside), or - for one on stdin.",
+        ),
+    ],
     top: Annotated[
         int, typer.Option("--top", min=1, max=100_000, help="Classes shown for each.")
     ] = 5,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
-) -> None:
-    """Answer pictures with a bundle's model: class names and probabilities."""
+) -> int:
+    """Answer pictures with a bundle's model: class names and probabilities.
+
+    Pictures without an answer are named, the others answered; the exit code is that of the first
+    that has none.
+    """
     from .bundle.commands import predict_images
 
-    predict_images(bundle, images, top=top, device=device, as_json=as_json)
+    return predict_images(bundle, pictures, top=top, device=device, as_json=as_json)

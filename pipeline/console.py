@@ -7,7 +7,7 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -26,7 +26,7 @@ from rich.text import Text
 from d2nas.genotype import Genotype
 
 from .report_page.content import Content, chance_caveat, gate_result
-from .streams import optional_output
+from .streams import optional_output, output_has_ended
 
 LINE_SECONDS = 5.0
 """Least time between two epochs' lines where there is no terminal."""
@@ -165,20 +165,48 @@ class Console:
 
     def data(self, value: Any) -> None:
         """Write JSON to stdout, with escapes where its encoding lacks a character."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(_json(value) + "\n")
+
+    def data_parts(self, parts: Iterable[Sequence[Any]]) -> None:
+        """Write one JSON list whose items come in parts, each as soon as it is there.
+
+        The list is closed also where a later part fails.
+        """
+        before = "[\n  "
         try:
-            text.encode(sys.stdout.encoding or "utf-8")
-        except UnicodeEncodeError:
-            text = json.dumps(value, indent=2, allow_nan=False)
-        sys.stdout.write(text + "\n")
+            for part in parts:
+                for item in part:
+                    # Not by lines: a string may hold what some take for the end of one.
+                    sys.stdout.write(before + _json(item).replace("\n", "\n  "))
+                    before = ",\n  "
+                if output_has_ended():
+                    return
+        except BaseException:
+            if before.startswith(","):
+                sys.stdout.write("\n]\n")
+            raise
+        sys.stdout.write("\n]\n" if before.startswith(",") else "[]\n")
+
+    def table_parts(
+        self, title: str, columns: Sequence[str], parts: Iterable[Sequence[Sequence[str]]]
+    ) -> None:
+        """Show rows that come in parts as ``table`` does: on a terminal as a table for each."""
+        is_first = True
+        for rows in parts:
+            if is_first or self._out.is_terminal:
+                self.table(title, columns, rows)
+            else:
+                self._lines(rows)
+            is_first = False
+            if output_has_ended():
+                return
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
     ) -> None:
         """Show rows: a table on a terminal, tab-separated lines elsewhere; ``note`` under them."""
         if not self._out.is_terminal:
-            for row in (columns, *rows):
-                sys.stdout.write("\t".join(_one_line(cell) for cell in row) + "\n")
+            self._lines((columns, *rows))
             if note:
                 self.note(note)
             return
@@ -194,6 +222,10 @@ class Console:
         self._out.print(table)
         if note:
             self.note(note)
+
+    def _lines(self, rows: Iterable[Sequence[str]]) -> None:
+        for row in rows:
+            sys.stdout.write("\t".join(_one_line(cell) for cell in row) + "\n")
 
     def note(self, line: str) -> None:
         """Show a line that belongs to a result; marked with # where lines are data."""
@@ -317,6 +349,15 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    return text
 
 
 def _one_line(text: str) -> str:

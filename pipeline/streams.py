@@ -161,3 +161,12 @@ def lost_output() -> OSError | None:
     stream.flush()
     error = stream.writer.error
     return None if isinstance(error, ConnectionError) else error
+
+
+def output_has_ended() -> bool:
+    """Hand on what is buffered, and tell whether nothing more arrives: the reader of stdout has
+    left, or a part was lost.
+    """
+    stream = cast("TextIO", sys.stdout)
+    stream.flush()
+    return isinstance(stream, _Stream) and stream.writer.error is not None

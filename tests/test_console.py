@@ -1,15 +1,20 @@
 """What a person sees: bars on a terminal, lines elsewhere, rows that can be copied and searched."""
 
 import io
+import json
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 from toy import Place
 
+from d2nas.errors import ValidationFailedError
 from d2nas.genotype import Genotype
 from pipeline import console as console_module
 from pipeline.console import LINE_SECONDS, STEP_LINE_SECONDS, Console
+from pipeline.streams import guarded_streams
 
 ROW = {"epoch": 0, "loss": 1.0, "accuracy": 0.5, "lr": 0.025, "clip_rate": 0.25}
 SEARCH_ROW = {
@@ -159,3 +164,61 @@ def test_every_row_of_a_prediction_names_its_picture(
     header, *rows = capfd.readouterr().out.splitlines()
     assert header.split("\t") == ["image", "class", "probability"]
     assert [row.split("\t")[0] for row in rows] == [str(one) for one in pictures for _ in range(3)]
+
+
+ITEMS = [{"image": "a\u2028b\x85\n.png", "rows": [1, {}]}, [], "line\r\nline", {"c": {"d": None}}]
+
+
+@pytest.mark.parametrize("parts", [[], [[]], [ITEMS], [[], ITEMS[:1], [], ITEMS[1:]]])
+def test_a_list_in_parts_is_the_list(
+    parts: list[list[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    console = Console()
+    console.data_parts(parts)
+    in_parts = capfd.readouterr().out
+    console.data([item for part in parts for item in part])
+    assert in_parts == capfd.readouterr().out
+
+
+@pytest.mark.parametrize("given", [[], ITEMS[:2]])
+def test_a_list_whose_later_parts_fail_is_closed_or_not_begun(
+    given: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def parts() -> Iterator[list[Any]]:
+        yield given
+        raise ValidationFailedError("later")
+
+    with pytest.raises(ValidationFailedError):
+        Console().data_parts(parts())
+    written = capfd.readouterr().out
+    assert (json.loads(written) == given) if given else (written == "")
+
+
+@pytest.mark.parametrize("what", ["data", "table"])
+def test_parts_are_written_as_they_come_and_end_with_their_reader(what: str) -> None:
+    reader, writer = os.pipe()
+    taken: list[str] = []
+
+    def parts() -> Iterator[list[list[str]]]:
+        yield [["first"]]
+        taken.append(os.read(reader, 1000).decode())
+        os.close(reader)
+        yield [["second"]]
+        pytest.fail("nobody reads any more")
+
+    with pytest.MonkeyPatch.context() as patch, open(writer, "w") as stdout:
+        patch.setattr("sys.stdout", stdout)
+        with guarded_streams():
+            if what == "data":
+                Console().data_parts(parts())
+            else:
+                Console().table_parts("title", ("column",), parts())
+    assert "first" in taken[0]
+
+
+def test_a_terminal_gets_a_table_for_each_part(terminal: io.StringIO) -> None:
+    parts = [[("a.png", "cat")], [("b.png", "dog")]]
+    Console().table_parts("bundle", ("image", "class"), parts)
+    assert terminal.getvalue().count("image") == 2
+    for word in ("a.png", "b.png", "cat", "dog"):
+        assert word in terminal.getvalue()

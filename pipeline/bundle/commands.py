@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, D2NasError
+from d2nas.image_folders import shown
 from d2nas.verified_folder import is_digest
 
 from ..console import Console
 from ..onnx_io.identity import check_identity
 from ..onnx_io.providers import resolve_device
-from .prediction import check_golden, check_preparation, open_model, predict
+from .pictures import find_pictures
+from .prediction import Prediction, check_golden, check_preparation, open_model, predictions
 from .reader import Bundle, open_bundle
 
 
@@ -59,24 +61,48 @@ def _verified(bundle: Bundle, device: str) -> dict[str, Any]:
 
 
 def predict_images(
-    folder: Path, images: Sequence[Path], *, top: int, device: str, as_json: bool
-) -> None:
-    """Answer pictures and show the most probable classes of each.
+    folder: Path, names: Sequence[str], *, top: int, device: str, as_json: bool
+) -> int:
+    """Answer pictures, show the most probable classes of each, and return the exit code.
 
-    The device may be another than the validated one: it answers the golden inputs first.
+    That is 0, or the code of the first picture that has no answer; each such one is named. The
+    device may be another than the validated one: it answers the golden inputs first.
     """
     bundle = open_bundle(folder)
     check_preparation(bundle)
     session = open_model(bundle, resolve_device(device))
     check_golden(bundle, session)
-    found = predict(bundle, session, images, top)
     console = Console()
+    problems = Problems(console)
+    found = predictions(bundle, session, find_pictures(names, console.say), problems.tell, top)
     if as_json:
-        console.data([prediction.to_dict() for prediction in found])
-        return
-    rows = [
-        (prediction.image, name, f"{100 * probability:.2f} %")
-        for prediction in found
+        console.data_parts([prediction.to_dict() for prediction in part] for part in found)
+    else:
+        columns = ("image", "class", "probability")
+        console.table_parts(bundle.name, columns, (_prediction_rows(part) for part in found))
+    return problems.exit_code
+
+
+def _prediction_rows(part: Sequence[Prediction]) -> list[tuple[str, str, str]]:
+    return [
+        (shown(prediction.image), name, f"{100 * probability:.2f} %")
+        for prediction in part
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
     ]
-    console.table(bundle.name, ("image", "class", "probability"), rows)
+
+
+class Problems:
+    """What has no answer: told at once, each hint once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._hints: set[str] = set()
+        self.exit_code = 0
+        """That of the first; 0 for none."""
+
+    def tell(self, error: D2NasError) -> None:
+        """Show an error that does not end the command."""
+        self.exit_code = self.exit_code or error.exit_code
+        self._console.error(str(error), None if error.hint in self._hints else error.hint)
+        if error.hint is not None:
+            self._hints.add(error.hint)

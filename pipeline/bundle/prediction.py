@@ -4,7 +4,10 @@ A picture is prepared as training did it: the same decoding, and the same float3
 the same order.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +16,21 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
-from d2nas.image_decoding import read_image, strict_pillow
+from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError, ValidationFailedError
+from d2nas.image_decoding import strict_pillow
+from d2nas.image_folders import shown
 
 from ..onnx_io.comparison import ParityResult, compare
 from ..onnx_io.parity import PRECISION_LIMITS, Limits, gate
 from ..onnx_io.session import PLAIN, OnnxSession, open_session
 from ..preprocess import decoding_of, prepare_content, prepare_pixels
 from .checksums import HINT
+from .pictures import Picture
 from .reader import Bundle
 
 TOP = 5
+BATCH = 64
+"""Pictures that are in memory at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -113,55 +120,108 @@ def check_preparation(bundle: Bundle) -> bool:
 def predict(
     bundle: Bundle, session: OnnxSession, paths: Sequence[Path], top: int = TOP
 ) -> list[Prediction]:
-    """Return the ``top`` classes of every picture.
+    """Return the ``top`` classes of every picture. Raises for the first that has no answer."""
 
-    All pictures are read before any is answered, so there is never half a result. Raises
-    ``ConfigError`` for one that cannot be read.
-    """
-    if top < 1:
-        raise ConfigError(f"{top} classes cannot be shown")
-    images = prepare(bundle, paths)
-    batches = [
-        session.run(images[start : start + bundle.max_batch])
-        for start in range(0, len(images), bundle.max_batch)
-    ]
-    return [
-        _prediction(bundle, path, logits, top)
-        for path, logits in zip(paths, np.concatenate(batches), strict=True)
-    ]
+    def refuse(error: D2NasError) -> None:
+        raise error
 
-
-def prepare(bundle: Bundle, paths: Sequence[Path]) -> NDArray[Any]:
-    """Return pictures as the model takes them. Raises ``ConfigError`` without any, or for one that
-    cannot be read.
-    """
     if not paths:
         raise ConfigError("there is no picture to answer")
-    for path in paths:
-        if not path.exists():
-            raise ConfigError(f"{path}: there is no such file")
-    return read_pictures(paths, bundle.preprocess)
+    pictures = (Picture(path) for path in paths)
+    found = predictions(bundle, session, pictures, refuse, top)
+    return [prediction for part in found for prediction in part]
+
+
+def predictions(
+    bundle: Bundle,
+    session: OnnxSession,
+    pictures: Iterable[Picture | D2NasError],
+    failed: Callable[[D2NasError], None],
+    top: int = TOP,
+) -> Iterator[list[Prediction]]:
+    """Answer pictures in order, a batch at a time; those without an answer go to ``failed``."""
+    if top < 1:
+        raise ConfigError(f"{top} classes cannot be shown")
+    for part, logits in answers(bundle, session, pictures, failed):
+        rows = zip(part, logits, strict=True)
+        yield [_prediction(bundle, picture.name, row, top) for picture, row in rows]
+
+
+def answers(
+    bundle: Bundle,
+    session: OnnxSession,
+    pictures: Iterable[Picture | D2NasError],
+    failed: Callable[[D2NasError], None],
+) -> Iterator[tuple[list[Picture], NDArray[np.float32]]]:
+    """Yield pictures with their logits, [N, classes], a batch of the readable ones at a time.
+
+    One that cannot be read, or whose answer is not finite, is handed to ``failed`` as an error.
+    """
+    left = iter(pictures)
+    while given := list(itertools.islice(left, min(bundle.max_batch, BATCH))):
+        part, pixels = [], []
+        for picture, found in zip(given, _pixels_of(given, bundle.preprocess), strict=True):
+            if isinstance(found, D2NasError):
+                failed(found)
+            elif not isinstance(picture, D2NasError):
+                part.append(picture)
+                pixels.append(found)
+        if not part:
+            continue
+        logits = session.run(prepare_pixels(np.stack(pixels), bundle.preprocess))
+        answered = []
+        for index, picture in enumerate(part):
+            if np.isfinite(logits[index]).all():
+                answered.append(index)
+            else:
+                what = f"{shown(picture.name)}: the model's answer is not finite"
+                failed(ValidationFailedError(what))
+        yield [part[index] for index in answered], logits[answered]
 
 
 def read_pictures(paths: Sequence[Path], settings: Mapping[str, Any]) -> NDArray[Any]:
     """Return the pictures in files as a model with these settings takes them.
 
-    Raises ``ConfigError`` naming one that cannot be read.
+    Raises ``ConfigError`` or ``StorageError`` naming one that cannot be read.
     """
+    pixels = []
+    for found in _pixels_of([Picture(path) for path in paths], settings):
+        if isinstance(found, D2NasError):
+            raise found
+        pixels.append(found)
+    return prepare_pixels(np.stack(pixels), settings)
+
+
+def _pixels_of(
+    pictures: Sequence[Picture | D2NasError], settings: Mapping[str, Any]
+) -> list[NDArray[np.uint8] | D2NasError]:
+    """Return the pixels of each picture, or why there are none."""
     decoding = decoding_of(settings)
-    with strict_pillow():
-        pixels = np.stack([read_image(path, decoding)[0] for path in paths])
-    return prepare_pixels(pixels, settings)
+
+    def pixels_of(picture: Picture | D2NasError) -> NDArray[np.uint8] | D2NasError:
+        if isinstance(picture, D2NasError):
+            return picture
+        try:
+            return picture.pixels(decoding)
+        except D2NasError as error:
+            return error
+
+    with strict_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return list(threads.map(pixels_of, pictures))
 
 
-def _prediction(bundle: Bundle, path: Path, logits: NDArray[np.float32], top: int) -> Prediction:
-    if not np.isfinite(logits).all():
-        raise ValidationFailedError(f"{path}: the model's answer is not finite")
-    shifted = logits.astype(np.float64) - float(logits.max())
-    probabilities = np.exp(shifted) / np.exp(shifted).sum()
+def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the softmax of finite logits over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    shares = np.exp(shifted)
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
+
+
+def _prediction(bundle: Bundle, name: str, logits: NDArray[np.float32], top: int) -> Prediction:
+    probabilities = probabilities_of(logits)
     order = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
-        image=str(path),
+        image=name,
         classes=tuple(bundle.labels[index] for index in order),
         probabilities=tuple(float(probabilities[index]) for index in order),
         logits=tuple(float(value) for value in logits),
