@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import BaseFileLock
-
 from pipeline.store import FileSystem, garbage, locks
 from pipeline.store import commit as commit_module
 from pipeline.store.layout import Layout, names_in
@@ -55,7 +53,7 @@ def _no_store_lock() -> None:
 def _no_run_lock() -> None:
     real = locks.acquire
 
-    def acquire(path: Path, *, seconds: float) -> BaseFileLock | None:
+    def acquire(path: Path, *, seconds: float) -> locks.HeldLock | None:
         own = path.with_name(os.urandom(4).hex()) if path.name.startswith("run-") else path
         return real(own, seconds=seconds)
 

@@ -133,7 +133,7 @@ ONE_HOME = {
     "rich": "pipeline/console.py",
     "onnx": "pipeline/onnx_io/",
     "onnxruntime": "pipeline/onnx_io/",
-    "filelock": "pipeline/store/",
+    "fcntl": "pipeline/store/",
 }
 WITHOUT_TORCH = ("errors", "spaces", "genotype", "config", "strict_json", "verified_folder")
 

@@ -3,15 +3,17 @@
 Each protection is also taken away once, to see the test notice.
 """
 
+import errno
 import os
 import random
 import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from campaigns import count
@@ -156,7 +158,7 @@ def test_run_lock_names_its_holder_and_dies_with_it(
         with pytest.raises(BusyError, match="another process"), store.lock_run("quickstart"):
             pass
         with monkeypatch.context() as patch:  # control: without the lock both would work
-            patch.setattr(locks, "acquire", lambda *_, **__: locks.FileLock(os.devnull))
+            patch.setattr(locks, "acquire", lambda *_, **__: locks.HeldLock(-1))
             with store.lock_run("quickstart"):
                 pass
         process.kill()
@@ -165,11 +167,125 @@ def test_run_lock_names_its_holder_and_dies_with_it(
             pass
 
 
-def test_lock_needs_a_file_system_with_locks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "FileLock", locks.SoftFileLock)
-    with pytest.raises(StorageError, match="no locks"), store.lock_run("quickstart"):
+REFUSED = {
+    errno.EIO: "input/output error",
+    errno.ENOLCK: "this file system has no locks",
+    errno.ENOSYS: "this file system has no locks",
+    errno.EOPNOTSUPP: "this file system has no locks",
+    errno.EROFS: "read-only file system",
+    errno.ENOSPC: "no space left",
+}
+
+
+def raiser(number: int, kind: str) -> Callable[..., Any]:
+    """What fails with this error, as ``flock`` does or as opening a lock's file."""
+    real = os.open
+
+    def fail(what: Any, *arguments: Any, **named: Any) -> Any:
+        if kind == "flock" or str(what).endswith(".lock"):
+            raise OSError(number, os.strerror(number))
+        return real(what, *arguments, **named)
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [*REFUSED, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", ["flock", "open"])
+def test_a_lock_that_is_refused_is_no_lock_that_is_held(
+    kind: str, number: int, store: Store, monkeypatch: pytest.MonkeyPatch, sleeps: list[float]
+) -> None:
+    with store.lock_run("quickstart"):
         pass
-    assert not (store.root / "locks/run-quickstart.lock").exists()
+    patched = {"flock": (locks.fcntl, "flock"), "open": (os, "open")}[kind]
+    monkeypatch.setattr(*patched, raiser(number, kind))
+    with (
+        pytest.raises(StorageError, match=REFUSED.get(number, "permission denied")) as caught,
+        store.lock_run("quickstart"),
+    ):
+        pass
+    assert caught.value.hint
+    with pytest.raises(StorageError, match="cannot lock"):
+        locks.acquire(store.root / "locks/store.lock", seconds=0.01)
+    # On a Windows share it is what a held lock looks like: waited for, and then told as it is.
+    assert bool(sleeps) == (number == errno.EACCES and kind == "flock")
+    # No marker file either, which would outlive a killed holder.
+    assert {path.suffix for path in (store.root / "locks").iterdir()} == {".lock"}
+
+
+def test_control_a_lock_whose_error_is_swallowed_is_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch, sleeps: list[float]
+) -> None:
+    """As by libraries that take every error of ``flock`` for a lock that is held."""
+    with store.lock_run("quickstart"):
+        pass
+
+    def swallowing(descriptor: int, operation: int) -> None:
+        try:
+            raiser(errno.EIO, "flock")(descriptor, operation)
+        except OSError as error:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+    monkeypatch.setattr(locks.fcntl, "flock", swallowing)
+    assert locks.acquire(store.root / "locks/store.lock", seconds=0.01) is None
+    assert sleeps
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.lock_run("quickstart"):
+        pass
+    file, flock = store.root / "locks/one.lock", locks.fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        if operation != locks.fcntl.LOCK_UN and not removed:
+            file.unlink()
+            removed.append(file)
+        flock(descriptor, operation)
+
+    removed: list[Path] = []
+    monkeypatch.setattr(locks.fcntl, "flock", late)
+    lock = locks.acquire(file, seconds=10)
+    assert removed
+    assert lock is not None
+    assert locks.acquire(file, seconds=0) is None  # of the file that is there
+    lock.release()
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """A process that was forked from this one, and lives until the end of the ``with``."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(ready[1], b".")
+        os.close(go[1])
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    yield
+    for number in (*ready, *go):
+        os.close(number)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+def test_a_forked_process_does_not_keep_a_lock(
+    is_control: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_control:
+        monkeypatch.setattr(locks.HeldLock, "leave_to_parent", lambda _: None)
+    file = store.root.parent / "one.lock"
+    lock = locks.acquire(file, seconds=0)
+    assert lock is not None
+    with forked():
+        # As if this process had died: nothing is unlocked on purpose.
+        os.close(lock.descriptor)
+        lock.descriptor = -1
+        again = locks.acquire(file, seconds=0)
+        assert (again is None) == is_control
+        if again is not None:
+            again.release()
 
 
 def test_lock_does_not_follow_links(store: Store) -> None:

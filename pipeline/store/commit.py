@@ -14,15 +14,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import BaseFileLock
-
 from d2nas.errors import BusyError, DamagedArtifactError, StorageError
 from d2nas.verified_folder import MANIFEST_NAME, VerifiedFolder, is_file_name, read_verified
 
 from .fsio import FileSystem, is_there
 from .garbage import move_aside
 from .layout import Layout
-from .locks import acquire, staging_lock_name, store_lock
+from .locks import HeldLock, acquire, staging_lock_name, store_lock
 from .manifest import FileEntry, Manifest
 from .name_records import add_name, begin_record
 from .references import Place, Reference, encode_reference, places, read_reference
@@ -40,7 +38,7 @@ class Staging:
         self._file_system = file_system
         # Never used again, so a retry cannot meet what a failed attempt left.
         self._name = secrets.token_hex(16)
-        self._lock: BaseFileLock | None = None
+        self._lock: HeldLock | None = None
         self.folder = layout.staging_folder(self._name)
         self.files: dict[str, FileEntry] = {}
 

@@ -1,13 +1,15 @@
 """Locks between processes: the operating system frees them when their holder dies (no torch)."""
 
+import errno
+import fcntl
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from weakref import WeakSet
 
 from d2nas.errors import BusyError, DamagedArtifactError, StorageError
 from d2nas.strict_json import canonical_json, parse_json
@@ -27,29 +29,105 @@ REMOVED_PREFIX = "removed-"
 
 _POLL_SECONDS = 0.005
 _MAX_INFO_BYTES = 4096
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
-def acquire(path: Path, *, seconds: float) -> BaseFileLock | None:
+class HeldLock:
+    """A lock on a file, held until it is released or the process ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        _locks.add(self)
+
+    def release(self) -> None:
+        """Unlock; never raises, as closing the file would do it alone."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor < 0:
+            return
+        with suppress(OSError):  # for a process that was forked meanwhile and has the file, too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):
+            os.close(descriptor)
+
+    def leave_to_parent(self) -> None:
+        """Close the file in a process just forked: else the lock would outlive its holder."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+_locks: WeakSet[HeldLock] = WeakSet()
+
+
+def _after_fork() -> None:
+    for lock in _locks:
+        lock.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def acquire(path: Path, *, seconds: float) -> HeldLock | None:
     """Return the held lock, or None if another holder kept it for ``seconds``.
 
-    Raises ``StorageError``, also on a file system without locks.
+    Raises ``StorageError`` for whatever else the operating system says, also on a file system
+    without locks, and ``DamagedArtifactError`` for a link.
     """
-    if os.path.islink(path):  # opening it could empty a file elsewhere
+    if os.path.islink(path):  # opening it could make a file elsewhere
         raise DamagedArtifactError(f"{path}: is a symbolic link", hint="remove the link")
-    lock = FileLock(path, thread_local=False)
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            lock = _tried(path)
+        except BlockingIOError:  # held by another
+            if time.monotonic() >= end:
+                return None
+        except PermissionError as error:
+            # So says a Windows share of a held lock, or whoever forbids locking.
+            if time.monotonic() >= end:
+                raise storage_error(error, "lock", path) from error
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                raise _no_locks(path) from error
+            raise storage_error(error, "lock", path) from error
+        else:
+            if lock is not None:
+                return lock
+            continue  # the file was removed in between: a lock on nothing
+        time.sleep(_POLL_SECONDS)
+
+
+def _tried(path: Path) -> HeldLock | None:
+    """Lock a file; None if it has lost its name. Raises ``OSError``."""
+    # Neither emptied nor removed: whoever waits has the same file open.
+    lock = HeldLock(_opened(path))
     try:
-        lock.acquire(timeout=seconds, poll_interval=_POLL_SECONDS)
-    except Timeout:
-        return None
-    except NotImplementedError:
-        raise _no_locks(path) from None
-    except OSError as error:
-        raise storage_error(error, "lock", path) from error
-    if isinstance(lock, SoftFileLock):
-        # A marker file would outlive a killed holder.
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(path, lock.descriptor):
+            lock.release()
+            return None
+    except BaseException:
         lock.release()
-        raise _no_locks(path)
+        raise
     return lock
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except PermissionError as error:
+        raise storage_error(error, "lock", path) from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    if status.st_nlink:
+        return True
+    try:  # some file systems never count names
+        return os.path.samestat(status, os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _no_locks(path: Path) -> StorageError:
