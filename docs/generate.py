@@ -62,6 +62,7 @@ def configuration() -> str:
     lines = ["# Configuration", "", NOTE, ""]
     lines += [
         "Keys of a run's TOML file and of `--set section.key=value`.",
+        'The file may start from a preset, or from another file: `preset = "folder"` at its top.',
         "`d2nas show --config PRESET` shows a preset's values and where each comes from.",
         "",
     ]

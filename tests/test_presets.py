@@ -10,7 +10,8 @@ from d2nas.config_sources import DEFAULT_SOURCES
 from d2nas.errors import ConfigError
 from d2nas.schedules import linear_by_epoch
 from pipeline.cli import run
-from pipeline.presets import preset_names, preset_sources, read_preset
+from pipeline.presets import keys_of_own_files, preset_names, preset_sources, read_preset
+from pipeline.study.grid import read_study
 
 
 def test_every_default_has_a_source_and_no_source_is_left_over() -> None:
@@ -52,6 +53,93 @@ def test_a_file_of_ones_own_is_its_own_source(tmp_path: Path) -> None:
     path.write_text('[retrain]\nlr = 0.1\nepochs = 3\n[sources]\n"retrain.lr" = "a friend"\n')
     assert preset_sources(str(path)) == {"retrain.lr": "a friend", "retrain.epochs": str(path)}
     assert read_preset(str(path)) == {"retrain": {"lr": 0.1, "epochs": 3}}
+
+
+START = 'preset = "folder"\n[data]\nroot = "pictures"\n[retrain]\nepochs = 3\n'
+
+
+def test_a_file_starts_from_the_preset_at_its_top(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(START)
+    assert run(["show", "--config", str(path), "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert run(["show", "--config", "folder", "--set", "data.root=pictures", "--json"]) == 0
+    folder = json.loads(capfd.readouterr().out)
+    assert shown["retrain"].pop("epochs") == 3
+    assert folder["retrain"].pop("epochs") == 100
+    assert shown["sources"].pop("retrain.epochs") == str(path)
+    assert shown["sources"].pop("data.root") == str(path)
+    del folder["sources"]["retrain.epochs"], folder["sources"]["data.root"]
+    assert shown == folder
+
+
+def test_control_without_its_start_the_file_is_another_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(START)
+    values = read_preset(str(path))
+    path.write_text(START.partition("\n")[2])
+    assert (
+        values
+        != read_preset(str(path))
+        == {
+            "data": {"root": "pictures"},
+            "retrain": {"epochs": 3},
+        }
+    )
+
+
+def test_a_file_starts_from_another_file_and_a_study_from_either(tmp_path: Path) -> None:
+    first, second, study = (tmp_path / name for name in ("first.toml", "second.toml", "study.toml"))
+    first.write_text('preset = "quickstart"\n[retrain]\nepochs = 3\nlr = 0.3\n')
+    second.write_text(f'preset = "{first}"\n[retrain]\nlr = 0.2\n')
+    values = read_preset(str(second))
+    quickstart = read_preset("quickstart")
+    assert values == quickstart | {"retrain": {**quickstart["retrain"], "epochs": 3, "lr": 0.2}}
+    assert preset_sources(str(second))["retrain.epochs"] == str(first)
+    assert sorted(keys_of_own_files(str(second))) == ["retrain.epochs", "retrain.lr", "retrain.lr"]
+    assert keys_of_own_files("quickstart") == []
+    study.write_text(f'preset = "{second}"\nmethods = ["random"]\nspaces = ["S0"]\nseeds = [0]\n')
+    retrain = read_study(str(study)).cells[0].config.retrain
+    assert (retrain.epochs, retrain.lr, retrain.num_cells) == (3, 0.2, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("preset = 3\n", "must be the name of a preset"),
+        ('[preset]\nname = "folder"\n', "must be the name of a preset"),
+        ('preset = "fodler"\n', "did you mean folder?"),
+        ('preset = "other.toml"\n', "other.toml: No such file"),
+        ('preset = "mine.toml"\n', "starts from itself"),
+    ],
+)
+def test_a_start_that_is_none_is_a_usage_error(
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(text)
+    assert run(["run", "mine.toml", "--plan"]) == 2
+    assert words in capfd.readouterr().err
+
+
+def test_files_that_start_from_each_other_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text('preset = "b.toml"')
+    Path("b.toml").write_text('preset = "a.toml"')
+    with pytest.raises(ConfigError, match="starts from itself"):
+        read_preset("a.toml")
+    for number in range(30):
+        Path(f"{number}.toml").write_text(f'preset = "{number + 1}.toml"')
+    with pytest.raises(ConfigError, match="each starting from the next"):
+        read_preset("0.toml")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 """The presets: one TOML file each, with only what differs from the defaults of ``d2nas.config``.
 
-Its table ``[sources]`` says where those values come from: by key ("retrain.lr") or by section.
+Its table ``[sources]`` says where those values come from: by key ("retrain.lr") or by section. A
+file of the user's is read alike, and may start from another: ``preset = "folder"`` at its top.
 """
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from d2nas.config_files import parse_toml, read_text
 from d2nas.errors import ConfigError
+
+_MAX_LAYERS = 20
 
 
 def preset_names() -> list[str]:
@@ -19,42 +23,94 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Return a preset's values, or those of a TOML file. Raises ``ConfigError``."""
-    values, _ = _read(name)
+    """Return the values of a preset or a TOML file, on top of those of the preset that it names.
+
+    Raises ``ConfigError``.
+    """
+    values: dict[str, Any] = {}
+    for layer in _layers(name):
+        for section, fields in layer.values.items():
+            base = values.get(section)
+            if isinstance(base, Mapping) and isinstance(fields, Mapping):
+                fields = {**base, **fields}
+            values[section] = fields
     return values
 
 
 def preset_sources(name: str) -> dict[str, str]:
     """Return ``section.field`` to source for every value of a preset or a TOML file.
 
-    What the file names no source for has the file itself. Raises ``ConfigError``.
+    What a file names no source for has the file itself. Raises ``ConfigError``.
     """
-    values, sources = _read(name)
     return {
-        f"{section}.{field}": sources.get(f"{section}.{field}", sources.get(section, name))
-        for section, fields in values.items()
-        if isinstance(fields, Mapping)
-        for field in fields
+        key: layer.sources.get(key, layer.sources.get(key.partition(".")[0], layer.name))
+        for layer in _layers(name)
+        for key in layer.names()
     }
 
 
-def _read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def keys_of_own_files(name: str) -> list[str]:
+    """Return the keys that files of the user's set, where ``name`` is one: no preset's.
+
+    Raises ``ConfigError``.
+    """
+    presets = preset_names()
+    return [key for layer in _layers(name) if layer.name not in presets for key in layer.names()]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One file of a configuration: its values, and their sources by key and by section."""
+
+    name: str
+    values: dict[str, Any]
+    sources: dict[str, str]
+
+    def names(self) -> list[str]:
+        """Return the keys that it sets, ``section.field``."""
+        return [
+            f"{section}.{field}"
+            for section, fields in self.values.items()
+            if isinstance(fields, Mapping)
+            for field in fields
+        ]
+
+
+def _layers(name: str) -> list[_Layer]:
+    """Return a preset or TOML file after what it starts from, that after what that starts from."""
+    found: list[_Layer] = []
+    while True:
+        layer, start = _read(name)
+        found.insert(0, layer)
+        if start is None:
+            return found
+        if any(start == earlier.name for earlier in found):
+            raise ConfigError(f"{name}: preset = {start!r} starts from itself")
+        if len(found) == _MAX_LAYERS:
+            raise ConfigError(f"{name}: more than {_MAX_LAYERS} files, each starting from the next")
+        name = start
+
+
+def _read(name: str) -> tuple[_Layer, str | None]:
+    """Return one file, and the preset or file that it names as its start."""
     values = read_named(name, package=__name__, kind="preset")
+    start = values.pop("preset", None)
+    if start is not None and not isinstance(start, str):
+        raise ConfigError(
+            f"{name}: preset must be the name of a preset or of a .toml file",
+            hint=f'for example preset = "folder"; presets: {", ".join(preset_names())}',
+        )
     sources = values.pop("sources", {})
     if not isinstance(sources, dict) or not all(isinstance(text, str) for text in sources.values()):
         raise ConfigError(
             f"{name}: sources must hold one text per key", hint='for example "retrain.lr" = "ours"'
         )
-    known = {
-        f"{section}.{field}"
-        for section, fields in values.items()
-        if isinstance(fields, Mapping)
-        for field in fields
-    }
+    layer = _Layer(name, values, sources)
+    known = layer.names()
     for key in sources:
         if key not in known and key not in values:
             raise ConfigError(f"{name}: sources names {key}, which the file does not set")
-    return values, sources
+    return layer, start
 
 
 def run_name(preset: str) -> str:
