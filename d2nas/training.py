@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batches, channels_last
+from .compiler import load_compiler
 from .data import Images, Normalizer
 from .errors import ConfigError, NonFiniteError, OutOfMemoryError
 from .ops import noises_in, set_noise_generator
@@ -273,6 +274,7 @@ def sgd(
     Momentum starts at zero, which is the same as starting with the first gradient: the fused step
     takes no mixture of parameters with and without, and a search samples new ones at every step.
     """
+    load_compiler()
     optimizer = torch.optim.SGD(
         module.parameters(),
         lr=lr,
@@ -291,6 +293,7 @@ def adam(
     parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.Adam:
     """Return Adam with the state that PyTorch makes at the first step, made now."""
+    load_compiler()
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
     for parameter in parameters:
         optimizer.state[parameter] = {

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import fake_runtime
 import numpy as np
@@ -37,23 +38,25 @@ INFER = "/v2/models/toy/infer"
 
 
 @contextmanager
-def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+def serving(
+    bundle: Path, *options: str, program: tuple[str, ...] = ("-m", "d2nas"), **process: Any
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """A server process that is ready, its URL, and the lines it has said so far."""
-    command = [sys.executable, "-m", "d2nas", "serve", str(bundle), "--port", "0", *options]
+    command = [sys.executable, *program, "serve", str(bundle), "--port", "0", *options]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **process
+    ) as server:
         try:
-            assert process.stderr is not None
+            assert server.stderr is not None
             lines: list[str] = []
-            for line in process.stderr:
+            for line in server.stderr:
                 lines.append(line.rstrip("\n"))
                 if lines[-1] == "ready":
                     break
             (url,) = (line.split()[-1] for line in lines if line.startswith("listening on "))
-            yield process, url, lines
+            yield server, url, lines
         finally:
-            process.kill()
+            server.kill()
 
 
 def begin(connection: http.client.HTTPConnection, body: bytes) -> None:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from d2nas.compiler import load_compiler
 from d2nas.config import DataConfig, RetrainConfig
 from d2nas.cost import count_cost
 from d2nas.data import ImageData, ImageSet
@@ -115,6 +116,7 @@ class PlainStepper:
             auxiliary=has_auxiliary(config, data.image_size),
         ).to(device)
         self.network.train()
+        load_compiler()
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             config.lr,

@@ -20,6 +20,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from torch import nn
 
 from d2nas._version import __version__
+from d2nas.compiler import load_compiler
 from d2nas.data import Normalizer
 from d2nas.errors import ConfigError, ValidationFailedError
 
@@ -142,6 +143,7 @@ def _check_network(network: nn.Module, input_shape: tuple[int, int, int]) -> tor
 
 
 def _traced(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
+    load_compiler()
     try:
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
