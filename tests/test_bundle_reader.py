@@ -291,9 +291,10 @@ def test_golden_inputs_that_are_answered_otherwise_are_3(
     (bundle / "report.json").write_text(json.dumps(report))
     seal(bundle)
     assert finished.run("verify", str(bundle)) == 3
-    # Control: without the comparison nobody would notice.
+    # Control: without the comparison nobody would notice who predicts; verify has the manifests.
     monkeypatch.setattr(prediction, "gate", lambda result, limits, **_: ("passed", ()))
-    assert finished.run("verify", str(bundle)) == 0
+    assert run(["predict", str(bundle), str(picture)]) == 0
+    assert finished.run("verify", str(bundle)) == 4
 
 
 def test_a_bundle_whose_writing_was_interrupted_is_finished_by_the_next_run(

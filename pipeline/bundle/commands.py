@@ -11,6 +11,7 @@ from d2nas.verified_folder import is_digest
 from ..console import Console
 from ..onnx_io.identity import check_identity
 from ..onnx_io.providers import resolve_device
+from .derived import check_derived
 from .pictures import find_pictures
 from .prediction import Prediction, check_golden, check_preparation, open_model, predictions
 from .reader import Bundle, open_bundle
@@ -25,7 +26,10 @@ def verify_bundles(
     """
     if digest is not None and not is_digest(digest.lower()):
         raise ConfigError(f"--digest {digest!r} is no SHA-256 in hexadecimal")
-    rows = [_verified(open_bundle(folder, digest), resolve_device(device)) for folder in folders]
+    rows = [
+        _verified(open_bundle(folder, digest), resolve_device(device), published=digest is not None)
+        for folder in folders
+    ]
     console = Console()
     if as_json:
         console.data(rows)
@@ -36,15 +40,19 @@ def verify_bundles(
 
 def _fact_rows(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = {**row, **{f"from {role}": id for role, id in row["lineage"].items()}}
-    del facts["lineage"]
-    return [(key.replace("_", " "), str(value)) for key, value in facts.items()]
+    for key in ("lineage", "not_checked"):
+        del facts[key]
+    facts["checked"] = f"{len(row['checked'])} files"
+    told = [(key.replace("_", " "), str(value)) for key, value in facts.items()]
+    return told + [("not checked", f"{one['file']}: {one['reason']}") for one in row["not_checked"]]
 
 
-def _verified(bundle: Bundle, device: str) -> dict[str, Any]:
+def _verified(bundle: Bundle, device: str, *, published: bool) -> dict[str, Any]:
     identity = check_identity(bundle.model)
     picture = check_preparation(bundle)
     session = open_model(bundle, device)
     found = check_golden(bundle, session)
+    checks = check_derived(bundle, published=published)
     return {
         "name": bundle.name,
         "version": bundle.number,
@@ -57,6 +65,10 @@ def _verified(bundle: Bundle, device: str) -> dict[str, Any]:
         "golden_picture": picture,
         "relative_l2": found.relative_l2,
         "lineage": dict(bundle.report["lineage"]),
+        "checked": checks.checked,
+        "not_checked": [
+            {"file": path, "reason": reason} for path, reason in checks.not_checked.items()
+        ],
     }
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,10 @@ class Bundle:
     """SHA-256 of ``SHA256SUMS``, and so of everything."""
     golden_png: bytes | None = None
     """The golden picture; bundles that were written earlier have none."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """All that lies beside the versions' folders, but for ``SHA256SUMS``."""
+    other_versions: Mapping[int, str] = field(default_factory=dict)
+    """Versions that are not served, and what of each could not be checked."""
 
 
 def is_bundle(folder: Path) -> bool:
@@ -123,16 +127,14 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
         if sums[path] != sums.get(name):
             raise damaged(folder, path, f"is not the {name} of the bundle, which serves {version}")
     # One at a time: of a bundle's versions only the served one stays in memory.
-    for other in sorted(numbers - {number}):
-        _check_other(folder, sums, other)
-    files[served] = _read(folder, served, sums[served])
-    return _assemble(folder, files, number, found)
+    others = {other: _check_other(folder, sums, other) for other in sorted(numbers - {number})}
+    model = _read(folder, served, sums[served])
+    return _assemble(folder, files, model, number, others, found)
 
 
-def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> None:
-    """Check a version that is not served: its model, and that its other files are the model's.
-
-    Versions that were written earlier have no other files.
+def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
+    """Check a version that is not served: its model, and that its other files are the model's;
+    return what could not be checked. Versions that were written earlier have no other files.
     """
     where = folder / str(number)
     files = {
@@ -144,12 +146,15 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> None:
         raise damaged(folder, f"{number}/{MODEL_NAME}", "is missing")
     model = check_model(files[MODEL_NAME], what=str(where / MODEL_NAME))
     said, described = lineage(model), describe(model)
+    has_report = "report.json" in files
+    # Each version keeps the report that it was validated with, by whichever d2nas.
+    is_foreign = has_report and not _has_our_schema(read_object(where, files, "report.json"))
     agreements: dict[str, Callable[[], bool]] = {
-        "preprocess.json": lambda: _is_said(_object(where, files, "preprocess.json"), said),
+        "preprocess.json": lambda: _is_said(read_object(where, files, "preprocess.json"), said),
         "preprocess.py": lambda: is_known(files["preprocess.py"]),
         "labels.txt": lambda: _labels_fit(
             _text(where, files, "labels.txt").splitlines(),
-            _object(
+            read_object(
                 where, {PREPROCESS_KEY: said.get(PREPROCESS_KEY, "{}").encode()}, PREPROCESS_KEY
             ),
             described,
@@ -160,10 +165,23 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> None:
         "golden.safetensors": lambda: _golden_fits(
             _golden(where, files["golden.safetensors"]), files.get(PICTURE_FILE), described
         ),
+        "report.json": lambda: (
+            is_foreign
+            or _reports(
+                _report(where, files),
+                number,
+                said,
+                described,
+                Genotype.from_json(said.get("d2nas.genotype", ""), what=f"{where / MODEL_NAME}"),
+            )
+        ),
     }
     for name in files.keys() & agreements.keys():
         if not agreements[name]():
             raise damaged(folder, f"{number}/{name}", f"contradicts {number}/{MODEL_NAME}")
+    if is_foreign or not has_report:
+        return f"its report: {'it has another schema' if is_foreign else 'it has none'}"
+    return "its golden inputs, which it was not asked to answer"
 
 
 def _check_size(folder: Path, sums: Mapping[str, str]) -> None:
@@ -185,21 +203,27 @@ def _read(folder: Path, path: str, wanted: str) -> bytes:
     return data
 
 
-def _assemble(folder: Path, files: Mapping[str, bytes], number: int, digest: str) -> Bundle:
+def _assemble(
+    folder: Path,
+    files: Mapping[str, bytes],
+    content: bytes,
+    number: int,
+    others: Mapping[int, str],
+    digest: str,
+) -> Bundle:
     config = _text(folder, files, "config.pbtxt")
     _check_fields(folder, config)
     max_batch = _number(folder, config, r"^max_batch_size: ([1-9][0-9]{0,5})$")
-    path = f"{number}/{MODEL_NAME}"
-    model = check_model(files[path], what=str(folder / path))
+    model = check_model(content, what=str(folder / str(number) / MODEL_NAME))
     description = describe(model)
     report = _report(folder, files)
-    preprocess = _object(folder, files, "preprocess.json")
+    preprocess = read_object(folder, files, "preprocess.json")
     labels = tuple(_text(folder, files, "labels.txt").splitlines())
     bundle = Bundle(
         folder=folder,
         name=_name(folder, config),
         number=number,
-        model=files[path],
+        model=content,
         description=description,
         labels=labels,
         preprocess=preprocess,
@@ -208,6 +232,8 @@ def _assemble(folder: Path, files: Mapping[str, bytes], number: int, digest: str
         max_batch=max_batch,
         digest=digest,
         golden_png=files.get(PICTURE_FILE),
+        files=files,
+        other_versions=others,
     )
     if "preprocess.py" in files and not is_known(files["preprocess.py"]):
         raise damaged(folder, "preprocess.py", "is not the one that d2nas writes")
@@ -225,7 +251,6 @@ def _check_agreement(
     layout = "NHWC" if description.input_type == "uint8" else "NCHW"
     kind = "TYPE_UINT8" if description.input_type == "uint8" else "TYPE_FP32"
     dims = ", ".join(map(str, description.array_shape))
-    claimed = bundle.report["lineage"]
     device = bundle.report["device"]["kind"]
     agreements = {
         "labels.txt": _labels_fit(bundle.labels, preprocess, description),
@@ -242,22 +267,36 @@ def _check_agreement(
         and f"dims: [ {description.num_classes} ]" in config
         and f"kind: KIND_{'GPU' if device == 'cuda' else 'CPU'}" in config
         and bundle.max_batch == max(row["batch"] for row in bundle.report["parity"]["batches"]),
-        "report.json": all(
-            claimed.get(role) == named.get(f"d2nas.{role}")
-            for role in ("derive", "retrain", *(["search"] if "d2nas.search" in named else []))
-        )
-        and bundle.report.get("bundle_version") == bundle.number
-        and bundle.report.get("genotype_digest") == genotype.digest
-        and bundle.report.get("genotype") == genotype.to_dict()
-        and _identified(bundle.report.get("identity"), genotype)
-        and description.to_dict().items() <= bundle.report["model"].items()
-        and {row["kind"] for row in bundle.report["latency"]} == {device},
+        "report.json": _reports(bundle.report, bundle.number, named, description, genotype),
         "genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip(),
         "golden.safetensors": _golden_fits(bundle.golden, bundle.golden_png, description),
     }
     for name, agrees in agreements.items():
         if not agrees:
             raise damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
+
+
+def _reports(
+    report: Mapping[str, Any],
+    number: int,
+    named: Mapping[str, str],
+    description: ModelDescription,
+    genotype: Genotype,
+) -> bool:
+    """Whether a report is that of version ``number`` and of its model."""
+    claimed, roles = report["lineage"], ["derive", "retrain"]
+    return (
+        all(
+            claimed.get(role) == named.get(f"d2nas.{role}")
+            for role in (*roles, *(["search"] if "d2nas.search" in named else []))
+        )
+        and report.get("bundle_version") == number
+        and report.get("genotype_digest") == genotype.digest
+        and report.get("genotype") == genotype.to_dict()
+        and _identified(report.get("identity"), genotype)
+        and description.to_dict().items() <= report["model"].items()
+        and {row["kind"] for row in report["latency"]} == {report["device"]["kind"]}
+    )
 
 
 def _identified(identity: object, genotype: Genotype) -> bool:
@@ -315,32 +354,34 @@ def _text(folder: Path, files: Mapping[str, bytes], name: str) -> str:
         raise damaged(folder, name, "is not UTF-8 text") from None
 
 
-def _object(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+def read_object(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """Return the JSON object in a file of a bundle. Raises ``DamagedArtifactError``."""
     value = parse_json(files[name], what=str(folder / name))
     if not isinstance(value, dict):
         raise damaged(folder, name, "is no JSON object")
+    try:
+        canonical_json(value)
+    except ValueError:
+        raise damaged(folder, name, "has half of a character pair, which no text has") from None
     return value
 
 
 def _check_fields(folder: Path, config: str) -> None:
     """Refuse what no bundle needs: a server would load other files or libraries by some fields."""
     text = re.sub(r'"[^"\n]*"', '""', config)
-    for field in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)\s*[:{\[<]", text):
-        if field not in _CONFIG_FIELDS:
-            raise damaged(
-                folder, "config.pbtxt", f"has the field {field}, which d2nas never writes"
-            )
+    for key in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)\s*[:{\[<]", text):
+        if key not in _CONFIG_FIELDS:
+            raise damaged(folder, "config.pbtxt", f"has the field {key}, which d2nas never writes")
     if re.search(r"[^A-Za-z0-9_:\[\]{},\s\".-]", text):
         raise damaged(folder, "config.pbtxt", "has characters that d2nas never writes")
 
 
 def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return the report, with the parts that are relied on in the form that they have."""
-    report = _object(folder, files, "report.json")
-    schema = report.get("schema")
-    if type(schema) is not int or schema != REPORT_SCHEMA:
+    report = read_object(folder, files, "report.json")
+    if not _has_our_schema(report):
         raise DamagedArtifactError(
-            f"{folder}: report.json has schema {str(schema)[:80]}, "
+            f"{folder}: report.json has schema {str(report.get('schema'))[:80]}, "
             f"this d2nas reads schema {REPORT_SCHEMA}",
             hint="use the d2nas that wrote it, or validate the run again",
         )
@@ -350,6 +391,11 @@ def _report(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         problem = f"is no report that d2nas writes: {problem_of(error)}"
         raise damaged(folder, "report.json", problem) from None
     return report
+
+
+def _has_our_schema(report: Mapping[str, Any]) -> bool:
+    schema = report.get("schema")
+    return type(schema) is int and schema == REPORT_SCHEMA
 
 
 def _number(folder: Path, config: str, pattern: str) -> int:

@@ -15,20 +15,26 @@ from typing import Any
 from d2nas.errors import DamagedArtifactError
 from d2nas.strict_json import parse_json
 
-from ..report_page import report_page
 from ..stages.forms import Report, read_form, read_prepared
 from ..stages.golden import PICTURE_FILE
 from ..store import FileSystem, Version, safe_run_name
-from ..store.arrays import decode_arrays
 from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
 from ..store.layout import names_in
 from ..store.locks import bundle_lock
-from .card import model_card
 from .checksums import CHECKSUMS, MODEL_NAME, VERSION_FILES, check_listing, version_file
+from .documents import (
+    CARD,
+    CONFIG,
+    CURVES,
+    DRAWING,
+    MANIFESTS,
+    PAGE,
+    write_card,
+    write_config,
+    write_page,
+    writer,
+)
 from .preparation import CODE_FILE, preprocess_code
-from .triton import triton_config
-
-CURVES = "curves.svg"
 
 
 def write_bundle(
@@ -59,7 +65,7 @@ def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSyst
         f"{number}/{MODEL_NAME}": model,
         **{f"{number}/{path}": documents[path] for path in VERSION_FILES if path in documents},
         **documents,
-        "report.html": page,
+        PAGE: page,
     }
     sums = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
     for path, data in files.items():
@@ -149,30 +155,12 @@ def _listed(folder: Path) -> dict[str, str]:
 def _page(
     name: str, number: int, versions: Mapping[str, Version], files: Mapping[str, bytes]
 ) -> bytes:
-    """Return the report for people, of the bundle's other files and the versions behind them."""
-    report = parse_json(files["report.json"], what="report.json")
-    # A single stage may stand on versions of an earlier run; only its own parents belong here.
-    used = {
-        stage: version
-        for stage, version in versions.items()
-        if report["lineage"].get(stage) == version.id
+    """Return the report for people, with the curves of the versions behind it."""
+    used = parse_json(files[MANIFESTS], what=MANIFESTS)
+    curves = {
+        stage: versions[stage].read(CURVES) for stage in used if CURVES in used[stage]["files"]
     }
-    return report_page(
-        name,
-        number,
-        report,
-        parse_json(files["preprocess.json"], what="preprocess.json"),
-        files["genotype.svg"],
-        {
-            stage: version.read(CURVES)
-            for stage, version in used.items()
-            if CURVES in version.manifest.files
-        },
-        manifests={
-            stage: version.manifest.model_dump(by_alias=True) for stage, version in used.items()
-        },
-        files=files,
-    )
+    return write_page(name, number, files, curves)
 
 
 def _remove_half_written(disk: FileSystem, folder: Path) -> None:
@@ -196,25 +184,33 @@ def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
     preprocess = read_prepared(versions["export"], MODEL_NAME)
     lineage = {**report["lineage"], "validate": versions["validate"].id}
-    report |= {"bundle_version": number, "lineage": lineage}
+    report |= {"bundle_version": number, "lineage": lineage, "written_by": writer()}
     labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
-    golden = versions["validate"].read("golden.safetensors")
     documents = {
-        "config.pbtxt": triton_config(name, number, report).encode(),
         "labels.txt": labels.encode(),
         "preprocess.json": _pretty(preprocess),
         CODE_FILE: preprocess_code(),
         "genotype.json": versions["derive"].read("genotype.json"),
-        "genotype.svg": versions["derive"].read("genotype.svg"),
-        "golden.safetensors": golden,
+        DRAWING: versions["derive"].read(DRAWING),
+        "golden.safetensors": versions["validate"].read("golden.safetensors"),
         "report.json": _pretty(report),
-        "MODEL_CARD.md": model_card(
-            name, number, report, preprocess, decode_arrays(golden, what="golden.safetensors")
-        ).encode(),
+        MANIFESTS: _pretty(_manifests(versions, lineage)),
     }
     if PICTURE_FILE in versions["validate"].manifest.files:  # not where it was validated earlier
         documents[PICTURE_FILE] = versions["validate"].read(PICTURE_FILE)
-    return documents
+    return documents | {
+        CONFIG: write_config(name, number, documents),
+        CARD: write_card(name, number, documents),
+    }
+
+
+def _manifests(versions: Mapping[str, Version], lineage: Mapping[str, str]) -> dict[str, Any]:
+    # A single stage may stand on versions of an earlier run; only its own parents belong here.
+    return {
+        stage: version.manifest.model_dump(by_alias=True)
+        for stage, version in versions.items()
+        if lineage.get(stage) == version.id
+    }
 
 
 def _pretty(value: Any) -> bytes:

@@ -18,6 +18,7 @@ _FILES = {
     "genotype.svg": "the architecture drawn",
     "golden.safetensors": "prepared inputs with the logits to expect",
     "report.json": "this report as data",
+    "manifests.json": "what each version of the lineage was made from, and its files",
     "latency.json": "every timed run",
     "MODEL_CARD.md": "a summary",
 }

@@ -1,0 +1,72 @@
+"""Documents of a bundle that are written from its other files alone, so that they can be compared
+with what they were written from (no torch).
+
+``manifests.json`` holds the manifests of the versions behind a bundle. The id of each is in
+``report.json``, and each lists the SHA-256 of its files; so the page's facts and curves can be told
+from forged ones without a store.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from d2nas import __version__
+from d2nas.strict_json import parse_json
+
+from ..report_page import report_page
+from ..store.arrays import decode_arrays
+from .card import model_card
+from .triton import triton_config
+
+CARD = "MODEL_CARD.md"
+CONFIG = "config.pbtxt"
+CURVES = "curves.svg"
+DRAWING = "genotype.svg"
+MANIFESTS = "manifests.json"
+PAGE = "report.html"
+
+
+def write_card(name: str, number: int, files: Mapping[str, bytes]) -> bytes:
+    """Return the model card of version ``number``, of a bundle's other files."""
+    golden = decode_arrays(files["golden.safetensors"], what="golden.safetensors")
+    report, preprocess = (_parsed(files, path) for path in ("report.json", "preprocess.json"))
+    return model_card(name, number, report, preprocess, golden).encode()
+
+
+def write_config(name: str, number: int, files: Mapping[str, bytes]) -> bytes:
+    """Return Triton's configuration of version ``number``, of a bundle's report."""
+    return triton_config(name, number, _parsed(files, "report.json")).encode()
+
+
+def write_page(
+    name: str, number: int, files: Mapping[str, bytes], curves: Mapping[str, bytes]
+) -> bytes:
+    """Return the report for people: of a bundle's other files and the curves of its trainings."""
+    return report_page(
+        name,
+        number,
+        _parsed(files, "report.json"),
+        _parsed(files, "preprocess.json"),
+        files[DRAWING],
+        curves,
+        manifests=_parsed(files, MANIFESTS),
+        files=files,
+    )
+
+
+@cache
+def writer() -> dict[str, str]:
+    """Return which code writes the documents: the version of d2nas, and the SHA-256 of the modules'
+    text, since between two releases the words change and the version does not.
+    """
+    package = resources.files("pipeline")
+    own = [package / "bundle" / name for name in ("card.py", "documents.py", "triton.py")]
+    page = sorted(package.joinpath("report_page").iterdir(), key=lambda path: path.name)
+    text = b"".join(path.read_bytes() for path in [*own, *page] if path.name.endswith(".py"))
+    return {"d2nas": __version__, "documents": hashlib.sha256(text).hexdigest()}
+
+
+def _parsed(files: Mapping[str, bytes], path: str) -> Any:
+    return parse_json(files[path], what=path)
