@@ -296,7 +296,7 @@ def _folder_notes(config: DataConfig, listing: FolderListing, size: int) -> tupl
 
     Of the pictures' sizes, at most ``_NUM_SIZES`` headers tell, spread over all classes.
     """
-    notes = [line] if (line := listing.left_out_line()) else []
+    notes = [line for line in (listing.left_out_line(), listing.nested) if line]
     if config.image_size is None:
         step = -(-len(listing.files) // _NUM_SIZES)
         paths = [listing.root / file.path for file in listing.files[::step]]

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 from . import strict_json
 from .config import DATA_NAMES, DataConfig
 from .errors import ConfigError, DamagedArtifactError, StorageError
-from .image_folders import LAYOUT_HINT, FolderListing, ImageFile, find_images, shown
+from .image_faults import shown
+from .image_folders import LAYOUT_HINT, FolderListing, ImageFile, find_images
 
 __all__ = [
     "PUBLISHED",

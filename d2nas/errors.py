@@ -3,20 +3,25 @@
 Anything else that escapes is a bug (exit code 1).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
 class D2NasError(Exception):
     """Base of every error d2nas raises on purpose.
 
-    ``str(error)`` is one line (what, where); ``hint`` is one line (what to do), or None.
+    ``str(error)`` is one line (what, where); ``hint`` is one line (what to do), or None;
+    ``details`` are the single cases, one line each, where there is more than one.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, details: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
         self.hint = hint
+        self.details = tuple(details)
 
 
 class ConfigError(D2NasError):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .errors import ConfigError, StorageError
-from .image_folders import shown
+from .image_faults import shown
 from .preprocess import DECODE_ERRORS, FORMATS, SIXTEEN_BIT_MODES, eight_bit_colours, fit, upright
 
 MAX_FILE_BYTES = 2**30

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import StorageError
 from .image_decoding import Decoding, read_image, strict_pillow
-from .image_folders import shown
+from .image_faults import shown
 from .transfer import send
 
 

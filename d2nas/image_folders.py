@@ -7,11 +7,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import ConfigError, D2NasError, StorageError
+from .image_faults import FaultKind, Faults, shown
+from .image_layouts import LIKE_A_SPLIT, check_depth, nested_line
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -26,8 +28,8 @@ MIN_TRAIN_IMAGES = 4
 """Per class: one for the test split, one for each half, and one to spare."""
 
 _SPLITS = ("train", "val", "validation", "test")
-_LIKE_A_SPLIT = frozenset((*_SPLITS, "training", "valid", "testing"))
 LAYOUT_HINT = "expected ROOT/<class>/*, or ROOT/{train,val,test}/<class>/*"
+_IRREGULAR: tuple[FaultKind, str, str] = ("irregular files", "not a regular file", "remove it")
 
 
 class ImageFile(NamedTuple):
@@ -53,6 +55,9 @@ class FolderListing:
     left_out: Counter[str] = field(default_factory=Counter, compare=False)
     """Files of other types that were found, by suffix, and pictures outside every class folder."""
 
+    nested: str | None = field(default=None, compare=False)
+    """What ``nested_line`` says of the training classes."""
+
     def left_out_line(self) -> str | None:
         """Say in one printable line what was found and is not used; None for nothing."""
         return left_out_line(self.left_out, "the data folder")
@@ -70,26 +75,27 @@ def find_images(root: Path) -> FolderListing:
     (``__MACOSX``). Other file types and pictures that lie outside a class folder are counted in
     ``left_out``. A link to a file counts if it stays inside ``root``.
 
-    Raises ``ConfigError`` for anything that would make a wrong data set: no or one class, a class
-    that is empty, too small, or not among the training classes, splits that can't be told from
-    classes, links that leave ``root`` or lead to folders.
+    Raises ``ConfigError`` for anything that would make a wrong data set. First for the layout: no
+    images, splits that can't be told from classes, classes that lie deeper (``image_layouts``).
+    Then for all of these at once: fewer than two classes, a class that is empty, too small, or not
+    among the training classes, names that can't be printed, links that leave ``root`` or lead to
+    folders.
     """
     _check_is_folder(root)
-    real_root = root.resolve()
-    left_out: Counter[str] = Counter()
-    names, outside = _scan(root, "", real_root, left_out)
-    splits = _split_folders(root, names, real_root)
+    search = _Search(root)
+    names, outside = search.scan("")
+    splits = _split_folders(root, names)
     if not splits:
-        parts = {"": _list_classes(root, "", names, real_root, left_out)}
+        parts = {"": search.classes("", names)}
     else:
         parts = {}
         for split in splits:
-            classes, pictures = _scan(root, split, real_root, left_out)
+            classes, pictures = search.scan(split)
             outside += pictures
-            parts[split] = _list_classes(root, f"{split}/", classes, real_root, left_out)
+            parts[split] = search.classes(f"{split}/", classes)
     if outside:
-        left_out["pictures outside the class folders"] += len(outside)
-    return replace(_checked(root, parts), left_out=left_out)
+        search.left_out["pictures outside the class folders"] += len(outside)
+    return _checked(search, parts)
 
 
 @dataclass(frozen=True)
@@ -113,28 +119,26 @@ def list_pictures(root: Path) -> PictureListing:
     ``root`` or lead to folders, folders that cannot be listed) stands among the pictures, with the
     reason. Raises ``StorageError`` where ``root`` itself cannot be listed.
     """
-    real_root = root.resolve()
-    found: list[tuple[str, D2NasError | None]] = []
-    left_out: Counter[str] = Counter()
+    search = _Search(root)
+    found: dict[str, D2NasError | None] = {}
     inside: list[str] = []
     waiting = [""]
     while waiting:
         current = waiting.pop()
         try:
-            folders, images = _scan(root, current, real_root, left_out, found)
+            folders, images = search.scan(current)
         except StorageError as error:
             if not current:
                 raise
-            found.append((current, error))
+            found[current] = error
             continue
         if not current:
             inside = folders
         prefix = f"{current}/" if current else ""
         waiting += (prefix + name for name in folders)
-        found += ((prefix + name, None) for name in images)
-    return PictureListing(
-        root, tuple(inside), tuple(sorted(found, key=lambda item: item[0])), left_out
-    )
+        found |= dict.fromkeys(prefix + name for name in images)
+    found |= search.faults.errors()
+    return PictureListing(root, tuple(inside), tuple(sorted(found.items())), search.left_out)
 
 
 def left_out_line(left_out: Counter[str], folder: Path | str) -> str | None:
@@ -153,14 +157,6 @@ def known_suffixes() -> str:
     return ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 
 
-def shown(path: Path | str) -> str:
-    """Return a path as one printable line."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in str(path)
-    )
-
-
 def _check_is_folder(root: Path) -> None:
     try:
         exists, is_folder = root.exists(), root.is_dir()
@@ -172,15 +168,15 @@ def _check_is_folder(root: Path) -> None:
         raise ConfigError(f"{shown(root)}: not a folder", hint="--data-root names the folder")
 
 
-def _split_folders(root: Path, names: list[str], real_root: Path) -> list[str]:
+def _split_folders(root: Path, names: list[str]) -> list[str]:
     """Return the folders of ``root`` that are splits; none when they are classes.
 
     What looks like both is refused: taking train/ and test/ for two classes would go unnoticed.
     """
-    like_splits = [name for name in names if name.casefold() in _LIKE_A_SPLIT]
+    like_splits = [name for name in names if name.casefold() in LIKE_A_SPLIT]
     if len(like_splits) < len(names):
         for name in like_splits:
-            folders, images = _scan(root, name, real_root, Counter())
+            folders, images = _Search(root).scan(name)
             if folders and not images:
                 others = sorted(set(names) - set(like_splits))
                 raise ConfigError(
@@ -201,121 +197,115 @@ def _split_folders(root: Path, names: list[str], real_root: Path) -> list[str]:
     return like_splits
 
 
-def _list_classes(
-    root: Path, prefix: str, names: list[str], real_root: Path, left_out: Counter[str]
-) -> dict[str, list[str]]:
-    classes = {}
-    for name in names:
-        if not name.isprintable():
-            raise ConfigError(
-                f"{shown(root)}: class name {shown(prefix + name)} is not printable text",
-                hint="rename the folder"
-                if sys.getfilesystemencoding() == "utf-8"
-                else "names are read in this locale's encoding: set PYTHONUTF8=1",
-            )
-        classes[name] = sorted(_walk(root, prefix + name, real_root, left_out))
-    return classes
+class _Search:
+    """One walk through the folders below ``root``: what is left out, and what is wrong."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: Counter[str] = Counter()
+        self.faults = Faults(root)
+        self._real_root = root.resolve()
 
-def _walk(root: Path, folder: str, real_root: Path, left_out: Counter[str]) -> Iterator[str]:
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        folders, images = _scan(root, current, real_root, left_out)
-        waiting += (f"{current}/{name}" for name in folders)
-        yield from (f"{current}/{name}" for name in images)
+    def classes(self, prefix: str, names: list[str]) -> dict[str, list[str]]:
+        """Return the paths of the images of each class, sorted."""
+        found = {}
+        for name in names:
+            if not name.isprintable():
+                self.faults.add(
+                    "class names",
+                    f"class name {shown(prefix + name)} is not printable text",
+                    "rename the folder"
+                    if sys.getfilesystemencoding() == "utf-8"
+                    else "names are read in this locale's encoding: set PYTHONUTF8=1",
+                )
+            found[name] = sorted(self._walk(prefix + name))
+        return found
 
+    def _walk(self, folder: str) -> Iterator[str]:
+        waiting = [folder]
+        while waiting:
+            current = waiting.pop()
+            folders, images = self.scan(current)
+            waiting += (f"{current}/{name}" for name in folders)
+            yield from (f"{current}/{name}" for name in images)
 
-def _scan(
-    root: Path,
-    folder: str,
-    real_root: Path,
-    left_out: Counter[str],
-    refused: list[tuple[str, D2NasError | None]] | None = None,
-) -> tuple[list[str], list[str]]:
-    """Return the names of the folders (sorted) and images directly inside ``root/folder``.
+    def scan(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the names of the folders (sorted) and images directly inside ``root/folder``.
 
-    Other files are counted by suffix in ``left_out``. What must not be read is added to
-    ``refused``, or raised where that is None.
-    """
-    folders, images = [], []
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
-                    continue
-                is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-                is_link = entry.is_symlink() and (is_image or entry.is_dir())
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
-                elif is_image or is_link:
-                    try:
-                        _check_readable(entry, is_link, real_root)
-                    except ConfigError as error:
-                        if refused is None:
-                            raise
-                        where = f"{folder}/{entry.name}" if folder else entry.name
-                        refused.append((where, error))
+        Other files are counted by suffix in ``left_out``. A faulty link or file is among the
+        images: its class is not told to be empty on top.
+        """
+        folders, images = [], []
+        place = self.root / folder
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
                         continue
-                    images.append(entry.name)
-                else:
-                    left_out[os.path.splitext(entry.name)[1].lower() or "without a suffix"] += 1
-    except OSError as error:
-        raise StorageError(f"{shown(root / folder)}: {error.strerror or error}") from error
-    return sorted(folders), images
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.name)
+                    elif entry.is_symlink() and (is_image or entry.is_dir()):
+                        _check_link(path, self.root, self._real_root, self.faults)
+                        images.append(entry.name)
+                    elif is_image:
+                        if not entry.is_file(follow_symlinks=False):
+                            self.faults.add(*_IRREGULAR, path=path)
+                        images.append(entry.name)
+                    else:
+                        suffix = os.path.splitext(entry.name)[1].lower()
+                        self.left_out[suffix or "without a suffix"] += 1
+        except OSError as error:
+            raise StorageError(f"{shown(place)}: {error.strerror or error}") from error
+        return sorted(folders), images
 
 
-def _check_readable(entry: os.DirEntry[str], is_link: bool, real_root: Path) -> None:
-    if is_link:
-        _check_link(Path(entry.path), real_root)
-    elif not entry.is_file(follow_symlinks=False):
-        raise ConfigError(f"{shown(entry.path)}: not a regular file")
-
-
-def _check_link(path: Path, real_root: Path) -> None:
+def _check_link(path: str, root: Path, real_root: Path, faults: Faults) -> None:
     try:
-        target = path.resolve(strict=True)
+        target = (root / path).resolve(strict=True)
     except (OSError, RuntimeError):
-        raise ConfigError(f"{shown(path)}: a link that leads nowhere", hint="remove it") from None
+        faults.add("links", "a link that leads nowhere", "remove it", path=path)
+        return
     if target.is_dir():
-        raise ConfigError(
-            f"{shown(path)}: links to folders are not followed", hint="put the folder itself there"
-        )
-    if not target.is_relative_to(real_root):
-        raise ConfigError(
-            f"{shown(path)}: a link that leaves the data folder", hint="copy the file there"
-        )
-    if not target.is_file():
-        raise ConfigError(f"{shown(path)}: not a regular file")
+        hint = "put the folder itself there"
+        faults.add("links", "links to folders are not followed", hint, path=path)
+    elif not target.is_relative_to(real_root):
+        faults.add("links", "a link that leaves the data folder", "copy the file there", path=path)
+    elif not target.is_file():
+        faults.add(*_IRREGULAR, path=path)
 
 
-def _checked(root: Path, parts: dict[str, dict[str, list[str]]]) -> FolderListing:
+def _checked(search: _Search, parts: dict[str, dict[str, list[str]]]) -> FolderListing:
     """Check the classes of each part, ``train`` (or ``""``, the whole) first among equals."""
-    whole = "" in parts
-    train = parts["" if whole else "train"]
-    if not any(images for classes in parts.values() for images in classes.values()):
-        raise ConfigError(
-            f"{shown(root)}: no images in folders of classes",
-            hint=f"{LAYOUT_HINT}; {known_suffixes()}",
-        )
+    root, faults = search.root, search.faults
+    main = "" if "" in parts else "train"
+    train = parts[main]
+    if not faults:  # of a folder that holds only links, they are what is to be told
+        if not any(images for classes in parts.values() for images in classes.values()):
+            raise ConfigError(
+                f"{shown(root)}: no images in folders of classes",
+                hint=f"{LAYOUT_HINT}; {known_suffixes()}",
+            )
+        for part in sorted(parts, key=lambda part: part != main):
+            check_depth(root, part, parts[part])
     if len(train) < 2:
-        only = next(iter(train), "none")
-        raise ConfigError(
-            f"{shown(root)}: a classifier needs two classes or more, found {only}",
-            hint=LAYOUT_HINT,
-        )
+        only = shown(next(iter(train), "none"))
+        reason = f"a classifier needs two classes or more, found {only}"
+        faults.add("too few classes", reason, LAYOUT_HINT)
     for part, classes in parts.items():
         for name, images in classes.items():
-            where = f"{shown(root)}: class {f'{part}/{name}' if part else name}"
+            where = f"class {shown(f'{part}/{name}' if part else name)}"
+            remedy = "add images, or remove the folder"
             if not images:
-                raise ConfigError(f"{where} has no images", hint="add images, or remove the folder")
-            if name not in train:
-                raise ConfigError(f"{where} is not among the training classes", hint=LAYOUT_HINT)
-            if classes is train and len(images) < MIN_TRAIN_IMAGES:
-                raise ConfigError(
-                    f"{where} has {len(images)} images, at least {MIN_TRAIN_IMAGES} are needed",
-                    hint="add images, or remove the folder",
-                )
+                faults.add("empty classes", f"{where} has no images", remedy)
+            elif name not in train:
+                reason = f"{where} is not among the training classes"
+                faults.add("unknown classes", reason, LAYOUT_HINT)
+            elif classes is train and len(images) < MIN_TRAIN_IMAGES:
+                reason = f"{where} has {len(images)} images, at least {MIN_TRAIN_IMAGES} are needed"
+                faults.add("small classes", reason, remedy)
+    faults.raise_any()
     labels = {name: label for label, name in enumerate(sorted(train))}
 
     def files(part: str) -> tuple[ImageFile, ...]:
@@ -327,7 +317,9 @@ def _checked(root: Path, parts: dict[str, dict[str, list[str]]]) -> FolderListin
     return FolderListing(
         root=root,
         class_names=tuple(labels),
-        train=files("" if whole else "train"),
+        train=files(main),
         validation=files("val") + files("validation"),
         test=files("test"),
+        left_out=search.left_out,
+        nested=nested_line(root, main, train),
     )

@@ -87,7 +87,7 @@ def _run(arguments: list[str]) -> int:
     except D2NasError as error:
         if _debug:
             traceback.print_exc()
-        _console().error(str(error), error.hint)
+        _console().error(str(error), error.hint, error.details)
         return error.shell_code if isinstance(error, StoppedError) else error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         _console().error("stopped", None)

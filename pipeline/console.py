@@ -156,10 +156,12 @@ class Console:
 
     # Results
 
-    def error(self, message: str, hint: str | None) -> None:
-        """Show an error: one line what and where, one line what to do."""
+    def error(self, message: str, hint: str | None, details: Sequence[str] = ()) -> None:
+        """Show an error: one line what and where, its single cases, one line what to do."""
         self._stop_progress()
         self._err.print(Text(f"error: {_one_line(message)}", style="red"), soft_wrap=True)
+        for line in details:
+            self._err.print(Text(f"  {_one_line(line)}"), soft_wrap=True)
         if hint:
             self._err.print(Text(f"hint: {_one_line(hint)}"), soft_wrap=True)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from image_files import write_classes, write_image
 
-from d2nas import image_folders
+from d2nas import image_faults, image_folders
 from d2nas.config import DataConfig
 from d2nas.data import load_data
 from d2nas.data_sources import find_images
 from d2nas.errors import ConfigError
+from pipeline.cli import run
 
 
 def test_classes_and_files_are_sorted_and_nested_folders_walked(tmp_path):
@@ -192,10 +193,69 @@ def test_links_that_leave_the_root_or_lead_to_folders_are_refused(tmp_path):
     assert len(find_images(root).train) == 8
 
 
+FAULTS = [
+    "class owl has no images",
+    "class ant has 1 images, at least 4 are needed",
+    "class bee has 3 images, at least 4 are needed",
+    *(f"cat/{index:02}.png: a link that leads nowhere" for index in range(17)),
+]
+
+
+def faulty(root: Path) -> Path:
+    write_classes(root, {"cat": 4, "dog": 4, "ant": 1, "bee": 3})
+    (root / "owl").mkdir()
+    for index in reversed(range(18)):
+        (root / "cat" / f"{index:02}.png").symlink_to("/nowhere")
+    os.mkfifo(root / "dog" / "pipe.png")
+    return root
+
+
+def test_all_faults_are_told_at_once_by_kind(tmp_path, capsys):
+    with pytest.raises(ConfigError) as raised:
+        find_images(faulty(tmp_path))
+    assert str(raised.value) == (
+        f"{tmp_path}: 22 faults (empty classes 1, small classes 2, links 18, irregular files 1); "
+        "first: class owl has no images"
+    )
+    assert raised.value.details == (*FAULTS, "and 2 more (links 1, irregular files 1)")
+    assert raised.value.hint == "add images, or remove the folder; remove it"
+    store = str(tmp_path.parent / "store")
+    assert run(["run", "folder", "--data-root", str(tmp_path), "--plan", "--store", store]) == 2
+    told = capsys.readouterr().err.splitlines()
+    first = told.index(f"  {FAULTS[0]}")
+    assert told[first : first + 20] == [f"  {line}" for line in FAULTS]
+
+
+def test_without_the_end_of_the_collection_faults_would_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_faults.Faults, "raise_any", lambda self: None)
+    assert len(find_images(faulty(tmp_path)).class_names) == 5
+
+
+def test_names_of_faulty_files_are_told_in_one_line(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 4, "e\nmu": 4})
+    (tmp_path / "cat" / "a\nb.png").symlink_to("/nowhere")
+    with pytest.raises(ConfigError) as raised:
+        find_images(tmp_path)
+    assert raised.value.details == (
+        "class name e\\nmu is not printable text",
+        "cat/a\\nb.png: a link that leads nowhere",
+    )
+
+
+def test_a_folder_of_links_is_told_to_be_one(tmp_path):
+    write_classes(tmp_path / "real", {"cat": 4, "dog": 4})
+    (tmp_path / "root").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "real" / name)
+    with pytest.raises(ConfigError) as raised:
+        find_images(tmp_path / "root")
+    assert "cat: links to folders are not followed" in raised.value.details
+
+
 def test_without_the_check_a_link_would_bring_in_a_foreign_file(tmp_path, monkeypatch):
     root = write_classes(tmp_path / "root", {"cat": 4, "dog": 4})
     (root / "cat" / "link.png").symlink_to(write_image(tmp_path / "secret.png"))
-    monkeypatch.setattr(image_folders, "_check_link", lambda path, real_root: None)
+    monkeypatch.setattr(image_folders, "_check_link", lambda *_: None)
     assert "cat/link.png" in [file.path for file in find_images(root).train]
 
 

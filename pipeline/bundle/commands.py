@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from d2nas.errors import ConfigError, D2NasError
-from d2nas.image_folders import shown
+from d2nas.image_faults import shown
 from d2nas.verified_folder import is_digest
 
 from ..console import Console

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, D2NasError, StorageError
 from d2nas.image_decoding import MAX_FILE_BYTES, Decoding, decode_image, read_image
-from d2nas.image_folders import known_suffixes, left_out_line, list_pictures, shown
+from d2nas.image_faults import shown
+from d2nas.image_folders import known_suffixes, left_out_line, list_pictures
 
 STDIN = "-"
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError, ValidationFailedError
 from d2nas.image_decoding import strict_pillow
-from d2nas.image_folders import shown
+from d2nas.image_faults import shown
 
 from ..onnx_io.comparison import ParityResult, compare
 from ..onnx_io.parity import PRECISION_LIMITS, Limits, gate
