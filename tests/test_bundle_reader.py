@@ -1,9 +1,11 @@
 """A bundle proves itself, or is refused with the file that is wrong; pictures get their answers."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +97,22 @@ UNSEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a hard link for a file": (lambda b: hard_linked(b / "labels.txt"), "labels.txt: is a hard"),
     "a link for a folder": (lambda b: linked(b / "1"), "1/config.pbtxt: is missing"),
     "a pipe for a file": (lambda b: piped(b / "labels.txt"), "labels.txt: is not a plain file"),
+    "somebody's notes": (lambda b: (b / "README.txt").touch(), "README.txt: is not listed"),
+    "a hidden file": (lambda b: (b / ".DS_Store").touch(), ".DS_Store: is not listed"),
+    "a hidden folder": (lambda b: (b / ".git").mkdir(), ".git: is a folder not listed"),
+    "a hidden file of a version": (lambda b: (b / "1" / ".x").touch(), "1/.x: is not listed"),
+    "a folder in a version": (lambda b: (b / "1" / "x").mkdir(), "1/x: is not listed"),
+    "a bundle in the bundle": (
+        lambda b: shutil.copytree(b, b.parent / "copy").rename(b / "toy"),
+        "toy: is a folder not listed",
+    ),
+    "a version more": (lambda b: shutil.copytree(b / "1", b / "2"), "2/config.pbtxt: is not list"),
+    "a link for a version more": (lambda b: (b / "2").symlink_to("1"), "2: is not listed"),
+    "a link that leads nowhere": (lambda b: (b / "x").symlink_to("gone"), "x: is not listed"),
+    "a second name more": (lambda b: os.link(b / "labels.txt", b / "x"), "x: is not listed"),
+    "a pipe more": (lambda b: os.mkfifo(b / "x"), "x: is not listed"),
+    "a pipe in a version": (lambda b: os.mkfifo(b / "1" / "x"), "1/x: is not listed"),
+    "a socket": (lambda b: bound(b / "x"), "x: is not listed"),
     "a missing list": (lambda b: (b / CHECKSUMS).unlink(), "SHA256SUMS: is missing"),
     "an empty list": (lambda b: (b / CHECKSUMS).write_text(""), "does not list MODEL_CARD.md"),
     "a list that leads out": (
@@ -212,6 +230,11 @@ def hard_linked(path: Path) -> None:
     os.link(path, path.parent.parent / "another-name")
 
 
+def bound(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)  # its whole path may be too long for a socket
+
+
 def piped(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -237,6 +260,18 @@ def test_a_bundle_that_was_tampered_with_is_refused(
     assert words in str(caught.value)
     assert finished.run("verify", str(bundle_of(finished))) == 4
     assert capfd.readouterr().err.count("error: ") == 1
+
+
+def test_what_is_not_listed_can_be_moved_out(finished: Place) -> None:
+    bundle = bundle_of(finished)
+    (bundle / "README.txt").touch()
+    with pytest.raises(DamagedArtifactError) as caught:
+        open_bundle(bundle)
+    assert f"move it out, notes can lie in {bundle.parent}" in str(caught.value.hint)
+    (bundle / "README.txt").rename(bundle.parent / "README.txt")
+    # There is nothing in what an interruption of the next version leaves.
+    (bundle / "2").mkdir()
+    assert finished.run("verify", str(bundle)) == 0
 
 
 def test_control_a_whole_bundle_is_verified_from_itself_alone(

@@ -117,6 +117,54 @@ def test_what_a_reader_would_refuse_is_told_by_the_writer(
     assert finished.run("verify", str(bundle)) == 0
 
 
+@pytest.mark.parametrize("name", ["", "1", "2"])
+def test_no_bundle_is_written_through_a_link(
+    name: str, finished: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle, precious = finished.exported / "toy", finished.folder / "precious"
+    place = bundle / name
+    place.rename(precious) if place.exists() else precious.mkdir()
+    place.symlink_to(precious)
+    for mine in ("labels.txt", ".tmp-mine"):
+        (precious / mine).write_text("mine")
+    assert finished.run("validate", "toy") == 4
+    assert f"{place}: is a symbolic link" in capfd.readouterr().err
+    assert [(precious / mine).read_text() for mine in ("labels.txt", ".tmp-mine")] == ["mine"] * 2
+    # Control: without the check what lies there is removed, or written over.
+    monkeypatch.setattr(writing, "_refuse_links", lambda _: None)
+    finished.run("validate", "toy")
+    assert not (precious / ".tmp-mine").exists()
+
+
+def test_the_folder_of_all_bundles_may_be_a_link(finished: Place) -> None:
+    elsewhere = finished.folder / "elsewhere"
+    finished.exported.rename(elsewhere)
+    finished.exported.symlink_to(elsewhere)
+    (elsewhere / "toy" / "labels.txt").unlink()
+    assert finished.run("validate", "toy") == 0
+    assert (elsewhere / "toy" / "labels.txt").exists()
+
+
+@pytest.mark.parametrize("make", ["link", "second name", "pipe"])
+def test_what_is_no_plain_file_is_replaced_and_not_written_through(
+    make: str, finished: Place
+) -> None:
+    """The content may be right, but readers would refuse it; nobody waits at a pipe."""
+    bundle, outside = finished.exported / "toy", finished.folder / "outside"
+    for name in ("labels.txt", "1/labels.txt", "SHA256SUMS"):
+        path = bundle / name
+        path.replace(outside)
+        before = outside.read_bytes()
+        {"link": path.symlink_to, "second name": path.hardlink_to}.get(
+            make, lambda _, path=path: os.mkfifo(path)
+        )(outside)
+        with pytest.raises(DamagedArtifactError, match=path.name):
+            open_bundle(bundle)
+        assert finished.run("validate", "toy") == 0
+        assert open_bundle(bundle).number == 1
+        assert outside.read_bytes() == before
+
+
 def empty(source: str, target: str) -> None:
     Path(target).touch()
 

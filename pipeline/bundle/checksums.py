@@ -36,6 +36,7 @@ VERSION_FILES = (
 """What a version's folder holds beside its model; the bundle itself has those of the one served."""
 
 HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
+MAX_CHECKSUM_BYTES = 2**20
 MODEL_NAME = "model.onnx"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -78,7 +79,9 @@ def check_listing(folder: Path, sums: Mapping[str, str], *, own: bool = False) -
     """Raise ``DamagedArtifactError`` unless exactly the listed files are there, ``StorageError``
     if that cannot be told.
 
-    ``own``: the bundle was written here, and what is not listed can be removed.
+    Whatever kind of thing is not listed: who serves a folder serves all of it, and nobody said what
+    it is. Only an empty folder of a version is let be, as an interruption leaves one. ``own``: the
+    bundle was written here, and what is not listed can be removed.
     """
     try:
         present = set(_walk(folder, own=own)) - {CHECKSUMS}
@@ -87,7 +90,7 @@ def check_listing(folder: Path, sums: Mapping[str, str], *, own: bool = False) -
     for path in sorted(sums.keys() - present):
         raise damaged(folder, path, "is missing")
     for path in sorted(present - sums.keys()):
-        raise damaged(folder, path, f"is not listed in {CHECKSUMS}", remove=own)
+        raise _unlisted(folder, path, "is", own=own)
 
 
 def _walk(folder: Path, *, own: bool) -> Iterator[str]:
@@ -100,9 +103,14 @@ def _walk(folder: Path, *, own: bool) -> Iterator[str]:
             elif entry.name.isdecimal():
                 yield from (f"{entry.name}/{name}" for name in sorted(os.listdir(entry.path)))
             else:
-                raise damaged(
-                    folder, entry.name, f"is a folder not listed in {CHECKSUMS}", remove=own
-                )
+                raise _unlisted(folder, entry.name, "is a folder", own=own)
+
+
+def _unlisted(folder: Path, path: str, what: str, *, own: bool) -> DamagedArtifactError:
+    error = damaged(folder, path, f"{what} not listed in {CHECKSUMS}", remove=own)
+    if not own:
+        error.hint = f"move it out, notes can lie in {folder.parent}; or {HINT}"
+    return error
 
 
 def damaged(folder: Path, name: str, problem: str, *, remove: bool = False) -> DamagedArtifactError:

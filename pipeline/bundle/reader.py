@@ -33,6 +33,7 @@ from ..store.manifest import problem_of
 from .checksums import (
     CHECKSUMS,
     HINT,
+    MAX_CHECKSUM_BYTES,
     MODEL_NAME,
     VERSION_FILES,
     check_listing,
@@ -54,7 +55,6 @@ _GOLDEN_PAIRS = (("images", "logits"), ("picture", "picture_logits"))
 _VERSIONS = r"versions: \[ ([1-9][0-9]{0,8}) \]"
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_BUNDLE_BYTES = 4 * 2**30
-_MAX_CHECKSUM_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
             hint="give the folder of one model, for example exported/quickstart",
         )
     content = read_plain_file(
-        folder / CHECKSUMS, max_bytes=_MAX_CHECKSUM_BYTES, hint=HINT, max_links=1
+        folder / CHECKSUMS, max_bytes=MAX_CHECKSUM_BYTES, hint=HINT, max_links=1
     )
     found = hashlib.sha256(content).hexdigest()
     if digest is not None and digest.lower() != found:

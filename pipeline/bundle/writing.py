@@ -8,20 +8,30 @@ stored versions, so a missing or damaged bundle is written again without running
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from d2nas.errors import DamagedArtifactError
+from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.strict_json import parse_json
+from d2nas.verified_folder import read_plain_file
 
+from ..onnx_io.model_file import MAX_MODEL_BYTES
 from ..stages.forms import Report, read_form, read_prepared
 from ..stages.golden import PICTURE_FILE
 from ..store import FileSystem, Version, safe_run_name
-from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
+from ..store.fsio import TEMPORARY_PREFIX, is_there
 from ..store.layout import names_in
 from ..store.locks import bundle_lock
-from .checksums import CHECKSUMS, MODEL_NAME, VERSION_FILES, check_listing, version_file
+from .checksums import (
+    CHECKSUMS,
+    MAX_CHECKSUM_BYTES,
+    MODEL_NAME,
+    VERSION_FILES,
+    check_listing,
+    version_file,
+)
 from .documents import (
     CARD,
     CONFIG,
@@ -55,6 +65,7 @@ def write_bundle(
 
 def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSystem) -> Path:
     model = versions["export"].read("model.onnx")
+    _refuse_links(folder)
     _remove_half_written(disk, folder)
     number = _number_of(folder, hashlib.sha256(model).hexdigest())
     disk.make_folder(folder / str(number))
@@ -94,10 +105,9 @@ def _check_other_versions(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def _digest_of(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise storage_error(error, "read", path) from error
+    hint = f"remove {path}, then write the bundle again"
+    data = read_plain_file(path, max_bytes=MAX_MODEL_BYTES, hint=hint, max_links=1)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _number_of(folder: Path, digest: str) -> int:
@@ -140,14 +150,14 @@ def _version_files(folder: Path) -> dict[str, str]:
 
 def _listed(folder: Path) -> dict[str, str]:
     """Return the digests of the versions' files as far as the list can be read."""
-    if not is_there(folder / CHECKSUMS):
+    path = folder / CHECKSUMS
+    if not is_there(path):
         return {}
     try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
+        content = read_plain_file(path, max_bytes=MAX_CHECKSUM_BYTES, max_links=1)
+        lines = content.decode().splitlines()
+    except (UnicodeDecodeError, DamagedArtifactError):
         return {}
-    except OSError as error:
-        raise storage_error(error, "read", folder / CHECKSUMS) from error
     pairs = (line.partition("  ")[::2] for line in lines)
     return {path: digest for digest, path in pairs if version_file(path) and len(digest) == 64}
 
@@ -163,19 +173,36 @@ def _page(
     return write_page(name, number, files, curves)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise ``DamagedArtifactError`` for a link in the place of a folder that is written to: it
+    could lead anywhere. ``exported`` itself may be one.
+    """
+    for path in (folder, *_number_folders(folder)):
+        if path.is_symlink():
+            raise DamagedArtifactError(
+                f"{path}: is a symbolic link, and could lead out of {folder.parent}",
+                hint="remove the link; the folder of all bundles may be elsewhere: --exported DIR",
+            )
+
+
+def _number_folders(folder: Path) -> Iterator[Path]:
+    return (folder / name for name in names_in(folder) if name.isdecimal())
+
+
 def _remove_half_written(disk: FileSystem, folder: Path) -> None:
     """Remove what an interruption left: a bundle with a file that nobody lists is refused."""
-    for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
-        for path in sorted(folder.glob(pattern)):
-            disk.remove_file(path)
+    for part in (folder, *filter(Path.is_dir, _number_folders(folder))):
+        for name in names_in(part):
+            if name.startswith(TEMPORARY_PREFIX):
+                disk.remove_file(part / name)
 
 
 def _put(disk: FileSystem, path: Path, data: bytes) -> None:
-    try:
-        if path.read_bytes() == data:
+    # What readers refuse is put in order too: a link, a pipe, a file with a second name. None is
+    # written through, since a new file takes its place.
+    with suppress(DamagedArtifactError, StorageError):
+        if read_plain_file(path, max_bytes=len(data), max_links=1) == data:
             return
-    except OSError:
-        pass  # missing or unreadable: written below
     disk.replace_file(path, data)
 
 
