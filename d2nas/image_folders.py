@@ -27,7 +27,7 @@ _MAX_SUFFIXES_TOLD = 8
 MIN_TRAIN_IMAGES = 4
 """Per class: one for the test split, one for each half, and one to spare."""
 
-_SPLITS = ("train", "val", "validation", "test")
+SPLITS = ("train", "val", "validation", "test")
 LAYOUT_HINT = "expected ROOT/<class>/*, or ROOT/{train,val,test}/<class>/*"
 _IRREGULAR: tuple[FaultKind, str, str] = ("irregular files", "not a regular file", "remove it")
 
@@ -185,7 +185,7 @@ def _split_folders(root: Path, names: list[str]) -> list[str]:
                 )
         return []
     for name in like_splits:
-        if name not in _SPLITS:
+        if name not in SPLITS:
             raise ConfigError(
                 f"{shown(root)}: {name}/ looks like a split, but is not named as one",
                 hint="name the splits train, val (or validation) and test",

@@ -1,4 +1,4 @@
-"""The commands from the trained network to its answers: export, validate, verify, predict."""
+"""The commands from the trained network to its answers: export ... evaluate."""
 
 from typing import Annotated
 
@@ -30,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("validate")(validate_command)
     app.command("verify")(verify_command)
     app.command("predict")(predict_command)
+    app.command("evaluate")(evaluate_command)
 
 
 def export_command(
@@ -129,3 +130,20 @@ def predict_command(
     from .bundle.commands import predict_images
 
     return predict_images(bundle, pictures, top=top, device=device, as_json=as_json)
+
+
+def evaluate_command(
+    bundle: BundleArgument,
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Pictures in folders named as the classes.")
+    ],
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> int:
+    """Evaluate a bundle on labelled pictures, DIR/<class>/*: accuracy with interval, per class.
+
+    Pictures without an answer are named and not counted; the exit code is that of the first.
+    """
+    from .bundle.commands import evaluate_folder
+
+    return evaluate_folder(bundle, folder, device=device, as_json=as_json)

@@ -156,9 +156,15 @@ class Console:
 
     # Results
 
-    def error(self, message: str, hint: str | None, details: Sequence[str] = ()) -> None:
-        """Show an error: one line what and where, its single cases, one line what to do."""
-        self._stop_progress()
+    def error(
+        self, message: str, hint: str | None, details: Sequence[str] = (), *, ends: bool = True
+    ) -> None:
+        """Show an error: one line what and where, its single cases, one line what to do.
+
+        One that ends nothing leaves the bars as they are.
+        """
+        if ends:
+            self._stop_progress()
         self._err.print(Text(f"error: {_one_line(message)}", style="red"), soft_wrap=True)
         for line in details:
             self._err.print(Text(f"  {_one_line(line)}"), soft_wrap=True)

@@ -17,7 +17,8 @@ from pipeline import commands, doctor
 from pipeline.cli import app, run
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
-COMMANDS += ["study", "predict", "ls", "show", "verify", "gc", "doctor", "serve", "bench"]
+COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
+COMMANDS += ["serve", "bench"]
 BENCH_COMMANDS = ["memory", "profile", "runtime", "search", "serve", "train"]
 MAX_OPTIONS = 10
 

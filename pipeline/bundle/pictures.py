@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from d2nas.errors import ConfigError, D2NasError, StorageError
 from d2nas.image_decoding import MAX_FILE_BYTES, Decoding, decode_image, read_image
 from d2nas.image_faults import shown
-from d2nas.image_folders import known_suffixes, left_out_line, list_pictures
+from d2nas.image_folders import PictureListing, known_suffixes, left_out_line, list_pictures
 
 STDIN = "-"
 
@@ -61,15 +61,8 @@ def _found(names: Sequence[str], say: Callable[[str], None]) -> Iterator[Picture
             yield Picture(None)
             continue
         try:
-            is_folder = stat.S_ISDIR(os.stat(name).st_mode)
-            listing = list_pictures(Path(name)) if is_folder else None
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            yield ConfigError(f"{shown(name)}: there is no such file")
-            continue
-        except OSError as error:
-            yield StorageError(f"{shown(name)}: {error.strerror or error}")
-            continue
-        except StorageError as error:
+            listing = listing_of(name)
+        except (ConfigError, StorageError) as error:
             yield error
             continue
         if listing is None:
@@ -82,6 +75,19 @@ def _found(names: Sequence[str], say: Callable[[str], None]) -> Iterator[Picture
             yield ConfigError(f"{shown(name)}: no picture in this folder", hint=known_suffixes())
         for path, problem in listing.pictures:
             yield Picture(listing.root / path) if problem is None else problem
+
+
+def listing_of(name: str) -> PictureListing | None:
+    """Return the pictures in a folder, or None for a file. Raises as ``list_pictures``, and
+    ``ConfigError`` for what is not there.
+    """
+    try:
+        is_folder = stat.S_ISDIR(os.stat(name).st_mode)
+        return list_pictures(Path(name)) if is_folder else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise ConfigError(f"{shown(name)}: there is no such file") from None
+    except OSError as error:
+        raise StorageError(f"{shown(name)}: {error.strerror or error}") from error
 
 
 def _stdin_content() -> bytes:

@@ -1,8 +1,9 @@
 """The page's sections on what the gate found: accuracy, parity, the gate's own test."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from d2nas.scores import wilson_interval
 
 from .content import Content, reduced_protocol, spaced
 from .html import (
@@ -18,8 +19,6 @@ from .html import (
     text,
     tiny,
 )
-
-_NORMAL_QUANTILE = 1.96
 
 
 def accuracy_section(content: Content) -> Html:
@@ -73,10 +72,8 @@ def _interval(share: float, num_images: int | None) -> str:
     """Return Wilson's interval of a share that was counted on so many images."""
     if not num_images:
         return NOT_APPLICABLE
-    squared = _NORMAL_QUANTILE**2 / num_images
-    middle = (share + squared / 2) / (1 + squared)
-    spread = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
-    return f"{100 * (middle - spread):.1f} to {100 * min(1.0, middle + spread):.1f} %"
+    low, high = wilson_interval(share, num_images)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def _training(content: Content) -> str | None:

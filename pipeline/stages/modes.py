@@ -5,7 +5,6 @@ images, and the accuracy's floor. One with CUDA graphs holds for one batch size 
 at a time; it is timed for comparison, after a look at bound images, and never serves.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.config_deployment import ValidateConfig
+from d2nas.scores import wilson_interval
 
 from ..onnx_io.comparison import compare
 from ..onnx_io.devices import CpuDevice, Device
@@ -28,7 +28,6 @@ from ..onnx_io.parity import (
 )
 from ..onnx_io.session import MODE_OPTIONS, PLAIN, OnnxSession
 
-_NORMAL_QUANTILE = 1.96
 NUM_BOUND = 64
 """Images that a mode with CUDA graphs is checked on."""
 
@@ -102,6 +101,4 @@ def is_near_chance(accuracy: float, num_images: int, largest_share: float) -> bo
     """Whether an accuracy counted on so many images may be that of always answering the largest
     class: the lower end of its 95 % interval (Wilson's) is not above that class's share.
     """
-    squared = _NORMAL_QUANTILE**2 / num_images
-    spread = math.sqrt(accuracy * (1 - accuracy) * squared + squared**2 / 4)
-    return (accuracy + squared / 2 - spread) / (1 + squared) <= largest_share
+    return wilson_interval(accuracy, num_images)[0] <= largest_share
