@@ -118,8 +118,9 @@ def test_workers_that_cannot_be_started_are_an_error_with_its_hint(
     batches = stream(folder, workers=8)
     digest(stream(folder, workers=0), 0)  # all that is loaded late is loaded
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 6, limits[1]))
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = [number for number in range(limits[0]) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[6], limits[1]))
     try:
         with pytest.raises(OutOfMemoryError, match="cannot be started: Too many open") as caught:
             batches.batch(0)
