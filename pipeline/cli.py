@@ -150,7 +150,7 @@ def run_command(
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
 ) -> None:
     """Search, derive, retrain, export and validate; continues where it was interrupted."""
-    from .commands import configure, run_all, show_plan
+    from .commands import configure, run_all, show_plan, tell_unread
     from .presets import run_name
 
     short = {
@@ -158,10 +158,12 @@ def run_command(
         "validate.max_p99_ms": max_p99_ms,
         "validate.gate_batch": batch,
     }
-    config = configure(preset, with_options(settings, short), data_root)
+    settings = with_options(settings, short)
+    config = configure(preset, settings, data_root)
+    unread = tell_unread(config, settings, data_root, preset)
     run_title = run_name(preset) if name is None else name
     if plan:
-        show_plan(run_title, config, store, as_json=as_json)
+        show_plan(run_title, config, store, as_json=as_json, unread=unread)
     else:
         run_all(run_title, config, store, exported, reuse=reuse_of(fresh), as_json=as_json)
 
@@ -184,11 +186,13 @@ def search_command(
     """Search an architecture: writes architecture logits."""
     if nproc > 1:
         return _launch(nproc)
-    from .commands import configure, run_search
+    from .commands import configure, run_search, tell_unread
     from .presets import run_name
 
     short = {"data.image_size": image_size, "search.method": method}
-    config = configure(preset, with_options(settings, short), data_root)
+    settings = with_options(settings, short)
+    config = configure(preset, settings, data_root)
+    tell_unread(config, settings, data_root, preset)
     run_search(
         run_name(preset) if name is None else name,
         config,

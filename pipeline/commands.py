@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2nas.config import Config, build_config, override_key
+from d2nas.config_effects import effect_line, without_effect
 from d2nas.config_files import read_space
 from d2nas.config_sources import sources_of
 from d2nas.errors import ConfigError, LostRankError, StoppedError
@@ -30,7 +31,7 @@ from .listing import (
     given_genotype,
     inputs_of,
 )
-from .presets import preset_sources, read_preset
+from .presets import keys_of_own_files, preset_sources, read_preset
 from .runner import Reuse, Runner, RunResult
 from .stages import run_stages
 from .stop import StopFlag, signals_handled
@@ -63,6 +64,42 @@ def configure(preset: str, settings: Sequence[str] | None, data_root: str | None
     config = build_config(values, settings or (), what=preset)
     read_space(config.search.space)
     return config
+
+
+def tell_unread(
+    config: Config,
+    settings: Sequence[str] | None,
+    data_root: str | None = None,
+    preset: str | None = None,
+) -> dict[str, list[str]]:
+    """Tell which keys that the user set change nothing, and return them by what makes them so.
+
+    The user's are those of ``settings``, ``data_root`` and, where ``preset`` is a file, its own.
+    """
+    if is_follower():
+        return {}
+    keys = [] if preset is None else keys_of_own_files(preset)
+    keys += [override_key(setting) for setting in settings or ()]
+    keys += [] if data_root is None else ["data.root"]
+    streams = _streams(config) if "data.workers" in keys else None
+    found = without_effect(config, keys, streams=streams)
+    line = effect_line(found)
+    if line is not None:
+        Console().say(line)
+    return found
+
+
+def _streams(config: Config) -> bool | None:
+    """Whether a folder's files will be read while training; None where it has no files."""
+    if config.data.name != "folder":
+        return None
+    from d2nas.data_readers import streams
+
+    from .plan import data_shape
+
+    shape = data_shape(config.data)
+    # Test images, which are in memory too, are few beside the limit.
+    return streams(config.data, shape.num_train * shape.channels * shape.image_size**2)
 
 
 def run_all(
@@ -131,6 +168,7 @@ def run_stage_on(
 ) -> RunResult:
     """Run a later stage on a run's newest version, or on the version that ``target`` names."""
     run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
+    tell_unread(config, settings, data_root)
     return _with_runner(
         store,
         lambda runner: runner.run(run, config, (stage,), reuse, given=parents),
@@ -158,6 +196,8 @@ def retrain(
     else:
         preset = target or GENOTYPE_PRESET
         config = configure(preset, settings, data_root)
+        # Of what a file says for the search, which does not run, nothing is told.
+        tell_unread(config, settings, data_root, preset)
         config, given = given_genotype(Store(store), genotype, config)
         stages = ("retrain",) if given else ("derive", "retrain")
         run = genotype_run_name(preset, genotype) if name is None else name
@@ -203,15 +243,25 @@ def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
         console.say(f"next: d2nas {FOLLOWING[stage]} {result.run}")
 
 
-def show_plan(run: str, config: Config, store: Path, *, as_json: bool) -> None:
-    """Show which stages would run, and what they are estimated to take."""
+def show_plan(
+    run: str,
+    config: Config,
+    store: Path,
+    *,
+    as_json: bool,
+    unread: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Show which stages would run, and what they are estimated to take.
+
+    ``unread``: what ``tell_unread`` has told, which is part of the plan's data.
+    """
     from .plan import COLUMNS, make_plan, plan_rows
 
     console = Console()
     console.say("timing a few steps of each stage that would run ...")
     plan = make_plan(Runner(Store(store), console, StopFlag()), run, config)
     if as_json:
-        console.data(plan)
+        console.data({**plan, "without_effect": dict(unread or {})})
     else:
         console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
 
