@@ -102,6 +102,9 @@ class DataConfig(Section):
     """Random horizontal flip while training."""
     color_jitter: Rate = 0.0
     """Random brightness, contrast and saturation by up to this part, hue by half of it."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a folder's image does that cannot be decoded: stop the run, which names all of them, or
+    be left out, counted and named in the report. Skip decodes every image once before a run."""
     stream: Literal["auto", "always", "never"] = "auto"
     """Read image files while training, by worker processes, in place of once into memory. Auto:
     imagenet, what needs more than 8 GiB, and for crop=resized or color_jitter."""

@@ -26,6 +26,7 @@ DEFAULT_SOURCES: Mapping[str, str] = {
     "data.crop_padding": "DARTS's code",
     "data.flip": "DARTS's code",
     "data.color_jitter": "DARTS's code: none on CIFAR",
+    "data.on_error": "ours",
     "data.stream": "ours",
     "data.workers": "ours",
     "search.method": "D2NAS",

@@ -194,7 +194,7 @@ def load_data(
     ``ConfigError`` for data that can't be used, ``DamagedArtifactError`` for a published file with
     a wrong checksum.
     """
-    pool = open_pool(config, default_root=default_root)
+    pool = open_pool(config, default_root=default_root, cache=cache)
     parts = split_pool(pool, config, seed=seed if config.split_seed is None else config.split_seed)
     digest: str | None = None
     sets: _Sets

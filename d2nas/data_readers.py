@@ -15,7 +15,7 @@ import sys
 import tempfile
 import urllib.error
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 from .config import DataConfig
 from .data_sources import (
     PUBLISHED,
+    DigestCache,
     FolderListing,
     check_md5_files,
     content_digest,
@@ -36,14 +37,23 @@ from .data_sources import (
     data_root,
     find_published,
     how_to_get,
-    list_config,
     listing_digest,
     not_there,
     published_digest,
     shown,
+    usable_images,
 )
 from .errors import ConfigError, StorageError
-from .image_decoding import Decoding, fit_image, is_grey, picture_size, strict_pillow
+from .image_decoding import (
+    Decoding,
+    check_decodes,
+    fit_image,
+    is_grey,
+    picture_size,
+    read_each,
+    strict_pillow,
+)
+from .image_faults import Faults
 from .image_files import ImageFiles, channels_first, file_states, read_files
 
 MAX_TENSOR_BYTES = 8 * 2**30
@@ -86,8 +96,10 @@ class Pool:
     """What a person should know of the files, one printable line each."""
 
 
-def open_pool(config: DataConfig, *, default_root: Path) -> Pool:
+def open_pool(config: DataConfig, *, default_root: Path, cache: DigestCache | None = None) -> Pool:
     """Open the data set that ``config`` names, downloading a published one that is not there.
+
+    ``cache`` spares decoding all images of a folder where damaged ones are skipped.
 
     Raises ``ConfigError`` for data that cannot be used or fetched, ``DamagedArtifactError`` for a
     published file with the wrong checksum, ``StorageError`` when reading or writing fails.
@@ -96,7 +108,7 @@ def open_pool(config: DataConfig, *, default_root: Path) -> Pool:
         return _digits(config, default_root)
     if config.name in PUBLISHED:
         return _published(config, default_root)
-    return _folder(config, list_config(config, default_root))
+    return _folder(config, usable_images(config, default_root, cache=cache))
 
 
 def _digits(config: DataConfig, default_root: Path) -> Pool:
@@ -263,11 +275,17 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     paths = [file.path for file in listing.files]
     if config.stream == "never":
         check_fits(config.name, len(paths), config.channels or 1, size)
-    with strict_pillow():
-        channels = config.channels or (
-            1 if all(is_grey(listing.root / path) for path in paths) else 3
-        )
-        notes = _folder_notes(config, listing, size)
+    try:
+        with strict_pillow():
+            channels = config.channels or (
+                1 if all(is_grey(listing.root / path) for path in paths) else 3
+            )
+            notes = _folder_notes(config, listing, size)
+    except ConfigError:
+        # Not this one alone: all, but of what is streamed only those whose header says so.
+        streamed = streams(config, _num_bytes(len(paths), 3, size))
+        _refuse_damaged(listing.root, paths, is_grey if streamed else check_decodes)
+        raise
     labels = torch.tensor([file.label for file in listing.files])
     parts = torch.full_like(labels, TRAIN)
     parts[len(listing.train) :] = VALIDATION
@@ -291,12 +309,22 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     )
 
 
+def _refuse_damaged(root: Path, paths: Sequence[str], check: Callable[[Path], object]) -> None:
+    """Raise ``ConfigError`` naming all images for which ``check`` raises it."""
+    faults = Faults(root)
+    with strict_pillow():
+        for path, result in zip(paths, read_each(root, paths, check), strict=True):
+            if isinstance(result, ConfigError):
+                faults.add_damaged(path, result)
+    faults.raise_any()
+
+
 def _folder_notes(config: DataConfig, listing: FolderListing, size: int) -> tuple[str, ...]:
     """Return what was left out, and that the size is not the pictures' where nobody chose it.
 
     Of the pictures' sizes, at most ``_NUM_SIZES`` headers tell, spread over all classes.
     """
-    notes = [line for line in (listing.left_out_line(), listing.nested) if line]
+    notes = listing.notes()
     if config.image_size is None:
         step = -(-len(listing.files) // _NUM_SIZES)
         paths = [listing.root / file.path for file in listing.files[::step]]
@@ -344,5 +372,5 @@ def check_fits(name: str, num_images: int, channels: int, size: int) -> None:
 
 def _read_folder(files: ImageFiles, order: Tensor) -> tuple[Tensor, str]:
     paths = files.select(order).paths
-    images, hashes = read_files([files.root / path for path in paths], files.decoding)
+    images, hashes = read_files(files.root, paths, files.decoding)
     return images, listing_digest(zip(paths, hashes, strict=True))

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from . import strict_json
 from .config import DATA_NAMES, DataConfig
 from .errors import ConfigError, DamagedArtifactError, StorageError
-from .image_faults import shown
+from .image_faults import reason_of, shown
 from .image_folders import LAYOUT_HINT, FolderListing, ImageFile, find_images
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "on_disk",
     "published_digest",
     "shown",
+    "usable_images",
 ]
 
 
@@ -101,13 +102,15 @@ _FILES_AT_ONCE = 256
 
 
 class DigestCache(Protocol):
-    """Remembers the SHA-256 of files; keys are opaque and change when a file does."""
+    """Remembers the SHA-256 of files, and why one cannot be decoded; keys are opaque and change
+    when a file does.
+    """
 
     def get(self, key: str) -> str | None:
-        """Return the SHA-256 stored for ``key``, or None."""
+        """Return what is stored for ``key``, or None."""
 
     def set(self, key: str, value: str) -> None:
-        """Store the SHA-256 of the file that ``key`` stands for."""
+        """Store what was found out about the file that ``key`` stands for."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,11 @@ def content_digest(
 ) -> str:
     """SHA-256 (hexadecimal) of the data set's content, the same on every machine.
 
-    digits: the bytes of scikit-learn's file. Folders: every image's path below the root and its
-    SHA-256; ``cache`` spares reading files whose path, size and times have not changed, and
-    ``progress`` is told now and then how many of how many are done, where files are read. Published
-    sets: their published checksums, which are checked when the files are read; so the digest is
-    known, and the same, before anything was downloaded.
+    digits: the bytes of scikit-learn's file. Folders: the path below the root and the SHA-256 of
+    every image that is used (``usable_images``); ``cache`` spares reading files whose path, size
+    and times have not changed, and ``progress`` is told now and then how many of how many are
+    done, where files are read. Published sets: their published checksums, which are checked when
+    the files are read; so the digest is known, and the same, before anything was downloaded.
 
     Raises ``ConfigError`` where ``find_images`` does, ``StorageError`` when a file is unreadable.
     """
@@ -158,7 +161,7 @@ def content_digest(
         return hashlib.sha256(_read_bytes(digits_file())).hexdigest()
     if config.name in PUBLISHED:
         return published_digest(config.name)
-    listing = list_config(config, default_root)
+    listing = usable_images(config, default_root, cache=cache, progress=progress)
     hashes = _file_hashes([listing.root / file.path for file in listing.files], cache, progress)
     return listing_digest(zip((file.path for file in listing.files), hashes, strict=True))
 
@@ -296,6 +299,60 @@ def list_config(config: DataConfig, default_root: Path) -> FolderListing:
             hint="or use data.name=folder for one folder per class",
         )
     return listing
+
+
+def usable_images(
+    config: DataConfig,
+    default_root: Path,
+    *,
+    cache: DigestCache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FolderListing:
+    """``list_config`` without the images that cannot be decoded, where ``data.on_error`` is skip.
+
+    All images are decoded for that, once, if there is a ``cache``. Raises ``ConfigError`` also
+    where too few are left of a class.
+    """
+    listing = list_config(config, default_root)
+    if config.on_error == "stop":
+        return listing
+    paths = [file.path for file in listing.files]
+    reasons = _why_damaged(listing.root, paths, cache, progress)
+    found = zip(paths, reasons, strict=True)
+    return listing.without({path: reason for path, reason in found if reason})
+
+
+def _why_damaged(
+    root: Path,
+    paths: Sequence[str],
+    cache: DigestCache | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[str]:
+    """Yield for each image why it cannot be decoded; nothing where it can."""
+    import PIL
+
+    from .image_decoding import check_decodes, read_each, strict_pillow
+
+    def key_of(path: str) -> str:
+        key = f"decodes with Pillow {PIL.__version__}\0{_cache_key(root / path)}"
+        return hashlib.sha256(key.encode()).hexdigest()
+
+    for start in range(0, len(paths), _FILES_AT_ONCE):
+        part = paths[start : start + _FILES_AT_ONCE]
+        keys = [key_of(path) for path in part]
+        known = [None if cache is None else cache.get(key) for key in keys]
+        unknown = [index for index, reason in enumerate(known) if reason is None]
+        with strict_pillow():
+            found = list(read_each(root, [part[index] for index in unknown], check_decodes))
+        for index, error in zip(unknown, found, strict=True):
+            reason = "" if error is None else reason_of(error, root / part[index])
+            known[index] = reason
+            # As with hashes: what changed meanwhile must not be remembered in either state.
+            if cache is not None and key_of(part[index]) == keys[index]:
+                cache.set(keys[index], reason)
+        if unknown and progress is not None:
+            progress(start + len(part), len(paths))
+        yield from (reason or "" for reason in known)
 
 
 def _file_hashes(

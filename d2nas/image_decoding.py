@@ -8,9 +8,11 @@ import os
 import random
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from .preprocess import DECODE_ERRORS, FORMATS, SIXTEEN_BIT_MODES, eight_bit_col
 
 MAX_FILE_BYTES = 2**30
 
+Result = TypeVar("Result")
 _GREY_MODES = SIXTEEN_BIT_MODES | {"1", "L", "LA"}
 
 
@@ -62,6 +65,28 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Return width and height by a file's header. Raises ``ConfigError`` if unreadable."""
     with _problems_of(path), Image.open(path, formats=FORMATS) as image:
         return image.size
+
+
+def read_each(
+    root: Path, paths: Sequence[str], read: Callable[[Path], Result]
+) -> Iterator[Result | ConfigError]:
+    """Yield what ``read`` returns for each of ``paths`` below ``root``, in order, or the
+    ``ConfigError`` that it raises. Several are read at once; hold ``strict_pillow``.
+    """
+
+    def attempt(path: str) -> Result | ConfigError:
+        try:
+            return read(root / path)
+        except ConfigError as error:
+            return error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        yield from threads.map(attempt, paths)
+
+
+def check_decodes(path: Path) -> None:
+    """Decode an image as ``read_image`` does, for its errors alone."""
+    read_image(path, Decoding(8, 3))
 
 
 def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:

@@ -47,9 +47,8 @@ class Faults:
 
     def add_damaged(self, path: str, error: ConfigError) -> None:
         """Note an image that cannot be decoded, by the error that names it."""
-        reason = str(error).removeprefix(f"{shown(self._root / path)}: ")
-        hint = "repair or remove it, or set data.on_error=skip"
-        self.add("damaged images", reason, hint, path=path)
+        hint = "repair or remove it; --set data.on_error=skip leaves such images out"
+        self.add("damaged images", reason_of(error, self._root / path), hint, path=path)
 
     def errors(self) -> dict[str, ConfigError]:
         """Return the error of each faulty file, by its path."""
@@ -76,6 +75,11 @@ class Faults:
     def _error(self, fault: _Fault) -> ConfigError:
         where = self._root / fault.path if fault.path else self._root
         return ConfigError(f"{shown(where)}: {fault.reason}", hint=fault.hint)
+
+
+def reason_of(error: ConfigError, path: Path) -> str:
+    """Return what an error says of the file that it names."""
+    return str(error).removeprefix(f"{shown(path)}: ")
 
 
 def shown(path: Path | str) -> str:

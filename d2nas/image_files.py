@@ -1,8 +1,6 @@
 """Image sets that stay on disk: listed and labelled, decoded when asked for."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import StorageError
-from .image_decoding import Decoding, read_image, strict_pillow
-from .image_faults import shown
+from .errors import ConfigError, StorageError
+from .image_decoding import Decoding, read_each, read_image, strict_pillow
+from .image_faults import Faults, shown
 from .transfer import send
 
 
@@ -53,7 +51,7 @@ class ImageFiles:
         """Decode a part of the images: uint8 N x channels x size x size. Raises as
         ``read_files``.
         """
-        images, _ = read_files([self.root / path for path in self.paths[part]], self.decoding)
+        images, _ = read_files(self.root, self.paths[part], self.decoding)
         return send(images, self.labels_N.device)
 
 
@@ -85,20 +83,26 @@ def _state(path: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def read_files(paths: Sequence[Path], decoding: Decoding) -> tuple[Tensor, list[str]]:
-    """Return uint8 images N x channels x size x size and the files' SHA-256, in order.
+def read_files(root: Path, paths: Sequence[str], decoding: Decoding) -> tuple[Tensor, list[str]]:
+    """Return uint8 images N x channels x size x size and the SHA-256 of the files, in order.
 
-    Raises ``ConfigError`` naming a damaged file, ``StorageError`` an unreadable one.
+    ``paths`` are below ``root``. Raises ``ConfigError`` naming all damaged files, ``StorageError``
+    an unreadable one.
     """
     images = torch.empty(
         (len(paths), decoding.channels, decoding.size, decoding.size), dtype=torch.uint8
     )
-    hashes = []
-    with strict_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        decoded = threads.map(lambda path: read_image(path, decoding), paths)
-        for position, (pixels, file_hash) in enumerate(decoded):
-            images[position] = channels_first(pixels[None])[0]
-            hashes.append(file_hash)
+    hashes: list[str] = []
+    faults = Faults(root)
+    with strict_pillow():
+        results = read_each(root, paths, lambda path: read_image(path, decoding))
+        for position, (path, result) in enumerate(zip(paths, results, strict=True)):
+            if isinstance(result, ConfigError):
+                faults.add_damaged(path, result)
+            else:
+                images[position] = channels_first(result[0][None])[0]
+                hashes.append(result[1])
+    faults.raise_any()
     return images, hashes
 
 

@@ -6,13 +6,13 @@ The listing refuses what would silently become a wrong data set.
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import ConfigError, D2NasError, StorageError
-from .image_faults import FaultKind, Faults, shown
+from .image_faults import MAX_TOLD, FaultKind, Faults, shown
 from .image_layouts import LIKE_A_SPLIT, check_depth, nested_line
 
 IMAGE_SUFFIXES = frozenset(
@@ -58,9 +58,55 @@ class FolderListing:
     nested: str | None = field(default=None, compare=False)
     """What ``nested_line`` says of the training classes."""
 
+    damaged: tuple[str, ...] = ()
+    """Images that cannot be decoded and were left out; see ``without``."""
+
+    def notes(self) -> list[str]:
+        """Say in printable lines what was found and is not used, and what is uncertain."""
+        lines = (self.left_out_line(), self.damaged_line(), self.nested)
+        return [line for line in lines if line is not None]
+
     def left_out_line(self) -> str | None:
         """Say in one printable line what was found and is not used; None for nothing."""
         return left_out_line(self.left_out, "the data folder")
+
+    def damaged_line(self) -> str | None:
+        """Count and name in one printable line the damaged images left out; None for none."""
+        if not self.damaged:
+            return None
+        told = ", ".join(shown(path) for path in self.damaged[:MAX_TOLD])
+        if len(self.damaged) > MAX_TOLD:
+            told += f" and {len(self.damaged) - MAX_TOLD} more"
+        total = len(self.damaged) + len(self.files)
+        return f"damaged images left out: {len(self.damaged)} of {total} ({told})"
+
+    def without(self, damaged: Mapping[str, str]) -> "FolderListing":
+        """Return the listing without images that cannot be decoded; ``damaged`` gives the reason of
+        each path.
+
+        Raises ``ConfigError`` where a class gets too small, or a part empty.
+        """
+        faults = Faults(self.root)
+        kept: dict[str, Any] = {}
+        for part in ("train", "validation", "test"):
+            files: tuple[ImageFile, ...] = getattr(self, part)
+            kept[part] = tuple(file for file in files if file.path not in damaged)
+            if files and not kept[part]:
+                reason = f"none of the {len(files)} {part} images can be decoded"
+                faults.add("empty classes", reason, "repair images, or add some")
+        counts = Counter(file.label for file in kept["train"])
+        for label, name in enumerate(self.class_names):
+            if counts[label] < MIN_TRAIN_IMAGES:
+                reason = (
+                    f"class {shown(name)} has {counts[label]} images that can be decoded, at least "
+                    f"{MIN_TRAIN_IMAGES} are needed"
+                )
+                faults.add("small classes", reason, "repair images, or add some")
+        if faults:
+            for path, reason in damaged.items():
+                faults.add("damaged images", reason, "repair images, or add some", path=path)
+        faults.raise_any()
+        return replace(self, **kept, damaged=tuple(sorted(damaged)))
 
     @property
     def files(self) -> tuple[ImageFile, ...]:

@@ -79,10 +79,10 @@ class HashingProgress:
 
     def __call__(self, done: int, total: int) -> None:
         """Note that ``done`` of ``total`` files are done. Raises what ``check_stop`` does."""
-        self._check_stop(f"while images were hashed ({done:,} of {total:,})")
+        self._check_stop(f"while images were read ({done:,} of {total:,})")
         if self._clock() - self._last_line >= LINE_SECONDS:
             self._last_line = self._clock()
-            self._say(f"hashing images, once: {done:,} of {total:,}")
+            self._say(f"reading images, once: {done:,} of {total:,}")
 
 
 def data_folder() -> Path:

@@ -62,7 +62,7 @@ def test_a_stop_while_hashing_keeps_what_was_hashed(
     monkeypatch.setattr(data_sources, "_FILES_AT_ONCE", 5)
     config, store = config_of(images), tmp_path / "store"
     stop = StopFlag(signal.SIGTERM)
-    with pytest.raises(StoppedError, match=r"stopped while images were hashed \(5 of 12\)"):
+    with pytest.raises(StoppedError, match=r"stopped while images were read \(5 of 12\)"):
         runner_on(store, stop).data_digest(config)
     assert len(read) == 5
     digest = runner_on(store).data_digest(config)
@@ -115,7 +115,7 @@ def test_progress_is_told_now_and_then() -> None:
     now = LINE_SECONDS
     progress(512, 5000)
     progress(768, 5000)
-    assert lines == ["hashing images, once: 512 of 5,000"]
+    assert lines == ["reading images, once: 512 of 5,000"]
 
 
 def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -286,6 +286,21 @@ def test_what_is_left_out_is_counted_and_what_the_system_left_is_not(tmp_path):
     )
 
 
+def test_without_the_count_files_would_be_left_out_unseen(tmp_path, monkeypatch):
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cat" / "a.heic").touch()
+    (tmp_path / "cat" / "b.png").write_bytes(b"no image")
+    config = DataConfig(name="folder", root=str(tmp_path), image_size=8, on_error="skip")
+    told = load_data(config, seed=0, default_root=tmp_path).warnings
+    monkeypatch.setattr(image_folders.FolderListing, "notes", lambda self: [])
+    data = load_data(config, seed=0, default_root=tmp_path)
+    assert len(data.train) + len(data.test) == 8
+    assert [line for line in told if line not in data.warnings] == [
+        "files left out: 1 of the data folder (1 .heic)",
+        "damaged images left out: 1 of 9 (cat/b.png)",
+    ]
+
+
 def test_without_the_systems_names_an_archives_folder_would_be_a_class(tmp_path, monkeypatch):
     write_classes(tmp_path, {"cat": 4, "dog": 4, "__MACOSX": 4})
     monkeypatch.setattr(image_folders, "_SYSTEM_NAMES", frozenset())

@@ -79,8 +79,8 @@ REPORT_SCHEMA = 1
 KEPT_CHECKPOINTS = 2
 """Of a training that runs; of one given up unfinished, for other settings, the last."""
 
-_NOT_IN_RESULTS = ("root", "stream", "workers")
-"""Keys of ``data`` that change no batch."""
+_NOT_IN_RESULTS = ("root", "on_error", "stream", "workers")
+"""Keys of ``data`` that change no batch: of the images, the digest says which are used."""
 
 Facts = dict[str, Any]
 
