@@ -44,14 +44,15 @@ def verify(
 ) -> int:
     """Check versions of the store, or bundles, and return the exit code."""
     from .bundle.commands import verify_bundles
-    from .bundle.reader import is_bundle
+    from .bundle.nearby import is_bundle
 
     bundles = [target for target in targets if is_bundle(Path(target))]
+    for target in targets:
+        if target not in bundles:
+            _refuse_no_bundle(target)
     if digest is not None and (len(bundles) != 1 or len(targets) != 1):
         raise ConfigError("--digest is of one bundle", hint="d2nas verify exported/NAME --digest D")
     if not bundles:
-        for target in targets:
-            _refuse_no_bundle(target)
         return verify_versions(targets, store, as_json=as_json)
     if len(bundles) < len(targets):
         raise ConfigError("versions and bundles cannot be verified together")
@@ -61,8 +62,14 @@ def verify(
 
 def _refuse_no_bundle(target: str) -> None:
     """Raise ``ConfigError`` for what is neither a bundle's folder nor can be a version."""
+    from .bundle.nearby import bundles_near, no_bundle
+
     _, slash, stage = target.partition("/")
-    if slash and stage.partition("@")[0] not in (*PARENTS, *STATE_STAGES):
+    if slash and stage.partition("@")[0] in (*PARENTS, *STATE_STAGES):
+        return
+    if bundles_near(Path(target)):
+        raise no_bundle(Path(target))
+    if slash:
         raise ConfigError(
             f"{target} is no bundle: it has no SHA256SUMS",
             hint="bundles are folders exported/NAME; versions are RUN/STAGE@vN (d2nas ls)",

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from d2nas.errors import ConfigError
 
-from ..bundle.reader import is_bundle, open_bundle
+from ..bundle.nearby import bundles_near, is_bundle, no_bundle
+from ..bundle.reader import open_bundle
 from ..onnx_io.profile import Profile, operation_of
 from ..store import Store
 from .profile_drawing import draw_profile
@@ -25,6 +26,8 @@ def find_model(target: str, store: Path) -> tuple[str, bytes]:
         bundle = open_bundle(path)
         return str(path / str(bundle.number) / MODEL_FILE), bundle.model
     if path.is_dir():
+        if bundles_near(path):
+            raise no_bundle(path)
         numbers = [int(entry.name) for entry in path.iterdir() if entry.name.isdecimal()]
         path = path / str(max(numbers, default=0)) / MODEL_FILE
     if path.suffix == ".onnx":

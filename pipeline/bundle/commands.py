@@ -15,7 +15,8 @@ from ..onnx_io.identity import check_identity
 from ..onnx_io.providers import resolve_device
 from ..onnx_io.session import OnnxSession
 from .derived import check_derived
-from .evaluation import evaluate, labelled_folder, named
+from .evaluation import evaluate, labelled_folder
+from .nearby import named
 from .pictures import find_pictures
 from .prediction import Prediction, check_golden, check_preparation, open_model, predictions
 from .reader import Bundle, open_bundle

@@ -16,11 +16,10 @@ from d2nas.image_folders import SPLITS, PictureListing
 from d2nas.scores import Scores
 
 from ..onnx_io.session import OnnxSession
+from .nearby import named
 from .pictures import Picture, listing_of
 from .prediction import answers, probabilities_of
 from .reader import Bundle
-
-_MAX_NAMES_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,3 @@ def evaluate(
         "unanswered": [str(error) for error in unanswered],
         "left_out": dict(folder.left_out),
     }
-
-
-def named(names: Sequence[str]) -> str:
-    """Return names of classes or folders in one printable line, the first ones of many."""
-    told = ", ".join(shown(name) for name in names[:_MAX_NAMES_TOLD])
-    more = len(names) - _MAX_NAMES_TOLD
-    return f"{told} and {more} more" if more > 0 else told

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.errors import DamagedArtifactError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import read_plain_file
@@ -41,6 +41,7 @@ from .checksums import (
     parse_sums,
     version_file,
 )
+from .nearby import is_bundle, no_bundle
 from .preparation import is_known
 
 # fmt: off
@@ -84,23 +85,15 @@ class Bundle:
     """Versions that are not served, and what of each could not be checked."""
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a path looks like a bundle, sound or not."""
-    return any((folder / name).is_file() for name in (CHECKSUMS, "config.pbtxt"))
-
-
 def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     """Check every file of a bundle and return what it holds.
 
     ``digest`` is what its digest must be, if it is known. Raises ``ConfigError`` where there is no
     bundle, ``DamagedArtifactError`` naming the file that is wrong, ``StorageError``.
     """
-    folder = Path(os.path.abspath(folder))
     if not is_bundle(folder):
-        raise ConfigError(
-            f"{folder}: no bundle, it holds neither {CHECKSUMS} nor config.pbtxt",
-            hint="give the folder of one model, for example exported/quickstart",
-        )
+        raise no_bundle(folder)
+    folder = Path(os.path.abspath(folder))
     content = read_plain_file(
         folder / CHECKSUMS, max_bytes=MAX_CHECKSUM_BYTES, hint=HINT, max_links=1
     )
