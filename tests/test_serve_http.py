@@ -153,6 +153,22 @@ TWO_ENDS = f"Transfer-Encoding: chunked\r\nContent-Length: {len(chunked(BODY))}\
         ("", 400, head(LENGTH + "X: a\x00b\r\n") + BODY),
         ("Host", 400, b"GET /v2 HTTP/1.1\r\n\r\n"),
         ("Host", 400, b"GET /v2 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+        *(
+            ("invalid Host", 400, b"GET /v2 HTTP/" + version + b"\r\nHost: %b\r\n\r\n" % host)
+            for version in (b"1.1", b"1.0")
+            for host in (
+                b"a b",
+                b"a/b",
+                b"u@a",
+                b"a,b:x",
+                b"a:80:80",
+                b"a?",
+                b"[::1",
+                b"a%2",
+                b"<a>",
+            )
+        ),
+        ("invalid Host", 400, "GET /v2 HTTP/1.1\r\nHost: \u00e9\r\n\r\n".encode()),
         ("expected HTTP/1.1", 505, b"GET /v2 HTTP/2.0\r\nHost: x\r\n\r\n"),
         ("expected HTTP/1.1", 505, b"GET /v2 HTTP/0.9\r\nHost: x\r\n\r\n"),
         ("", 400, b"PRI * HTTP/22\r\n\r\nSM\r\n\r\n"),
@@ -186,6 +202,14 @@ def test_control_both_lengths_would_be_answered(url: str, monkeypatch: pytest.Mo
     assert second[0] == 200
 
 
+def test_control_an_invalid_host_would_be_answered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_connection, "_HOST", re.compile(rb".*"))
+    (answer,) = exchange(url, LIVE.replace(b"Host: x", b"Host: u@a/b"), end=True)
+    assert answer[0] == 200
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -200,6 +224,11 @@ def test_control_both_lengths_would_be_answered(url: str, monkeypatch: pytest.Mo
         head(LENGTH + "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n") + BODY,
         head(target="http://other:80" + INFER) + BODY,
         head(target="HTTPS://other" + INFER + "?x=http://y") + BODY,
+        *(
+            REQUEST.replace(b"Host: x", b"Host: " + host)
+            for host in (b"", b"a.example:", b"127.0.0.1:8000", b"[::1]:8000", b"%C3%A9")
+        ),
+        head(LENGTH, "1.0").replace(b"Host: x\r\n", b"") + BODY,
         head(LENGTH, "1.0") + BODY,
         head(LENGTH + "Connection: keep-alive\r\n", "1.0") + BODY,
         head(LENGTH + ENDS) + BODY,
@@ -379,6 +408,44 @@ def test_control_before_a_stop_they_do_not(url: str) -> None:
     with raw_connection(url) as sock:
         sock.sendall(REQUEST)
         assert b"connection" not in sock.recv(10_000).lower().split(b"\r\n\r\n")[0]
+
+
+def queued_answers(patch: pytest.MonkeyPatch) -> list[bytes]:
+    """What clients get that wait in the system's queue, where only the end looks, at a stop."""
+    patch.setattr(server_connection.Entrance, "open", lambda _: None)
+    with ServerSocket("127.0.0.1", 0) as listener:
+        socks = [raw_connection(listener.url) for _ in range(3 * server_connection._ACCEPTED)]
+        for sock in socks:
+            sock.sendall(REQUEST)
+        serving = Serving(SERVICE, listener, warm_up=lambda: None)
+        serving.stop()
+        thread = threading.Thread(target=serving.run)
+        thread.start()
+        found = []
+        for sock in socks:
+            try:
+                found.append(received(sock))
+            except ConnectionResetError:
+                found.append(b"")
+            sock.close()
+        thread.join(60)
+        assert not thread.is_alive()
+    return found
+
+
+def test_who_waits_to_be_accepted_at_a_stop_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in queued_answers(monkeypatch):
+        (answer,) = answers(data, ["POST"])
+        np.testing.assert_array_equal(logits_of(answer), SESSION.run(IMAGES))
+        assert answer[1]["connection"] == "close"
+
+
+def test_control_with_the_socket_they_would_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(_entrance: object) -> None:
+        return
+
+    monkeypatch.setattr(server_connection.Entrance, "end", nobody)
+    assert set(queued_answers(monkeypatch)) == {b""}
 
 
 def test_a_client_that_has_left_before_the_close_is_nobodys_fault(

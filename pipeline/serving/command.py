@@ -22,6 +22,7 @@ from d2nas.errors import ConfigError, StoppedError
 
 from ..console import Console
 from ..stop import signals_handled
+from .limits import BACKLOG
 
 if TYPE_CHECKING:
     import uvicorn
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from .service import InferenceService
 
 _LOOPBACK = ("127.", "::1")
-_BACKLOG = 4096
-"""Connections that the system holds until they are accepted, where it allows so many."""
-_ACCEPTED = 16
-"""Connections that are accepted at a time."""
 _OTHER_FILES = 64
 """Open files of a server beside its connections, with those that it is about to accept."""
 _HURRY_SECONDS = 0.05
@@ -114,7 +111,7 @@ class ServerSocket:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             family, _, _, _, address = found[0]
             self.socket = socket.create_server(
-                address[:2], family=family, backlog=_BACKLOG, reuse_port=False
+                address[:2], family=family, backlog=BACKLOG, reuse_port=False
             )
         except (OSError, UnicodeError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -233,10 +230,10 @@ def _make_server(
 ) -> "uvicorn.Server":
     import uvicorn
 
-    from .connection import Connection, accept, connection_factory
+    from .connection import Connection, Entrance, connection_factory
 
     class Server(uvicorn.Server):
-        _accepting: Sequence[asyncio.Task[None]] = ()
+        _entrances: Sequence[Entrance] = ()
 
         def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
             # Its own way ends with the signal raised once more, which would be our exit code.
@@ -248,18 +245,17 @@ def _make_server(
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, what: say(_one_line(what)))
             connect = connection_factory(application, capacity, self.server_state)
-            self._accepting = [
-                asyncio.create_task(accept(listening, connect, capacity))
-                for listening in sockets or []
-                for _ in range(_ACCEPTED)
-            ]
+            self._entrances = [Entrance(one, connect, capacity) for one in sockets or []]
+            for entrance in self._entrances:
+                entrance.open()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            for task in self._accepting:
-                task.cancel()
             capacity.is_stopping = True
             hurry = asyncio.create_task(self._hurry())
             try:
+                for entrance in self._entrances:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(entrance.end(), capacity.limits.stop_seconds)
                 await super().shutdown(sockets)
             finally:
                 hurry.cancel()

@@ -10,6 +10,7 @@ the client has some time to read it, while what it still sends is thrown away.
 import asyncio
 import contextlib
 import enum
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from urllib.parse import unquote
 import h11
 
 from .capacity import Capacity, peer_of
-from .limits import MAX_HEAD_BYTES, MAX_HEADERS, READ_BYTES
+from .limits import BACKLOG, MAX_HEAD_BYTES, MAX_HEADERS, READ_BYTES
 from .protocol import encode_json
 
 _DRAIN_FACTOR = 4
@@ -29,10 +30,16 @@ _PART_BYTES = 2 * READ_BYTES
 """Of a body: parts of one size leave no holes in memory, and small chunks make few of them."""
 _SEND_BUFFER_BYTES = 128 * 1024
 """In the kernel; what is not taken beyond it is seen here."""
+_ACCEPTED = 16
+"""Connections that are accepted at a time."""
 _RETRY_SECONDS = 0.1
 _STOP_SECONDS = 0.1
 """Time for a request that was on its way when a stop was asked for."""
 _CLOSE = (b"connection", b"close")
+_HOST = re.compile(
+    rb"(\[[0-9A-Za-z:.%~_-]+\]|([0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
+)
+"""RFC 9112 3.2 and RFC 3986 3.2.2; the empty one is of a target without a host."""
 
 Application = Callable[[dict[str, Any], Any, Any], Any]
 Header = tuple[bytes, bytes]
@@ -61,27 +68,68 @@ def connection_factory(
     return lambda: Connection(application, capacity, server_state, read_buffer)
 
 
-async def accept(
-    listening: socket.socket, connect: Callable[[], "Connection"], capacity: Capacity
-) -> None:
-    """Accept one connection after the other, while there are places for them."""
-    loop = asyncio.get_running_loop()
-    listening.setblocking(False)
-    while True:
+class Entrance:
+    """Accepts the connections of a listening socket, some at a time, while there are places."""
+
+    def __init__(
+        self, listening: socket.socket, connect: Callable[[], "Connection"], capacity: Capacity
+    ) -> None:
+        listening.setblocking(False)
+        self._listening, self._connect, self._capacity = listening, connect, capacity
+        self._loop = asyncio.get_running_loop()
+        self._entering: set[asyncio.Task[None]] = set()
+        self._is_ending = False
+
+    def open(self) -> None:
+        """Accept whoever comes from now on."""
+        if not self._is_ending:
+            self._loop.add_reader(self._listening, self._accept)
+
+    async def end(self) -> None:
+        """Accept those who are waiting in the system's queue, and nobody after them: they may have
+        asked already, and would be reset with the socket.
+        """
+        self._is_ending = True
+        self._loop.remove_reader(self._listening)
+        with contextlib.suppress(OSError):  # BlockingIOError: nobody is waiting
+            for _ in range(BACKLOG):
+                if len(self._entering) >= _ACCEPTED:
+                    await asyncio.wait(self._entering, return_when=asyncio.FIRST_COMPLETED)
+                self._accept_one()
+        if self._entering:
+            await asyncio.wait(self._entering)
+
+    def _accept(self) -> None:
         try:
-            connected, _ = await loop.sock_accept(listening)
+            while len(self._entering) < _ACCEPTED:
+                self._accept_one()
+        except BlockingIOError:
+            return
         except OSError:
             # It has left already, or there are too many open files: asked again a little later.
-            await asyncio.sleep(_RETRY_SECONDS)
-            continue
+            self._loop.call_later(_RETRY_SECONDS, self.open)
+        self._loop.remove_reader(self._listening)
+
+    def _accept_one(self) -> None:
+        connected, _ = self._listening.accept()
+        task = self._loop.create_task(self._enter(connected))
+        self._entering.add(task)
+        task.add_done_callback(self._entered)
+
+    async def _enter(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
         try:
-            await capacity.place()
-            await loop.connect_accepted_socket(connect, connected)
+            await self._capacity.place()
+            await self._loop.connect_accepted_socket(self._connect, connected)
         except OSError:  # it has left meanwhile
             connected.close()
         except asyncio.CancelledError:
             connected.close()
             raise
+
+    def _entered(self, task: asyncio.Task[None]) -> None:
+        self._entering.discard(task)
+        self.open()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -492,6 +540,10 @@ def _refusal(request: h11.Request) -> tuple[int, str] | None:
             return 400, "Content-Length and Transfer-Encoding, expected one of them"
         if request.http_version < b"1.1":
             return 400, "Transfer-Encoding in HTTP/1.0, expected Content-Length"
+    hosts = [value for name, value in request.headers if name == b"host"]
+    # None, or more than one, h11 refuses.
+    if not all(_HOST.fullmatch(host) for host in hosts):
+        return 400, "invalid Host, expected a name or an address, with or without a port"
     return None
 
 

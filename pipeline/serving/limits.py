@@ -8,6 +8,8 @@ loopback interface: then nothing is told apart by peer, and what holds is by con
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
+BACKLOG = 4096
+"""Connections that the system holds until they are accepted, where it allows so many."""
 READ_BYTES = 32 * 1024
 """Most bytes that are taken from a connection at a time."""
 MAX_HEAD_BYTES = 16 * 1024
