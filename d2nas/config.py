@@ -73,7 +73,8 @@ class DataConfig(Section):
     """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
     digest is)."""
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    """Height and width in pixels; none keeps the data set's own (folder: 32)."""
+    """Height and width in pixels; none keeps the data set's own, and of a folder takes the largest
+    of 8 to 32, 64, 96, 128, 160, 224 that enlarges at most half of its pictures."""
     channels: Literal[1, 3] | None = None
     """None decides by the images: 1 if all are grey, else 3."""
     fit: Literal["crop", "pad"] = "crop"

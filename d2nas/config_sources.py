@@ -12,7 +12,7 @@ DEFAULT_SOURCES: Mapping[str, str] = {
     "run.seed": "ours",
     "data.name": "ours: needs no download",
     "data.root": "ours",
-    "data.image_size": "the data set's own",
+    "data.image_size": "the data set's own; of a folder by its pictures, ours",
     "data.channels": "the data set's own",
     "data.fit": "ours",
     "data.validation_fraction": "DARTS's code, ROME 4: one half",

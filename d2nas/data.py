@@ -18,6 +18,7 @@ from .data_readers import Pool, check_fits, open_pool
 from .data_sources import DigestCache, content_digest
 from .data_splits import Split, epoch_order, split_pool
 from .image_files import ImageFiles
+from .image_sizes import ImageSize
 from .transfer import send
 
 MAX_IMBALANCE = 5
@@ -99,8 +100,8 @@ class ImageData:
     """How pictures came to ``image_size``."""
     crop_fraction: float = 1.0
     """Part of the shorter side that was kept."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of the files that were read, one printable line each."""
+    sizes: ImageSize | None = None
+    """What a folder's pictures are, and how they come to ``image_size``."""
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of training images per class, in label order."""
@@ -109,7 +110,7 @@ class ImageData:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before trusting a result on this data; one line each."""
-        lines = list(self.notes)
+        lines = [] if self.sizes is None else list(self.sizes.notes())
         counts = self.class_counts()
         smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[largest] > MAX_IMBALANCE * counts[smallest]:
@@ -146,6 +147,7 @@ class ImageData:
             f"{len(self.arch_half)} for the architecture), "
             f"{len(self.test)} {self.evaluation} images",
             f"training images per class: {per_class}",
+            *([line] if self.sizes and (line := self.sizes.line()) else []),
             *([_STREAMED] if isinstance(self.train, ImageFiles) else []),
             *(f"warning: {line}" for line in self.warnings),
         ]
@@ -219,7 +221,7 @@ def load_data(
         evaluation=config.evaluation,
         fit=config.fit,
         crop_fraction=config.crop_fraction,
-        notes=pool.notes,
+        sizes=pool.sizes,
     )
 
 

@@ -49,17 +49,14 @@ from .image_decoding import (
     check_decodes,
     fit_image,
     is_grey,
-    picture_size,
     read_each,
     strict_pillow,
 )
 from .image_faults import Faults
 from .image_files import ImageFiles, channels_first, file_states, read_files
+from .image_sizes import ImageSize, folder_image_size
 
 MAX_TENSOR_BYTES = 8 * 2**30
-FOLDER_IMAGE_SIZE = 32
-IMAGENET_IMAGE_SIZE = 224
-_NUM_SIZES = 200
 TRAIN, VALIDATION, TEST = range(3)
 
 # The largest official file has 47 MB; what is cut off here fails its checksum.
@@ -92,8 +89,8 @@ class Pool:
     read: Callable[[Tensor], tuple[Tensor, str]]
     files: ImageFiles | None = None
     """All images, where they are to be streamed: ``read`` is not for these."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of the files, one printable line each."""
+    sizes: ImageSize | None = None
+    """What a folder's pictures are, and what a person should know of them."""
 
 
 def open_pool(config: DataConfig, *, default_root: Path, cache: DigestCache | None = None) -> Pool:
@@ -270,17 +267,22 @@ def _network_timeout() -> Iterator[None]:
 
 
 def _folder(config: DataConfig, listing: FolderListing) -> Pool:
-    default = IMAGENET_IMAGE_SIZE if config.name == "imagenet" else FOLDER_IMAGE_SIZE
-    size = config.image_size or default
     paths = [file.path for file in listing.files]
+    try:
+        sizes = folder_image_size(config, listing)
+    except ConfigError:  # none that was looked at can be read
+        _refuse_damaged(listing.root, paths, is_grey)
+        raise
+    size = sizes.size
     if config.stream == "never":
         check_fits(config.name, len(paths), config.channels or 1, size)
     try:
+        if sizes.pictures is not None and sizes.pictures.problem is not None:
+            raise sizes.pictures.problem
         with strict_pillow():
             channels = config.channels or (
                 1 if all(is_grey(listing.root / path) for path in paths) else 3
             )
-            notes = _folder_notes(config, listing, size)
     except ConfigError:
         # Not this one alone: all, but of what is streamed only those whose header says so.
         streamed = streams(config, _num_bytes(len(paths), 3, size))
@@ -297,7 +299,7 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
         files = replace(files, states=file_states(listing.root, paths))
         return Pool(
             *(config.name, listing.class_names, labels, parts, size, channels, _unread, files),
-            notes,
+            sizes,
         )
     check_fits(config.name, len(paths), channels, size)
 
@@ -305,7 +307,7 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
         return _read_folder(files, order)
 
     return Pool(
-        *(config.name, listing.class_names, labels, parts, size, channels, read), notes=notes
+        *(config.name, listing.class_names, labels, parts, size, channels, read), sizes=sizes
     )
 
 
@@ -317,25 +319,6 @@ def _refuse_damaged(root: Path, paths: Sequence[str], check: Callable[[Path], ob
             if isinstance(result, ConfigError):
                 faults.add_damaged(path, result)
     faults.raise_any()
-
-
-def _folder_notes(config: DataConfig, listing: FolderListing, size: int) -> tuple[str, ...]:
-    """Return what was left out, and that the size is not the pictures' where nobody chose it.
-
-    Of the pictures' sizes, at most ``_NUM_SIZES`` headers tell, spread over all classes.
-    """
-    notes = listing.notes()
-    if config.image_size is None:
-        step = -(-len(listing.files) // _NUM_SIZES)
-        paths = [listing.root / file.path for file in listing.files[::step]]
-        shorter = sorted(min(picture_size(path)) for path in paths)
-        median = shorter[len(shorter) // 2]
-        if median != size:
-            notes.append(
-                f"pictures of {median} pixels (median shorter side) are used at {size} x {size}, "
-                f"the default: set data.image_size={median} to keep theirs"
-            )
-    return tuple(notes)
 
 
 def streams(config: DataConfig, num_bytes: int) -> bool:

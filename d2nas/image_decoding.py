@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,16 +55,29 @@ def strict_pillow() -> Iterator[None]:
         yield
 
 
+class Header(NamedTuple):
+    """What the start of an image file says: pixels of its sides, whichever way up, and colours."""
+
+    shorter: int
+    longer: int
+    mode: str
+    """Pillow's name for what a pixel holds."""
+
+    @property
+    def has_sixteen_bits(self) -> bool:
+        """Whether its levels of grey are more than the 256 that are used."""
+        return self.mode in SIXTEEN_BIT_MODES
+
+
+def read_header(path: Path) -> Header:
+    """Read an image file's header. Raises ``ConfigError`` if unreadable."""
+    with _problems_of(path), Image.open(path, formats=FORMATS) as image:
+        return Header(min(image.size), max(image.size), image.mode)
+
+
 def is_grey(path: Path) -> bool:
     """Tell by its header whether an image has no colour. Raises ``ConfigError`` if unreadable."""
-    with _problems_of(path), Image.open(path, formats=FORMATS) as image:
-        return image.mode in _GREY_MODES
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Return width and height by a file's header. Raises ``ConfigError`` if unreadable."""
-    with _problems_of(path), Image.open(path, formats=FORMATS) as image:
-        return image.size
+    return read_header(path).mode in _GREY_MODES
 
 
 def read_each(

@@ -300,6 +300,8 @@ def show_command(
     ] = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
+    data_root: DataRootOption = None,
+    image_size: ImageSizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a version: metrics, lineage, files, configuration. Or a preset's configuration."""
@@ -309,7 +311,8 @@ def show_command(
     if (target is None) == (config is None):
         raise ConfigError("show needs either a TARGET or --config PRESET")
     if config is not None:
-        show_config(config, settings, as_json=as_json)
+        short = with_options(settings, {"data.image_size": image_size})
+        show_config(config, short, data_root, as_json=as_json)
     else:
         show_target(str(target), store, as_json=as_json)
 

@@ -15,12 +15,13 @@ from d2nas.config import Config, build_config, override_key
 from d2nas.config_effects import effect_line, without_effect
 from d2nas.config_files import read_space
 from d2nas.config_sources import sources_of
-from d2nas.errors import ConfigError, LostRankError, StoppedError
+from d2nas.errors import ConfigError, LostRankError, StoppedError, StorageError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import parse_json
 
 from .bundle.writing import write_bundle
 from .console import Console, report_rows
+from .file_hashes import data_folder
 from .follower import Follower, leave_to_the_launcher
 from .listing import (
     check_takes_genotype,
@@ -264,6 +265,16 @@ def show_plan(
         console.data({**plan, "without_effect": dict(unread or {})})
     else:
         console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
+        _say_data(console, plan["data"])
+
+
+def _say_data(console: Console, data: Mapping[str, Any]) -> None:
+    """Say at which size images are used, and what their folder holds."""
+    console.note(f"image size {data['image_size']}: {data['image_size_from']}")
+    if data["pictures"] is not None:
+        console.note(data["pictures"]["line"])
+    for note in data["notes"]:
+        console.warn(note)
 
 
 def run_study(name: str, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool) -> int:
@@ -324,15 +335,35 @@ def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         console.note(correlation_line(found))
 
 
-def show_config(preset: str, settings: Sequence[str] | None, *, as_json: bool) -> None:
-    """Show a preset's values with overrides on top, each with its source."""
-    config = configure(preset, settings)
+def show_config(
+    preset: str, settings: Sequence[str] | None, data_root: str | None, *, as_json: bool
+) -> None:
+    """Show a preset's values with overrides on top, each with its source, and the image size that
+    follows from them and the data.
+    """
+    from d2nas.image_sizes import RULE, image_size
+
+    config = configure(preset, settings, data_root)
     given = dict.fromkeys(map(override_key, settings or ()), "--set")
+    if data_root is not None:
+        given["data.root"] = "--data-root"
+    console, data = Console(), None
+    if config.data.name not in ("folder", "imagenet") or config.data.root is not None:
+        try:
+            data = image_size(config.data, data_folder()).to_dict()
+        except (ConfigError, StorageError) as error:  # the configuration can be shown all the same
+            console.warn(f"of the images nothing is known: {error}")
+    if config.data.image_size is None:
+        size = "" if data is None else f" ({data['image_size']})"
+        given["data.image_size"] = RULE if data is None else data["image_size_from"] + size
     sources = sources_of(config, preset_sources(preset) | given)
     if as_json:
-        Console().data({**config.to_dict(), "sources": sources})
-    else:
-        Console().table(preset, ("key", "value", "source"), config_rows(config, sources))
+        values = {**config.to_dict(), "sources": sources}
+        console.data(values if data_root is None else {**values, "images": data})
+        return
+    console.table(preset, ("key", "value", "source"), config_rows(config, sources))
+    if data is not None:
+        _say_data(console, data)
 
 
 def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:

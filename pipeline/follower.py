@@ -13,7 +13,7 @@ from d2nas.errors import LostRankError, StoppedError
 from .checkpoints import read_state
 from .display import Display
 from .runner import Reuse, Runner, RunResult, agree
-from .stages import Context, Hooks, parents_of, run_stage
+from .stages import Context, Hooks, parents_of, reads_data, run_stage
 from .stop import STALL_SECONDS, StopFlag
 from .store import Store, Version
 
@@ -59,6 +59,8 @@ class Follower(Runner):
         then: Sequence[str] = (),
     ) -> RunResult:
         """Take part in the stages that rank 0 executes; the versions are those that it has."""
+        if any(reads_data(stage, config) for stage in stages):
+            config = self.settled(config)
         versions = dict(given or {})
         for stage in stages:
             reference = self._first.from_first(None)

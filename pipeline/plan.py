@@ -11,6 +11,7 @@ from typing import Any
 
 from d2nas.config import Config, DataConfig
 from d2nas.data_sources import list_config
+from d2nas.image_sizes import image_size
 from d2nas.spaces import SearchSpace
 
 from .file_hashes import data_folder
@@ -22,11 +23,11 @@ MEASURED_PIXELS = 2**14
 """Pixels of a measured batch; a larger configured batch is scaled from it."""
 
 _KNOWN_SHAPES = {
-    # training images, channels, height and width, classes
-    "fashion-mnist": (60_000, 1, 28, 10),
-    "cifar10": (50_000, 3, 32, 10),
-    "cifar100": (50_000, 3, 32, 100),
-    "svhn": (73_257, 3, 32, 10),
+    # training images, channels, classes
+    "fashion-mnist": (60_000, 1, 10),
+    "cifar10": (50_000, 3, 10),
+    "cifar100": (50_000, 3, 100),
+    "svhn": (73_257, 3, 10),
 }
 _NUM_DIGITS = 1_797
 _EXPORT_SECONDS_PER_CELL = 0.8
@@ -43,15 +44,15 @@ class DataShape:
 
 
 def data_shape(config: DataConfig) -> DataShape:
-    """Return the shape of the configured data set without reading images.
+    """Return the shape of the configured data set, reading no more of images than headers.
 
     Raises ``ConfigError`` for a folder that cannot be used.
     """
     if config.name == "digits":
         held = round(_NUM_DIGITS * config.test_fraction)
-        shape = DataShape(_NUM_DIGITS - held, 1, 8, 10)
+        num_train, channels, num_classes = _NUM_DIGITS - held, 1, 10
     elif config.name in _KNOWN_SHAPES:
-        shape = DataShape(*_KNOWN_SHAPES[config.name])
+        num_train, channels, num_classes = _KNOWN_SHAPES[config.name]
     else:
         listing = list_config(config, data_folder())
         num_train = len(listing.train)
@@ -59,18 +60,15 @@ def data_shape(config: DataConfig) -> DataShape:
             num_train += len(listing.validation)
         elif not listing.validation and not listing.test:
             num_train -= round(num_train * config.test_fraction)
-        size = 224 if config.name == "imagenet" else 32
-        shape = DataShape(num_train, 3, size, len(listing.class_names))
-    return DataShape(
-        shape.num_train,
-        config.channels or shape.channels,
-        config.image_size or shape.image_size,
-        shape.num_classes,
-    )
+        channels, num_classes = 3, len(listing.class_names)
+    size = config.image_size or image_size(config, data_folder()).size
+    return DataShape(num_train, config.channels or channels, size, num_classes)
 
 
 def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
     """Return the plan as JSON values; a stage after one that must run must run too."""
+    sizes = image_size(config.data, data_folder())
+    config = runner.settled(config, sizes)
     digest = runner.data_digest(config)
     parents: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -89,6 +87,7 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
         rows.append({"stage": stage, "state": state, **estimate.of(stage, done)})
     return {
         "run": run,
+        "data": sizes.to_dict(),
         "stages": rows,
         "executes": [row["stage"] for row in rows if row["state"] != "up to date"],
         "seconds": sum(row.get("seconds", 0.0) for row in rows),

@@ -39,6 +39,7 @@ from .store import STATE_STAGES, Store, Version
 
 if TYPE_CHECKING:
     from d2nas.data import ImageData
+    from d2nas.image_sizes import ImageSize
     from d2nas.parallel import Ranks
     from d2nas.state import TrainState
 
@@ -80,6 +81,7 @@ class Runner:
         self.store, self.display, self.stop, self.clock = store, display, stop, clock
         self.ranks = ranks
         self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
+        self._sizes: dict[tuple[str | None, str, float], int] = {}
         self._will_retrain = False
         self.before_first: Callable[[str], None] | None = None
         """Called once, with the stage's name, before the first stage that must run; may raise."""
@@ -104,6 +106,8 @@ class Runner:
         self._will_retrain = "retrain" in (*stages, *then)
         with self.store.lock_run(run):
             needed = any(reads_data(stage, config) for stage in stages)
+            if needed:
+                config = self.settled(config)
             digest = self.data_digest(config) if needed else None
             versions = {stage: checked(version) for stage, version in (given or {}).items()}
             executed: list[str] = []
@@ -131,6 +135,7 @@ class Runner:
         data_digest: str | None,
     ) -> Version | None:
         """Return the version that makes running ``stage`` unnecessary, or None."""
+        config = self.settled(config) if reads_data(stage, config) else config
         ids = {role: version.id for role, version in parents.items()}
         found = self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
         return None if found is None else checked(found)
@@ -145,7 +150,30 @@ class Runner:
 
     def images(self, config: Config) -> "ImageData":
         """Return the images that stages with this configuration see."""
-        return self._own_data(config, None)
+        return self._own_data(self.settled(config), None)
+
+    def settled(self, config: Config, sizes: "ImageSize | None" = None) -> Config:
+        """Return ``config`` with the image size that a folder's pictures decide.
+
+        It is so part of the stages' keys, and stays the run's where its later stages are run alone.
+        It is decided, and told, once: what changes during a command changes no size. ``sizes``: as
+        ``image_size`` found them, where they are known.
+        """
+        data = config.data
+        if data.name != "folder" or data.image_size is not None:
+            return config
+        place = data.root, data.fit, data.crop_fraction
+        if place not in self._sizes:
+            from d2nas.image_sizes import image_size
+
+            try:
+                found = sizes or image_size(data, data_folder())
+            except ConfigError:
+                return config  # whoever reads the images names all that is wrong with them
+            self.display.say(f"image size {found.size}: {found.why} (data.image_size sets another)")
+            self._sizes[place] = found.size
+        settled = data.model_copy(update={"image_size": self._sizes[place]})
+        return config.model_copy(update={"data": settled})
 
     def resumable_step(
         self,
@@ -158,6 +186,7 @@ class Runner:
         """Return the step at which a stage's last checkpoint continues; 0 without one."""
         if f"{stage}-state" not in STATE_STAGES:
             return 0
+        config = self.settled(config) if reads_data(stage, config) else config
         ids = {role: version.id for role, version in parents.items()}
         key = stage_key(stage, config, ids, data_digest)
         state = self.store.find(run, f"{stage}-state", key)

@@ -20,7 +20,7 @@ COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
 COMMANDS += ["serve", "bench"]
 BENCH_COMMANDS = ["memory", "profile", "runtime", "search", "serve", "train"]
-MAX_OPTIONS = 10
+MAX_OPTIONS = 11
 
 
 def expect_error(

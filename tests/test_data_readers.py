@@ -20,7 +20,7 @@ from image_files import (
 from PIL import Image
 from torchvision import datasets
 
-from d2nas import data_readers, data_sources, image_files
+from d2nas import data_readers, data_sources, image_files, image_sizes
 from d2nas.config import DataConfig
 from d2nas.data_readers import TEST, TRAIN, VALIDATION, open_pool
 from d2nas.data_sources import PUBLISHED, content_digest
@@ -226,15 +226,15 @@ def test_channels_follow_the_images_unless_named(tmp_path, mode, channels):
         write_image(tmp_path / "b" / "x.png", mode=mode)
     pool = opened("folder", tmp_path)
     assert pool.channels == channels
-    assert read_all(pool)[0].shape == (9, channels, 32, 32)
+    assert read_all(pool)[0].shape == (9, channels, 10, 10)
     for named in (1, 3):
         pool = opened("folder", tmp_path, channels=named)
-        assert read_all(pool)[0].shape == (9, named, 32, 32)
+        assert read_all(pool)[0].shape == (9, named, 10, 10)
 
 
 def test_sizes_default_by_kind(tmp_path):
     write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1})
-    for name, size in (("folder", 32), ("imagenet", 224)):
+    for name, size in (("folder", 10), ("imagenet", 224)):  # the pictures have 12 x 10
         pool = opened(name, tmp_path, stream="never")
         assert read_all(pool)[0].shape[2:] == (size, size)
     with pytest.raises(ConfigError, match="imagenet needs train"):
@@ -256,7 +256,7 @@ def test_a_bomb_in_a_folder_is_refused_and_would_be_decoded_unguarded(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     with pytest.raises(ConfigError, match=r"bomb\.png: .*exceeds"):
         read_all(opened("folder", tmp_path))
-    for module in (data_readers, image_files):
+    for module in (data_readers, image_files, image_sizes):
         monkeypatch.setattr(module, "strict_pillow", contextlib.nullcontext)
     with pytest.warns(Image.DecompressionBombWarning):
         images, _ = read_all(opened("folder", tmp_path))
@@ -266,11 +266,11 @@ def test_a_bomb_in_a_folder_is_refused_and_would_be_decoded_unguarded(tmp_path, 
 def test_a_set_that_does_not_fit_is_refused_before_any_image_is_read(tmp_path, monkeypatch):
     write_classes(tmp_path, {"a": 4, "b": 4}, mode="L")
     (tmp_path / "b" / "003.png").write_bytes(b"not to be reached")
-    monkeypatch.setattr(data_readers, "MAX_TENSOR_BYTES", 8 * 32 * 32 - 1)
-    with pytest.raises(ConfigError, match="8 images of 1 x 32 x 32 are") as raised:
+    monkeypatch.setattr(data_readers, "MAX_TENSOR_BYTES", 8 * 10 * 10 - 1)
+    with pytest.raises(ConfigError, match="8 images of 1 x 10 x 10 are") as raised:
         opened("folder", tmp_path, stream="never")
     assert "image_size" in raised.value.hint
     assert "can be streamed" in raised.value.hint
-    monkeypatch.setattr(data_readers, "MAX_TENSOR_BYTES", 8 * 32 * 32)
+    monkeypatch.setattr(data_readers, "MAX_TENSOR_BYTES", 8 * 10 * 10)
     with pytest.raises(D2NasError, match=r"003\.png"):
         opened("folder", tmp_path, stream="never")

@@ -308,10 +308,12 @@ def test_without_the_systems_names_an_archives_folder_would_be_a_class(tmp_path,
 
 
 @pytest.mark.parametrize("size", [None, 12])
-def test_the_data_warn_of_files_left_out_and_of_a_size_that_nobody_chose(tmp_path, size):
+def test_the_data_warn_of_files_left_out_and_of_pictures_that_are_enlarged(tmp_path, size):
     write_classes(tmp_path, {"cat": 6, "dog": 6})
     (tmp_path / "cat" / "a.heic").touch()
     config = DataConfig(name="folder", root=str(tmp_path), image_size=size)
-    warnings = load_data(config, seed=0, default_root=tmp_path).warnings
+    data = load_data(config, seed=0, default_root=tmp_path)
+    warnings = data.warnings
+    assert data.image_size == (size or 10)
     assert warnings[0] == "files left out: 1 of the data folder (1 .heic)"
-    assert any("data.image_size=10" in line for line in warnings) is (size is None)
+    assert any("data.image_size=10" in line for line in warnings) is (size == 12)

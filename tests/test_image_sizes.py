@@ -1,18 +1,37 @@
-"""The size that pictures are used at: the option, and what follows from a size."""
+"""The size that pictures are used at: the rule and its option, what is told, what is recorded."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from image_files import write_classes
+from image_files import write_classes, write_image
+from page_facts import PREPROCESS, REPORT, a_report, page
+from tiny import TinyPlace
 from toy import Place
 
-from d2nas.config import RetrainConfig
+from d2nas import image_sizes
+from d2nas.config import DataConfig, RetrainConfig
+from d2nas.data import load_data
 from d2nas.errors import ConfigError
+from d2nas.image_decoding import Header
+from d2nas.image_folders import FolderListing, ImageFile
+from d2nas.image_sizes import LOOKED_AT, Pictures, choose_size, folder_image_size, image_size
 from d2nas.network import auxiliary_fits
 from d2nas.retrain import check_auxiliary, has_auxiliary
 from pipeline import commands
+from pipeline.bundle.card import model_card
 from pipeline.commands import configure
+from pipeline.display import Display
+from pipeline.listing import inputs_of
+from pipeline.plan import data_shape
 from pipeline.presets import preset_names
+from pipeline.runner import Runner
+from pipeline.stages import stage_config
+from pipeline.stages.validate import described
+from pipeline.stop import StopFlag
+from pipeline.store import Store
 
 STAGES_OF_PRESETS = (["run", "folder"], ["search", "folder"], ["retrain", "folder"])
 
@@ -60,14 +79,294 @@ def test_presets_for_folders_train_at_any_size() -> None:
             check_auxiliary(configure(name, None).retrain, size)
 
 
-def test_a_folder_of_64_pixel_pictures_is_planned_as_it_is(
+# --- the rule -----------------------------------------------------------------------------------
+
+
+def pictures_of(*sides: tuple[int, int], count: int | None = None) -> Pictures:
+    headers = tuple(Header(min(pair), max(pair), "RGB") for pair in sides)
+    return Pictures(count or len(headers), headers)
+
+
+def found_for(pictures: Pictures, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> Any:
+    """What is found for a folder with these pictures."""
+    monkeypatch.setattr(image_sizes, "look_at", lambda _listing: pictures)
+    listing = FolderListing(Path("images"), ("a", "b"), (), (), (), Counter())
+    return folder_image_size(DataConfig(name="folder", root="images", **keys), listing)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [
+        ((5, 7), 8),
+        ((8, 8), 8),
+        ((28, 28), 28),
+        ((33, 60), 32),
+        ((63, 63), 32),
+        ((64, 64), 64),
+        ((100, 500), 96),
+        ((240, 320), 224),
+        ((223, 900), 160),
+        ((3000, 4000), 224),
+    ],
+)
+def test_the_size_is_the_largest_that_enlarges_nothing(sides: tuple[int, int], size: int) -> None:
+    assert choose_size(DataConfig(name="folder"), pictures_of(sides)) == size
+
+
+def test_the_size_follows_how_pictures_come_to_it() -> None:
+    pictures = pictures_of((256, 300))
+    for part, size in ((1.0, 224), (0.875, 224), (0.87, 160)):
+        assert choose_size(DataConfig(name="folder", crop_fraction=part), pictures) == size
+    padded = DataConfig(name="folder", fit="pad")
+    assert choose_size(padded, pictures_of((30, 300))) == 224
+    assert choose_size(padded, pictures_of((10, 28))) == 28
+
+
+def test_at_most_half_of_the_pictures_are_enlarged() -> None:
+    half = pictures_of(*[(32, 40)] * 3, *[(64, 80)] * 3)
+    assert choose_size(DataConfig(name="folder"), half) == 32
+    most = pictures_of(*[(32, 40)] * 2, *[(64, 80)] * 3)
+    assert choose_size(DataConfig(name="folder"), most) == 64
+
+
+def sorted_folder(monkeypatch: pytest.MonkeyPatch) -> FolderListing:
+    """A folder whose first class has few, large pictures: no files are there."""
+    first = [ImageFile(f"a/{index:04}", 0) for index in range(LOOKED_AT)]
+    rest = [ImageFile(f"b/{index:04}", 1) for index in range(3 * LOOKED_AT)]
+
+    def read_header(path: Path) -> Header:
+        side = 300 if path.parent.name == "a" else 32
+        return Header(side, side, "RGB")
+
+    monkeypatch.setattr(image_sizes, "read_header", read_header)
+    return FolderListing(Path("images"), ("a", "b"), (*first, *rest), (), (), Counter())
+
+
+def test_the_size_is_that_of_all_pictures_not_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = folder_image_size(DataConfig(name="folder"), sorted_folder(monkeypatch))
+    assert found.size == 32
+    assert found.why == "chosen from 500 of 2,000 pictures: median 32 x 32"
+
+
+def test_control_the_first_pictures_would_choose_another_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def first(_num: int, count: int, **_purpose: str) -> list[int]:
+        return list(range(count))
+
+    monkeypatch.setattr(image_sizes, "spread_sample", first)
+    assert folder_image_size(DataConfig(name="folder"), sorted_folder(monkeypatch)).size == 224
+
+
+def test_a_damaged_picture_decides_nothing_and_is_left_to_its_reader(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cat" / "000.png").write_bytes(b"no picture")
+    config = DataConfig(name="folder", root=str(tmp_path))
+    found = image_size(config, tmp_path)
+    assert (found.size, len(found.pictures.headers)) == (10, 7)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"cat/000\.png: cannot be read"):
+        image_size(config, tmp_path)
+
+
+def test_a_size_that_is_set_or_published_stays(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1})
+    keys = {"root": str(tmp_path)}
+    known = [
+        (DataConfig(name="folder", image_size=16, **keys), 16, "set by data.image_size"),
+        (DataConfig(name="imagenet", **keys), 224, "ImageNet's usual"),
+        (DataConfig(name="fashion-mnist"), 28, "the data set's own"),
+        (DataConfig(), 8, "the data set's own"),
+    ]
+    for config, size, why in known:
+        found = image_size(config, tmp_path)
+        assert (found.size, found.why) == (size, why)
+        assert data_shape(config).image_size == size
+
+
+# --- what is told -------------------------------------------------------------------------------
+
+
+def test_pictures_that_are_enlarged_are_told_with_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = pictures_of((28, 28))
+    (note,) = found_for(small, monkeypatch, image_size=32).notes()
+    assert note == (
+        "pictures of 28 pixels (median shorter side) are enlarged to 32, which adds cost and no "
+        "detail: data.image_size=28 or data.fit=pad keeps theirs"
+    )
+    for keys in ({"image_size": 28}, {"image_size": 32, "fit": "pad"}, {}):
+        assert found_for(small, monkeypatch, **keys).notes() == ()
+    (tiny,) = found_for(pictures_of((5, 5)), monkeypatch).notes()
+    assert "to 8, which adds cost and no detail: data.fit=pad" in tiny
+
+
+def test_what_the_centre_crop_leaves_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = found_for(pictures_of((300, 30)), monkeypatch)
+    assert found.line() == (
+        "1 pictures have 30 x 300 pixels (medians of the sides), used at 30 x 30; the centre crop "
+        "leaves out 90% of the area (median), 90% at 30 x 300"
+    )
+    (note,) = found.notes()
+    assert note.startswith("the centre crop leaves out more than half of 1 of 1 pictures (90% of")
+    assert note.endswith(": data.fit=pad keeps all of it")
+    padded = found_for(pictures_of((300, 30)), monkeypatch, fit="pad")
+    assert padded.notes() == ()
+    assert padded.line().endswith("used at 224 x 224, padded with black")
+
+
+def test_a_few_elongated_pictures_are_a_fact_and_no_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photographs = [(240, 320)] * 99
+    found = found_for(pictures_of(*photographs, (30, 300)), monkeypatch)
+    assert found.notes() == ()
+    assert "leaves out 25% of the area (median), 90% at 30 x 300" in found.line()
+    often = found_for(pictures_of(*photographs, *[(30, 300)] * 6), monkeypatch)
+    assert "more than half of 6 of 105 pictures" in often.notes()[0]
+    assert len(found_for(pictures_of((1080, 1920)), monkeypatch).notes()) == 1
+
+
+def test_a_crop_fraction_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = found_for(pictures_of((256, 256)), monkeypatch, crop_fraction=0.5)
+    assert found.facts()["lost_median"] == 0.75
+    assert "data.fit=pad" in found.notes()[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of pictures of 30 x 300 pixels, and two files that are none."""
+    for label in ("cat", "dog"):
+        for index in range(6):
+            name = tmp_path / "images" / label / f"{index}.png"
+            write_image(name, seed=index, size=(300, 30))
+        (tmp_path / "images" / label / "x.heic").touch()
+    return tmp_path / "images"
+
+
+LEFT_OUT = "files left out: 2 of the data folder (2 .heic)"
+
+
+def test_the_data_tell_it(folder: Path) -> None:
+    config = DataConfig(name="folder", root=str(folder))
+    data = load_data(config, seed=0, default_root=folder)
+    assert data.image_size == 30
+    lines = data.summary_lines()
+    assert data.sizes is not None
+    assert data.sizes.line() in lines
+    assert f"warning: {LEFT_OUT}" in lines
+    assert any("leaves out more than half of 12 of 12" in line for line in data.warnings)
+
+
+def test_a_configuration_is_shown_with_its_size_and_whence(
+    capfd: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    place = Place(folder.parent)
+    root = ["--data-root", str(folder)]
+    assert place.run("show", "--config", "folder", *root) == 0
+    shown = capfd.readouterr()
+    why = "chosen from 12 pictures: median 30 x 300"
+    assert f"data.image_size\tNone\t{why} (30)" in shown.out
+    assert f"# image size 30: {why}" in shown.out
+    assert "leaves out 90% of the area" in shown.out
+    assert f"warning: {LEFT_OUT}" in shown.err
+    images = place.json(capfd, "show", "--config", "folder", *root)["images"]
+    assert (images["image_size"], images["image_size_from"]) == (30, why)
+    assert images["notes"][0] == LEFT_OUT
+    given = place.json(capfd, "show", "--config", "folder", *root, "--image-size", "16")
+    assert given["images"]["image_size_from"] == "set by data.image_size"
+    assert given["sources"]["data.image_size"] == "--set"
+    assert place.run("show", "--config", "folder", "--data-root", "nowhere") == 0
+    assert "of the images nothing is known: nowhere: no such folder" in capfd.readouterr().err
+    known = place.json(capfd, "show", "--config", "quickstart")["sources"]
+    assert known["data.image_size"] == "the data set's own (8)"
+    unknown = place.json(capfd, "show", "--config", "folder")["sources"]
+    assert "the largest of 8 to 32, 64, 96, 128, 160, 224" in unknown["data.image_size"]
+
+
+def test_a_plan_says_the_size_and_what_is_left_out(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr("pipeline.plan._Estimates.of", lambda *_: {"steps": 1, "seconds": 1.0})
+    place = Place(folder.parent)
+    words = ["run", "folder", "--data-root", str(folder), "--plan"]
+    plan = place.json(capfd, *words)
+    assert plan["data"]["image_size"] == 30
+    assert plan["data"]["image_size_from"] == "chosen from 12 pictures: median 30 x 300"
+    assert plan["data"]["notes"][0] == LEFT_OUT
+    assert place.run(*words) == 0
+    shown = capfd.readouterr()
+    assert "# image size 30: chosen from 12 pictures" in shown.out
+    assert f"warning: {LEFT_OUT}" in shown.err
+
+
+# --- what is recorded ---------------------------------------------------------------------------
+
+
+class Silent(Display):
+    pass
+
+
+def settled_sizes(tmp_path: Path, *roots: Path) -> list[int | None]:
+    """The image sizes in the search's key, for one configuration and several folders."""
+    runner = Runner(Store(tmp_path / "store"), Silent(), StopFlag())
+    configs = [runner.settled(configure("folder", None, str(root))) for root in roots]
+    return [stage_config("search", config)["data"]["image_size"] for config in configs]
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path) -> list[Path]:
+    small = write_classes(tmp_path / "small", {"cat": 4, "dog": 4})
+    for index in range(8):
+        label = ("cat", "dog")[index % 2]
+        write_image(tmp_path / "large" / label / f"{index}.png", size=(70, 70))
+    return [small, tmp_path / "large"]
+
+
+def test_the_size_that_was_chosen_is_in_the_key(tmp_path: Path, two_folders: list[Path]) -> None:
+    assert settled_sizes(tmp_path, *two_folders) == [10, 64]
+
+
+def test_control_without_settling_the_key_knows_no_size(
+    tmp_path: Path, two_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runner, "settled", lambda _runner, config: config)
+    assert settled_sizes(tmp_path, *two_folders) == [None, None]
+
+
+def test_a_search_settles_its_size_for_all_that_follows(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    root = write_classes(tmp_path / "images", {"cat": 6, "dog": 6})
-    small = ["search.num_cells=3", "retrain.num_cells=3", "retrain.batch_size=2"]
-    small += ["search.batch_size=2"]
-    words = [word for one in small for word in ("--set", one)]
-    plan = Place(tmp_path).json(
-        capfd, "run", "folder", "--data-root", str(root), "--image-size", "64", "--plan", *words
-    )
-    assert plan["executes"][0] == "search"
+    """Its pictures change size afterwards: the run's later stages keep the size of its search."""
+    place = TinyPlace(tmp_path)
+    root = write_classes(tmp_path / "images", {"cat": 8, "dog": 8})
+    words = ["--set", "data.name=folder", "--set", "data.train_images=none"]
+    words += ["--set", "search.epochs=1", "--set", "search.warmup_epochs=0"]
+    assert place.run("search", str(place.preset), *words, "--data-root", str(root)) == 0
+    told = "image size 10: chosen from 16 pictures: median 10 x 12 (data.image_size sets another)"
+    assert told in capfd.readouterr().err
+    searched = place.latest("search")
+    assert searched.manifest.config["data"]["image_size"] == 10
+    assert place.run("derive", "tiny") == 0
+    for path in root.rglob("*.png"):
+        write_image(path, seed=len(str(path)), size=(70, 70))
+    _, config, _ = inputs_of(Store(place.store), "retrain", "tiny", (), None)
+    assert config.data.image_size == 10
+
+
+def test_the_report_its_page_and_the_card_say_it(folder: Path) -> None:
+    config = DataConfig(name="folder", root=str(folder))
+    data = load_data(config, seed=0, default_root=folder)
+    facts = described(data)["pictures"]
+    assert (facts["count"], facts["looked_at"], facts["enlarged"]) == (12, 12, 0)
+    assert (facts["median_shorter"], facts["median_longer"]) == (30, 300)
+    line = "12 pictures have 30 x 300 pixels"
+    model = REPORT["model"] | {"precision": "fp32"}
+    golden = {"images": np.zeros((1, 3, 32, 32)), "logits": np.zeros((1, 3))}
+    for report, said in (
+        (a_report(model=model, data=described(data)), True),
+        (a_report(model=model), False),
+    ):
+        assert (line in page(report)) is said
+        card = model_card("demo", 1, report | {"parameterless_normal": 2}, PREPROCESS, golden)
+        assert (line in card) is said

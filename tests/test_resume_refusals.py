@@ -254,6 +254,19 @@ def test_changed_images_start_over_and_moved_ones_continue(quick_path: Path) -> 
     assert f"search starts over (other images); tiny/search-state@v1, step {STOP}, is kept" in said
 
 
+def test_pictures_of_another_size_start_over_and_the_size_is_named(quick_path: Path) -> None:
+    place = TinyPlace(quick_path)
+    images = write_classes(quick_path / "images", {"cat": 24, "dog": 24})
+    options = ["--set", "data.name=folder", "--set", "data.train_images=none"]
+    options += ["--data-root", str(images)]
+    stop_at(place, "search", *options)
+    for path in images.rglob("*.png"):
+        write_image(path, seed=len(str(path)), size=(9, 9))
+    seen, said = continued_from(place, "search", *options)
+    assert seen == [None]
+    assert "search starts over (data.image_size is 9, was 10); tiny/search-state@v1" in said
+
+
 def test_work_given_up_for_other_settings_survives_a_training_with_them(
     stopped: dict[str, TinyPlace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

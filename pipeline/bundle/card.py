@@ -13,6 +13,7 @@ from ..report_page.content import (
     chance_caveat,
     gate_result,
     origin_of,
+    pictures_line,
     searched_here,
 )
 from ..stages.golden import PICTURE_FILE
@@ -104,7 +105,7 @@ In this folder, with onnxruntime, numpy and Pillow and without d2nas:
 ## Data
 
 {data["name"]}: {data["train"]} training images{_halves(content)},
-{data["test"]} {data["evaluation"]} images. Content digest `{data["digest"]}`.
+{data["test"]} {data["evaluation"]} images. Content digest `{data["digest"]}`.{_pictures(content)}
 
 ## Limits
 
@@ -187,6 +188,11 @@ def _input_line(model: Mapping[str, Any]) -> str:
     if model["input_type"] == "uint8":
         return f"uint8 [batch, {height}, {width}, {channels}]"
     return f"float32 [batch, {channels}, {height}, {width}]"
+
+
+def _pictures(content: Content) -> str:
+    line = pictures_line(content)
+    return "" if line is None else f"\n{_text(line)}."
 
 
 def _halves(content: Content) -> str:

@@ -138,6 +138,14 @@ def gate_result(content: Content) -> str | None:
     return told + (", UNSTABLE" if gate.get("stable") is False else "")
 
 
+def pictures_line(content: Content) -> str | None:
+    """Return what sizes the pictures of a folder have and what was made of them; None where that is
+    not recorded.
+    """
+    line = content.get("data", "pictures", "line")
+    return None if line is None else str(line)
+
+
 def searched_here(content: Content) -> bool:
     """Whether a search read this data set's training images: a random draw reads none."""
     return bool(content.get("found_on_this_data")) and content.get("found_by") != "random"

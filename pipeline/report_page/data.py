@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .content import Content, digest, isolated, reduced_protocol, searched_here
+from .content import (
+    Content,
+    digest,
+    isolated,
+    pictures_line,
+    reduced_protocol,
+    searched_here,
+)
 from .html import Html, bullets, count, definitions, join, tag
 
 _MAX_CLASSES_SHOWN = 100
@@ -15,7 +22,7 @@ def data_section(content: Content) -> Html:
     if not isinstance(data, Mapping):
         return Html("")
     side, channels = data.get("image_size"), data.get("channels")
-    halves = None
+    line, halves = pictures_line(content), None
     if searched_here(content) and data.get("weight_half") is not None:
         halves = (
             f"{count(data['weight_half'])} for the weights, {count(data.get('arch_half'))} for the "
@@ -32,6 +39,7 @@ def data_section(content: Content) -> Html:
                         "Images",
                         None if side is None else f"{side} x {side} pixels, {_colours(channels)}",
                     ),
+                    ("Pictures", None if line is None else isolated(line)),
                     ("Training", _images(data.get("train"))),
                     ("In the search", halves),
                     (content.evaluation.capitalize(), _images(data.get("test"))),

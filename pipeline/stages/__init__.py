@@ -69,7 +69,7 @@ CODE_SCHEMA: Mapping[str, int] = {
     "retrain": 6,
     "evaluate": 3,
     "export": 5,
-    "validate": 9,
+    "validate": 10,
 }
 """Grows when a stage's code changes what it writes, so that its old versions are not reused."""
 

@@ -303,19 +303,7 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
         "macs": retrained.manifest.facts["macs"],
         "macs_convention": MACS_CONVENTION,
         "retrain": retrained.manifest.config["retrain"],
-        "data": {
-            "name": data.name,
-            "digest": data.digest,
-            "image_size": data.image_size,
-            "channels": data.channels,
-            "train": len(data.train),
-            "weight_half": len(data.weight_half),
-            "arch_half": len(data.arch_half),
-            "test": len(data.test),
-            "evaluation": data.evaluation,
-            "class_counts": data.class_counts(),
-            "warnings": list(data.warnings),
-        },
+        "data": described(data),
         "device": {
             "kind": session.device.kind,
             "label": session.device.label,
@@ -329,4 +317,22 @@ def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str
             "retrain": retrained.id,
             "export": exported.id,
         },
+    }
+
+
+def described(data: ImageData) -> dict[str, Any]:
+    """Return which images the model was made and judged with, as JSON data."""
+    return {
+        "name": data.name,
+        "digest": data.digest,
+        "image_size": data.image_size,
+        "channels": data.channels,
+        **({} if data.sizes is None else {"pictures": data.sizes.facts()}),
+        "train": len(data.train),
+        "weight_half": len(data.weight_half),
+        "arch_half": len(data.arch_half),
+        "test": len(data.test),
+        "evaluation": data.evaluation,
+        "class_counts": data.class_counts(),
+        "warnings": list(data.warnings),
     }
