@@ -18,9 +18,14 @@ from .image_layouts import LIKE_A_SPLIT, check_depth, nested_line
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"),
-        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo"),
     )
 )
+_OPTIONAL_SUFFIXES = {
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG2000"),
+}
+"""Suffixes of pictures that not every Pillow reads, and their format."""
 _SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini"))
 """What operating systems and archives leave in folders, case folded: as hidden as ``.DS_Store``."""
 _MAX_SUFFIXES_TOLD = 8
@@ -200,7 +205,17 @@ def left_out_line(left_out: Counter[str], folder: Path | str) -> str | None:
 
 def known_suffixes() -> str:
     """Return the suffixes of the pictures that are read, as a hint names them."""
-    return ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+    optional = filter(_is_read, _OPTIONAL_SUFFIXES)
+    return ", ".join(sorted(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *optional)))
+
+
+def _is_read(suffix: str) -> bool:
+    """Whether a suffix is of a format that not every Pillow reads, and this one does."""
+    if suffix not in _OPTIONAL_SUFFIXES:
+        return False
+    from . import preprocess  # only now: it loads Pillow
+
+    return _OPTIONAL_SUFFIXES[suffix] in preprocess.FORMATS
 
 
 def _check_is_folder(root: Path) -> None:
@@ -289,7 +304,8 @@ class _Search:
                     if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
                         continue
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    is_image = suffix in IMAGE_SUFFIXES or _is_read(suffix)
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.name)
                     elif entry.is_symlink() and (is_image or entry.is_dir()):
@@ -299,8 +315,9 @@ class _Search:
                         if not entry.is_file(follow_symlinks=False):
                             self.faults.add(*_IRREGULAR, path=path)
                         images.append(entry.name)
+                    elif suffix in _OPTIONAL_SUFFIXES:
+                        self.left_out[f"{suffix} that this Pillow does not read"] += 1
                     else:
-                        suffix = os.path.splitext(entry.name)[1].lower()
                         self.left_out[suffix or "without a suffix"] += 1
         except OSError as error:
             raise StorageError(f"{shown(place)}: {error.strerror or error}") from error

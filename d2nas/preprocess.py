@@ -17,9 +17,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+# Some builds of Pillow lack these decoders, and older ones do not know the first.
+_OPTIONAL_FORMATS = (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"),
+    *(
+        name
+        for name, feature in _OPTIONAL_FORMATS
+        if feature in (*features.modules, *features.codecs) and features.check(feature)
+    ),
+)
 SIXTEEN_BIT_MODES = frozenset(("I", "I;16", "I;16L", "I;16B", "I;16N"))
 # What Pillow's decoders raise, in one version or another, for damaged files.
 DECODE_ERRORS = (
@@ -29,6 +38,7 @@ DECODE_ERRORS = (
     EOFError,
     LookupError,
     TypeError,
+    RuntimeError,
     AttributeError,
     ArithmeticError,
     struct.error,

@@ -92,6 +92,9 @@ def pictures(folder: Path) -> Iterator[tuple[str, Path]]:
     for suffix in (".bmp", ".gif", ".webp", ".tif", ".ppm", ".jpg"):
         if suffix != ".webp" or features.check("webp"):
             yield suffix, write(colour, folder, suffix)
+    for suffix, feature in ((".avif", "avif"), (".jp2", "jpg_2000")):
+        if features.check(feature):
+            yield suffix, write(colour, folder, suffix)
     translucent = Image.fromarray(np.concatenate([noise(3, 41, 97, 3), noise(4, 41, 97, 1)], 2))
     yield "alpha", write(translucent, folder)
     yield "grey and alpha", write(translucent.convert("LA"), folder)

@@ -2,15 +2,23 @@
 
 import hashlib
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from image_files import noise, write_image
-from PIL import Image
+from PIL import Image, features
 
 from d2nas import image_decoding
 from d2nas.errors import ConfigError, StorageError
 from d2nas.image_decoding import Decoding, fit_image, is_grey, read_image, strict_pillow
+
+OPTIONAL = [
+    *(["avif"] if features.check("avif") else []),
+    *(["jp2"] if features.check("jpg_2000") else []),
+]
+"""Suffixes of formats that not every Pillow reads."""
 
 
 def pixels_of(path, decoding):
@@ -176,6 +184,45 @@ def test_a_very_long_picture_costs_no_more_than_its_own_pixels(tmp_path, monkeyp
     assert made == [(32, 32)]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("avif", {"quality": 100, "subsampling": "4:4:4"}),
+        ("jp2", {"irreversible": False}),
+    ],
+)
+def test_formats_that_not_every_pillow_reads_are_read_where_it_does(tmp_path, suffix, options):
+    if suffix not in OPTIONAL:
+        pytest.skip("this Pillow does not read it")
+    colour = np.repeat(np.repeat(noise(1, 4, 4, 3), 8, axis=0), 8, axis=1)
+    path = save(tmp_path / f"a.{suffix}", colour, **options)
+    assert not is_grey(path)
+    assert np.abs(pixels_of(path, Decoding(32, 3)) - colour).max() <= (3 if suffix == "avif" else 0)
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_counts(tmp_path):
+    first, second = (Image.fromarray(noise(seed, 16, 16, 3)) for seed in (1, 2))
+    first.save(tmp_path / "a.mpo", save_all=True, append_images=[second])
+    first.save(tmp_path / "a.jpg")
+    expected = pixels_of(tmp_path / "a.jpg", Decoding(16, 3))
+    assert np.array_equal(pixels_of(tmp_path / "a.mpo", Decoding(16, 3)), expected)
+
+
+def test_a_decoder_that_is_missing_is_not_asked_for(tmp_path):
+    """Pillow's ``Image.open`` raises ``KeyError`` for a format that it does not know."""
+    program = (
+        "from PIL import features\n"
+        "features.modules.pop('avif', None)\n"
+        "features.codecs['jpg_2000'] = ('absent', None)\n"
+        "from d2nas.preprocess import FORMATS\n"
+        "print(*FORMATS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"]
+
+
 # --- bad files ----------------------------------------------------------------------------------
 
 
@@ -196,7 +243,7 @@ def test_what_is_no_picture_is_named(tmp_path, content):
         assert raised.value.hint
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif", "ppm"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif", "ppm", *OPTIONAL])
 def test_a_cut_off_file_is_named(tmp_path, suffix):
     path = write_image(tmp_path / f"bad.{suffix}", size=(40, 40))
     path.write_bytes(path.read_bytes()[:-200])
@@ -204,7 +251,7 @@ def test_a_cut_off_file_is_named(tmp_path, suffix):
         pixels_of(path, Decoding(8, 3))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "ppm"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "ppm", *OPTIONAL])
 def test_damaged_bytes_give_pixels_or_a_named_error(tmp_path, suffix):
     path = write_image(tmp_path / f"bad.{suffix}", size=(20, 20))
     good, draw, refusals = path.read_bytes(), random.Random(5), []

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from image_files import write_classes, write_image
+from PIL import features
 
-from d2nas import image_faults, image_folders
+from d2nas import image_faults, image_folders, preprocess
 from d2nas.config import DataConfig
 from d2nas.data import load_data
 from d2nas.data_sources import find_images
@@ -70,6 +71,9 @@ def test_neither_order_nor_error_depends_on_the_file_system(tmp_path, monkeypatc
         "jfif",
         "jpe",
         "pbm",
+        "mpo",
+        *(["avif"] if features.check("avif") else []),
+        *(["jp2", "J2K"] if features.check("jpg_2000") else []),
     ],
 )
 def test_every_promised_suffix_counts(tmp_path, suffix):
@@ -284,6 +288,22 @@ def test_what_is_left_out_is_counted_and_what_the_system_left_is_not(tmp_path):
         "files left out: 5 of the data folder (2 .heic, 1 .av\\nif, 1 without a suffix, "
         "1 pictures outside the class folders)"
     )
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".JP2"])
+def test_what_this_pillow_does_not_read_is_left_out_with_the_reason(tmp_path, monkeypatch, suffix):
+    write_classes(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cat" / f"a{suffix}").touch()
+    monkeypatch.setattr(preprocess, "FORMATS", ("JPEG", "PNG"))
+    listing = find_images(tmp_path)
+    assert len(listing.files) == 8
+    assert listing.left_out_line() == (
+        f"files left out: 1 of the data folder (1 {suffix.lower()} that this Pillow does not read)"
+    )
+    assert "avif" not in image_folders.known_suffixes()
+    monkeypatch.setattr(preprocess, "FORMATS", ("JPEG", "PNG", "AVIF", "JPEG2000"))
+    assert len(find_images(tmp_path).files) == 9
+    assert "avif" in image_folders.known_suffixes()
 
 
 def test_without_the_count_files_would_be_left_out_unseen(tmp_path, monkeypatch):
