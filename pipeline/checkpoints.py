@@ -17,6 +17,13 @@ from .store import Staging, Store, Version
 if TYPE_CHECKING:
     from d2nas.state import TrainState
 
+_LIBRARIES = {"torch": "will", "torchvision": "may", "numpy": "may", "pillow": "may"}
+"""What computes or decodes, and whether another version certainly does so in another way."""
+_PERHAPS = ("processor", "driver")
+"""Facts of a machine that change results only sometimes."""
+_BY_THEMSELVES = ("processor", "name")
+"""Facts of a machine that say what they are."""
+
 
 def write_state(work: Staging, state: "TrainState") -> None:
     """Write the files of a checkpoint. Raises ``StorageError``."""
@@ -41,38 +48,45 @@ def library_warnings(version: Version, now: Mapping[str, str]) -> list[str]:
 
     Raises ``ConfigError`` where PyTorch's major version did.
     """
-    was, own = version.manifest.versions.get("torch", "unknown"), now["torch"]
+    recorded = version.manifest.versions
+    was, own = recorded.get("torch", "unknown"), now["torch"]
     if was.partition(".")[0] != own.partition(".")[0]:
         raise ConfigError(
             f"{version.reference} was made with torch {was}, this is torch {own}",
             hint=f"continue with torch {was}, or start over with --fresh",
         )
-    if was == own:
-        return []
     return [
-        f"{version.reference} was made with torch {was}, this is torch {own}: the result will not "
-        "equal either's to the last bit"
+        f"{version.reference} was made with {name} {recorded[name]}, this is {name} {now[name]}: "
+        f"the result {effect} not equal either's to the last bit"
+        for name, effect in _LIBRARIES.items()
+        if name in recorded and name in now and recorded[name] != now[name]
     ]
 
 
-def cpu_warnings(version: Version, now: Mapping[str, int | str]) -> list[str]:
-    """Return what to tell about a CPU that now adds in another order than at a checkpoint.
+def arithmetic_warnings(version: Version, now: Mapping[str, Any]) -> list[str]:
+    """Return what to tell about a machine that now adds in another order than at a checkpoint.
 
-    Checkpoints of before it was recorded say nothing, and nothing is told of them.
+    ``now``: its facts. Of what a checkpoint did not record yet nothing is told.
     """
-    was = version.manifest.facts.get("cpu")
-    if not isinstance(was, Mapping):
-        return []
-    changes = [
-        f"{was.get(name)} {name}, now {value}"
-        for name, value in now.items()
-        if was.get(name) != value
-    ]
     return [
-        f"{version.reference} was made with {change}: the result will not equal either's to the "
-        "last bit"
-        for change in changes
+        f"{version.reference} was made with {change}: the result "
+        f"{'may' if name in _PERHAPS else 'will'} not equal either's to the last bit"
+        for name, change in _arithmetic_changes(version.manifest.facts, now)
     ]
+
+
+def _arithmetic_changes(
+    was: Mapping[str, Any], now: Mapping[str, Any], part: str = ""
+) -> Iterator[tuple[str, str]]:
+    for name, value in now.items():
+        before = was.get(name)
+        if isinstance(value, Mapping):
+            if isinstance(before, Mapping):
+                yield from _arithmetic_changes(before, value, name)
+        elif value is not None and before not in (None, value):
+            # "2 threads", "cudnn 91002", and a processor's or GPU's name by itself
+            named = f"{name} {before}" if part == "gpu" else f"{before} {name}"
+            yield name, f"{before if name in _BY_THEMSELVES else named}, now {value}"
 
 
 def given_up(

@@ -90,8 +90,14 @@ class _FollowerHooks(Hooks):
 
     def resume(self) -> "TrainState | None":
         """Return the checkpoint that rank 0 continues from."""
+        from .stages.machine import take_threads
+
         reference = self._ranks.from_first(None)
-        return None if reference is None else read_state(self._store.open(reference))
+        if reference is None:
+            return None
+        version = self._store.open(reference)
+        take_threads(version.manifest.facts)  # for good: this process ends with its stages
+        return read_state(version)
 
     def stalled(self, seconds: float) -> None:
         """Stop while images do not come, as rank 0 does."""

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -16,10 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from d2nas._version import __version__
 from d2nas.config import Config, DataConfig
+from d2nas.cpus import allowed_cpus, cpu_limit
 from d2nas.data_sources import content_digest
 from d2nas.errors import ConfigError, StoppedError
 
-from .checkpoints import cpu_warnings, given_up, library_warnings, read_state, write_state
+from .checkpoints import (
+    arithmetic_warnings,
+    given_up,
+    library_warnings,
+    read_state,
+    write_state,
+)
 from .display import Display
 from .events import Events
 from .file_hashes import FileHashes, HashingProgress, data_folder
@@ -46,7 +54,15 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 20.0
 """Time between checkpoints of a training loop; what a kill can cost."""
 
-_RECORDED_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
+_RECORDED_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "numpy",
+    "pillow",
+)
 
 
 class Reuse(Enum):
@@ -257,7 +273,7 @@ class Runner:
             self.store.drop_states(run, f"{stage}-state")
         self.check_stop(f"before {stage}")
         started = self.clock()
-        with self.store.stage() as work, hooks.events:
+        with self.store.stage() as work, hooks.events, hooks.threads:
             context = Context(
                 config, parents, work, hooks, lambda: self._load_data(config, digest), self.ranks
             )
@@ -316,6 +332,7 @@ class _Commit:
             note={
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "host": platform.node(),
+                "cpus": {"allowed": allowed_cpus(), "limit": cpu_limit()},
                 "command": sys.argv[1:],
                 "seconds": seconds,
                 "facts": dict(facts),
@@ -334,6 +351,8 @@ class _StageHooks:
         self._saved: str | None = None
         folder = runner.store.root / "events" / commit.run / commit.stage
         self.events = Events(folder, runner.display.warn)
+        self.threads = ExitStack()
+        """Gives PyTorch back the number of threads that it had before the stage."""
 
     def seconds(self) -> float | None:
         """Return the time since the first step, with the executions continued: None if one of them
@@ -398,25 +417,37 @@ class _StageHooks:
             if lost is not None:
                 self.warn(lost)
             return None
-        if state.device == "cpu":
-            from d2nas.precision import cpu_arithmetic
-
-            for line in cpu_warnings(version, cpu_arithmetic()):
-                self.warn(line)
+        self._as_at_the_checkpoint(version, state)
         self._earlier = (version.note or {}).get("seconds")
         self._saved = f"{version.reference}, step {state.step},"
         self.say(f"continues at step {state.step} ({version.reference})")
         return state
+
+    def _as_at_the_checkpoint(self, version: Version, state: "TrainState") -> None:
+        """Add floats in the same order, as far as this machine can, and tell what is different."""
+        import torch
+
+        from .stages.machine import machine_facts, take_threads
+
+        before = take_threads(version.manifest.facts)
+        if before is not None:
+            self.threads.callback(torch.set_num_threads, before)
+            self.say(
+                f"threads: {torch.get_num_threads()}, as at the checkpoint, so that the result is "
+                f"the same to the last bit (here {before}; OMP_NUM_THREADS decides)"
+            )
+        for line in arithmetic_warnings(version, machine_facts(state.device, self._runner.ranks)):
+            self.warn(line)
 
     def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
         due = self._clock() - self._last_checkpoint >= CHECKPOINT_SECONDS
         stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
         if not stopping and not due:
             return
-        from d2nas.precision import cpu_arithmetic
+        from .stages.machine import machine_facts
 
         state = capture(step)
-        facts = {"step": step} | ({"cpu": cpu_arithmetic()} if state.device == "cpu" else {})
+        facts = {"step": step, **machine_facts(state.device, self._runner.ranks)}
         store, stage = self._runner.store, f"{self._commit.stage}-state"
         with store.stage() as work:
             write_state(work, state)

@@ -156,7 +156,7 @@ def install(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> FakeRuntim
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     monkeypatch.setattr(devices, "_gpu_name", lambda index: "Test GPU")
     monkeypatch.setattr(session, "has_gpu", lambda index: True)
-    monkeypatch.setattr(devices, "_driver_version", lambda: "580.65")
+    monkeypatch.setattr(devices, "driver_version", lambda: "580.65")
     return fake
 
 

@@ -238,8 +238,8 @@ def test_processor_name_is_read_where_linux_keeps_it(tmp_path: Path) -> None:
 def test_driver_version_is_read_where_the_driver_keeps_it(tmp_path: Path) -> None:
     text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n"
     (tmp_path / "version").write_text(text)
-    assert devices._driver_version(tmp_path / "version") == "580.65.06"
-    assert devices._driver_version(tmp_path / "absent") is None
+    assert devices.driver_version(tmp_path / "version") == "580.65.06"
+    assert devices.driver_version(tmp_path / "absent") is None
 
 
 def test_gpu_name_comes_from_the_driver_or_is_general() -> None:

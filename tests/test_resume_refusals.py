@@ -173,7 +173,7 @@ def test_other_threads_or_instructions_are_told_and_the_same_are_not(
 
 def test_a_checkpoint_of_before_it_was_recorded_says_nothing_of_threads() -> None:
     version = SimpleNamespace(manifest=SimpleNamespace(facts={"step": 3}), reference="a/b@v1")
-    assert checkpoints.cpu_warnings(version, cpu_arithmetic()) == []  # type: ignore[arg-type]
+    assert checkpoints.arithmetic_warnings(version, {"cpu": cpu_arithmetic(), "processes": 1}) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,22 @@ def prove_cuda(session: Any, index: int, options: Mapping[str, str] = _NO_OPTION
     check_provider(session, CUDA_PROVIDER)
     _check_options(session, index, options)
     _check_placement(session)
-    name, driver, bus = _gpu_name(index), _driver_version(), _pci_bus_id(index)
+    name, driver, bus = _gpu_name(index), driver_version(), _pci_bus_id(index)
     return CudaDevice(name, index, driver, proof=_PROOF, pci_bus_id=bus)
 
 
 def has_gpu(index: int) -> bool:
     """Whether NVIDIA's driver is there and knows a GPU of this number."""
     return _ask_driver("cuDeviceGetName", index, ctypes.CDLL) is not None
+
+
+def driver_version(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Return the version of NVIDIA's driver, None where there is none."""
+    try:
+        found = _DRIVER_VERSION.search(version_file.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def describe_cpu(num_threads: int) -> CpuDevice:
@@ -183,11 +192,3 @@ def _ask_driver(question: str, index: int, load_library: Any) -> str | None:
     except (OSError, AttributeError):
         failed = True
     return None if failed else text.value.decode(errors="replace")
-
-
-def _driver_version(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    try:
-        found = _DRIVER_VERSION.search(version_file.read_text(errors="replace"))
-    except OSError:
-        return None
-    return found[1] if found else None

@@ -7,7 +7,6 @@ from d2nas.data import preprocessing
 from d2nas.genotype import Genotype
 from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
 from d2nas.parallel import ALONE
-from d2nas.precision import cpu_arithmetic
 from d2nas.retrain import Retraining
 from d2nas.strict_json import canonical_json
 from d2nas.training import memory_errors, resolve_device, stem_for
@@ -17,6 +16,7 @@ from ..store.codec import encode_tensors
 from . import Context, Facts
 from .derive import GENOTYPE_FILE
 from .loop import encode_rows, run_loop
+from .machine import machine_facts
 from .search import CURVES_FILE, METRICS_FILE
 
 PREPROCESS_FILE = "preprocess.json"
@@ -70,10 +70,9 @@ def run(context: Context) -> Facts:
     context.work.write(CURVES_FILE, draw_curves(retraining.metrics, RETRAIN_PANELS).encode())
     return {
         "device": device.type,
-        "processes": ranks.size,
         "precision": retraining.precision,
         "arithmetic": asdict(retraining.arithmetic),
-        "cpu": cpu_arithmetic() if device.type == "cpu" else None,
+        **machine_facts(device.type, ranks),
         "data_digest": data.digest,
         "steps": retraining.num_steps,
         "train_accuracy": retraining.metrics[-1]["accuracy"],

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 from d2nas.config_files import read_space
 from d2nas.parallel import ALONE
-from d2nas.precision import cpu_arithmetic
 from d2nas.search import Search
 from d2nas.training import memory_errors, resolve_device
 
@@ -12,6 +11,7 @@ from ..curves import SEARCH_PANELS, draw_curves
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .loop import encode_rows, run_loop
+from .machine import machine_facts
 
 LOGITS_FILE = "logits.safetensors"
 SUPERNET_FILE = "supernet.safetensors"
@@ -58,10 +58,9 @@ def run(context: Context) -> Facts:
     last = search.metrics[-1]
     return {
         "device": device.type,
-        "processes": ranks.size,
         "precision": config.search.precision,
         "arithmetic": asdict(search.arithmetic),
-        "cpu": cpu_arithmetic() if device.type == "cpu" else None,
+        **machine_facts(device.type, ranks),
         "data_digest": data.digest,
         "method": config.search.method,
         "searched_space": search.space.to_dict(),
