@@ -5,12 +5,14 @@ its event files: ``tensorboard --logdir STORE/events`` shows every run and stage
 """
 
 import errno
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from d2nas.errors import StoppedError
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES
 from d2nas.strict_json import canonical_json
@@ -35,6 +37,7 @@ class Events:
         self._rows: Path | None = None
         self._writer: SummaryWriter | None = None
         self._with_tensorboard = self._wanted = True
+        self._print_failed_thread = threading.excepthook
 
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         """Make the plain file hold the ``rows`` that a training continues from, and return its
@@ -84,6 +87,16 @@ class Events:
             self._give_up(error)
 
     def _add_to_tensorboard(self, step: int, row: Mapping[str, Any]) -> None:
+        try:
+            self._write_to_tensorboard(step, row)
+        except (OSError, StoppedError):
+            raise
+        except Exception as error:  # noqa: BLE001 - another library's, of which nothing is needed
+            self._with_tensorboard = False
+            self._close()
+            self._warn(f"{self._folder}: TensorBoard's files are not written: {_reason(error)}")
+
+    def _write_to_tensorboard(self, step: int, row: Mapping[str, Any]) -> None:
         writer = self._writer = self._writer or _open(self._folder, step)
         self._with_tensorboard = writer is not None
         if writer is None:
@@ -98,9 +111,23 @@ class Events:
 
     def _give_up(self, error: OSError) -> None:
         self._wanted = False
+        self._close()
         self._warn(f"{self._folder}: no more events are written: {error.strerror or error}")
 
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(Exception):  # every row was flushed, or its failure is told
+                writer.close()
+
+    def _leave_out_the_writer(self, failed: threading.ExceptHookArgs) -> None:
+        """Print what ends a thread, but for TensorBoard's: that is raised at the next row again."""
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            self._print_failed_thread(failed)
+
     def __enter__(self) -> Self:
+        self._print_failed_thread = threading.excepthook
+        threading.excepthook = self._leave_out_the_writer
         return self
 
     def __exit__(
@@ -110,9 +137,8 @@ class Events:
         traceback: TracebackType | None,
     ) -> None:
         """Close the files."""
-        if self._writer is not None and self._wanted:
-            with suppress(OSError):  # every row was flushed
-                self._writer.close()
+        self._close()
+        threading.excepthook = self._print_failed_thread
 
 
 def _open(folder: Path, step: int) -> "SummaryWriter | None":
@@ -121,6 +147,11 @@ def _open(folder: Path, step: int) -> "SummaryWriter | None":
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step)
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says in one line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _numbers(row: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, float]]:

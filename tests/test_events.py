@@ -1,7 +1,11 @@
 """What can be watched while a training runs: rows in a plain file, and TensorBoard's files."""
 
 import json
+import resource
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils import tensorboard
 from toy import Place
 
+from d2nas.errors import StoppedError
 from d2nas.genotype import Genotype
 from pipeline import events
 from pipeline.events import ROWS_FILE, Events
@@ -209,6 +214,95 @@ def test_a_disk_that_refuses_them_is_a_warning_and_no_error(
     talk = capfd.readouterr().err
     assert talk.count("no more events are written") == 1
     assert len(rows_of(place, "search")) == 3
+
+
+@pytest.fixture
+def failed_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of threads that end with an error which would be printed."""
+    failed: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: failed.append(what.exc_type.__name__))
+    return failed
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse larger files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def watch(folder: Path, epochs: int = 9) -> list[str]:
+    """Write rows as a training does; return what is told of it."""
+    told: list[str] = []
+    with Events(folder, told.append) as opened:
+        opened.begin([])
+        for step in range(epochs):
+            opened.add(step, {"loss": float(step)})
+    return told
+
+
+def test_tensorboards_file_meets_a_full_disk_and_it_is_told_once(
+    tmp_path: Path, failed_threads: list[str]
+) -> None:
+    folder = tmp_path / "events" / "toy" / "search"
+    with files_of_at_most(300):
+        (told,) = watch(folder)
+    assert told == f"{folder}: no more events are written: File too large"
+    assert failed_threads == []
+    (file,) = folder.glob("*tfevents*")
+    assert file.stat().st_size <= 300
+    assert watch(folder) == []  # the control: with room nothing is told
+
+
+def test_control_tensorboards_thread_would_print_its_own_error(
+    tmp_path: Path, failed_threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def print_all(opened: Events, failed: threading.ExceptHookArgs) -> None:
+        opened._print_failed_thread(failed)
+
+    monkeypatch.setattr(Events, "_leave_out_the_writer", print_all)
+    with files_of_at_most(300):
+        watch(tmp_path / "events" / "toy" / "search")
+    assert failed_threads == ["OSError"]
+
+
+def test_other_threads_errors_are_printed_as_ever(
+    tmp_path: Path, failed_threads: list[str]
+) -> None:
+    before = threading.excepthook
+    with Events(tmp_path / "events", failed_threads.append):
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    assert failed_threads == ["ZeroDivisionError"]
+    assert threading.excepthook is before
+
+
+def test_a_tensorboard_that_does_not_work_costs_only_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("Descriptors cannot be created directly.\nRegenerate them")
+
+    folder = tmp_path / "events" / "toy" / "search"
+    with monkeypatch.context() as broken:
+        broken.setattr(events, "_open", fail)
+        (told,) = watch(folder)
+    assert told.endswith(
+        "files are not written: Descriptors cannot be created directly. Regenerate them"
+    )
+    assert len((folder / ROWS_FILE).read_text().splitlines()) == 9
+
+    def stop(*_: object) -> None:
+        raise StoppedError(15, "stopped at once by a second signal")
+
+    monkeypatch.setattr(events, "_open", stop)  # a signal is nothing of TensorBoard's
+    with pytest.raises(StoppedError):
+        watch(folder)
 
 
 def test_nothing_is_loaded_before_the_first_row(tmp_path: Path) -> None:
