@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .errors import ConfigError, LostRankError
+from .torchrun import after_a_loss, is_torchrun
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long one rank waits for the others; a rank whose process ended is noticed at once."""
@@ -200,8 +201,10 @@ def connected(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         problem = f"the processes did not meet: {_first_line(error)}"
         if "EADDRINUSE" in str(error):
-            raise ConfigError(problem, hint=_MEET) from None
-        raise LostRankError(problem, hint=_MEET) from error
+            hint = "torchrun --master-port takes another port" if is_torchrun() else _MEET
+            raise ConfigError(problem, hint=hint) from None
+        # Under torchrun the address is torchrun's own: who is missing has failed.
+        raise LostRankError(problem, hint=after_a_loss() if is_torchrun() else _MEET) from error
     global _decisions
     try:
         with _lost_ranks():
@@ -238,7 +241,7 @@ def _lost_ranks() -> Iterator[None]:
 def _lost(error: Exception) -> LostRankError:
     return LostRankError(
         f"another process of this training is gone: {_first_line(error)}",
-        hint="the same command continues from the last checkpoint",
+        hint=after_a_loss(),
     )
 
 

@@ -413,12 +413,12 @@ def _with_runner(
 
 
 @contextlib.contextmanager
-def _stops_told(stop: StopFlag) -> Iterator[None]:
+def _stops_told(stop: StopFlag, *, wait: bool = False) -> Iterator[None]:
     """Tell a failure that a stop made outside of the stages as the stop."""
     try:
         yield
     except Exception as error:
-        if not stop.explains(error):
+        if not stop.explains(error, wait=wait):
             raise
         assert stop.signal_number is not None
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -435,7 +435,7 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
             with signals_handled(signal.SIG_DFL):  # at once: nothing is lost while they meet
                 stack.enter_context(connected(ranks))
             stop = stack.enter_context(StopFlag().installed())
-            stack.enter_context(_stops_told(stop))
+            stack.enter_context(_stops_told(stop, wait=ranks.rank > 0))
             if ranks.rank > 0:
                 return action(Follower(Store(store), stop, ranks))
             return action(Runner(Store(store), console, stop, ranks=ranks))

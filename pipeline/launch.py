@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO
 
+from d2nas.cpus import usable_cpus
 from d2nas.errors import LostRankError, StoppedError
+from d2nas.torchrun import AGAIN
 
 from .follower import LAST_WORDS
 from .stop import signals_handled
@@ -110,7 +112,7 @@ def without_nproc(arguments: Sequence[str]) -> list[str]:
 
 
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    threads = str(max(1, usable_cpus() // count))
     return {
         "OMP_NUM_THREADS": threads,
         **os.environ,
@@ -173,7 +175,7 @@ def _outcome(children: Sequence[subprocess.Popen[bytes]], failed: Sequence[int])
         if code < 0:
             raise LostRankError(
                 f"rank {rank} of {len(children)} was killed by {signal.Signals(-code).name}",
-                hint="the same command continues from the last checkpoint",
+                hint=AGAIN,
             )
     codes = {rank: children[rank].returncode for rank in failed}
     own = [rank for rank in failed if codes[rank] != LostRankError.exit_code] or [*failed, 0]

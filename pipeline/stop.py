@@ -1,6 +1,7 @@
 """Signals as a flag that is looked at where a stop costs nothing (no torch)."""
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from d2nas.errors import (
     StorageError,
     ValidationFailedError,
 )
+from d2nas.torchrun import is_torchrun
 
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -27,6 +29,9 @@ STALL_SECONDS = 5.0
 """How long a step may wait for its images until a stop no longer waits for the step."""
 _FOR_OTHER_REASONS = (StorageError, DamagedArtifactError, NonFiniteError, ValidationFailedError)
 """What a stop does not cause, and what its user must know of."""
+
+_FROM_OTHERS = (LostRankError, RuntimeError, OSError, EOFError, subprocess.SubprocessError)
+"""What says that another process ended."""
 
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
@@ -81,11 +86,18 @@ class StopFlag:
         """
         if isinstance(error, (StoppedError, *_FOR_OTHER_REASONS)):
             return False
-        outside = (error, error.__context__)
-        if wait and any(
-            isinstance(one, LostRankError | RuntimeError | OSError | EOFError) for one in outside
-        ):
+        # torchrun ends all when one has failed: its signal is then what follows, no reason.
+        if wait and not (isinstance(error, LostRankError) and is_torchrun()) and _of_others(error):
             deadline = time.monotonic() + GRACE_SECONDS
             while self.signal_number is None and time.monotonic() < deadline:
                 time.sleep(0.01)
         return self.signal_number is not None
+
+
+def _of_others(error: BaseException | None) -> bool:
+    """Whether the error, or one that it was raised for, may come from another process's end."""
+    while error is not None:
+        if isinstance(error, _FROM_OTHERS):
+            return True
+        error = error.__context__
+    return False

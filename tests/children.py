@@ -10,11 +10,15 @@ sent signals like any other.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +57,9 @@ class Nursery:
         ``options``: ``checkpoint_seconds``; ``file_limit`` in bytes; ``signals``, pairs (finished
         steps, signal); ``hold_after``, finished steps after which it only waits; ``twice_at``, the
         file operation of the store before which the signal ``twice`` comes twice, counted from 1
-        after the first step; ``handlers`` false for the default actions.
+        after the first step; ``handlers`` false for the default actions; ``helper``, a kind of
+        process that the retraining needs and that SIGTERM ends in its step ``helper_at``, with
+        the child's whole group unless ``helper_alone``.
         """
         return int(self._ask({"arguments": arguments, **options})["pid"])
 
@@ -145,6 +151,9 @@ def _prepare(request: dict[str, Any]) -> None:
     if "hold_after" in request:
         signals.append((request["hold_after"], None))
     _signal_at_steps(signals, request.get("twice_at"), request.get("twice", signal.SIGTERM))
+    if "helper" in request:
+        os.setpgid(0, 0)
+        _lose_a_helper(request["helper"], request["helper_at"], request.get("helper_alone", False))
     if "file_limit" in request:
         limit = request["file_limit"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -180,6 +189,82 @@ def _signal_at_steps(
 
     runner._StageHooks.advance = advanced  # type: ignore[method-assign]
     FileSystem._operation = operated  # type: ignore[method-assign]
+
+
+def _lose_a_helper(kind: str, at: int, alone: bool) -> None:
+    from d2nas import retrain
+
+    train_step = retrain.train_step
+
+    def end(pid: int) -> None:
+        if alone:
+            os.kill(pid, signal.SIGTERM)
+        else:
+            os.killpg(0, signal.SIGTERM)
+
+    def trained(loop: Any, step: int) -> None:
+        if step == at:
+            HELPERS[kind](end)
+        train_step(loop, step)
+
+    retrain.train_step = trained
+
+
+def _command(end: Callable[[int], None]) -> None:
+    """A command, as ``subprocess.run(..., check=True)`` meets its end."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        end(process.pid)
+    raise subprocess.CalledProcessError(process.returncode, "sleep")
+
+
+def _compiler(end: Callable[[int], None]) -> None:
+    """A compiler's command, as PyTorch passes its end on."""
+    from torch._inductor.exc import CppCompileError
+
+    with subprocess.Popen(["sleep", "600"], stdout=subprocess.PIPE, text=True) as process:
+        end(process.pid)
+        output, _ = process.communicate()
+    assert process.returncode == -signal.SIGTERM
+    raise CppCompileError(["sleep"], output)
+
+
+def _pipe(end: Callable[[int], None]) -> None:
+    """A process that is asked through a pipe."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        end(process.pid)
+        process.wait()
+        process.stdin.write(b"?")
+        process.stdin.flush()
+
+
+def _answer(end: Callable[[int], None]) -> None:
+    """A process that answers with an object, and ends before it has."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with subprocess.Popen(["sleep", "600"], pass_fds=[writer.fileno()]) as process:
+        writer.close()
+        end(process.pid)
+        reader.recv()
+
+
+def _pool(end: Callable[[int], None]) -> None:
+    """A pool of processes, as PyTorch compiles with."""
+    context = multiprocessing.get_context("fork")
+    default = (signal.SIGTERM, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, context, signal.signal, default) as pool:
+        pid = pool.submit(os.getpid).result()
+        answer = pool.submit(time.sleep, 600)
+        end(pid)
+        answer.result()
+
+
+HELPERS = {
+    "command": _command,
+    "compiler": _compiler,
+    "pipe": _pipe,
+    "answer": _answer,
+    "pool": _pool,
+}
 
 
 if __name__ == "__main__":

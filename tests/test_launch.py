@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from toy import Place
 
-from d2nas.errors import LostRankError, StoppedError
+from d2nas import parallel
+from d2nas.errors import ConfigError, LostRankError, StoppedError
+from d2nas.parallel import Ranks
 from pipeline import launch as launch_module
 from pipeline.cli import run
 from pipeline.follower import LAST_WORDS, leave_to_the_launcher
@@ -329,6 +331,107 @@ def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
     assert launch(2, ["retrain"]) == 6
     assert all(child.poll() is not None for child in made)
+
+
+TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+
+
+def pretend_torchrun(
+    monkeypatch: pytest.MonkeyPatch, restarts: tuple[object, object] | None
+) -> None:
+    """Set torchrun's variables for a number of restarts and of those allowed; None without it."""
+    for name, value in zip(TORCHRUN, ("run", *(restarts or ("", ""))), strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if restarts is not None:
+            monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("restarts", "hint"),
+    [
+        (None, "the same command continues from the last checkpoint, if one was made"),
+        ((0, 3), "torchrun now starts all processes again (1 of 3)"),
+        ((2, 3), "torchrun now starts all processes again (3 of 3)"),
+        ((3, 3), "torchrun --max-restarts 3 ... gives it by itself"),
+        ((0, 0), "torchrun --max-restarts 3 ... gives it by itself"),
+        (("x", ""), "torchrun --max-restarts 3 ... gives it by itself"),
+    ],
+)
+def test_who_lost_a_process_is_told_what_helps(
+    restarts: tuple[object, object] | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_torchrun(monkeypatch, restarts)
+
+    def lose(*_: object, **__: object) -> None:
+        raise RuntimeError("[/src/gloo/pair.cc:1] Connection closed by peer")
+
+    monkeypatch.setattr(parallel.distributed, "all_reduce", lose)
+    with pytest.raises(LostRankError) as caught:
+        Ranks(0, 2).largest(1)
+    assert hint in str(caught.value.hint)
+    monkeypatch.setattr(parallel.distributed, "init_process_group", lose)
+    with pytest.raises(LostRankError) as caught, parallel.connected(Ranks(0, 2)):
+        pass
+    # Only who gives the address by hand can give another one.
+    assert ("MASTER_ADDR" in str(caught.value.hint)) == (restarts is None)
+    assert (hint in str(caught.value.hint)) == (restarts is not None)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "hint"), [(None, "MASTER_PORT must name a free port"), ((0, 0), "--master-port")]
+)
+def test_a_port_that_is_taken_is_told_with_who_chose_it(
+    restarts: tuple[object, object] | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_torchrun(monkeypatch, restarts)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("EADDRINUSE")
+
+    monkeypatch.setattr(parallel.distributed, "init_process_group", refuse)
+    with pytest.raises(ConfigError) as caught, parallel.connected(Ranks(0, 2)):
+        pass
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("restarts", [None, (0, 3)])
+def test_under_torchrun_a_lost_process_is_the_reason_and_the_signal_that_follows_is_not(
+    restarts: tuple[object, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun sends SIGTERM to all when one has failed; without it (the control) a signal to a
+    whole group may reach another rank first.
+    """
+    pretend_torchrun(monkeypatch, restarts)
+    stop = StopFlag()
+    # The signal comes in the first moment of the wait, if there is one.
+    monkeypatch.setattr("pipeline.stop.time.sleep", lambda _: setattr(stop, "signal_number", 15))
+    monkeypatch.setattr("pipeline.stop.GRACE_SECONDS", 60.0)
+    assert stop.explains(LostRankError("gone"), wait=True) == (restarts is None)
+    stop.signal_number = None
+    assert stop.explains(RuntimeError("a compiler ended"), wait=True)
+
+
+FAILS_ONCE = """
+import os, sys
+from d2nas.torchrun import after_a_loss
+with open(sys.argv[1], "a") as file:
+    file.write(after_a_loss() + "\\n")
+raise SystemExit(9 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else 0)
+"""
+
+
+def test_a_real_torchrun_does_what_the_hint_says(tmp_path: Path) -> None:
+    (tmp_path / "fails_once.py").write_text(FAILS_ONCE)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1")
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "fails_once.py"), str(tmp_path / "said")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (tmp_path / "said").read_text().splitlines()
+    assert first.startswith("torchrun now starts all processes again (1 of 1)")
+    assert second.startswith("the same command continues")
 
 
 def test_nproc_must_be_a_number(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ The signals are real and come through the real handler, in this process; some in
 import errno
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from campaigns import count
-from children import Nursery
+from children import HELPERS, Nursery
 from faults import leftovers, memory_folder
 from tiny import LOOPS, STEPS, TinyPlace, Trace, traced
 
@@ -37,7 +38,7 @@ from pipeline import runner
 from pipeline.runner import Runner
 from pipeline.stages import export as export_stage
 from pipeline.stages import validate as validate_stage
-from pipeline.stop import signals_handled
+from pipeline.stop import StopFlag, signals_handled
 from pipeline.store import FileSystem, Store
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -351,6 +352,37 @@ def test_control_without_the_handler_a_signal_ends_the_process_and_nothing_is_sa
     code, _ = nursery.run(tiny.command("retrain"), signals=[(5, number)], handlers=False)
     assert code == -number
     assert tiny.checkpoints("retrain") == []
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+def test_what_fails_as_the_groups_signal_ended_another_process_is_the_stop(
+    helper: str, nursery: Nursery, tiny: TinyPlace
+) -> None:
+    options = {"helper": helper, "helper_at": 4, "checkpoint_seconds": 0}
+    code, talk = nursery.run(tiny.command("retrain"), **options)
+    assert code == 143, talk
+    assert "error: stopped in retrain, tiny/retrain-state@v4, step 4, is the last" in talk
+    assert tiny.checkpoints("retrain")[-1] == 4
+    # Control: where only the other process is ended, that is what is told.
+    code, talk = nursery.run(tiny.command("retrain"), **options, helper_alone=True)
+    assert code not in (0, 143), talk
+    assert "stopped" not in talk
+
+
+def test_a_command_that_ended_may_be_the_first_sign_of_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever in what was raised it stands."""
+    stop = StopFlag()
+    monkeypatch.setattr("pipeline.stop.GRACE_SECONDS", 60.0)
+    monkeypatch.setattr("pipeline.stop.time.sleep", lambda _: setattr(stop, "signal_number", 15))
+    ended = ConfigError("it does not compile")
+    for context in (subprocess.CalledProcessError(-15, "cc"), ValueError(), KeyError()):
+        context.__context__, ended.__context__ = ended.__context__, context
+    assert stop.explains(ended, wait=True)
+    stop.signal_number = None
+    # Control: where no other process can be the reason nobody waits.
+    assert not stop.explains(ConfigError("a wrong setting"), wait=True)
 
 
 def operations_of_a_checkpoint(place: TinyPlace, loop: str, monkeypatch: pytest.MonkeyPatch) -> int:
