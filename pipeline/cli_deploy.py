@@ -81,7 +81,13 @@ def validate_command(
         },
     )
     result = run_stage_on(
-        "validate", target, settings, store, reuse=reuse_of(fresh), data_root=data_root
+        "validate",
+        target,
+        settings,
+        store,
+        reuse=reuse_of(fresh),
+        data_root=data_root,
+        exported=exported,
     )
     show_run(result, exported, as_json=as_json)
 

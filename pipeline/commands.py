@@ -19,7 +19,7 @@ from d2nas.errors import ConfigError, LostRankError, StoppedError, StorageError
 from d2nas.genotype import Genotype
 from d2nas.strict_json import parse_json
 
-from .bundle.writing import write_bundle
+from .bundle.writing import check_place, write_bundle
 from .console import Console, report_rows
 from .file_hashes import data_folder
 from .follower import Follower, leave_to_the_launcher
@@ -107,6 +107,7 @@ def run_all(
     run: str, config: Config, store: Path, exported: Path, *, reuse: Reuse, as_json: bool
 ) -> None:
     """Bring every stage of a run up to date, write the bundle and show the result."""
+    check_place(exported, run)
     result = _with_runner(store, lambda runner: _run_stages(runner, run, config, reuse))
     show_run(result, exported, as_json=as_json)
 
@@ -166,9 +167,15 @@ def run_stage_on(
     *,
     reuse: Reuse,
     data_root: str | None = None,
+    exported: Path | None = None,
 ) -> RunResult:
-    """Run a later stage on a run's newest version, or on the version that ``target`` names."""
+    """Run a later stage on a run's newest version, or on the version that ``target`` names.
+
+    ``exported`` is where its bundle will be written, if it gets one.
+    """
     run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
+    if exported is not None:
+        check_place(exported, run)
     tell_unread(config, settings, data_root)
     return _with_runner(
         store,

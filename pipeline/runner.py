@@ -272,6 +272,7 @@ class Runner:
         if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
             self.store.drop_states(run, f"{stage}-state")
         self.check_stop(f"before {stage}")
+        self.store.try_writing(run, stage)
         started = self.clock()
         with self.store.stage() as work, hooks.events, hooks.threads:
             context = Context(

@@ -173,6 +173,8 @@ def bench_profile(
     from .profile import attribution_note, draw, find_model, tables
 
     name, model = find_model(target, store)
+    if svg is not None:
+        FileSystem().try_file(svg.absolute())
     profile = profile_model(model, batch=batch, num_threads=threads)
     if svg is not None:
         FileSystem().replace_file(svg.absolute(), draw(profile, name).encode())

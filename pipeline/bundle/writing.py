@@ -6,8 +6,10 @@ the version that ``config.pbtxt`` serves, and what is for people. Everything is 
 stored versions, so a missing or damaged bundle is written again without running a stage.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +23,7 @@ from ..onnx_io.model_file import MAX_MODEL_BYTES
 from ..stages.forms import Report, read_form, read_prepared
 from ..stages.golden import PICTURE_FILE
 from ..store import FileSystem, Version, safe_run_name
-from ..store.fsio import TEMPORARY_PREFIX, is_there
+from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
 from ..store.layout import names_in
 from ..store.locks import bundle_lock
 from .checksums import (
@@ -61,6 +63,25 @@ def write_bundle(
     disk.make_folder(exported)
     with bundle_lock(exported, safe_run_name(name)):
         return _write(exported / name, name, versions, disk)
+
+
+def check_place(exported: Path, name: str, file_system: FileSystem | None = None) -> None:
+    """Raise where ``write_bundle`` could not write ``exported/name``, before what takes long.
+
+    ``StorageError`` or ``DamagedArtifactError``. Nothing is written that stays.
+    """
+    disk = file_system or FileSystem()
+    exported = exported.absolute()
+    folder = exported / safe_run_name(name)
+    disk.try_writing(exported)
+    if not is_there(folder):
+        return
+    _refuse_links(folder)
+    # Not tried by writing: a reader refuses a bundle with a file that is not listed.
+    for part in (folder, *_number_folders(folder)):
+        if not os.access(part, os.W_OK | os.X_OK):
+            error = OSError(errno.EACCES, os.strerror(errno.EACCES))
+            raise storage_error(error, "write in", part)
 
 
 def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSystem) -> Path:

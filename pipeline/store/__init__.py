@@ -128,6 +128,15 @@ class Store:
             note=_plain(note),
         )
 
+    def try_writing(self, run: str, stage: str) -> None:
+        """Raise ``StorageError`` where a version of this stage could not be written or named, or
+        its checkpoints: before the time is spent that they take.
+        """
+        stages = [stage, *({f"{stage}-state"} & set(STATE_STAGES))]
+        names = [self._layout.reference_file(run, name, 1).parent for name in stages]
+        for folder in (self._layout.versions, self._layout.name_records, *names):
+            self._file_system.try_writing(folder)
+
     def require_space(self, num_bytes: int, *, what: str) -> None:
         """Raise ``StorageError`` unless there is room for what ``what`` is going to write."""
         require_space(self.root, num_bytes, what=what)

@@ -179,6 +179,41 @@ class FileSystem:
                         raise
             self.sync_folder(path.parent)
 
+    def try_writing(self, folder: Path) -> None:
+        """Write a file in ``folder``, or where it will be made, and remove it.
+
+        For what takes long and writes at its end: an error is found before. Nothing stays.
+        """
+        place = folder
+        while not self._is_there_to_try(place):
+            place = place.parent
+        with _naming("write in", place):
+            if not os.path.isdir(place):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+            probe = place / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+            try:
+                self._write_new(probe, b"d2nas\n")
+            finally:
+                with suppress(OSError):  # gc removes what is left here
+                    if os.path.lexists(probe):
+                        self._unlink(probe)
+
+    def _is_there_to_try(self, path: Path) -> bool:
+        with _naming("write in", path):
+            try:
+                os.lstat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    def try_file(self, path: Path) -> None:
+        """Find out as ``try_writing`` does whether ``replace_file`` could write ``path``."""
+        with _naming("write", path):
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            os.stat(path.parent)  # ``replace_file`` makes no folder
+        self.try_writing(path.parent)
+
     def write_file(self, path: Path, data: bytes) -> None:
         """Write a new file and sync it; the folder is left to ``sync_folder``."""
         with _naming("write", path):
