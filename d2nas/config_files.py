@@ -1,16 +1,21 @@
 """Small text files that a user names: search spaces, TOML (no torch)."""
 
 import difflib
+import errno
 import os
 import stat
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, StorageError, system_hint
 from .spaces import SPACES, SearchSpace
 
 _MAX_TEXT_BYTES = 1_000_000
+_NO_SUCH_FILE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
+)
+"""What the operating system says of a name that is no file's."""
 
 
 def read_space(space: str) -> SearchSpace:
@@ -26,7 +31,10 @@ def read_space(space: str) -> SearchSpace:
 
 
 def read_text(path: Path) -> str:
-    """Read a small text file that the user named. Raises ``ConfigError``."""
+    """Read a small text file that the user named.
+
+    Raises ``ConfigError``, ``StorageError`` where the operating system cannot read it.
+    """
     try:
         # Non-blocking, because a named pipe would make the reader wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -34,12 +42,21 @@ def read_text(path: Path) -> str:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"{path}: not a file")
             data = file.read(_MAX_TEXT_BYTES + 1)
-        if len(data) > _MAX_TEXT_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MB")
+    except OSError as error:
+        if error.errno in _NO_SUCH_FILE:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        raise StorageError(
+            f"cannot read {path}: {error.strerror}",
+            hint=system_hint(error, "check the disk and who may read the file"),
+        ) from error
+    except ValueError:  # a zero character
+        raise ConfigError(f"{str(path)!r}: not a path") from None
+    if len(data) > _MAX_TEXT_BYTES:
+        raise ConfigError(f"{path}: larger than 1 MB")
+    try:
         return data.decode()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{path}: {reason}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
 
 
 def parse_toml(text: str, *, what: str) -> dict[str, Any]:

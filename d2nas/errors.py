@@ -3,8 +3,17 @@
 Anything else that escapes is a bug (exit code 1).
 """
 
+import errno
 from collections.abc import Sequence
 from typing import ClassVar
+
+_SYSTEM_HINTS = {
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "allow more open files (sysctl fs.file-max)",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "remove the link that leads back to itself",
+    errno.ENOMEM: "free memory",
+}
 
 
 class D2NasError(Exception):
@@ -83,3 +92,8 @@ class StoppedError(D2NasError):
     def shell_code(self) -> int:
         """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal_number
+
+
+def system_hint(error: OSError, otherwise: str) -> str:
+    """Return what to do about an error of the operating system; ``otherwise`` for most."""
+    return _SYSTEM_HINTS.get(error.errno or 0, otherwise)

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from .errors import DamagedArtifactError, StorageError
+from .errors import DamagedArtifactError, StorageError, system_hint
 from .strict_json import MAX_BYTES, canonical_json, parse_json
 
 MANIFEST_NAME = "manifest.json"
@@ -132,7 +132,7 @@ def _damage_of(folder: Path, hint: str | None) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"cannot read {folder}: {error.strerror or error}",
-            hint="check the disk and who may read the store",
+            hint=system_hint(error, "check the disk and who may read the store"),
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from d2nas._version import __version__
 from d2nas.config import DATA_NAMES
 from d2nas.data_sources import on_disk
-from d2nas.errors import ConfigError, D2NasError
+from d2nas.errors import ConfigError, D2NasError, system_hint
 
 from .file_hashes import data_folder
 
@@ -203,7 +203,10 @@ def _shared_memory() -> list[Finding]:
 
 
 def _data(name: str, root: Path) -> Finding:
-    status = on_disk(name, root)
+    try:
+        status = on_disk(name, root)
+    except OSError as error:
+        return _refused(f"data {name}", root, error, "--data-root")
     return Finding(
         f"data {name}",
         "ok" if status.present else "absent",
@@ -212,11 +215,20 @@ def _data(name: str, root: Path) -> Finding:
     )
 
 
+def _refused(subject: str, folder: Path, error: OSError, option: str) -> Finding:
+    reason = f"{folder}: {error.strerror or error}"
+    advice = f"check who may read it, or give another folder with {option}"
+    return Finding(subject, "problem", reason, system_hint(error, advice))
+
+
 def _space(store: Path) -> Finding:
-    folder = store.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    try:
+        folder = store.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return _refused("free space", store, error, "--store")
     return Finding(
         "free space",
         "ok" if free >= MIN_FREE_BYTES else "problem",

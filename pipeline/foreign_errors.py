@@ -6,6 +6,7 @@ Each becomes one of ours: what is left over is a bug.
 import errno
 import os
 import re
+import sys
 from importlib import metadata
 
 from d2nas.errors import (
@@ -14,11 +15,13 @@ from d2nas.errors import (
     D2NasError,
     OutOfMemoryError,
     StorageError,
+    system_hint,
 )
 
 _NO_ROOM = ("failed to map segment", "cannot allocate memory")
 """What the loader of shared libraries says where there is no memory for one."""
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""What ``tempfile`` says."""
 
 
 def explained(error: BaseException) -> D2NasError | None:
@@ -61,8 +64,24 @@ def _of_system(error: OSError) -> D2NasError:
     message = f"{where}: {reason}" if where else reason
     if isinstance(error, BlockingIOError):
         return BusyError(message, hint="another process holds it; try again when that is done")
-    hint = "allow more open files (ulimit -n)" if error.errno in _TOO_MANY_FILES else None
-    return StorageError(message, hint=hint)
+    if reason.startswith(_NO_TEMPORARY_FOLDER):
+        return StorageError(
+            "there is no temporary folder that can be written to",
+            hint="set TMPDIR to a folder that can be",
+        )
+    if isinstance(error, FileNotFoundError) and not names and not _has_working_folder():
+        return StorageError(
+            "the working folder has been removed", hint="cd to a folder that is there"
+        )
+    return StorageError(message, hint=system_hint(error, "") or None)
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _of_import(error: ImportError) -> D2NasError | None:
@@ -70,8 +89,13 @@ def _of_import(error: ImportError) -> D2NasError | None:
     package = (error.name or "").partition(".")[0]
     if package in ("", "d2nas", "pipeline"):
         return None
-    wanted = _requirement(package)
     reason = " ".join(str(error).split())[:300]
+    if package in sys.stdlib_module_names:
+        return ConfigError(
+            f"a module of Python itself is missing or cannot be read ({reason})",
+            hint="check who may read Python's folders, or install Python again",
+        )
+    wanted = _requirement(package)
     if isinstance(error, ModuleNotFoundError):
         return ConfigError(f"the package {package} is not installed ({reason})", hint=wanted)
     return ConfigError(f"the package {package} does not fit ({reason})", hint=wanted)

@@ -39,7 +39,7 @@ def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
             "ref": damage.name,
             "id": "",
             "path": str(damage.path),
-            "kind": "damaged",
+            "kind": damage.kind,
             "created": "",
             "facts": {},
             "metrics": damage.problem,

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
 
 from .console import Console
 from .listing import describe_target, fact_rows, list_rows
@@ -88,9 +88,16 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
         )
     report = Store(store).verify(targets)
     damaged = [
-        {"name": entry.name, "path": str(entry.path), "problem": entry.problem}
+        {
+            "name": entry.name,
+            "kind": entry.kind,
+            "path": str(entry.path),
+            "problem": entry.problem,
+        }
         for entry in report.damaged
     ]
+    unreadable = sum(entry.is_unreadable for entry in report.damaged)
+    really = len(damaged) - unreadable
     console = Console()
     if as_json:
         console.data({"checked": report.checked, "damaged": damaged})
@@ -98,11 +105,18 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
         rows = [(d["name"], d["problem"]) for d in damaged]
         if rows or not console.on_terminal:
             console.table("damaged", ("name", "problem"), rows)
-        console.say(f"{report.checked} checked, {len(damaged)} damaged")
-    if damaged:
+        console.say(f"{report.checked} checked, {really} damaged")
+    if really:
         hint = "d2nas run PRESET --fresh makes the run's versions again"
-        console.error(f"{len(damaged)} of {report.checked} are damaged", hint)
-    return 4 if damaged else 0
+        console.error(f"{really} damaged among {report.checked} versions and their names", hint)
+    if unreadable:
+        hint = "check the disk and who may read the store"
+        console.error(
+            f"{unreadable} unreadable among {report.checked} versions and their names", hint
+        )
+    if really:
+        return DamagedArtifactError.exit_code
+    return StorageError.exit_code if unreadable else 0
 
 
 def remove_garbage(store: Path, *, dry_run: bool, everything_unnamed: bool, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, StorageError
 from d2nas.verified_folder import is_digest
 
 from .audit import VerifyReport, verify_store, verify_targets
@@ -157,12 +157,16 @@ class Store:
     def open_id(self, version_id: str) -> Version:
         """Open a version by its full id, for example a parent; it has a name if any stands for it.
 
-        Raises ``DamagedArtifactError`` if it is missing, ``ConfigError`` if this is no id.
+        Raises ``DamagedArtifactError`` if it is missing, ``ConfigError`` if this is no id,
+        ``StorageError`` if the operating system cannot read it, or a name that may be its.
         """
         if not is_digest(version_id):
             raise ConfigError(f"{version_id[:200]!r} is not an id (64 hexadecimal digits)")
-        references, _ = scan(self._layout)
+        references, broken = scan(self._layout)
         named = [reference for reference in references if reference.id == version_id]
+        unreadable = [item for item in broken if item.is_unreadable]
+        if unreadable and not named:  # it may be the name of this one
+            raise StorageError(unreadable[0].problem, hint="check who may read the store")
         return open_version(self._layout, version_id, named[-1] if named else None)
 
     def latest(self, run: str, stage: str) -> Version | None:

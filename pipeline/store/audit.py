@@ -84,7 +84,7 @@ def verify_targets(layout: Layout, targets: Sequence[str]) -> VerifyReport:
         try:
             reference = read_reference(place)
         except (DamagedArtifactError, StorageError) as error:
-            damaged.append(Damage(place.name, place.path, str(error)))
+            damaged.append(Damage.of(place.name, place.path, error))
         else:
             waiting.append((reference.id, [reference]))
     checked: set[str] = set()
@@ -127,5 +127,5 @@ def _open(layout: Layout, version_id: str, references: list[Reference]) -> Versi
             name = reference.name
             as_version(version.content, reference)
     except (DamagedArtifactError, StorageError) as error:
-        return [Damage(name, layout.versions / version_id, str(error))]
+        return [Damage.of(name, layout.versions / version_id, error)]
     return version

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
+from d2nas.errors import ConfigError, DamagedArtifactError, StorageError, system_hint
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -109,7 +109,7 @@ def storage_error(error: OSError, action: str, path: Path) -> StorageError:
         )
     else:
         problem = (error.strerror or str(error)).lower()
-        hint = "check the disk, or give a folder on another one"
+        hint = system_hint(error, "check the disk, or give a folder on another one")
     return StorageError(f"cannot {action} {path}: {problem}", hint=hint)
 
 

@@ -78,6 +78,12 @@ def collect_garbage(
 
 def _garbage(layout: Layout, *, everything_unnamed: bool) -> tuple[list[Garbage], list[Reference]]:
     references, damaged = scan(layout)
+    unreadable = [item for item in damaged if item.is_unreadable]
+    if unreadable:
+        raise StorageError(
+            f"nothing can be removed while a name is not known: {unreadable[0].problem}",
+            hint="check the disk and who may read the store",
+        )
     if damaged:
         raise DamagedArtifactError(
             f"nothing can be removed while {damaged[0].problem}",

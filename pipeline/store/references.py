@@ -6,7 +6,7 @@ What must not decide an id stands here: when and where a version was made, by wh
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -83,11 +83,23 @@ class Reference:
 
 @dataclass(frozen=True)
 class Damage:
-    """One damaged thing in a store."""
+    """One damaged thing in a store, or one that cannot be read."""
 
     name: str
     path: Path
     problem: str
+    is_unreadable: bool = False
+    """The operating system refused it, which says nothing about the artifact."""
+
+    @classmethod
+    def of(cls, name: str, path: Path, error: DamagedArtifactError | StorageError) -> Self:
+        """Return what an error says of one thing."""
+        return cls(name, path, str(error), isinstance(error, StorageError))
+
+    @property
+    def kind(self) -> str:
+        """``damaged`` or ``unreadable``."""
+        return "unreadable" if self.is_unreadable else "damaged"
 
 
 class _Body(Record):
@@ -204,7 +216,7 @@ def scan(
         try:
             references.append(read_reference(place))
         except (DamagedArtifactError, StorageError) as error:
-            damaged.append(Damage(place.name, place.path, str(error)))
+            damaged.append(Damage.of(place.name, place.path, error))
     return references, damaged
 
 
