@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import stat
 import tomllib
 from pathlib import Path
@@ -16,6 +17,12 @@ _NO_SUCH_FILE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 )
 """What the operating system says of a name that is no file's."""
+_MAX_KEY_PARTS = 32
+_TOKENS = re.compile(
+    r"""[^\s.=\[\]{},"'#]+ | "[^"\n]*" | '[^'\n]*' | [ \t]+ | \. | (?P<end>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+"""Parts of keys, what may stand between them, and what ends a key."""
 
 
 def read_space(space: str) -> SearchSpace:
@@ -62,6 +69,21 @@ def read_text(path: Path) -> str:
 def parse_toml(text: str, *, what: str) -> dict[str, Any]:
     """Parse TOML; ``what`` names the source. Raises ``ConfigError``."""
     try:
+        _check_keys(text)
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOML's own errors, and endless integers
         raise ConfigError(f"{what}: not valid TOML ({error})") from None
+
+
+def _check_keys(text: str) -> None:
+    """Raise ``ValueError`` for a key of many parts: the parser takes its square in time."""
+    if text.count(".") <= _MAX_KEY_PARTS:
+        return
+    dots = 0
+    for token in _TOKENS.finditer(text):
+        if token[0] == ".":
+            dots += 1
+            if dots >= _MAX_KEY_PARTS:
+                raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts")
+        elif token.lastgroup == "end":
+            dots = 0

@@ -147,7 +147,8 @@ def _check_pair(where: str, node: int, pair: Any, sibling: Any) -> Pair:
             hint="known: " + ", ".join(name for name in OPERATION_NAMES if name != "none"),
         )
     if type(source) is not int or not 0 <= source < node:
-        raise ConfigError(f"{where}: predecessor {source!r} of node {node} is not in 0..{node - 1}")
+        shown = repr(source)[:40]
+        raise ConfigError(f"{where}: predecessor {shown} of node {node} is not in 0..{node - 1}")
     if _is_list(sibling) and len(sibling) == 2 and sibling[1] == source:
         raise ConfigError(f"{where}: both edges of node {node} read predecessor {source}")
     return operation, source

@@ -74,7 +74,7 @@ class SearchSpace:
         for operation in operations:
             if operation not in OPERATION_NAMES:
                 raise ConfigError(
-                    f"space {self.name}: {where}: unknown operation {operation!r}",
+                    f"space {self.name}: {where}: unknown operation {operation[:40]!r}",
                     hint="known: " + ", ".join(OPERATION_NAMES),
                 )
         if len(set(operations)) != len(operations):
@@ -113,10 +113,10 @@ class SearchSpace:
         """
         unknown = set(values) - {"name", "normal", "reduce"}
         if unknown:
-            raise ConfigError(f"{what}: unknown key {min(unknown)}")
+            raise ConfigError(f"{what}: unknown key {min(unknown)[:40]!r}")
         name = values.get("name", "custom")
-        if not isinstance(name, str):
-            raise ConfigError(f"{what}: name must be text")
+        if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 64:
+            raise ConfigError(f"{what}: name must be text of 1 to 64 printable characters")
         return cls(
             name,
             _read_edges(values.get("normal"), f"{what}: normal"),

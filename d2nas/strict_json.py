@@ -13,6 +13,9 @@ from .errors import DamagedArtifactError
 MAX_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 30
+MAX_VALUES = 2_000_000
+MAX_CONTAINERS = 500_000
+"""Of lists and objects: two bytes of text each, and a hundred or two of memory."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -32,11 +35,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def parse_json(data: bytes | str, *, what: str) -> Any:
+def parse_json(data: bytes | str, *, what: str, is_counted: bool = False) -> Any:
     """Parse strict JSON; ``what`` names the source in errors.
 
     Raises ``DamagedArtifactError`` for anything but plain, finite, shallow JSON of at most
-    ``MAX_BYTES`` without duplicate keys.
+    ``MAX_BYTES`` without duplicate keys, and of at most ``MAX_VALUES`` values in
+    ``MAX_CONTAINERS`` unless the caller has counted them (``is_counted``).
     """
     if len(data) > MAX_BYTES:
         raise DamagedArtifactError(f"{what}: {len(data)} bytes of JSON, at most {MAX_BYTES}")
@@ -57,6 +61,8 @@ def parse_json(data: bytes | str, *, what: str) -> Any:
 
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
+        if not is_counted:
+            _check_counts(text)
         _check_depth(text)
         return json.loads(
             text,
@@ -72,8 +78,15 @@ def parse_json(data: bytes | str, *, what: str) -> Any:
 def _finite_float(digits: str) -> float:
     value = float(digits)
     if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{digits} is out of range")
+        raise ValueError(f"{digits[:40]} is out of range")
     return value
+
+
+def _check_counts(text: str) -> None:
+    # Before parsing: a short text becomes twenty times as much memory.
+    values, containers = text.count(",") + 1, text.count("[") + text.count("{")
+    if values > MAX_VALUES or containers > MAX_CONTAINERS:
+        raise ValueError(f"{values} values in {containers} lists and objects")
 
 
 def _check_depth(text: str) -> None:

@@ -192,7 +192,7 @@ def _check_counts(text: bytes, signature: Signature) -> None:
 
 def _json(text: bytes) -> Any:
     try:
-        return parse_json(text, what="the request")
+        return parse_json(text, what="the request", is_counted=True)
     except DamagedArtifactError as error:
         raise _wrong(str(error)) from None
 

@@ -95,6 +95,18 @@ def is_there(path: Path) -> bool:
     return listed
 
 
+def open_lock_file(path: Path) -> int:
+    """Open the file of a lock, made where there is none; returns its descriptor.
+
+    It is neither emptied nor removed: whoever waits has the same file open. Raises ``OSError``, and
+    ``StorageError`` where it may not be opened.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except PermissionError as error:  # else it would look like a lock that is held
+        raise storage_error(error, "lock", path) from error
+
+
 def storage_error(error: OSError, action: str, path: Path) -> StorageError:
     """Return the error that says what the operating system refused, and what to do."""
     if error.errno in _FULL:

@@ -15,7 +15,7 @@ from d2nas.errors import BusyError, DamagedArtifactError, StorageError
 from d2nas.strict_json import canonical_json, parse_json
 from d2nas.verified_folder import read_plain_file
 
-from .fsio import FileSystem, safe_run_name, storage_error
+from .fsio import FileSystem, open_lock_file, safe_run_name, storage_error
 from .layout import Layout
 
 STORE_LOCK_SECONDS = 60.0
@@ -100,8 +100,7 @@ def acquire(path: Path, *, seconds: float) -> HeldLock | None:
 
 def _tried(path: Path) -> HeldLock | None:
     """Lock a file; None if it has lost its name. Raises ``OSError``."""
-    # Neither emptied nor removed: whoever waits has the same file open.
-    lock = HeldLock(_opened(path))
+    lock = HeldLock(open_lock_file(path))
     try:
         fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_at(path, lock.descriptor):
@@ -111,13 +110,6 @@ def _tried(path: Path) -> HeldLock | None:
         lock.release()
         raise
     return lock
-
-
-def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except PermissionError as error:
-        raise storage_error(error, "lock", path) from error
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
