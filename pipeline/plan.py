@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2nas.config import Config, DataConfig
-from d2nas.data_sources import list_config
-from d2nas.image_sizes import image_size
+from d2nas.data_sources import list_config, usable_images
+from d2nas.image_sizes import ImageSize, image_size
 from d2nas.spaces import SearchSpace
 
-from .file_hashes import data_folder
+from .file_hashes import FileHashes, data_folder
 from .runner import Runner
 from .stages import parents_of, run_stages
 
@@ -87,12 +87,22 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
         rows.append({"stage": stage, "state": state, **estimate.of(stage, done)})
     return {
         "run": run,
-        "data": sizes.to_dict(),
+        "data": _data(runner, config.data, sizes),
         "stages": rows,
         "executes": [row["stage"] for row in rows if row["state"] != "up to date"],
         "seconds": sum(row.get("seconds", 0.0) for row in rows),
         "estimated": True,
     }
+
+
+def _data(runner: Runner, config: DataConfig, sizes: ImageSize) -> dict[str, Any]:
+    """Return what is told of the pictures, the damaged ones left out among it."""
+    told = sizes.to_dict()
+    if config.name in ("folder", "imagenet") and config.on_error == "skip":
+        # Which they are is known since the digest: nothing is decoded again.
+        listing = usable_images(config, data_folder(), cache=FileHashes(runner.store))
+        told["notes"] += [line for line in (listing.damaged_line(),) if line is not None]
+    return told
 
 
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, ...]]:

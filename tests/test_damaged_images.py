@@ -6,6 +6,7 @@ import pytest
 import torch
 from image_files import write_classes, write_image
 from page_facts import REPORT, page
+from toy import Place
 
 from d2nas import data_readers, data_sources, image_decoding, image_faults
 from d2nas.config import DataConfig, build_config
@@ -196,6 +197,25 @@ def test_a_run_tells_it_and_stops_without_the_key(folder: Path, tmp_path: Path, 
     assert f"  {DAMAGED[2]}: {REASON}" in capsys.readouterr().err
     assert run([*words, "--set", "data.on_error=skip"]) == 0
     assert "damaged images left out: 3 of 16 (a/001.png" in capsys.readouterr().err
+
+
+def test_a_plan_tells_it_and_decodes_each_image_once(
+    folder: Path, place: Place, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.plan._Estimates.of", lambda *_: {"steps": 1, "seconds": 1.0})
+    decoded = []
+    real = image_decoding.check_decodes
+
+    def counted(path: Path) -> None:
+        decoded.append(path)
+        real(path)
+
+    monkeypatch.setattr(image_decoding, "check_decodes", counted)
+    words = ["run", "folder", "--data-root", str(folder), "--set", "data.on_error=skip", "--plan"]
+    told = f"damaged images left out: 3 of 16 ({', '.join(DAMAGED)})"
+    assert told in place.json(capfd, *words)["data"]["notes"]
+    assert told in place.json(capfd, *words)["data"]["notes"]
+    assert len(decoded) == 16
 
 
 def test_the_report_tells_what_was_left_out(folder: Path) -> None:
