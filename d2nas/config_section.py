@@ -62,4 +62,10 @@ Device = Annotated[str, AfterValidator(_checked_device)]
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no conversion between types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
