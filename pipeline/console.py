@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from d2nas.genotype import Genotype
+from d2nas.image_faults import shown
 
 from .report_page.content import Content, chance_caveat, gate_result
 from .streams import optional_output, output_has_ended
@@ -73,11 +74,11 @@ class Console:
 
     def say(self, line: str) -> None:
         """Show a line on stderr."""
-        self._err.print(Text(line), soft_wrap=True)
+        self._err.print(Text(_printable(line)), soft_wrap=True)
 
     def warn(self, line: str) -> None:
         """Show a warning on stderr."""
-        self._err.print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
+        self._err.print(Text(f"warning: {_printable(line)}", style="yellow"), soft_wrap=True)
 
     def stage_current(self, stage: str, reference: str) -> None:
         """Say that a stage need not run."""
@@ -226,7 +227,7 @@ class Console:
                 column, overflow="fold", min_width=min(longest, self._out.width * 2 // 3)
             )
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(_printable(cell)) for cell in row))
         self._out.print(table)
         if note:
             self.note(note)
@@ -238,7 +239,7 @@ class Console:
     def note(self, line: str) -> None:
         """Show a line that belongs to a result; marked with # where lines are data."""
         if self._out.is_terminal:
-            self._out.print(Text(line), soft_wrap=True)
+            self._out.print(Text(_printable(line)), soft_wrap=True)
         else:
             sys.stdout.write(f"# {_one_line(line)}\n")
 
@@ -251,7 +252,7 @@ class Console:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(Text(name), Text(value))
+            table.add_row(Text(name), Text(_printable(value)))
         self._out.print(table)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -369,4 +370,9 @@ def _json(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _printable(" ".join(text.split()))
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal would obey, lines kept: names of files may be anybody's."""
+    return "\n".join(map(shown, text.split("\n")))

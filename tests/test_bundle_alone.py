@@ -1,5 +1,6 @@
 """A bundle is enough: pictures are prepared and answered from its files, without this library."""
 
+import ast
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -212,6 +213,136 @@ def test_the_words_in_the_steps_are_the_arithmetic() -> None:
         assert preprocess.centre_box(width, height, 16, 0.875) == pytest.approx(box, rel=1e-12)
 
 
+class Formulas:
+    """The arithmetic in a text: ``name = expression`` and single expressions, computed."""
+
+    FUNCTIONS: ClassVar[dict[str, Any]] = {
+        "floor": np.floor,
+        "round": np.rint,
+        "min": np.minimum,
+        "max": np.maximum,
+    }
+    OPERATORS: ClassVar[dict[type, Any]] = {
+        ast.Add: np.add,
+        ast.Sub: np.subtract,
+        ast.Mult: np.multiply,
+        ast.Div: np.divide,
+    }
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def compute(self, text: str) -> Any:
+        return self._value(ast.parse(text.replace("'", "_"), mode="eval").body)
+
+    def assign(self, text: str) -> None:
+        """Take every ``name = expression`` out of a text, in order."""
+        depth, part = 0, ""
+        for character in f"{text},":
+            depth += {"(": 1, ")": -1}.get(character, 0)
+            if depth or character not in ",;:":
+                part += character
+                continue
+            found = re.fullmatch(r"(\w+'?) = (.+)", part.strip())
+            if found:
+                self.values[found[1].replace("'", "_")] = self.compute(found[2])
+            part = ""
+
+    def _value(self, node: Any) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            return self.values[node.id]
+        if isinstance(node, ast.Call):
+            assert isinstance(node.func, ast.Name)
+            return self.FUNCTIONS[node.func.id](*map(self._value, node.args))
+        assert isinstance(node, ast.BinOp)
+        return self.OPERATORS[type(node.op)](self._value(node.left), self._value(node.right))
+
+
+def formula_in(steps: list[str], before: str) -> str:
+    """The ``floor(...)`` that stands behind some words in the steps."""
+    (found,) = re.findall(rf"{re.escape(before)}(floor\(.*\))", "\n".join(steps))
+    depth = 0
+    for index, character in enumerate(str(found)):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0 and character == ")":
+            return str(found)[: index + 1]
+    raise AssertionError(found)
+
+
+def unequal_words(steps: list[str], grey_steps: list[str]) -> list[str]:
+    """Which formulas in the words are not what the code computes."""
+
+    def converted(mode: str, channels: int, *bands: Any) -> Any:
+        pixels = np.stack(bands, axis=2).astype(np.uint8)
+        image = Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes())
+        return np.asarray(preprocess.eight_bit_colours(image, channels))
+
+    colour, other = (grid.astype(np.int64) for grid in np.indices((256, 256)))
+    red, green, blue = np.moveaxis(noise(10, 256, 256, 3).astype(np.int64), 2, 0)
+    deep = np.arange(65536).reshape(256, 256)
+    sixteen = Image.fromarray(deep.astype(np.uint16))
+    alpha = converted("RGBA", 3, colour, colour, colour, other)[..., 0]
+    inks = converted("CMYK", 3, colour, colour, colour, other)[..., 0]
+    # What the words say, and what the code computes.
+    said = {
+        "alpha": (formula_in(steps, "opacity a becomes "), {"c": colour, "a": other}, alpha),
+        "CMYK": (formula_in(steps, "CMYK becomes RGB: R = "), {"C": colour, "K": other}, inks),
+        "16 bits": (
+            formula_in(steps, "16-bit grey v becomes "),
+            {"v": deep},
+            np.asarray(preprocess.eight_bit_colours(sixteen, 1)),
+        ),
+        "luma": (
+            formula_in(grey_steps, "Colour becomes grey: "),
+            {"R": red, "G": green, "B": blue},
+            converted("RGB", 1, red, green, blue),
+        ),
+    }
+    wrong = [
+        name
+        for name, (words, values, found) in said.items()
+        if (Formulas(**values).compute(words) != found).any()
+    ]
+    (box,) = (step for step in steps if "crop_fraction" in step)
+    for width, height in SIZES:
+        formulas = Formulas(w=width, h=height, image_size=16, crop_fraction=0.875)
+        formulas.assign(box.partition("Image.resize")[0])
+        found = [float(formulas.values[side]) for side in ("left", "top", "right", "bottom")]
+        if preprocess.centre_box(width, height, 16, 0.875) != pytest.approx(found, rel=1e-12):
+            wrong.append(f"box of {width} x {height}")
+    return wrong
+
+
+def test_the_formulas_as_they_are_written_are_the_arithmetic() -> None:
+    steps = preprocess_for("float32", TRAINED)["steps"]
+    grey = preprocess_for("float32", TRAINED | {"channels": 1})["steps"]
+    assert unequal_words(steps, grey) == []
+
+
+WRONG_WORDS = {
+    "alpha": ("2 * c * a + 255", "2 * c * a + 1"),
+    "CMYK": ("(255 - K) * (255 - C) + 255", "(255 - K) * (255 - C)"),
+    "16 bits": ("(v + 128) / 257", "v / 256"),
+    "luma": ("38470 * G", "38469 * G"),
+    "box": ("round((w' - S) / 2)", "(w' - S) / 2"),
+}
+
+
+@pytest.mark.parametrize("which", WRONG_WORDS)
+def test_control_a_formula_with_another_number_is_found(which: str) -> None:
+    right, wrong = WRONG_WORDS[which]
+    texts = [
+        preprocess_for("float32", TRAINED | {"channels": channels})["steps"] for channels in (3, 1)
+    ]
+    assert any(right in step for steps in texts for step in steps)
+    changed = [[step.replace(right, wrong) for step in steps] for steps in texts]
+    found = unequal_words(*changed)
+    assert found
+    assert all(name.startswith(which) for name in found)
+
+
 # --- the card's snippet, and the golden picture -------------------------------------------------
 
 
@@ -233,21 +364,44 @@ def test_the_cards_snippet_gives_the_cards_answer(
     assert run(["predict", str(bundle), str(bundle / "golden.png"), "--top", "3", "--json"]) == 0
     (answer,) = json.loads(capfd.readouterr().out)
     assert [row["class"] for row in answer["predictions"]] == [name for name, _ in told]
+    # Control: a preparation that does not turn the picture gives another answer.
+    code = (bundle / "preprocess.py").read_text()
+    assert "return ImageOps.exif_transpose(image)" in code
+    (bundle / "preprocess.py").write_text(code.replace("ImageOps.exif_transpose(image)", "image"))
+    other = [line.split("\t") for line in alone(bundle, snippet_of(card)).splitlines()]
+    assert other != told
 
 
-def test_class_names_are_never_code() -> None:
-    names = ['"); import os; os.abort()  #', "```\n\n# no heading", "{number} <b>|x|</b> \\"]
+HOSTILE_NAMES = ['"); import os; os.abort()  #', "```\n\n# no heading", "{number} <b>|x|</b> \\"]
+
+
+def card_of(names: list[str]) -> str:
     arrays = {"logits": np.eye(3), "images": np.zeros((3, 1, 8, 8))}
     arrays |= {"picture": np.zeros((1, 1, 8, 8)), "picture_logits": np.ones((1, 3))}
     report = a_report()
     report["model"] |= {"precision": "fp32"}
-    hostile, harmless = (
-        model_card("demo", 1, report, PREPROCESS | {"class_names": some}, arrays)
-        for some in (names, ["a", "b", "c"])
-    )
+    return model_card("demo", 1, report, PREPROCESS | {"class_names": names}, arrays)
+
+
+def markup_in(card: str) -> list[str]:
+    """What a class name has made of the card beside text."""
+    shown = re.sub(r"\\([^A-Za-z0-9\s])", "", card)
+    marks = ("\n# no heading", "<b>", "|x|")
+    fences = shown.count("```") != 4  # the snippet's and the steps' own
+    return [mark for mark in marks if mark in shown] + ["```"] * fences
+
+
+def test_class_names_are_never_code() -> None:
+    hostile, harmless = card_of(HOSTILE_NAMES), card_of(["a", "b", "c"])
     assert snippet_of(hostile) == snippet_of(harmless)
     assert "\n# no heading" not in hostile
     assert "\\<b\\>\\|x" in hostile
+    assert markup_in(hostile) == markup_in(harmless) == []
+
+
+def test_control_class_names_as_they_are_would_be_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.bundle.card._text", str)
+    assert markup_in(card_of(HOSTILE_NAMES)) == ["\n# no heading", "<b>", "|x|", "```"]
 
 
 def other_picture(bundle: Path) -> None:

@@ -250,6 +250,52 @@ def test_answers_are_given_while_later_pictures_are_not_read_yet(
     assert len(next(parts)) == many.asked == min(prediction.BATCH, bundle.max_batch)
 
 
+HOSTILE_FILES = ["a\x1b]0;title\x07.png", "b\x1b[2J.png", "c\n\td.png", "e\u202egnp.png"]
+HOSTILE_FILES += ["f\u2028g.png", os.fsdecode(b"h\xff.png")]
+
+
+@pytest.mark.parametrize("way", ["as it is", "control"])
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_hostile_file_names_are_text(
+    finished: Place,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    way: str,
+) -> None:
+    from pipeline.cli import run
+
+    folder = tmp_path / "0"
+    folder.mkdir()
+    for name in HOSTILE_FILES:
+        Image.new("L", (9, 7), 80).save(folder / name)
+        (folder / f"bad {name}").write_bytes(b"no picture")
+        (folder / f"{name}.\x1bother").touch()
+    words = [command, str(bundle_of(finished)), str(tmp_path)]
+    capfd.readouterr()
+    if way == "control":
+        for place in ("pipeline.console", "pipeline.bundle.commands", "d2nas.image_decoding"):
+            monkeypatch.setattr(f"{place}.shown", str)
+        assert run(words) == 2
+        captured = capfd.readouterr()
+        assert "\x1b" in captured.err
+        assert ("\x1b" in captured.out) == (command == "predict")
+        return
+    assert run(words) == 2
+    captured = capfd.readouterr()
+    for line in [*captured.out.split("\n"), *captured.err.split("\n")]:
+        assert all(cell.isprintable() for cell in line.split("\t"))
+    assert captured.err.count("error: ") == len(HOSTILE_FILES)
+    if command == "predict":
+        rows = captured.out.splitlines()
+        assert len(rows) == 1 + 5 * len(HOSTILE_FILES)
+        assert len({row.split("\t")[0] for row in rows[1:]}) == len(HOSTILE_FILES)
+        assert run([*words, "--json"]) == 2
+        found = [row["image"] for row in json.loads(capfd.readouterr().out)]
+        assert sorted(found) == sorted(str(folder / name) for name in HOSTILE_FILES)
+
+
 def test_more_pictures_than_a_batch_are_answered_in_parts(
     finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

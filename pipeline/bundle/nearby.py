@@ -70,7 +70,9 @@ def no_bundle(path: Path) -> ConfigError:
         what = f"holds the bundle {near[0].name}"
     else:
         what = f"holds {len(near)} bundles: {named([one.name for one in near])}"
-    return ConfigError(f"{shown(path)}: no bundle, it {what}", hint=f"did you mean {near[0]}?")
+    return ConfigError(
+        f"{shown(path)}: no bundle, it {what}", hint=f"did you mean {shown(near[0])}?"
+    )
 
 
 def named(names: Sequence[str]) -> str:
