@@ -55,8 +55,9 @@ def check_depth(root: Path, part: str, classes: Mapping[str, Sequence[str]]) -> 
     ``root``; ``part`` is their split, or empty.
 
     Raises ``ConfigError`` with the path that is meant: for a single folder with pictures, for one
-    that holds nothing but one of its own name, for names like ``train_data`` beside others of
-    splits, and where the splits are inside of a class. What is only likely is for ``nested_line``.
+    that holds nothing but one of its own name, or a copy of all the others, for names like
+    ``train_data`` beside others of splits, and where the splits are inside of a class. What is only
+    likely is for ``nested_line``.
     """
     folders = [_tree(part, name, paths) for name, paths in classes.items() if paths]
     outer = [folder for folder in folders if folder.is_outer]
@@ -70,6 +71,10 @@ def check_depth(root: Path, part: str, classes: Mapping[str, Sequence[str]]) -> 
         repeated = [name.casefold() for name in folder.inner] == [folder.name.casefold()]
         if repeated and (meant := folder.spread()):
             reason = f"{shown(folder.name)}/ holds nothing but a folder of its own name"
+            raise _deeper(root, part, meant, reason)
+        beside = {one.name for one in folders} - {folder.name}
+        if (meant := folder.spread()) and set(meant.inner) == beside:
+            reason = f"{shown(folder.name)}/ holds folders of the names of all classes beside it"
             raise _deeper(root, part, meant, reason)
     worded = [folder for folder in outer if _words(folder.name) & LIKE_A_SPLIT]
     for folder in worded:
