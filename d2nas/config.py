@@ -37,7 +37,7 @@ from .config_section import (
     Temperature,
     Text,
 )
-from .errors import ConfigError
+from .errors import ConfigError, shown_value
 
 DATA_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder")
 
@@ -53,8 +53,6 @@ MethodName = Literal[
     "random",
 ]
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
-_MAX_SHOWN = 120
-"""Characters of a refused value that a message repeats."""
 
 
 class RunConfig(Section):
@@ -303,7 +301,7 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     section, dot, field = key.strip().partition(".")
     if not separator or not dot or not section or not field:
         raise ConfigError(
-            f"--set {_shown(text)} is not section.field=value",
+            f"--set {shown_value(text)} is not section.field=value",
             hint="for example --set retrain.epochs=10",
         )
     raw = raw.strip()
@@ -434,16 +432,7 @@ def _first_problem(error: ValidationError, what: str) -> ConfigError:
     elif problem["type"].startswith(("greater_than", "less_than", "int_parsing_size")):
         limits = _range(section, field)
         message = message if limits is None else f"must be {limits}"
-    return ConfigError(f"{what}: {where}={_shown(given)}: {_lower_first(message)}", hint=hint)
-
-
-def _shown(value: Any) -> str:
-    """Return a value as a message shows it: short, on one line, whatever it is."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # integers of more digits than Python writes
-        return f"a {type(value).__name__} too long to show"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    return ConfigError(f"{what}: {where}={shown_value(given)}: {_lower_first(message)}", hint=hint)
 
 
 def _lower_first(text: str) -> str:

@@ -5,8 +5,9 @@ Anything else that escapes is a bug (exit code 1).
 
 import errno
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+_MAX_SHOWN = 120
 _SYSTEM_HINTS = {
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "allow more open files (sysctl fs.file-max)",
@@ -97,3 +98,12 @@ class StoppedError(D2NasError):
 def system_hint(error: OSError, otherwise: str) -> str:
     """Return what to do about an error of the operating system; ``otherwise`` for most."""
     return _SYSTEM_HINTS.get(error.errno or 0, otherwise)
+
+
+def shown_value(value: Any) -> str:
+    """Return a value as a message shows it: short, on one line, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # integers of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, shown_value
 from .spaces import CELL_TYPES, EDGES_PER_NODE, NODES, OPERATION_NAMES, PARAMETERLESS
 from .strict_json import canonical_json, digest, parse_json
 
@@ -143,12 +143,13 @@ def _check_pair(where: str, node: int, pair: Any, sibling: Any) -> Pair:
     operation, source = pair
     if not isinstance(operation, str) or operation not in OPERATION_NAMES or operation == "none":
         raise ConfigError(
-            f"{where}: unknown operation {str(operation)[:40]!r}",
+            f"{where}: unknown operation {shown_value(operation)}",
             hint="known: " + ", ".join(name for name in OPERATION_NAMES if name != "none"),
         )
     if type(source) is not int or not 0 <= source < node:
-        shown = repr(source)[:40]
-        raise ConfigError(f"{where}: predecessor {shown} of node {node} is not in 0..{node - 1}")
+        raise ConfigError(
+            f"{where}: predecessor {shown_value(source)} of node {node} is not in 0..{node - 1}"
+        )
     if _is_list(sibling) and len(sibling) == 2 and sibling[1] == source:
         raise ConfigError(f"{where}: both edges of node {node} read predecessor {source}")
     return operation, source

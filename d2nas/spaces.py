@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, shown_value
 
 NUM_INPUTS = 2
 NODES = (2, 3, 4, 5)
@@ -74,7 +74,7 @@ class SearchSpace:
         for operation in operations:
             if operation not in OPERATION_NAMES:
                 raise ConfigError(
-                    f"space {self.name}: {where}: unknown operation {operation[:40]!r}",
+                    f"space {self.name}: {where}: unknown operation {shown_value(operation)}",
                     hint="known: " + ", ".join(OPERATION_NAMES),
                 )
         if len(set(operations)) != len(operations):
@@ -113,7 +113,7 @@ class SearchSpace:
         """
         unknown = set(values) - {"name", "normal", "reduce"}
         if unknown:
-            raise ConfigError(f"{what}: unknown key {min(unknown)[:40]!r}")
+            raise ConfigError(f"{what}: unknown key {shown_value(min(unknown))}")
         name = values.get("name", "custom")
         if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 64:
             raise ConfigError(f"{what}: name must be text of 1 to 64 printable characters")

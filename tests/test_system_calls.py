@@ -26,7 +26,7 @@ from pipeline.store import locks, references
 
 REFUSALS = ("EIO", "EACCES")
 """What says nothing about what is stored; each call fails with the one or the other."""
-OTHERS = ("ENOENT", "ENOTDIR", "ESTALE", "ENOMEM", "EMFILE", "ENOSPC", "EROFS", "ELOOP", "EINTR")
+OTHERS = ("ENOTDIR", "ESTALE", "ENOMEM", "EMFILE", "ENOSPC", "EROFS", "ELOOP", "EINTR")
 TOLD = {2, 4, 6, 7, 8}
 """Exit codes that say what is wrong: usage, damage, memory, storage, another process."""
 
@@ -135,15 +135,17 @@ class Sweep:
         return None
 
     def problems(self) -> list[str]:
-        """Fail some calls, drawn by seed, or in the long campaign each with each error."""
+        """Fail some calls, drawn by seed, or in the long campaign each, in four ways: refused,
+        absent, with another error, and refused for good.
+        """
         draw = random.Random(self.name)
-        numbers = range(1, self.num_calls + 1)
-        chosen = draw.sample(numbers, min(count(4, long=self.num_calls), self.num_calls))
-        cases = [(number, error, False) for number in chosen for error in (*REFUSALS, *OTHERS)]
-        cases += [(number, "EIO", True) for number in chosen]
-        every = count(6, long=1)
-        tried = [self.problem(at, error, lasting=all_on) for at, error, all_on in cases[::every]]
-        return [problem for problem in tried if problem is not None]
+        chosen = draw.sample(range(self.num_calls), min(count(3, self.num_calls), self.num_calls))
+        found = []
+        for number in sorted(chosen):
+            refusal, other = draw.choice(REFUSALS), draw.choice(OTHERS)
+            found += [self.problem(number + 1, error) for error in (refusal, "ENOENT", other)]
+            found.append(self.problem(number + 1, "EIO", lasting=True))
+        return [problem for problem in found if problem is not None]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
