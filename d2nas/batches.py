@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import DataConfig
-from .data import Images, ImageSet, Normalizer, Part, augment_pixels, batch_indices, cutout
+from .data import (
+    Images,
+    ImageSet,
+    Normalizer,
+    Part,
+    augment_pixels,
+    batch_indices,
+    cutout,
+    shift_pixels,
+)
 from .image_decoding import Decoding, read_image, read_random_crop, strict_pillow
 from .image_files import ImageFiles, channels_first, check_unchanged
 from .image_workers import ImageWorkers
@@ -91,7 +100,7 @@ class Batches:
         draws = self.order.generator("augmentation", step)
         pixels = augment_pixels(
             pixels,
-            crop_padding=self.augmentation.crop_padding,
+            crop_padding=shift_pixels(self.augmentation.crop_padding, pixels.shape[-1]),
             flip_probability=0.5 if self.augmentation.flip else 0.0,
             generator=draws,
             part=self.order.part,

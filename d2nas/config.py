@@ -95,8 +95,9 @@ class DataConfig(Section):
     """Seed of all splits, so that a study's seeds see the same images; none: run.seed."""
     crop: Literal["shift", "resized"] = "shift"
     """Random crop while training: shift moves the image, resized cuts out 8 to 100 % of it."""
-    crop_padding: Pixels = 4
-    """Random shift while training, in pixels (DARTS: 4 at 32 x 32)."""
+    crop_padding: Pixels | Literal["auto"] = 4
+    """Random shift while training, in pixels (DARTS: 4 at 32 x 32); auto: 4, and of smaller images
+    an eighth."""
     flip: bool = True
     """Random horizontal flip while training."""
     color_jitter: Rate = 0.0
@@ -233,7 +234,9 @@ class RetrainConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Probability at the end; it rises linearly from 0."""
-    cutout: Pixels = 16
+    cutout: Pixels | Literal["auto"] = 16
+    """Side of the hidden square, in pixels (DARTS: 16 at 32 x 32); auto: 16, and of smaller images
+    half."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Type that autocast computes in; weights and sums stay in fp32. tf32: as in the search. Auto:
     on a GPU bf16, or fp16 (with a loss scale) where it has no bf16; on a CPU fp32."""

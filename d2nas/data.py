@@ -314,6 +314,35 @@ def batch_indices(
     return order[position * batch_size : (position + 1) * batch_size]
 
 
+def shift_pixels(crop_padding: int | Literal["auto"], image_size: int) -> int:
+    """Return how far images are shifted at most: ``data.crop_padding`` with auto resolved."""
+    return min(4, image_size // 8) if crop_padding == "auto" else crop_padding
+
+
+def cutout_pixels(cutout: int | Literal["auto"], image_size: int) -> int:
+    """Return the side of the square that is hidden: ``retrain.cutout`` with auto resolved."""
+    return min(16, image_size // 2) if cutout == "auto" else cutout
+
+
+def strong_augmentation(
+    image_size: int, crop_padding: int | Literal["auto"], cutout: int | Literal["auto"]
+) -> list[str]:
+    """Say in printable lines where shift or cutout leave little of images of this size."""
+    lines = []
+    shift, hidden = shift_pixels(crop_padding, image_size), cutout_pixels(cutout, image_size)
+    if shift > image_size / 4:
+        lines.append(
+            f"data.crop_padding={crop_padding} shifts images of {image_size} pixels by up to "
+            f"{shift / image_size:.0%} of their side: auto shifts by an eighth"
+        )
+    if hidden > 0.75 * image_size:
+        lines.append(
+            f"retrain.cutout={cutout} hides most of images of {image_size} pixels, or all: auto "
+            "hides a square of half the side"
+        )
+    return lines
+
+
 class Part(NamedTuple):
     """Some images of a whole batch: how many that has, and which they are."""
 

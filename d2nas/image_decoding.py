@@ -64,6 +64,11 @@ class Header(NamedTuple):
     """Pillow's name for what a pixel holds."""
 
     @property
+    def is_grey(self) -> bool:
+        """Whether the image has no colour."""
+        return self.mode in _GREY_MODES
+
+    @property
     def has_sixteen_bits(self) -> bool:
         """Whether its levels of grey are more than the 256 that are used."""
         return self.mode in SIXTEEN_BIT_MODES
@@ -77,7 +82,7 @@ def read_header(path: Path) -> Header:
 
 def is_grey(path: Path) -> bool:
     """Tell by its header whether an image has no colour. Raises ``ConfigError`` if unreadable."""
-    return read_header(path).mode in _GREY_MODES
+    return read_header(path).is_grey
 
 
 def read_each(

@@ -68,6 +68,11 @@ class Pictures:
         """The picture whose sides differ most."""
         return min(self.headers, key=lambda header: header.shorter / header.longer)
 
+    @property
+    def grey(self) -> int:
+        """How many have no colour."""
+        return sum(header.is_grey for header in self.headers)
+
     def looked_at(self) -> str:
         """Return how many, for a person."""
         known, count = len(self.headers), self.count
@@ -117,7 +122,7 @@ class ImageSize:
         """Return what a person should act on, one printable line each."""
         notes = list(self.listed)
         if self.pictures is not None:
-            notes += self._size_notes(self.pictures)
+            notes += [*self._size_notes(self.pictures), *_colour_notes(self.config, self.pictures)]
         return tuple(notes)
 
     def facts(self) -> dict[str, Any] | None:
@@ -213,6 +218,27 @@ def choose_size(config: DataConfig, pictures: Pictures) -> int:
     side = pictures.longer if config.fit == "pad" else pictures.shorter
     fitting = [size for size in SIZES if not _needs_more(config, size, side)]
     return fitting[-1] if fitting else SIZES[0]
+
+
+def _colour_notes(config: DataConfig, pictures: Pictures) -> list[str]:
+    known, grey = len(pictures.headers), pictures.grey
+    deep = sum(header.has_sixteen_bits for header in pictures.headers)
+    notes = []
+    if config.channels == 1 and grey < known:
+        notes.append(
+            f"the colours of {known - grey:,} of {known:,} pictures are dropped (data.channels=1)"
+        )
+    if config.channels is None and 0 < grey < known:
+        notes.append(
+            f"{grey:,} of {known:,} pictures are grey and used as colour, as others have colour "
+            "(classes may differ by that alone): data.channels=1 makes all grey"
+        )
+    if deep:
+        notes.append(
+            f"{deep:,} of {known:,} pictures have 16 bits a pixel, used as 8 (value / 257): levels "
+            "are lost, and pictures of 10 or 12 bits come out nearly black"
+        )
+    return notes
 
 
 def _decided(

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .batches import Batches, channels_last
 from .config import DataConfig, RetrainConfig
-from .data import ImageData, Normalizer
+from .data import ImageData, Normalizer, cutout_pixels
 from .data import steps_per_epoch as count_steps
 from .errors import ConfigError
 from .genotype import Genotype
@@ -90,7 +90,7 @@ class Retraining(Loop):
             Normalizer(data.mean, data.std),
             augmentation,
             config.batch_size,
-            cutout_size=config.cutout,
+            cutout_size=cutout_pixels(config.cutout, data.image_size),
             seed=seed,
             purpose="retrain",
             ranks=ranks,

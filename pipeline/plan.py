@@ -11,7 +11,7 @@ from typing import Any
 
 from d2nas.config import Config, DataConfig
 from d2nas.data_sources import list_config, usable_images
-from d2nas.image_sizes import ImageSize, image_size
+from d2nas.image_sizes import ImageSize, folder_image_size, image_size
 from d2nas.spaces import SearchSpace
 
 from .file_hashes import FileHashes, data_folder
@@ -60,7 +60,9 @@ def data_shape(config: DataConfig) -> DataShape:
             num_train += len(listing.validation)
         elif not listing.validation and not listing.test:
             num_train -= round(num_train * config.test_fraction)
-        channels, num_classes = 3, len(listing.class_names)
+        num_classes = len(listing.class_names)
+        pictures = folder_image_size(config, listing).pictures
+        channels = 1 if pictures is not None and pictures.grey == len(pictures.headers) else 3
     size = config.image_size or image_size(config, data_folder()).size
     return DataShape(num_train, config.channels or channels, size, num_classes)
 

@@ -241,7 +241,7 @@ class Runner:
         return data
 
     def _read_data(self, config: Config) -> "ImageData":
-        from d2nas.data import load_data
+        from d2nas.data import load_data, strong_augmentation
 
         hashes = FileHashes(self.store)  # known since ``data_digest``, and not written again
         root, seed = data_folder(), config.run.seed
@@ -252,6 +252,9 @@ class Runner:
                 self.display.warn(warning)
             else:
                 self.display.say(line)
+        cutout = config.retrain.cutout if self._will_retrain else 0
+        for line in strong_augmentation(data.image_size, config.data.crop_padding, cutout):
+            self.display.warn(line)
         return data
 
     def _execute(

@@ -6,20 +6,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from image_files import write_classes, write_image
 from page_facts import PREPROCESS, REPORT, a_report, page
 from tiny import TinyPlace
 from toy import Place
 
 from d2nas import image_sizes
-from d2nas.config import DataConfig, RetrainConfig
-from d2nas.data import load_data
+from d2nas.batches import Batches
+from d2nas.config import DataConfig, RetrainConfig, build_config
+from d2nas.data import (
+    Normalizer,
+    cutout,
+    cutout_pixels,
+    load_data,
+    shift_pixels,
+    strong_augmentation,
+)
 from d2nas.errors import ConfigError
+from d2nas.genotype import Genotype
 from d2nas.image_decoding import Header
 from d2nas.image_folders import FolderListing, ImageFile
 from d2nas.image_sizes import LOOKED_AT, Pictures, choose_size, folder_image_size, image_size
 from d2nas.network import auxiliary_fits
-from d2nas.retrain import check_auxiliary, has_auxiliary
+from d2nas.retrain import Retraining, check_auxiliary, has_auxiliary
 from pipeline import commands
 from pipeline.bundle.card import model_card
 from pipeline.commands import configure
@@ -298,6 +308,88 @@ def test_a_plan_says_the_size_and_what_is_left_out(
     shown = capfd.readouterr()
     assert "# image size 30: chosen from 12 pictures" in shown.out
     assert f"warning: {LEFT_OUT}" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels", "told"),
+    [
+        (["RGB", "RGB"], None, None),
+        (["L", "L"], None, None),
+        (["L", "RGB"], None, "1 of 2 pictures are grey and used as colour"),
+        (["L", "RGB"], 3, None),
+        (["L", "RGB"], 1, "the colours of 1 of 2 pictures are dropped (data.channels=1)"),
+        (["I;16", "L"], None, "1 of 2 pictures have 16 bits a pixel"),
+    ],
+)
+def test_colours_that_are_dropped_or_made_are_told(
+    monkeypatch: pytest.MonkeyPatch, modes: list[str], channels: int | None, told: str | None
+) -> None:
+    pictures = Pictures(2, tuple(Header(40, 40, mode) for mode in modes))
+    notes = found_for(pictures, monkeypatch, channels=channels).notes()
+    assert len(notes) == (told is not None)
+    assert told is None or notes[0].startswith(told)
+
+
+def test_a_plan_of_grey_pictures_has_one_channel(tmp_path: Path) -> None:
+    grey = write_classes(tmp_path / "grey", {"cat": 4, "dog": 4}, mode="L")
+    colour = write_classes(tmp_path / "colour", {"cat": 4, "dog": 4})
+    for root, channels in ((grey, 1), (colour, 3)):
+        shape = data_shape(DataConfig(name="folder", root=str(root)))
+        assert (shape.channels, shape.image_size) == (channels, 10)
+
+
+# --- augmentation at other sizes than 32 --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "shift", "hidden"), [(8, 1, 4), (28, 3, 14), (32, 4, 16), (224, 4, 16)]
+)
+def test_automatic_augmentation_leaves_small_images_their_content(
+    size: int, shift: int, hidden: int
+) -> None:
+    assert (shift_pixels("auto", size), cutout_pixels("auto", size)) == (shift, hidden)
+    assert strong_augmentation(size, "auto", "auto") == []
+    assert (shift_pixels(5, size), cutout_pixels(7, size)) == (5, 7)
+
+
+def test_control_what_is_usual_at_32_pixels_hides_small_images() -> None:
+    shifted, hidden = strong_augmentation(10, 4, 16)
+    assert "data.crop_padding=4 shifts images of 10 pixels by up to 40% of their side" in shifted
+    assert "retrain.cutout=16 hides most of images of 10 pixels, or all" in hidden
+    inputs = cutout(torch.ones(50, 1, 10, 10), size=16, generator=torch.Generator().manual_seed(0))
+    assert (inputs.sum(dim=(1, 2, 3)) == 0).any()
+    assert strong_augmentation(32, 4, 16) == []
+
+
+def test_presets_for_folders_augment_by_size() -> None:
+    for name in preset_names():
+        config = configure(name, None)
+        if config.data.name == "folder":
+            assert strong_augmentation(8, config.data.crop_padding, config.retrain.cutout) == []
+
+
+def test_batches_take_the_automatic_shift(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 6, "dog": 6})
+    batches = []
+    for padding in ("auto", 1, 4):
+        keys = {"name": "folder", "root": str(tmp_path), "crop_padding": padding}
+        config = DataConfig(**keys)
+        data = load_data(config, seed=0, default_root=tmp_path)
+        normalizer = Normalizer(data.mean, data.std)
+        numbers = {"cutout_size": 0, "seed": 1, "purpose": "test"}
+        batches.append(Batches(data.train, normalizer, config, 4, **numbers).batch(0)[0])
+    assert torch.equal(batches[0], batches[1]), "an eighth of 10 pixels"
+    assert not torch.equal(batches[0], batches[2])
+
+
+def test_a_retraining_takes_the_automatic_cutout() -> None:
+    config = build_config({"data": {"name": "digits"}}).data
+    data = load_data(config, seed=0, default_root=Path())
+    small = RetrainConfig(cutout="auto", auxiliary=False, num_cells=2, init_channels=4)
+    cell = Genotype.published("DARTS_V2")
+    device = torch.device("cpu")
+    made = Retraining(small, cell, data, seed=0, device=device, augmentation=config)
+    assert made.batches.cutout_size == 4
 
 
 # --- what is recorded ---------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def continued_from(
     with pytest.MonkeyPatch.context() as once:
         once.setattr(runner, "run_stage", spy)
         once.setattr("pipeline.console.Console.warn", lambda _, line: said.append(line))
-        once.setattr("pipeline.console.Console.error", lambda _, line, __: said.append(line))
+        once.setattr("pipeline.console.Console.error", lambda _, line, *__: said.append(line))
         assert place.run(*(words or place.words(loop)), *arguments) == code
     return seen, "\n".join(said)
 

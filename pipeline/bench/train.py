@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from d2nas.compiler import load_compiler
 from d2nas.config import DataConfig, RetrainConfig
 from d2nas.cost import count_cost
-from d2nas.data import ImageData, ImageSet
+from d2nas.data import ImageData, ImageSet, cutout_pixels
 from d2nas.genotype import Genotype
 from d2nas.precision import arithmetic_of
 from d2nas.retrain import Retraining, has_auxiliary, train_step
@@ -124,7 +124,7 @@ class PlainStepper:
             weight_decay=config.weight_decay,
         )
         self.loader = DataLoader(
-            _Augmented(data.train, data, config.cutout),  # type: ignore[arg-type]
+            _Augmented(data.train, data, cutout_pixels(config.cutout, data.image_size)),  # type: ignore[arg-type]
             batch_size=config.batch_size,
             shuffle=True,
             drop_last=True,
