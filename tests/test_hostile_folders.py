@@ -62,7 +62,9 @@ COMMANDS = ("ls", "show a/search", "gc", "verify", "derive a", "study table-2 --
 
 
 @pytest.mark.usefixtures("_removed_folder")
-@pytest.mark.parametrize("command", ["ls", "show a/search", "gc", "derive a", "predict b c.png"])
+@pytest.mark.parametrize(
+    "command", ["ls", "show a/search", "gc", "derive a", "predict b c.png", "evaluate b c"]
+)
 def test_a_working_folder_that_was_removed_is_told(command: str, told: Told) -> None:
     talk = told(7, command.split())
     assert "the working folder has been removed" in talk
@@ -98,6 +100,8 @@ def test_a_name_that_cannot_be_is_told(
         ["verify", path],
         ["predict", path, "x.png"],
         ["predict", str(tmp_path), path],
+        ["evaluate", path, "x"],
+        ["evaluate", str(tmp_path), path],
         ["serve", path],
         ["show", "--config", f"{path}.toml"],
         ["doctor", "--store", path],

@@ -234,6 +234,7 @@ def test_every_commands_hint_names_the_device_that_needs_no_gpu(
         ["serve", bundle, "--port", "0"],
         ["verify", bundle],
         ["predict", bundle, str(finished.preset)],
+        ["evaluate", bundle, str(finished.folder)],
     ):
         assert run([*command, "--device", "cuda"]) == 2
         told = capfd.readouterr().err

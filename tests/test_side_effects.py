@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from children import PROJECT
+from image_files import write_image
 from no_network import NO_FILTER
 from served import ask_once
 from test_bundle_reader import bundle_of
@@ -73,16 +74,17 @@ def nest(quick_path: Path) -> Nest:
     return Nest(quick_path / "nest")
 
 
-@pytest.mark.parametrize("command", ["verify", "predict"])
+@pytest.mark.parametrize("command", ["verify", "predict", "evaluate"])
 def test_answering_from_a_bundle_leaves_nothing_and_asks_nobody(
     command: str, finished: Place, nest: Nest, tmp_path: Path
 ) -> None:
     words = [command, str(bundle_of(finished)), "--json"]
     if command == "predict":
-        from PIL import Image
-
-        Image.new("L", (9, 7), 80).save(tmp_path / "grey.png")
-        words.insert(2, str(tmp_path / "grey.png"))
+        words.insert(2, str(write_image(tmp_path / "grey.png", mode="L")))
+    if command == "evaluate":
+        for label in range(10):
+            write_image(tmp_path / "labelled" / str(label) / "a.png", seed=label, mode="L")
+        words.insert(2, str(tmp_path / "labelled"))
     done = nest.run(WITHOUT_NETWORK, "-m", "d2nas", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert nest.found() == []

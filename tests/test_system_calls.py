@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from campaigns import count
 from faults import memory_folder
+from image_files import write_image
 from PIL import Image
 from system_calls import SystemCalls, failing
 from toy import Place
@@ -44,6 +45,8 @@ COMMANDS = {
     "derive": "derive toy --store STORE",
     "validate": "validate toy --store STORE --exported EXPORTED",
     "predict": "predict EXPORTED/toy PLACE/grey.png",
+    "predict a folder": "predict EXPORTED/toy PLACE/labelled --json",
+    "evaluate": "evaluate EXPORTED/toy PLACE/labelled --json",
     "serve": "serve EXPORTED/toy --port 0",
     "study": "study PLACE/study.toml --plan --store STORE",
     "doctor": "doctor --store STORE",
@@ -60,6 +63,8 @@ def target(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         shutil.copytree(finished_folder, folder / "place")
         place = Place(folder / "place")
         Image.new("L", (9, 7), 80).save(place.folder / "grey.png")
+        for label in range(3):
+            write_image(place.folder / "labelled" / str(label) / "a.png", seed=label, mode="L")
         study = 'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n'
         (place.folder / "study.toml").write_text(study)
         yield place
