@@ -304,7 +304,9 @@ def show_command(
     image_size: ImageSizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a version: metrics, lineage, files, configuration. Or a preset's configuration."""
+    """Show a version: metrics, lineage, files, configuration. Of a run that trains, also its last
+    epoch and the cell so far. Or a preset's configuration.
+    """
     from .commands import show_config
     from .store_commands import show_target
 

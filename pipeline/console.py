@@ -334,7 +334,7 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
     """Return an epoch's row in words that fit a terminal's line; what was not measured is a dash.
 
     A search's loss and accuracy are the weights' half's / the architecture's half's. Its cell,
-    temperature and entropy are in the rows of metrics.
+    temperature and entropy are in the rows of metrics, which ``show`` shows.
     """
     words = []
     if "epoch" in row:

@@ -12,17 +12,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from d2nas.errors import StoppedError
+from d2nas.errors import DamagedArtifactError, StoppedError, StorageError
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES
-from d2nas.strict_json import canonical_json
+from d2nas.strict_json import MAX_BYTES, canonical_json, parse_json
+from d2nas.verified_folder import read_plain_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+METRICS_FILE = "metrics.jsonl"
+"""In a version: a row for each epoch of its training."""
 ROWS_FILE = "rows.jsonl"
-"""What a version's ``metrics.jsonl`` will be, as far as the training has come."""
+"""What a version's ``METRICS_FILE`` will be, as far as the training has come."""
+
+
+def read_last_row(store: Path, run: str, stage: str) -> dict[str, Any] | None:
+    """Return the newest whole row that a training has written for others to watch; None without.
+
+    The last line may be half written at this moment.
+    """
+    path = store / "events" / run / stage / ROWS_FILE
+    try:
+        lines = read_plain_file(path, max_bytes=MAX_BYTES, max_links=1).splitlines(keepends=True)
+        whole = [line for line in lines[-2:] if line.endswith(b"\n")]
+        row = parse_json(whole[-1], what=str(path)) if whole else None
+        canonical_json(row)
+    except (DamagedArtifactError, StorageError, ValueError):  # nothing depends on it
+        return None
+    return row if isinstance(row, dict) else None
 
 
 class Events:

@@ -9,7 +9,9 @@ from d2nas.config import Config, DeriveConfig, build_config, parse_override
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, SPACES
+from d2nas.strict_json import canonical_json
 
+from .events import METRICS_FILE, read_last_row
 from .presets import preset_names, run_name
 from .stages import PARENTS, STAGES, parents_of, read_genotype
 from .store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
@@ -54,13 +56,40 @@ def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
 
 
 def describe_target(store: Store, target: str) -> dict[str, Any]:
-    """Describe a version by reference or id, or, for a run's name, its newest stage."""
-    if "/" not in target:
-        newest = [stage for stage in STAGES if store.references(target, stage)] if target else []
+    """Describe a version by reference or id, or, for a run's name, its newest stage and what is
+    known of a training of this run that has not finished: its last epoch, its cell so far.
+    """
+    unfinished = None
+    if is_run_name(target):
+        newest = [stage for stage in STAGES if store.references(target, stage)]
+        unfinished = _unfinished(store, target)
+        if unfinished is not None and not newest:
+            return {"run": target, "unfinished": unfinished}
         if newest:
             target = f"{target}/{newest[-1]}"
     version = store.open(target)
-    return {**describe(version), "lineage": _lineage(store, version)}
+    described = {**describe(version), "lineage": _lineage(store, version)}
+    return described if unfinished is None else {**described, "unfinished": unfinished}
+
+
+def _unfinished(store: Store, run: str) -> dict[str, Any] | None:
+    """Return the stage and the last row of a run's training that is no version yet, if any: it
+    runs, or was interrupted.
+    """
+    for stage in ("retrain", "search"):
+        row = read_last_row(store.root, run, stage)
+        if row is None:
+            continue
+        try:
+            version = store.latest(run, stage)
+            last = (
+                b"" if version is None else version.read(METRICS_FILE).splitlines(keepends=True)[-1]
+            )
+        except (DamagedArtifactError, IndexError):
+            last = b""
+        if last != canonical_json(row):
+            return {"stage": stage, "row": row}
+    return None
 
 
 def describe(version: Version) -> dict[str, Any]:
@@ -238,7 +267,12 @@ def _no_run(store: Store, run: str) -> ConfigError:
 
 def fact_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a description as (name, value) rows."""
+    unfinished = described.get("unfinished")
+    so_far = [] if unfinished is None else _so_far_rows(unfinished)
+    if "facts" not in described:
+        return [("run", described["run"]), *so_far]
     rows = [(key, str(described[key])) for key in ("ref", "id", "path") if described.get(key)]
+    rows += so_far
     rows += [(name, _fact(name, value)) for name, value in described["facts"].items()]
     rows += [
         (f"from {entry['role']}", f"{entry['ref']} {entry['id']}")
@@ -250,6 +284,19 @@ def fact_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("seed", str(described["seed"])))
     rows.append(("libraries", _value(described["libraries"])))
     rows += [(name, _value(value)) for name, value in described["note"].items()]
+    return rows
+
+
+def _so_far_rows(unfinished: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the last epoch of a training that has not finished as rows, its cell last."""
+    row = dict(unfinished["row"])
+    genotype = row.pop("genotype", None)
+    rows = [(f"{unfinished['stage']}, not finished", _value(row))]
+    if genotype is not None:
+        try:
+            rows.append(("genotype so far", _fact("genotype", genotype)))
+        except ConfigError:  # not what d2nas writes; it is shown all the same
+            rows.append(("genotype so far", _value(genotype)))
     return rows
 
 

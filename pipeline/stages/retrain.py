@@ -12,12 +12,13 @@ from d2nas.strict_json import canonical_json
 from d2nas.training import memory_errors, resolve_device, stem_for
 
 from ..curves import RETRAIN_PANELS, draw_curves
+from ..events import METRICS_FILE
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .derive import GENOTYPE_FILE
 from .loop import encode_rows, run_loop
 from .machine import machine_facts
-from .search import CURVES_FILE, METRICS_FILE
+from .search import CURVES_FILE
 
 PREPROCESS_FILE = "preprocess.json"
 

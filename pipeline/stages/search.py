@@ -8,6 +8,7 @@ from d2nas.search import Search
 from d2nas.training import memory_errors, resolve_device
 
 from ..curves import SEARCH_PANELS, draw_curves
+from ..events import METRICS_FILE
 from ..store.codec import encode_tensors
 from . import Context, Facts
 from .loop import encode_rows, run_loop
@@ -15,7 +16,6 @@ from .machine import machine_facts
 
 LOGITS_FILE = "logits.safetensors"
 SUPERNET_FILE = "supernet.safetensors"
-METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.svg"
 
 MIN_CELLS = 3
