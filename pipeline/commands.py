@@ -35,6 +35,7 @@ from .listing import (
 from .presets import keys_of_own_files, preset_sources, read_preset
 from .runner import Reuse, Runner, RunResult
 from .stages import run_stages
+from .stages.forms import damage_of
 from .stop import StopFlag, signals_handled
 from .store import Store
 from .study.grid import read_study
@@ -221,21 +222,19 @@ def retrain(
 def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
     """Write the bundle of a validated run, and show the closing table or its data."""
     folder = write_bundle(exported, result.run, result.versions)
-    report = parse_json(result.versions["validate"].read("report.json"), what="report.json")
-    if not as_json:
-        console = Console()
-        console.summary(f"run {result.run}", report_rows(report, str(folder)))
-        console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
-        return
+    validated = result.versions["validate"]
+    report = parse_json(validated.read("report.json"), what="report.json")
     keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
     latency = ("latency", "latency_gate", "latency_modes")
-    Console().data(
-        {
-            **_references(result),
-            **{key: report[key] for key in (*keys, *latency)},
-            "bundle": str(folder),
-        }
-    )
+    with damage_of(f"{validated.path}: report.json", validated.content.hint):
+        rows = report_rows(report, str(folder))
+        told = {key: report[key] for key in (*keys, *latency)}
+    if as_json:
+        Console().data({**_references(result), **told, "bundle": str(folder)})
+        return
+    console = Console()
+    console.summary(f"run {result.run}", rows)
+    console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
 
 
 def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:

@@ -1,5 +1,7 @@
 """A bundle is written by one process at a time, keeps its numbers, and is one that readers take."""
 
+import contextlib
+import json
 import os
 import shutil
 import time
@@ -11,11 +13,14 @@ import bundles
 import numpy as np
 import pytest
 from bundles import OtherModel, versions_in, without_lock
+from forgery import forge_version
 from page_facts import GPU, PREPROCESS, a_report
 from store_children import start
 from toy import Place
 
 from d2nas.errors import BusyError, DamagedArtifactError
+from d2nas.strict_json import canonical_json
+from pipeline import commands
 from pipeline.bundle import writing
 from pipeline.bundle.card import model_card
 from pipeline.bundle.reader import open_bundle
@@ -183,6 +188,60 @@ def test_a_number_that_was_given_is_not_given_to_another_model(finished: Place) 
     write_bundle(finished.exported, "toy", third)
     assert open_bundle(bundle).number == 3
     assert {path.name for path in bundle.iterdir() if path.is_dir()} == {"1", "3"}
+
+
+# A validation's report that somebody else wrote
+
+
+def lacking(*path: Any) -> Callable[[Any], object]:
+    return lambda report: inner(report, path[:-1]).pop(path[-1])
+
+
+def being(value: Any, *path: Any) -> Callable[[Any], object]:
+    return lambda report: inner(report, path[:-1]).__setitem__(path[-1], value)
+
+
+def inner(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lacking("eager"),
+        lacking("latency", 0, "stable"),
+        lacking("parameterless_normal"),
+        being("many", "data", "class_counts"),
+        being([1], "eager"),
+        being(-1.5, "accuracy", "onnx"),
+        being({"a": 1}, "model", "bytes"),
+        being("never", "latency", 0, "p95_ms"),
+        being("x", "refused_modes"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_report_of_other_values_is_damage_and_no_bug(
+    change: Callable[[Any], object],
+    as_json: bool,
+    finished: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = versions_in(finished.store)["validate"].read("report.json")
+    values = json.loads(report)
+    change(values)
+    forge_version(finished.store, "toy/validate@v1", {"report.json": canonical_json(values)})
+    command = ["validate", "toy", *(["--json"] if as_json else [])]
+    assert finished.run(*command) == 4
+    told = capfd.readouterr()
+    assert "report.json: holds values that d2nas does not write" in told.err
+    assert "hint: rebuild it with: d2nas validate toy --fresh" in told.err
+    assert told.out == ""
+    for module in (writing, commands):  # control
+        monkeypatch.setattr(module, "damage_of", lambda *_: contextlib.nullcontext())
+    assert finished.run(*command) == 1
 
 
 # What the card and the console say

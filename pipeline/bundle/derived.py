@@ -16,6 +16,7 @@ from d2nas.genotype import Genotype
 from d2nas.strict_json import canonical_json, digest
 
 from ..drawing import draw_genotype
+from ..stages.forms import damage_of
 from ..stages.golden import PICTURE_FILE
 from ..store.manifest import Manifest, parse_manifest
 from .checksums import CHECKSUMS, FILES, HINT, MODEL_NAME, damaged
@@ -196,24 +197,19 @@ def _check_documents(bundle: Bundle, manifests: Mapping[str, Manifest], checks: 
         if path not in files:
             if _is_ours(bundle):
                 raise damaged(bundle.folder, path, "is missing")
-        elif path == PAGE and not manifests:
+            continue
+        if path == PAGE and not manifests:
             checks.not_checked[path] = f"{MANIFESTS} is missing, from which it was written"
-        elif files[path] == _written_again(bundle, path, write):
+            continue
+        with damage_of(f"{bundle.folder}: report.json", HINT):
+            written = write()
+        if files[path] == written:
             checks.checked.append(path)
         elif _is_ours(bundle):
             raise damaged(bundle.folder, path, "is not what the other files say")
         else:
             fits = "its fields fit the model, but " if path == CONFIG else ""
             checks.not_checked[path] = f"{fits}this d2nas writes it otherwise; {_written(bundle)}"
-
-
-def _written_again(bundle: Bundle, path: str, write: Callable[[], bytes]) -> bytes:
-    # What is for people only has no form of its own: a forger may have put anything there.
-    try:
-        return write()
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        problem = f"cannot be written from the other files: {type(error).__name__}"
-        raise damaged(bundle.folder, path, problem) from None
 
 
 def _curves(bundle: Bundle, manifests: Mapping[str, Manifest]) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from d2nas.strict_json import parse_json
 from d2nas.verified_folder import read_plain_file
 
 from ..onnx_io.model_file import MAX_MODEL_BYTES
-from ..stages.forms import Report, read_form, read_prepared
+from ..stages.forms import Report, damage_of, read_form, read_prepared
 from ..stages.golden import PICTURE_FILE
 from ..store import FileSystem, Version, safe_run_name
 from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
@@ -90,8 +90,10 @@ def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSyst
     _remove_half_written(disk, folder)
     number = _number_of(folder, hashlib.sha256(model).hexdigest())
     disk.make_folder(folder / str(number))
-    documents = _documents(name, number, versions)
-    page = _page(name, number, versions, {f"{number}/{MODEL_NAME}": model, **documents})
+    validated = versions["validate"]
+    with damage_of(f"{validated.path}: report.json", validated.content.hint):
+        documents = _documents(name, number, versions)
+        page = _page(name, number, versions, {f"{number}/{MODEL_NAME}": model, **documents})
     files = {
         # The model first: by it an interrupted version is known again.
         f"{number}/{MODEL_NAME}": model,

@@ -5,7 +5,8 @@ the facts, the configuration and the small JSON files that later stages use have
 checked before they are used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,6 +34,8 @@ class _Form(BaseModel):
 class _SearchFacts(_Form):
     searched_space: dict[str, Any]
     data_digest: str
+    passes: NonNegative | None = None
+    device: str | None = None
 
     @model_validator(mode="after")
     def _is_a_space(self) -> "_SearchFacts":
@@ -74,6 +77,7 @@ class _RetrainConfig(_Form):
 
 class _EvaluateFacts(_Form):
     accuracy: _Number
+    calibrated_loss: _Number | None = None
     images: Positive
     evaluation: str
 
@@ -248,6 +252,18 @@ def parse_form(form: type[FormT], values: Any, version: Version, where: str) -> 
         raise DamagedArtifactError(
             f"{version.path}: {where}: {problem_of(error)}", hint=version.content.hint
         ) from None
+
+
+@contextmanager
+def damage_of(what: str, hint: str | None) -> Iterator[None]:
+    """Tell values that cannot be shown as damage of ``what``: a report holds much for people only,
+    which has no form of its own, and a forger may have put anything there.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"holds values that d2nas does not write ({type(error).__name__})"
+        raise DamagedArtifactError(f"{what}: {problem}", hint=hint) from error
 
 
 def _valid(parse: Any, values: Any) -> None:

@@ -163,6 +163,12 @@ def _run_of(cell: Cell, stage: str) -> str:
     return cell.search_run if stage in _SEARCH_STAGES else cell.run
 
 
+def _seconds(version: Version) -> float | None:
+    """Return how long a version took; it stands in its note, which may hold anything."""
+    value = (version.note or {}).get("seconds")
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def _names(cell: Cell) -> dict[str, Any]:
     names = ("variant", "method", "space", "data", "seed", "training", "run")
     return {name: getattr(cell, name) for name in names}
@@ -172,7 +178,7 @@ def _describe(cell: Cell, versions: Mapping[str, Version], error: str | None) ->
     facts = {
         stage: versions[stage].manifest.facts if stage in versions else {} for stage in STUDY_STAGES
     }
-    seconds = {stage: (version.note or {}).get("seconds") for stage, version in versions.items()}
+    seconds = {stage: _seconds(version) for stage, version in versions.items()}
     config = cell.config.to_dict()
     settings = {
         section: {name: config[section][name] for name in names}
