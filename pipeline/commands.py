@@ -263,8 +263,10 @@ def show_plan(
     ``unread``: what ``tell_unread`` has told, which is part of the plan's data.
     """
     from .plan import COLUMNS, make_plan, plan_rows
+    from .plan_times import busy_line, shorter_lines
 
     console = Console()
+    busy = busy_line()
     console.say("timing a few steps of each stage that would run ...")
     plan = make_plan(Runner(Store(store), console, StopFlag()), run, config)
     if as_json:
@@ -272,6 +274,10 @@ def show_plan(
     else:
         console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
         _say_data(console, plan["data"])
+        for line in shorter_lines(plan, config.data.name):
+            console.note(line)
+    if busy is not None and any("seconds_range" in row for row in plan["stages"]):
+        console.warn(busy)
 
 
 def _say_data(console: Console, data: Mapping[str, Any]) -> None:

@@ -1,26 +1,35 @@
 """Plan of a run: stages, steps, and estimates of time, memory and disk.
 
-Time: a few real steps of each loop on made-up images of the real shape, scaled up. Memory: the live
-bytes of one step that allocates and computes nothing. Both are estimates and shown as such.
+Time: a few real steps of each loop on a few made-up images of the real shape, scaled up, with the
+range to expect. Memory: the live bytes of one step that allocates and computes nothing. Both are
+estimates and shown as such.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from d2nas.config import Config, DataConfig
+from d2nas.config_effects import without_effect
 from d2nas.data_sources import list_config, usable_images
 from d2nas.image_sizes import ImageSize, folder_image_size, image_size
 from d2nas.spaces import SearchSpace
 
 from .file_hashes import FileHashes, data_folder
+from .plan_times import (
+    DAY,
+    Seconds,
+    duration,
+    range_in_words,
+    shorter_settings,
+    time_steps,
+)
 from .runner import Runner
 from .stages import parents_of, run_stages
 
 COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
-MEASURED_PIXELS = 2**14
-"""Pixels of a measured batch; a larger configured batch is scaled from it."""
+MEASURED_PIXELS = 2**13
+"""Pixels of a measured batch; a larger configured batch is scaled from it and a quarter of it."""
 
 _KNOWN_SHAPES = {
     # training images, channels, classes
@@ -87,13 +96,15 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
         done = runner.resumable_step(run, stage, config, inputs, digest) if known else 0
         state = f"continues at step {done}" if done else "runs"
         rows.append({"stage": stage, "state": state, **estimate.of(stage, done)})
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
     return {
         "run": run,
         "data": _data(runner, config.data, sizes),
         "stages": rows,
         "executes": [row["stage"] for row in rows if row["state"] != "up to date"],
-        "seconds": sum(row.get("seconds", 0.0) for row in rows),
+        "seconds": seconds,
         "estimated": True,
+        "shorter": estimate.shorter() if seconds > DAY else [],
     }
 
 
@@ -114,16 +125,23 @@ def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, ...]]:
             row["stage"],
             row["state"],
             str(row.get("steps", "")),
-            _duration(row["seconds"]) if "seconds" in row else "",
+            duration(row["seconds"]) if "seconds" in row else "",
             _mebibytes(row.get("peak_bytes")),
             _mebibytes(row.get("disk_bytes")),
-            str(row.get("ref", row.get("note", ""))),
+            str(row.get("ref", _note(row))),
         )
         for row in plan["stages"]
     ]
     disk = sum(row.get("disk_bytes", 0) for row in plan["stages"])
-    total = _duration(plan["seconds"]) if plan["executes"] else "nothing to do"
-    return [*rows, ("total", "estimate", "", total, "", _mebibytes(disk), "")]
+    total = duration(plan["seconds"]) if plan["executes"] else "nothing to do"
+    whole = sum((_range_of(row) for row in plan["stages"]), start=Seconds(0.0, 0.0, 0.0))
+    note = range_in_words(whole) if plan["executes"] else ""
+    return [*rows, ("total", "estimate", "", total, "", _mebibytes(disk), note)]
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    note = str(row.get("note", ""))
+    return f"{range_in_words(_range_of(row))}, {note}" if "seconds_range" in row else note
 
 
 class _Estimates:
@@ -132,13 +150,19 @@ class _Estimates:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._shape = data_shape(config.data)
+        self._pass: Seconds | None = None
+        self._step: Seconds | None = None
+        self._pass_unit = (1, 1)
 
     def of(self, stage: str, done: int) -> dict[str, Any]:
         """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
         if stage in ("search", "retrain"):
             estimate = self._search() if stage == "search" else self._retrain()
             steps = estimate["steps"]
-            estimate["seconds"] *= max(0, steps - done) / steps
+            part = max(0, steps - done) / steps
+            estimate["seconds"] *= part
+            if "seconds_range" in estimate:
+                estimate["seconds_range"] = [part * end for end in estimate["seconds_range"]]
             return estimate
         seconds = {
             "derive": 1.0,
@@ -154,40 +178,53 @@ class _Estimates:
         from .stages.loop import bytes_to_write
 
         config = self._config.search
-        batch = min(config.batch_size, self._measured_batch())
-        # One draw and no warm-up: a pass of the measured step costs what any other does.
-        one = config.model_copy(
-            update={"draws": 1, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
-        )
-        search = Search(one, *self._search_arguments(), **self._options(config.device))
-        if not search.trains:
+        made: list[Search] = []
+
+        def stepper(batch: int) -> Callable[[int], None]:
+            # One draw and no warm-up: a pass of the measured step costs what any other does.
+            one = config.model_copy(
+                update={"draws": 1, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
+            )
+            search = Search(one, *self._search_arguments(), **self._options(config.device))
+            search.supernet.train()
+            made.append(search)
+
+            def step(number: int) -> None:
+                with search.arithmetic.pinned():
+                    search_step(search, number)
+
+            return step
+
+        if without_effect(self._config, ["search.epochs"]):
             return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
-        search.supernet.train()
-        measured = sum(search.method.passes)
-        with search.arithmetic.pinned():
-            per_pass = _seconds_per_call(lambda step: search_step(search, step)) / measured
-        half = self._num_train() * (1 - self._config.data.validation_fraction)
-        epoch = max(1, int(half * config.image_fraction) // config.batch_size)
-        architecture, weights = (
-            passes * (config.draws if config.method in ("d2nas", "entangled") else 1)
-            for passes in search.method.passes
-        )
-        passes = epoch * (
-            weights * config.epochs + architecture * (config.epochs - config.warmup_epochs)
-        )
+        timing = time_steps(self._batches(config.batch_size), stepper)
+        search = made[-1]
+        self._pass_unit = search.method.passes
+        self._pass = timing.of(config.batch_size) * (1 / sum(self._pass_unit))
+        steps, passes = self._search_work(self._config)
         num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
         return {
-            "steps": epoch * config.epochs,
+            "steps": steps,
             "passes": passes,
-            "seconds": per_pass * passes * config.batch_size / batch,
+            **_times(self._pass * passes),
             "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * num_weights,
             "disk_bytes": bytes_to_write(search),
-            "note": f"timed with one pass of {batch} images",
+            "note": f"timed with one pass of {timing.words}",
         }
 
-    def _num_train(self) -> int:
+    def _search_work(self, config: Config) -> tuple[int, int]:
+        """Return the steps of a search, and its sub-network passes."""
+        search = config.search
+        half = self._num_train(config) * (1 - config.data.validation_fraction)
+        epoch = max(1, int(half * search.image_fraction) // search.batch_size)
+        draws = 1 if without_effect(config, ["search.draws"]) else search.draws
+        architecture, weights = (passes * draws for passes in self._pass_unit)
+        moving = search.epochs - search.warmup_epochs
+        return epoch * search.epochs, epoch * (weights * search.epochs + architecture * moving)
+
+    def _num_train(self, config: Config) -> int:
         """Return how many training images the configuration leaves."""
-        data = self._config.data
+        data = config.data
         if data.train_images is not None:
             return data.train_images
         held_out = data.held_out_images if data.evaluation == "held-out" else 0
@@ -200,22 +237,57 @@ class _Estimates:
         from .stages.loop import bytes_to_write
 
         config = self._config.retrain
-        batch = min(config.batch_size, self._measured_batch())
-        small = config.model_copy(update={"batch_size": batch})
+        made: list[Retraining] = []
+
+        def stepper(batch: int) -> Callable[[int], None]:
+            small = config.model_copy(update={"batch_size": batch})
+            retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
+            retraining.network.train()
+            made.append(retraining)
+
+            def step(number: int) -> None:
+                with retraining.arithmetic.pinned():
+                    train_step(retraining, number)
+
+            return step
+
         stem = stem_for(config.stem, self._shape.image_size)
-        retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
-        retraining.network.train()
-        with retraining.arithmetic.pinned():
-            per_step = _seconds_per_call(lambda step: train_step(retraining, step))
-        steps = max(1, self._num_train() // config.batch_size) * config.epochs
+        timing = time_steps(self._batches(config.batch_size), stepper)
+        retraining = made[-1]
+        self._step = timing.of(config.batch_size)
+        steps = self._retrain_steps(self._config)
         weights = sum(parameter.numel() for parameter in retraining.network.parameters())
         return {
             "steps": steps,
-            "seconds": per_step * steps * config.batch_size / batch,
+            **_times(self._step * steps),
             "peak_bytes": self._peak_of_network(config.batch_size, stem) + 12 * weights,
             "disk_bytes": bytes_to_write(retraining),
-            "note": f"timed with DARTS_V2 and {batch} images",
+            "note": f"timed with DARTS_V2 and {timing.words}",
         }
+
+    def _retrain_steps(self, config: Config) -> int:
+        epoch = max(1, self._num_train(config) // config.retrain.batch_size)
+        return epoch * config.retrain.epochs
+
+    def shorter(self) -> list[dict[str, Any]]:
+        """Return settings that shorten the stages that were timed; see ``shorter_settings``."""
+
+        def seconds_of(config: Config, search: float, retrain: float) -> float:
+            found = 0.0
+            if self._pass is not None:
+                found += self._pass.expected * search * self._search_work(config)[1]
+            if self._step is not None:
+                found += self._step.expected * retrain * self._retrain_steps(config)
+            return found
+
+        return shorter_settings(self._config, self._num_train(self._config), seconds_of)
+
+    def _batches(self, configured: int) -> list[int]:
+        """Return the batch sizes to time: the configured one where it is small, else two."""
+        most = self._measured_batch()
+        if configured <= most:
+            return [configured]
+        return sorted({max(2, most // 4), most})
 
     def _measured_batch(self) -> int:
         return max(2, MEASURED_PIXELS // self._shape.image_size**2)
@@ -346,19 +418,13 @@ def _typical() -> Any:
     return Genotype.published("DARTS_V2")
 
 
-def _seconds_per_call(call: Callable[[int], None]) -> float:
-    call(0)  # the first pays for memory and kernel selection
-    started = time.perf_counter()
-    call(1)
-    return time.perf_counter() - started
+def _times(seconds: Seconds) -> dict[str, Any]:
+    return {"seconds": seconds.expected, "seconds_range": [seconds.low, seconds.high]}
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _range_of(row: Mapping[str, Any]) -> Seconds:
+    seconds = row.get("seconds", 0.0)
+    return Seconds(seconds, *row.get("seconds_range", (seconds, seconds)))
 
 
 def _mebibytes(count: int | None) -> str:

@@ -161,7 +161,8 @@ def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is planned, searched or run."""
-    plan = {"run": "toy", "stages": [], "executes": [], "seconds": 0.0}
+    data = {"image_size": 8, "image_size_from": "the data set's", "pictures": None, "notes": []}
+    plan = {"run": "toy", "data": data, "stages": [], "executes": [], "seconds": 0.0}
     monkeypatch.setattr("pipeline.plan.make_plan", lambda *_: plan)
     monkeypatch.setattr("pipeline.plan.plan_rows", lambda _: [])
     monkeypatch.setattr(commands, "run_all", lambda *_, **__: None)
