@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import studies
 from tiny import TinyPlace
 from toy import Place
 
@@ -138,6 +139,21 @@ def test_a_store_is_tried_before_the_work(
     code = tiny.run("search", str(tiny.preset))
     told = capfd.readouterr().err
     assert (code, WORK_BEGINS in told) == ((7, False) if tried else (3, True))
+
+
+@pytest.mark.parametrize("way", ["as it is", "control"])
+def test_a_study_tries_the_store_before_the_work(
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    a_file(place.store / "versions", monkeypatch)
+    if way == "control":
+        monkeypatch.setattr(Store, "try_writing", lambda *_: None)
+    code = place.run("study", str(studies.write(place)))
+    told = capfd.readouterr().err
+    assert (code, WORK_BEGINS in told) == ((7, False) if way == "as it is" else (3, True))
 
 
 @pytest.mark.parametrize("way", ["as it is", "control"])
