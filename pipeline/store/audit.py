@@ -1,12 +1,12 @@
 """Checking a whole store, or the ancestry of some versions (no torch)."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.verified_folder import is_digest
 
+from .fsio import is_there
 from .layout import Layout, names_in
 from .references import Damage, Reference, read_reference, scan, strays
 from .targets import resolve
@@ -38,7 +38,7 @@ def verify_store(layout: Layout) -> VerifyReport:
             found = _check(layout, name, named.get(name, []))
         else:
             found = [Damage(repr(name), path, f"{layout.versions}: {name!r} is not a version")]
-        if os.path.lexists(path):  # else: removed meanwhile
+        if is_there(path):  # else: removed meanwhile
             checked += 1
             damaged += found
     missing, broken = _check_references(layout)
@@ -60,12 +60,12 @@ def _check_references(layout: Layout) -> tuple[list[Damage], list[Damage]]:
     missing: dict[str, Damage] = {}
     for reference in references:
         folder = layout.version(reference.id)
-        if os.path.lexists(folder):
+        if is_there(folder):
             continue
         path = layout.reference_file(reference.run, reference.stage, reference.number)
-        if os.path.lexists(path):
+        if is_there(path):
             missing[reference.id] = Damage(reference.name, folder, f"{folder}: is missing")
-    return list(missing.values()), [item for item in broken if os.path.lexists(item.path)]
+    return list(missing.values()), [item for item in broken if is_there(item.path)]
 
 
 def verify_targets(layout: Layout, targets: Sequence[str]) -> VerifyReport:
@@ -113,7 +113,7 @@ def _check(layout: Layout, version_id: str, references: list[Reference]) -> list
             f"{version.path}: its parent {role} ({parent}) is missing",
         )
         for role, parent in version.manifest.parents.items()
-        if not os.path.lexists(layout.version(parent))
+        if not is_there(layout.version(parent))
     ]
 
 
