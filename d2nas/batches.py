@@ -27,7 +27,9 @@ from .data import (
     cutout,
     shift_pixels,
 )
+from .errors import ConfigError
 from .image_decoding import Decoding, read_image, read_random_crop, strict_pillow
+from .image_faults import DAMAGED_HINT
 from .image_files import ImageFiles, channels_first, check_unchanged
 from .image_workers import ImageWorkers
 from .parallel import ALONE, Ranks, local_size
@@ -169,15 +171,18 @@ class _Decoder:
 
     def _decode(self, request: _Request) -> NDArray[np.uint8]:
         check_unchanged(request.path, request.state)
-        if self.random_crop:
-            pixels = read_random_crop(
-                request.path,
-                self.decoding,
-                color_jitter=self.color_jitter,
-                seed=request.seed,
-            )
-        else:
-            pixels, _ = read_image(request.path, self.decoding)
+        try:
+            if self.random_crop:
+                pixels = read_random_crop(
+                    request.path,
+                    self.decoding,
+                    color_jitter=self.color_jitter,
+                    seed=request.seed,
+                )
+            else:
+                pixels, _ = read_image(request.path, self.decoding)
+        except ConfigError as error:
+            raise ConfigError(str(error), hint=DAMAGED_HINT) from error
         return channels_first(pixels[None])[0].numpy()
 
 

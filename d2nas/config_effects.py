@@ -8,7 +8,7 @@ from .config import Config, SearchConfig
 _GIVEN = object()
 """Stands for any value but none."""
 
-_FILES = ("data.stream", "data.workers")
+_FILES = ("data.on_error", "data.stream", "data.workers")
 _PUBLISHED = (*_FILES, "data.test_fraction")
 _SEARCH = tuple(f"search.{field}" for field in SearchConfig.model_fields)
 _SAMPLES = (  # of the paper's own supernet, K at a time

@@ -9,6 +9,8 @@ from .errors import ConfigError
 MAX_TOLD = 20
 """How many are told one by one; of the rest, the kinds are counted."""
 
+DAMAGED_HINT = "repair or remove it; --set data.on_error=skip leaves such images out"
+
 FaultKind = Literal[
     "too few classes",
     "class names",
@@ -47,8 +49,7 @@ class Faults:
 
     def add_damaged(self, path: str, error: ConfigError) -> None:
         """Note an image that cannot be decoded, by the error that names it."""
-        hint = "repair or remove it; --set data.on_error=skip leaves such images out"
-        self.add("damaged images", reason_of(error, self._root / path), hint, path=path)
+        self.add("damaged images", reason_of(error, self._root / path), DAMAGED_HINT, path=path)
 
     def errors(self) -> dict[str, ConfigError]:
         """Return the error of each faulty file, by its path."""

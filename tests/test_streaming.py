@@ -162,7 +162,9 @@ def test_a_damaged_file_is_named(folder: Path, workers: int) -> None:
     batches = batches_of(files, config, batch_size=len(data.train))
     with pytest.raises(ConfigError, match=data.train.paths[4]) as caught:
         batches.batch(0)
-    assert caught.value.hint == "repair or remove it"
+    assert caught.value.hint == (
+        "repair or remove it; --set data.on_error=skip leaves such images out"
+    )
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(folder: Path) -> None:
