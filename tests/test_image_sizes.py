@@ -14,7 +14,7 @@ from toy import Place
 
 from d2nas import image_sizes
 from d2nas.batches import Batches
-from d2nas.config import DataConfig, RetrainConfig, build_config
+from d2nas.config import DataConfig, RetrainConfig
 from d2nas.data import (
     Normalizer,
     cutout,
@@ -382,9 +382,10 @@ def test_batches_take_the_automatic_shift(tmp_path: Path) -> None:
     assert not torch.equal(batches[0], batches[2])
 
 
-def test_a_retraining_takes_the_automatic_cutout() -> None:
-    config = build_config({"data": {"name": "digits"}}).data
-    data = load_data(config, seed=0, default_root=Path())
+def test_a_retraining_takes_the_automatic_cutout(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 6, "dog": 6})
+    config = DataConfig(name="folder", root=str(tmp_path), image_size=8)
+    data = load_data(config, seed=0, default_root=tmp_path)
     small = RetrainConfig(cutout="auto", auxiliary=False, num_cells=2, init_channels=4)
     cell = Genotype.published("DARTS_V2")
     device = torch.device("cpu")
