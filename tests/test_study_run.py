@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forgery import forge_version, reference_file, rewrite_reference
 from studies import SMALL, write
 from toy import Place
 
@@ -207,6 +208,33 @@ def test_the_plan_of_a_finished_study_says_so(done, capfd, monkeypatch):
     shutil.rmtree(done.store / "runs" / plan[0]["run"] / "evaluate")
     plan = done.json(capfd, "study", str(done.folder / "small.toml"), "--plan")
     assert [cell["state"] for cell in plan] == ["evaluate is next", *["finished"] * 3]
+
+
+def forge_evaluation(place: Place, **facts: Any) -> None:
+    """Give the first cell's evaluation other facts, by a new id."""
+    store = Store(place.store)
+    version = next(iter(store.open(one.name) for one in store.references(stage="evaluate")))
+    forge_version(place.store, version.reference, {}, facts=version.manifest.facts | facts)
+
+
+def test_a_forged_evaluation_is_a_damaged_cell_and_no_bug(done, capfd, monkeypatch):
+    forge_evaluation(done, calibrated_loss="low")
+    assert done.run("study", str(done.folder / "small.toml")) == 4
+    assert "calibrated_loss" in capfd.readouterr().err
+    monkeypatch.setattr(runner_module, "checked", lambda version: version)  # control
+    assert done.run("study", str(done.folder / "small.toml")) == 1
+
+
+def test_a_forged_duration_is_none(done, capfd):
+    store = Store(done.store)
+    for one in store.references(stage="search"):
+        rewrite_reference(
+            reference_file(done.store, one.name), note=dict(one.note) | {"seconds": "x"}
+        )
+    rows = study_rows(done, capfd)
+    assert {row["search_seconds"] for row in rows} == {None}
+    assert all(row["error"] is None for row in rows)
+    assert done.run("study", str(done.folder / "small.toml")) == 0
 
 
 def test_a_variant_reuses_the_search_and_not_the_training(done, capfd):
