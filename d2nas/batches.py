@@ -5,7 +5,6 @@ time by worker processes, which also do what needs the whole picture: random cro
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import DataConfig
+from .cpus import usable_cpus
 from .data import (
     Images,
     ImageSet,
@@ -199,7 +199,7 @@ class _FileStream:
         self._decode = _Decoder(decoding, augmentation.crop == "resized", augmentation.color_jitter)
         workers = augmentation.workers
         if workers is None:
-            workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // local_size()))
+            workers = min(MAX_WORKERS, max(1, usable_cpus() // local_size()))
         self._num_workers = workers
         self._requests: Iterator[list[_Request]] = iter(())
         self._workers: ImageWorkers | None = None

@@ -12,7 +12,7 @@ _CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 @cache
 def load_compiler() -> None:
-    """Import the compiler, as PyTorch's optimizers and exporter do of their own accord.
+    """Import the compiler, as PyTorch's optimizers, data parallelism and exporter do by themselves.
 
     Each of these imports makes the folder of compiled code, for nothing where nothing is compiled,
     and fails where no temporary folder can be written. Meanwhile the folder is one that exists. A

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from .compiler import load_compiler
 from .errors import ConfigError, LostRankError
 from .torchrun import after_a_loss, is_torchrun
 
@@ -123,6 +124,7 @@ class Ranks:
         """
         if self.size == 1:
             return network
+        load_compiler()
         with _lost_ranks():
             return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
 

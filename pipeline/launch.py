@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -22,6 +21,7 @@ from d2nas.errors import LostRankError, StoppedError
 from d2nas.torchrun import AGAIN
 
 from .follower import LAST_WORDS
+from .scratch import scratch_file
 from .stop import signals_handled
 
 GRACE_SECONDS = 15.0
@@ -38,7 +38,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     returned. Raises ``LostRankError`` for one that was killed, and where they lost each other.
     """
     with contextlib.ExitStack() as files:
-        talk = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+        talk = [files.enter_context(scratch_file()) for _ in range(count)]
         code, rank = _run(_start(count, arguments, talk))
         talk[rank].seek(0)
         words = talk[rank].read().decode(errors="replace")

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -432,6 +433,24 @@ def test_a_real_torchrun_does_what_the_hint_says(tmp_path: Path) -> None:
     first, second = (tmp_path / "said").read_text().splitlines()
     assert first.startswith("torchrun now starts all processes again (1 of 1)")
     assert second.startswith("the same command continues")
+
+
+def test_ranks_start_where_no_temporary_folder_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no files in memory")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    with pytest.raises(OSError, match="nowhere"), tempfile.TemporaryFile():  # the control
+        pass
+    real = subprocess.Popen
+
+    def fake(command: list[str], **options: object) -> object:
+        return real([sys.executable, "-c", LOST, "9"], **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    with pytest.raises(LostRankError, match="another is gone"):  # in rank 0's own words
+        launch(2, ["retrain"])
 
 
 def test_nproc_must_be_a_number(capfd: pytest.CaptureFixture[str]) -> None:

@@ -180,6 +180,8 @@ def test_derive_compares_candidates_when_asked(
     assert all(0.0 <= row["accuracy"] <= 1.0 for row in rows)
     assert result["facts"]["genotype"] == top["genotype"]
     assert result["facts"]["candidates"] == 3
+    assert result["facts"]["cpu"]["threads"] == torch.get_num_threads()  # sums may decide
+    assert "cpu" not in finished.json(capfd, "show", "toy/derive@v1")["facts"]  # one, unmeasured
     again = finished.json(capfd, "derive", "toy", *settings)
     assert again["executed"] == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from children import PROJECT
-from image_files import write_image
+from image_files import write_classes
 from no_network import NO_FILTER
 from served import ask_once
 from test_bundle_reader import bundle_of
@@ -79,12 +79,9 @@ def test_answering_from_a_bundle_leaves_nothing_and_asks_nobody(
     command: str, finished: Place, nest: Nest, tmp_path: Path
 ) -> None:
     words = [command, str(bundle_of(finished)), "--json"]
-    if command == "predict":
-        words.insert(2, str(write_image(tmp_path / "grey.png", mode="L")))
-    if command == "evaluate":
-        for label in range(10):
-            write_image(tmp_path / "labelled" / str(label) / "a.png", seed=label, mode="L")
-        words.insert(2, str(tmp_path / "labelled"))
+    if command != "verify":
+        pictures = write_classes(tmp_path / "pictures", dict.fromkeys("0123456789", 1), mode="L")
+        words.insert(2, str(pictures / "7" if command == "predict" else pictures))
     done = nest.run(WITHOUT_NETWORK, "-m", "d2nas", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert nest.found() == []
@@ -141,8 +138,20 @@ assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 """
 
 
-def test_what_torch_imports_by_itself_needs_no_temporary_folder(nest: Nest) -> None:
-    done = nest.run("-c", MAKES_AN_OPTIMIZER)
+JOINS_OTHERS = """
+import tempfile, torch
+from torch import distributed
+from d2nas.parallel import Ranks
+tempfile.tempdir = "/proc/nowhere"
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+Ranks(0, 2).wrap(torch.nn.Linear(1, 1))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("program", [MAKES_AN_OPTIMIZER, JOINS_OTHERS], ids=["optimizer", "ranks"])
+def test_what_torch_imports_by_itself_needs_no_temporary_folder(program: str, nest: Nest) -> None:
+    done = nest.run("-c", program)
     assert (done.returncode, done.stderr) == (0, "")
     assert nest.found() == []
 

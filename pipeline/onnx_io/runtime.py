@@ -9,12 +9,13 @@ import io
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from d2nas.errors import ConfigError
+
+from ..scratch import scratch_file
 
 LOG_ERRORS = 3
 LOG_FATAL = 4
@@ -66,7 +67,7 @@ def captured_log() -> Iterator[list[str]]:
     """
     log: list[str] = []
     printed = io.StringIO()
-    with _capture_lock, _scratch_file() as file:
+    with _capture_lock, scratch_file() as file:
         try:
             saved = os.dup(2)
         except OSError:  # no standard error at all: nothing can leak
@@ -84,13 +85,6 @@ def captured_log() -> Iterator[list[str]]:
                 os.close(saved)
             file.seek(0)
             log.append(printed.getvalue() + file.read().decode(errors="replace"))
-
-
-def _scratch_file() -> IO[bytes]:
-    """Open a file without a name, in memory where the system can: a container may be read-only."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("onnxruntime-log"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def load_problem(log: str) -> str | None:

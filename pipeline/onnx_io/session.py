@@ -5,7 +5,6 @@ may place single nodes on the CPU. A CUDA session is handed out here only after 
 options and the place of every node were checked; the provider is checked again after every use.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from d2nas.cpus import usable_cpus
 from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 
 from .devices import (
@@ -224,7 +224,7 @@ def open_session(
     description = describe(check_model(model, what=what))
     runtime = load_runtime()
     if device == "cpu":
-        return _open_cpu(runtime, model, num_threads or _available_threads(), description)
+        return _open_cpu(runtime, model, num_threads or usable_cpus(), description)
     return _open_cuda(runtime, model, int(found[1] or 0), description, mode)
 
 
@@ -336,9 +336,3 @@ def _out_of_memory(where: str, error: BaseException) -> OutOfMemoryError:
         f"out of memory on {where} ({problem(error)})",
         hint=SMALLER_BATCHES,
     )
-
-
-def _available_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -25,6 +25,7 @@ from d2nas.training import EVALUATION_BATCH, memory_errors, place, resolve_devic
 
 from ..drawing import draw_genotype
 from . import Context, Facts, read_genotype
+from .machine import machine_facts
 from .search import LOGITS_FILE, SUPERNET_FILE
 
 GENOTYPE_FILE = "genotype.json"
@@ -61,6 +62,7 @@ def run(context: Context) -> Facts:
         "macs_20x36": cost.macs,
         "candidates": context.config.derive.candidates,
         **_origin(context),
+        **_compared_on(context),
     }
 
 
@@ -89,6 +91,15 @@ def _origin(context: Context) -> Facts:
         "found_by": search.config["search"]["method"],
         "searched_data_digest": search.facts["data_digest"],
     }
+
+
+def _compared_on(context: Context) -> Facts:
+    """Return the machine that compared candidates, as its sums may decide; nothing without them."""
+    derive = context.config.derive
+    if derive.genotype is not None or derive.candidates == 1:
+        return {}
+    device = resolve_device(context.config.search.device).type
+    return {"device": device, **machine_facts(device, context.ranks)}
 
 
 def _select(context: Context, logits: ArchLogits) -> Genotype:
