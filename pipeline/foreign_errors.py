@@ -20,6 +20,8 @@ from d2nas.errors import (
 
 _NO_ROOM = ("failed to map segment", "cannot allocate memory")
 """What the loader of shared libraries says where there is no memory for one."""
+_TENSORS_NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")
+"""What PyTorch says where there is none for a tensor."""
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 """What ``tempfile`` says."""
 
@@ -52,8 +54,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that this process's memory, not a device's, ran out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (
-        isinstance(error, ImportError) and any(words in str(error).lower() for words in _NO_ROOM)
+    said = {ImportError: _NO_ROOM, RuntimeError: _TENSORS_NO_ROOM}
+    return isinstance(error, MemoryError) or any(
+        isinstance(error, kind) and any(one in str(error).lower() for one in words)
+        for kind, words in said.items()
     )
 
 

@@ -260,6 +260,13 @@ def test_modes_that_forbid_are_told(mode: int, what: str, store: Store, tmp_path
     ("error", "code", "words", "hint"),
     [
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 6, "out of memory", "free memory"),
+        (MemoryError(), 6, "out of memory", "free memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+            6,
+            "out of memory",
+            "lower batch_size",
+        ),
         (OSError(errno.EMFILE, "Too many open files"), 7, "Too many", "ulimit -n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x"), 7, "x: File", "shorter"),
         (FileNotFoundError(errno.ENOENT, "no", "x"), 7, "x: no", ""),
@@ -291,6 +298,7 @@ def test_an_error_of_the_system_has_a_hint_that_helps(
 
 def test_control_another_error_is_a_bug() -> None:
     assert explained(ValueError("embedded null byte")) is None
+    assert explained(RuntimeError("shapes do not fit")) is None
     assert explained(ModuleNotFoundError("No module named 'pipeline.x'", name="pipeline.x")) is None
 
 
