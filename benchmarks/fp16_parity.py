@@ -24,16 +24,16 @@ import torch
 from numpy.typing import NDArray
 
 from d2nas.config import Config
-from d2nas.data import ImageData, ImageSet, Normalizer, load_data
+from d2nas.data.images import ImageData, ImageSet, Normalizer, load_data
+from d2nas.data.subsample import spread_sample
 from d2nas.genotype import Genotype
-from d2nas.network import Network
-from d2nas.retrain import Retraining
-from d2nas.subsample import spread_sample
-from pipeline.commands import configure
-from pipeline.onnx_io.comparison import compare
+from d2nas.nn.network import Network
+from d2nas.train.retrain import Retraining
+from pipeline.commands.run import configure
+from pipeline.gate.comparison import compare
+from pipeline.gate.mutants import mutants
+from pipeline.gate.parity import in_batches
 from pipeline.onnx_io.export import export_onnx
-from pipeline.onnx_io.mutants import mutants
-from pipeline.onnx_io.parity import in_batches
 from pipeline.onnx_io.providers import resolve_device
 from pipeline.onnx_io.session import open_session
 

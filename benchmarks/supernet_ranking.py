@@ -22,13 +22,13 @@ from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from d2nas.config import Config
-from d2nas.config_files import read_space
-from d2nas.data import load_data
-from d2nas.decoupled import SinglePath
+from d2nas.data.images import load_data
+from d2nas.files.text_files import read_space
 from d2nas.genotype import Genotype
-from d2nas.search import Search, weight_step
-from d2nas.select import draw_of
-from pipeline.commands import configure
+from d2nas.methods.single_path import SinglePath
+from d2nas.train.candidates import draw_of
+from d2nas.train.search import Search, weight_step
+from pipeline.commands.run import configure
 
 HERE = Path(__file__).parent
 TASK = ("data.train_images=2000", "search.epochs=160")

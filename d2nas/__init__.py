@@ -11,32 +11,32 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .cost import Cost, count_cost, peak_memory
-    from .derive import derive_darts, derive_genotype
     from .genotype import Genotype
-    from .mixed_supernet import MixedSupernet
-    from .network import DropPath, Network, load_network
-    from .sampling import ArchLogits, sample
+    from .measure.cost import Cost, count_cost, peak_memory
+    from .methods.derivation import derive_darts, derive_genotype
+    from .nn.mixed_supernet import MixedSupernet
+    from .nn.network import DropPath, Network, load_network
+    from .nn.sampling import ArchLogits, sample
+    from .nn.supernet import Branch, Supernet
     from .spaces import SPACES, SearchSpace
-    from .supernet import Branch, Supernet
 
 _HOMES = {
-    "ArchLogits": "sampling",
-    "Branch": "supernet",
-    "Cost": "cost",
-    "DropPath": "network",
+    "ArchLogits": "nn.sampling",
+    "Branch": "nn.supernet",
+    "Cost": "measure.cost",
+    "DropPath": "nn.network",
     "Genotype": "genotype",
-    "MixedSupernet": "mixed_supernet",
-    "Network": "network",
+    "MixedSupernet": "nn.mixed_supernet",
+    "Network": "nn.network",
     "SPACES": "spaces",
     "SearchSpace": "spaces",
-    "Supernet": "supernet",
-    "count_cost": "cost",
-    "derive_darts": "derive",
-    "derive_genotype": "derive",
-    "load_network": "network",
-    "peak_memory": "cost",
-    "sample": "sampling",
+    "Supernet": "nn.supernet",
+    "count_cost": "measure.cost",
+    "derive_darts": "methods.derivation",
+    "derive_genotype": "methods.derivation",
+    "load_network": "nn.network",
+    "peak_memory": "measure.cost",
+    "sample": "nn.sampling",
 }
 
 __all__ = [

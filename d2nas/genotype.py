@@ -1,4 +1,4 @@
-"""The genotype: which operation reads which predecessor in each node of both cells (no torch).
+"""The genotype: which operation reads which predecessor in each node of both cells.
 
 A frozen value with canonical JSON and a digest. It is parsed strictly and never evaluated.
 """
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, shown_value
+from .files.strict_json import canonical_json, digest, parse_json
 from .spaces import CELL_TYPES, EDGES_PER_NODE, NODES, OPERATION_NAMES, PARAMETERLESS
-from .strict_json import canonical_json, digest, parse_json
 
 Pair = tuple[str, int]
 NUM_PAIRS = EDGES_PER_NODE * len(NODES)

@@ -1,4 +1,4 @@
-"""Operation names, the edges of a cell and the search spaces S0 to S4, as data (no torch).
+"""Operation names, the edges of a cell and the search spaces S0 to S4, as data.
 
 A cell has two inputs (0: output of the cell before the previous one, 1: of the previous one) and
 four intermediate nodes 2 to 5; its output concatenates them. S0 is DARTS's space (arXiv 1806.09055,

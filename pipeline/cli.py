@@ -12,9 +12,9 @@ import typer
 
 from d2nas.errors import ConfigError, D2NasError, StoppedError, StorageError
 
-from . import cli_deploy
-from .cli_bench import bench
-from .cli_options import (
+from .commands import deploy as cli_deploy
+from .commands.bench import bench
+from .commands.options import (
     DEFAULT_EXPORTED,
     DEFAULT_STORE,
     DataRootOption,
@@ -34,7 +34,7 @@ from .cli_options import (
     reuse_of,
     with_options,
 )
-from .cli_serve import serve_command
+from .commands.serve import serve_command
 from .foreign_errors import explained
 from .streams import guarded_streams, lost_output
 
@@ -150,7 +150,7 @@ def run_command(
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
 ) -> None:
     """Search, derive, retrain, export and validate; continues where it was interrupted."""
-    from .commands import configure, run_all, show_plan, tell_unread
+    from .commands.run import configure, run_all, show_plan, tell_unread
     from .presets import run_name
 
     short = {
@@ -186,7 +186,7 @@ def search_command(
     """Search an architecture: writes architecture logits."""
     if nproc > 1:
         return _launch(nproc)
-    from .commands import configure, run_search, tell_unread
+    from .commands.run import configure, run_search, tell_unread
     from .presets import run_name
 
     short = {"data.image_size": image_size, "search.method": method}
@@ -212,7 +212,7 @@ def derive_command(
     fresh: FreshOption = False,
 ) -> None:
     """Derive the genotype from a search's logits."""
-    from .commands import run_stage_on, show_stage
+    from .commands.run import run_stage_on, show_stage
 
     result = run_stage_on("derive", target, settings, store, reuse=reuse_of(fresh))
     show_stage(result, "derive", as_json=as_json)
@@ -240,7 +240,7 @@ def retrain_command(
     """Train the derived network from scratch, or with --genotype a known one without a search."""
     if nproc > 1:
         return _launch(nproc)
-    from .commands import retrain
+    from .commands.run import retrain
 
     retrain(
         target,
@@ -270,7 +270,7 @@ def study_command(
     plan: Annotated[bool, typer.Option("--plan", help="Show the cells, and stop.")] = False,
 ) -> int:
     """Compare methods, spaces and seeds, with random cells beside; continues cell by cell."""
-    from .commands import plan_study, run_study
+    from .commands.run import plan_study, run_study
 
     if plan:
         plan_study(study, store, data_root, as_json=as_json)
@@ -285,7 +285,7 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List runs and versions."""
-    from .store_commands import list_versions
+    from .commands.store import list_versions
 
     list_versions(run, store, as_json=as_json)
 
@@ -307,8 +307,8 @@ def show_command(
     """Show a version: metrics, lineage, files, configuration. Of a run that trains, also its last
     epoch and the cell so far. Or a preset's configuration.
     """
-    from .commands import show_config
-    from .store_commands import show_target
+    from .commands.run import show_config
+    from .commands.store import show_target
 
     if (target is None) == (config is None):
         raise ConfigError("show needs either a TARGET or --config PRESET")
@@ -335,7 +335,7 @@ def gc_command(
     as_json: JsonOption = False,
 ) -> None:
     """Remove what interrupted commands left, and versions that lost their names."""
-    from .store_commands import remove_garbage
+    from .commands.store import remove_garbage
 
     remove_garbage(store, dry_run=dry_run, everything_unnamed=everything_unnamed, as_json=as_json)
 
@@ -354,10 +354,10 @@ def doctor_command(
     as_json: JsonOption = False,
 ) -> None:
     """Say what this machine can do, and what to do about each gap."""
-    from .doctor import examine
+    from .preflight.doctor import examine
 
     if space is not None:
-        from .commands import check_placement
+        from .commands.run import check_placement
 
         check_placement(space, device, opset, as_json=as_json)
         return
@@ -376,7 +376,7 @@ app.add_typer(bench)
 
 
 def _launch(count: int) -> int:
-    from .launch import launch, without_nproc
+    from .running.launch import launch, without_nproc
 
     return launch(count, without_nproc(_arguments))
 

@@ -23,10 +23,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from d2nas.data.faults import shown
 from d2nas.genotype import Genotype
-from d2nas.image_faults import shown
 
-from .report_page.content import Content, chance_caveat, gate_result
+from .report.facts import Content, chance_caveat, gate_result
 from .streams import optional_output, output_has_ended
 
 LINE_SECONDS = 5.0

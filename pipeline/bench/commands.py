@@ -13,7 +13,7 @@ _TOP_OPERATORS = 20
 
 def bench_memory(device: str, *, full: bool, as_json: bool) -> None:
     """Measure every row of the memory table, and what became of the goals."""
-    from d2nas.training import resolve_device
+    from d2nas.train.loop import resolve_device
 
     from .memory import measure_all
     from .memory_cases import cases

@@ -20,18 +20,18 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from d2nas.baselines.darts import DartsSecondOrder
-from d2nas.cost import LiveBytes
-from d2nas.decoupled import SinglePath
-from d2nas.method import Batch, Method, Sizes, StepContext, measure
-from d2nas.methods import METHODS, searched_space
-from d2nas.precision import compute_type
+from d2nas.measure.allocation import Uncomputed
+from d2nas.measure.cost import LiveBytes
+from d2nas.methods.base import Batch, Method, Sizes, StepContext, measure
+from d2nas.methods.darts import DartsSecondOrder
+from d2nas.methods.registry import METHODS, searched_space
+from d2nas.methods.single_path import SinglePath
+from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
+from d2nas.nn.units import keep_everything
 from d2nas.randomness import generator
-from d2nas.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
 from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
-from d2nas.training import place, sgd
-from d2nas.uncomputed import Uncomputed
-from d2nas.units import keep_everything
+from d2nas.train.loop import place, sgd
+from d2nas.train.precision import compute_type
 
 from .memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
 

@@ -1,4 +1,4 @@
-"""Cases of ``d2nas bench memory``: the paper's Table 4, in modes and sizes (no torch)."""
+"""Cases of ``d2nas bench memory``: the paper's Table 4, in modes and sizes."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal

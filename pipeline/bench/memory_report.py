@@ -1,4 +1,4 @@
-"""The rows, the table and the goals of ``d2nas bench memory`` (no torch)."""
+"""The rows, the table and the goals of ``d2nas bench memory``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

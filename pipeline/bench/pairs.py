@@ -1,4 +1,4 @@
-"""Compares two pieces of work by time: in pairs, in alternating order, by their ratio (no torch).
+"""Compares two pieces of work by time: in pairs, in alternating order, by their ratio.
 
 A machine's speed drifts, so a time means little alone; two that were taken one right after the
 other share the drift. The order changes from pair to pair, so that neither is always the second.

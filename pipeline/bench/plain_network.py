@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from d2nas.genotype import Genotype
-from d2nas.network import AuxiliaryHead
+from d2nas.nn.network import AuxiliaryHead
 from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS
 
 

@@ -1,4 +1,4 @@
-"""A profile as a picture: one bar for each cell, its parts coloured by operation (no torch)."""
+"""A profile as a picture: one bar for each cell, its parts coloured by operation."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

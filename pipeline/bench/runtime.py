@@ -13,15 +13,15 @@ import torch
 
 from d2nas.config import Config
 from d2nas.genotype import Genotype
-from d2nas.network import Network
-from d2nas.ops import initialize
+from d2nas.nn.network import Network
+from d2nas.nn.operations import initialize
 from d2nas.randomness import generator
 
+from ..gate.eager import LAYOUTS, eager_inputs, eager_run, session_threads
 from ..onnx_io.export import export_onnx
 from ..onnx_io.latency import timing_images
 from ..onnx_io.providers import resolve_device
 from ..onnx_io.session import open_session
-from ..stages.eager import LAYOUTS, eager_inputs, eager_run, session_threads
 from .pairs import Contestant, compare
 
 GENOTYPE = "DARTS_V2"

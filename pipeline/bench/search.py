@@ -12,15 +12,15 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from d2nas.config import DataConfig, SearchConfig
-from d2nas.config_files import read_space
-from d2nas.data import ImageData, ImageSet
-from d2nas.decoupled import SinglePath
-from d2nas.method import Method
-from d2nas.ops import Zero
+from d2nas.data.images import ImageData, ImageSet
+from d2nas.files.text_files import read_space
+from d2nas.methods.base import Method
+from d2nas.methods.single_path import SinglePath
+from d2nas.nn.operations import Zero
+from d2nas.nn.units import NormalizedUnit
 from d2nas.randomness import generator
-from d2nas.search import Search, search_step
-from d2nas.training import resolve_device
-from d2nas.units import NormalizedUnit
+from d2nas.train.loop import resolve_device
+from d2nas.train.search import Search, search_step
 
 from .pairs import Contestant, compare
 

@@ -1,4 +1,4 @@
-"""Times requests over HTTP against direct calls of a session, by as many threads (no torch).
+"""Times requests over HTTP against direct calls of a session, by as many threads.
 
 The server is a process of its own, as it would be in use; clients keep their connections. Blocks
 of the three ways alternate, because a machine's speed drifts.

@@ -23,12 +23,12 @@ from torchvision.transforms import v2
 
 from d2nas.compiler import load_compiler
 from d2nas.config import DataConfig, RetrainConfig
-from d2nas.cost import count_cost
-from d2nas.data import ImageData, ImageSet, cutout_pixels
+from d2nas.data.images import ImageData, ImageSet, cutout_pixels
 from d2nas.genotype import Genotype
-from d2nas.precision import arithmetic_of
-from d2nas.retrain import Retraining, has_auxiliary, train_step
-from d2nas.training import resolve_device
+from d2nas.measure.cost import count_cost
+from d2nas.train.loop import resolve_device
+from d2nas.train.precision import arithmetic_of
+from d2nas.train.retrain import Retraining, has_auxiliary, train_step
 
 from .pairs import Contestant, compare
 from .plain_network import PlainNetwork

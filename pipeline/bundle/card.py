@@ -1,4 +1,4 @@
-"""``MODEL_CARD.md``: what a person needs who has the bundle and nothing else (no torch)."""
+"""``MODEL_CARD.md``: what a person needs who has the bundle and nothing else."""
 
 import re
 import textwrap
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..report_page.content import (
+from ..gate.golden import PICTURE_FILE
+from ..report.facts import (
     Content,
     chance_caveat,
     gate_result,
@@ -16,7 +17,6 @@ from ..report_page.content import (
     pictures_line,
     searched_here,
 )
-from ..stages.golden import PICTURE_FILE
 from .checksums import CHECKSUMS, MODEL_NAME
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16"}

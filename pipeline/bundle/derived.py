@@ -1,5 +1,5 @@
 """Checks of what was derived: a bundle's documents are written again, its files are looked up in
-the manifests of the versions that they come from (no torch).
+the manifests of the versions that they come from.
 
 Whatever could not be checked is told, with the reason: who can write a bundle can write its list
 of checksums, too.
@@ -12,12 +12,12 @@ from binascii import Error as NotBase64Error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from d2nas.files.strict_json import canonical_json, digest
 from d2nas.genotype import Genotype
-from d2nas.strict_json import canonical_json, digest
 
-from ..drawing import draw_genotype
-from ..stages.forms import damage_of
-from ..stages.golden import PICTURE_FILE
+from ..gate.golden import PICTURE_FILE
+from ..report.genotype_drawing import draw_genotype
+from ..stages.schemas import damage_of
 from ..store.manifest import Manifest, parse_manifest
 from .checksums import CHECKSUMS, FILES, HINT, MODEL_NAME, damaged
 from .documents import (
@@ -32,7 +32,7 @@ from .documents import (
     write_page,
     writer,
 )
-from .preparation import CODE_FILE
+from .preprocess_file import CODE_FILE
 from .reader import Bundle, read_object
 
 _SOURCES = {

@@ -1,5 +1,5 @@
 """Documents of a bundle that are written from its other files alone, so that they can be compared
-with what they were written from (no torch).
+with what they were written from.
 
 ``manifests.json`` holds the manifests of the versions behind a bundle. The id of each is in
 ``report.json``, and each lists the SHA-256 of its files; so the page's facts and curves can be told
@@ -13,10 +13,10 @@ from importlib import resources
 from typing import Any
 
 from d2nas import __version__
-from d2nas.strict_json import parse_json
+from d2nas.files.arrays import decode_arrays
+from d2nas.files.strict_json import parse_json
 
-from ..report_page import report_page
-from ..store.arrays import decode_arrays
+from ..report.page import report_page
 from .card import model_card
 from .triton import triton_config
 
@@ -63,7 +63,7 @@ def writer() -> dict[str, str]:
     """
     package = resources.files("pipeline")
     own = [package / "bundle" / name for name in ("card.py", "documents.py", "triton.py")]
-    page = sorted(package.joinpath("report_page").iterdir(), key=lambda path: path.name)
+    page = sorted(package.joinpath("report").iterdir(), key=lambda path: path.name)
     text = b"".join(path.read_bytes() for path in [*own, *page] if path.name.endswith(".py"))
     return {"d2nas": __version__, "documents": hashlib.sha256(text).hexdigest()}
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from d2nas.data.faults import shown
+from d2nas.data.folders import SPLITS, PictureListing
 from d2nas.errors import ConfigError, D2NasError
-from d2nas.image_faults import shown
-from d2nas.image_folders import SPLITS, PictureListing
-from d2nas.scores import Scores
+from d2nas.measure.scores import Scores
 
 from ..onnx_io.session import OnnxSession
 from .nearby import named

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2nas.data.faults import shown
 from d2nas.errors import ConfigError
-from d2nas.image_faults import shown
 
 from ..store.fsio import storage_error
 from .checksums import CHECKSUMS

@@ -1,4 +1,4 @@
-"""Pictures to answer: files, folders of them, and the bytes on stdin (no torch)."""
+"""Pictures to answer: files, folders of them, and the bytes on stdin."""
 
 import os
 import stat
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from d2nas.data.decoding import MAX_FILE_BYTES, Decoding, decode_image, read_image
+from d2nas.data.faults import shown
+from d2nas.data.folders import PictureListing, known_suffixes, left_out_line, list_pictures
 from d2nas.errors import ConfigError, D2NasError, StorageError
-from d2nas.image_decoding import MAX_FILE_BYTES, Decoding, decode_image, read_image
-from d2nas.image_faults import shown
-from d2nas.image_folders import PictureListing, known_suffixes, left_out_line, list_pictures
 
 STDIN = "-"
 

@@ -1,4 +1,4 @@
-"""Prediction from a bundle: answers to its golden inputs and to pictures (no torch).
+"""Prediction from a bundle: answers to its golden inputs and to pictures.
 
 A picture is prepared as training did it: the same decoding, and the same float32 operations in
 the same order.
@@ -16,14 +16,14 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from d2nas.data.decoding import strict_pillow
+from d2nas.data.faults import shown
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError, ValidationFailedError
-from d2nas.image_decoding import strict_pillow
-from d2nas.image_faults import shown
 
-from ..onnx_io.comparison import ParityResult, compare
-from ..onnx_io.parity import PRECISION_LIMITS, Limits, gate
+from ..gate.comparison import ParityResult, compare
+from ..gate.parity import PRECISION_LIMITS, Limits, gate
+from ..onnx_io.preparation import decoding_of, prepare_content, prepare_pixels
 from ..onnx_io.session import PLAIN, OnnxSession, open_session
-from ..preprocess import decoding_of, prepare_content, prepare_pixels
 from .checksums import HINT
 from .pictures import Picture
 from .reader import Bundle

@@ -1,4 +1,4 @@
-"""Reading a bundle that may come from anywhere: whole and consistent, or an error (no torch).
+"""Reading a bundle that may come from anywhere: whole and consistent, or an error.
 
 A bundle proves itself by ``SHA256SUMS`` alone, needs no store and no images. Nothing in it is
 trusted: no links, no files besides the listed ones, no path that leads out, limits on every size,
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from d2nas.errors import DamagedArtifactError
+from d2nas.files.arrays import decode_arrays
+from d2nas.files.strict_json import canonical_json, parse_json
+from d2nas.files.verified_folder import read_plain_file
 from d2nas.genotype import Genotype
-from d2nas.strict_json import canonical_json, parse_json
-from d2nas.verified_folder import read_plain_file
 
+from ..gate.golden import PICTURE_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
-from ..preprocess import PREPROCESS_KEY
+from ..onnx_io.preparation import PREPROCESS_KEY
 from ..stages import REPORT_SCHEMA
-from ..stages.forms import Report
-from ..stages.golden import PICTURE_FILE
-from ..store.arrays import decode_arrays
+from ..stages.schemas import Report
 from ..store.fsio import storage_error
 from ..store.manifest import problem_of
 from .checksums import (
@@ -42,7 +42,7 @@ from .checksums import (
     version_file,
 )
 from .nearby import is_bundle, no_bundle
-from .preparation import is_known
+from .preprocess_file import is_known
 
 # fmt: off
 _CONFIG_FIELDS = frozenset((

@@ -1,4 +1,4 @@
-"""``config.pbtxt``: how Triton Inference Server serves a bundle (no torch).
+"""``config.pbtxt``: how Triton Inference Server serves a bundle.
 
 Written as text; a test parses it with Triton's own definition of the format.
 """

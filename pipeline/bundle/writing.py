@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from d2nas.errors import DamagedArtifactError, StorageError
-from d2nas.strict_json import parse_json
-from d2nas.verified_folder import read_plain_file
+from d2nas.files.strict_json import parse_json
+from d2nas.files.verified_folder import read_plain_file
 
+from ..gate.golden import PICTURE_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES
-from ..stages.forms import Report, damage_of, read_form, read_prepared
-from ..stages.golden import PICTURE_FILE
+from ..stages.schemas import Report, damage_of, read_form, read_prepared
 from ..store import FileSystem, Version, safe_run_name
 from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
 from ..store.layout import names_in
@@ -46,7 +46,7 @@ from .documents import (
     write_page,
     writer,
 )
-from .preparation import CODE_FILE, preprocess_code
+from .preprocess_file import CODE_FILE, preprocess_code
 
 
 def write_bundle(

@@ -21,7 +21,7 @@ from torch import nn
 
 from d2nas._version import __version__
 from d2nas.compiler import load_compiler
-from d2nas.data import Normalizer
+from d2nas.data.images import Normalizer
 from d2nas.errors import ConfigError, ValidationFailedError
 
 from .half_precision import to_half

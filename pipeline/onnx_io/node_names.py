@@ -22,8 +22,8 @@ import onnx
 from torch import nn
 
 from d2nas.genotype import Pair
-from d2nas.network import Cell, Network
-from d2nas.ops import reduction_positions
+from d2nas.nn.network import Cell, Network
+from d2nas.nn.operations import reduction_positions
 from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"

@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from d2nas.config_files import parse_toml, read_text
 from d2nas.errors import ConfigError
+from d2nas.files.text_files import parse_toml, read_text
 
 _MAX_LAYERS = 20
 

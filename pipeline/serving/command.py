@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from d2nas.errors import ConfigError, StoppedError
 
 from ..console import Console
-from ..stop import signals_handled
+from ..running.signals import signals_handled
 from .limits import BACKLOG
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.errors import DamagedArtifactError
-from d2nas.strict_json import MAX_BYTES, parse_json
+from d2nas.files.strict_json import MAX_BYTES, parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT_NAME = "images"

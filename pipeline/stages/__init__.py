@@ -1,4 +1,4 @@
-"""The contract of a stage, and what decides whether it must run again (no torch).
+"""The contract of a stage, and what decides whether it must run again.
 
 A stage is a function ``run(context) -> facts``. It reads opened versions, writes only into its
 staging area, reports through hooks, and neither commits nor prints: the runner commits, the
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from d2nas.config import Config
-from d2nas.config_files import read_space, read_text
 from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.files.strict_json import digest
+from d2nas.files.text_files import read_space, read_text
 from d2nas.genotype import Genotype
-from d2nas.strict_json import digest
 
 if TYPE_CHECKING:
-    from d2nas.data import ImageData
+    from d2nas.data.images import ImageData
     from d2nas.parallel import Ranks
-    from d2nas.state import TrainState
+    from d2nas.train.state import TrainState
 
     from ..store import Staging, Version
 
@@ -201,3 +201,7 @@ def stage_key(
             "data": data_digest if reads_data(stage, config) else None,
         }
     )
+
+
+METRICS_FILE = "metrics.jsonl"
+"""In a version: a row for each epoch of its training."""

@@ -9,21 +9,27 @@ from pathlib import Path
 
 import torch
 
-from d2nas.cost import MACS_CONVENTION, count_cost
-from d2nas.data import Normalizer
+from d2nas.data.images import Normalizer
+from d2nas.files.strict_json import canonical_json
+from d2nas.files.tensors import decode_tensors
 from d2nas.genotype import Genotype
-from d2nas.methods import derive_for
-from d2nas.network import Network, load_weights
-from d2nas.sampling import ArchLogits
-from d2nas.search import build_method
-from d2nas.select import Candidate, best, rank_by_supernet, rank_by_training, sample_candidates
+from d2nas.measure.cost import MACS_CONVENTION, count_cost
+from d2nas.methods.registry import derive_for
+from d2nas.nn.network import Network, load_weights
+from d2nas.nn.sampling import ArchLogits
+from d2nas.nn.supernet import Supernet
 from d2nas.spaces import SearchSpace
-from d2nas.strict_json import canonical_json
-from d2nas.supernet import Supernet
-from d2nas.tensors import decode_tensors
-from d2nas.training import EVALUATION_BATCH, memory_errors, place, resolve_device
+from d2nas.train.candidates import (
+    Candidate,
+    best,
+    rank_by_supernet,
+    rank_by_training,
+    sample_candidates,
+)
+from d2nas.train.loop import EVALUATION_BATCH, memory_errors, place, resolve_device
+from d2nas.train.search import build_method
 
-from ..drawing import draw_genotype
+from ..report.genotype_drawing import draw_genotype
 from . import Context, Facts, read_genotype
 from .machine import machine_facts
 from .search import LOGITS_FILE, SUPERNET_FILE

@@ -3,15 +3,15 @@
 For studies, which compare networks and deploy none: no model file, no latency.
 """
 
-from d2nas.calibration import calibrated_loss
-from d2nas.data import Normalizer
-from d2nas.network import load_network
-from d2nas.strict_json import canonical_json
-from d2nas.training import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
+from d2nas.data.images import Normalizer
+from d2nas.files.strict_json import canonical_json
+from d2nas.nn.network import load_network
+from d2nas.train.calibration import calibrated_loss
+from d2nas.train.loop import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
 
 from . import Context, Facts
-from .forms import Preprocess, read_form
 from .retrain import PREPROCESS_FILE
+from .schemas import Preprocess, read_form
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -6,19 +6,19 @@ from typing import Any
 import torch
 
 from d2nas._version import __version__
-from d2nas.data import Normalizer
+from d2nas.data.images import Normalizer
 from d2nas.errors import ConfigError, DamagedArtifactError
-from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, Network, load_network
-from d2nas.strict_json import canonical_json, parse_json
-from d2nas.training import memory_errors
+from d2nas.files.strict_json import canonical_json, parse_json
+from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, Network, load_network
+from d2nas.train.loop import memory_errors
 
+from ..identity.check import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
-from ..onnx_io.identity import GENOTYPE_KEY, NETWORK_KEY
 from ..onnx_io.model_file import check_model, describe
-from ..preprocess import PREPROCESS_KEY, preprocess_for
+from ..onnx_io.preparation import PREPROCESS_KEY, preprocess_for
 from . import Context, Facts
-from .forms import Preprocess, read_form
 from .retrain import PREPROCESS_FILE
+from .schemas import Preprocess, read_form
 
 MODEL_FILE = "model.onnx"
 

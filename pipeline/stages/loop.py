@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from d2nas.strict_json import canonical_json
-from d2nas.training import Loop
+from d2nas.files.strict_json import canonical_json
+from d2nas.train.loop import Loop
 
 from . import KEPT_CHECKPOINTS, Hooks
 

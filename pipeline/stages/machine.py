@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from d2nas import precision
 from d2nas.cpus import usable_cpus
 from d2nas.parallel import ALONE, Ranks
+from d2nas.train import precision
 
 from ..onnx_io.devices import describe_cpu, driver_version
 from . import Facts

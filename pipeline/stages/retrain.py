@@ -2,19 +2,18 @@
 
 from dataclasses import asdict
 
-from d2nas.cost import count_cost
-from d2nas.data import preprocessing
+from d2nas.data.images import preprocessing
+from d2nas.files.strict_json import canonical_json
+from d2nas.files.tensors import encode_tensors
 from d2nas.genotype import Genotype
-from d2nas.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
+from d2nas.measure.cost import count_cost
+from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
 from d2nas.parallel import ALONE
-from d2nas.retrain import Retraining
-from d2nas.strict_json import canonical_json
-from d2nas.training import memory_errors, resolve_device, stem_for
+from d2nas.train.loop import memory_errors, resolve_device, stem_for
+from d2nas.train.retrain import Retraining
 
-from ..curves import RETRAIN_PANELS, draw_curves
-from ..events import METRICS_FILE
-from ..store.codec import encode_tensors
-from . import Context, Facts
+from ..report.training_curves import RETRAIN_PANELS, draw_curves
+from . import METRICS_FILE, Context, Facts
 from .derive import GENOTYPE_FILE
 from .loop import encode_rows, run_loop
 from .machine import machine_facts

@@ -2,15 +2,14 @@
 
 from dataclasses import asdict
 
-from d2nas.config_files import read_space
+from d2nas.files.tensors import encode_tensors
+from d2nas.files.text_files import read_space
 from d2nas.parallel import ALONE
-from d2nas.search import Search
-from d2nas.training import memory_errors, resolve_device
+from d2nas.train.loop import memory_errors, resolve_device
+from d2nas.train.search import Search
 
-from ..curves import SEARCH_PANELS, draw_curves
-from ..events import METRICS_FILE
-from ..store.codec import encode_tensors
-from . import Context, Facts
+from ..report.training_curves import SEARCH_PANELS, draw_curves
+from . import METRICS_FILE, Context, Facts
 from .loop import encode_rows, run_loop
 from .machine import machine_facts
 

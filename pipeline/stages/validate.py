@@ -14,20 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from d2nas.config_deployment import ValidateConfig
-from d2nas.cost import MACS_CONVENTION
-from d2nas.data import ImageData
+from d2nas.config.deployment import ValidateConfig
+from d2nas.data.images import ImageData
+from d2nas.data.subsample import SAMPLE_RULE
 from d2nas.errors import DamagedArtifactError, ValidationFailedError
-from d2nas.network import load_network
-from d2nas.strict_json import canonical_json
-from d2nas.subsample import SAMPLE_RULE
-from d2nas.training import memory_errors
+from d2nas.files.strict_json import canonical_json
+from d2nas.files.tensors import encode_tensors
+from d2nas.measure.cost import MACS_CONVENTION
+from d2nas.nn.network import load_network
+from d2nas.train.loop import memory_errors
 
-from ..onnx_io.comparison import largest_share
-from ..onnx_io.identity import IdentityReport, check_identity
-from ..onnx_io.model_file import check_model, lineage
-from ..onnx_io.mutants import mutants
-from ..onnx_io.parity import (
+from ..gate.comparison import largest_share
+from ..gate.golden import PICTURE_FILE, golden_picture
+from ..gate.modes import GateLimits, ModeCheck, accuracy_of, is_near_chance
+from ..gate.mutants import mutants
+from ..gate.parity import (
     PRECISION_LIMITS,
     SMALL_BATCH_IMAGES,
     Limits,
@@ -39,17 +40,16 @@ from ..onnx_io.parity import (
     sample_of,
     self_test,
 )
+from ..gate.test_images import Recorded, TestImages, torch_answer
+from ..gate.timing import measure_all, num_measured, pass_gate
+from ..identity.check import IdentityReport, check_identity
+from ..onnx_io.model_file import check_model, lineage
+from ..onnx_io.preparation import prepare_content
 from ..onnx_io.providers import resolve_device
 from ..onnx_io.session import SMALLER_BATCHES, OnnxSession, open_session
-from ..preprocess import prepare_content
-from ..store.codec import encode_tensors
 from . import REPORT_SCHEMA, Context, Facts
 from .export import MODEL_FILE
-from .forms import read_prepared
-from .golden import PICTURE_FILE, golden_picture
-from .modes import GateLimits, ModeCheck, accuracy_of, is_near_chance
-from .references import Recorded, TestImages, torch_answer
-from .timing import measure_all, num_measured, pass_gate
+from .schemas import read_prepared
 
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.safetensors"

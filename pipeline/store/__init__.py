@@ -1,4 +1,4 @@
-"""The store of versions: whole or absent, never modified, verified at every opening (no torch).
+"""The store of versions: whole or absent, never modified, verified at every opening.
 
 ``commit`` is the commit protocol, ``fsio`` the only module that changes the disk, ``manifest``
 what an id is computed from, ``references`` the human names, ``name_records`` which names a version
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from d2nas.errors import ConfigError, StorageError
-from d2nas.verified_folder import is_digest
+from d2nas.files.verified_folder import is_digest
 
 from .audit import VerifyReport, verify_store, verify_targets
 from .cache import read_cache, write_cache

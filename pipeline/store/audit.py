@@ -1,10 +1,10 @@
-"""Checking a whole store, or the ancestry of some versions (no torch)."""
+"""Checking a whole store, or the ancestry of some versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from d2nas.errors import DamagedArtifactError, StorageError
-from d2nas.verified_folder import is_digest
+from d2nas.files.verified_folder import is_digest
 
 from .fsio import is_there
 from .layout import Layout, names_in

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from d2nas.errors import DamagedArtifactError, StorageError
-from d2nas.strict_json import canonical_json, digest, parse_json
-from d2nas.verified_folder import read_plain_file
+from d2nas.files.strict_json import canonical_json, digest, parse_json
+from d2nas.files.verified_folder import read_plain_file
 
 from .fsio import FileSystem, safe_name
 from .layout import Layout

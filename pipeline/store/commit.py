@@ -1,4 +1,4 @@
-"""The commit: how files become a version that is whole or absent, whatever fails (no torch).
+"""The commit: how files become a version that is whole or absent, whatever fails.
 
 Order on disk: every file written and synced; the manifest last; the staging folder synced; an empty
 record of names; one rename to ``versions/<id>``; the parent synced; then one new reference, which
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from d2nas.errors import BusyError, DamagedArtifactError, StorageError
-from d2nas.verified_folder import MANIFEST_NAME, VerifiedFolder, is_file_name, read_verified
+from d2nas.files.verified_folder import MANIFEST_NAME, VerifiedFolder, is_file_name, read_verified
 
 from .fsio import FileSystem, is_there
 from .garbage import move_aside

@@ -1,4 +1,4 @@
-"""The only module of the store that writes, renames, syncs or deletes (no torch).
+"""The only module of the store that writes, renames, syncs or deletes.
 
 Every change to the disk is one call of ``FileSystem._operation``: the tests fail each of them in
 turn, with a full disk, an I/O error, a crash and a torn write.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d2nas.errors import DamagedArtifactError, StorageError
-from d2nas.verified_folder import is_digest, read_manifest
+from d2nas.files.verified_folder import is_digest, read_manifest
 
 from .fsio import TEMPORARY_PREFIX, FileSystem, is_there, storage_error
 from .layout import Layout, names_in

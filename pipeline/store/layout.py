@@ -1,4 +1,4 @@
-"""Layout of a store's folder (no torch)."""
+"""Layout of a store's folder."""
 
 import os
 from dataclasses import dataclass

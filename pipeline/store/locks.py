@@ -1,4 +1,4 @@
-"""Locks between processes: the operating system frees them when their holder dies (no torch)."""
+"""Locks between processes: the operating system frees them when their holder dies."""
 
 import errno
 import fcntl
@@ -12,8 +12,8 @@ from pathlib import Path
 from weakref import WeakSet
 
 from d2nas.errors import BusyError, DamagedArtifactError, StorageError
-from d2nas.strict_json import canonical_json, parse_json
-from d2nas.verified_folder import read_plain_file
+from d2nas.files.strict_json import canonical_json, parse_json
+from d2nas.files.verified_folder import read_plain_file
 
 from .fsio import FileSystem, open_lock_file, safe_run_name, storage_error
 from .layout import Layout

@@ -1,4 +1,4 @@
-"""The manifest: what a version is, and everything its id is computed from (no torch).
+"""The manifest: what a version is, and everything its id is computed from.
 
 It holds no clock, host or path, so equal work has an equal id on every machine.
 """
@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from d2nas.errors import DamagedArtifactError
-from d2nas.strict_json import canonical_json, parse_json
-from d2nas.verified_folder import MANIFEST_NAME, is_file_name
+from d2nas.files.strict_json import canonical_json, parse_json
+from d2nas.files.verified_folder import MANIFEST_NAME, is_file_name
 
 SCHEMA: Literal[1] = 1
 KINDS = ("search", "derive", "retrain", "evaluate", "export", "validate", "state")

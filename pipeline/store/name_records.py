@@ -4,7 +4,7 @@ A reference that is not found may have been dropped, or may only not be seen: a 
 a store copied half, a network file system that answers "no such file" for a moment. So a version
 counts as unnamed only where its record is there and is empty. It is written, empty, before the
 version gets its place; it gains a name once that is published, and loses it before that is removed.
-A version without a record, as older stores hold them, is never taken for unnamed (no torch).
+A version without a record, as older stores hold them, is never taken for unnamed.
 """
 
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from d2nas.errors import DamagedArtifactError
-from d2nas.strict_json import canonical_json, digest, parse_json
-from d2nas.verified_folder import is_digest, read_plain_file
+from d2nas.files.strict_json import canonical_json, digest, parse_json
+from d2nas.files.verified_folder import is_digest, read_plain_file
 
 from .fsio import FileSystem, is_there
 from .layout import Layout, names_in

@@ -1,4 +1,4 @@
-"""References: the small files that give versions their human names ``RUN/STAGE@vN`` (no torch).
+"""References: the small files that give versions their human names ``RUN/STAGE@vN``.
 
 What must not decide an id stands here: when and where a version was made, by which command.
 """
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from d2nas.errors import DamagedArtifactError, StorageError
-from d2nas.strict_json import canonical_json, digest, parse_json
-from d2nas.verified_folder import read_plain_file
+from d2nas.files.strict_json import canonical_json, digest, parse_json
+from d2nas.files.verified_folder import read_plain_file
 
 from .fsio import is_run_name
 from .layout import Layout, names_in

@@ -1,4 +1,4 @@
-"""From what a person types to a version: ``RUN/STAGE@vN``, ``RUN/STAGE`` or an id (no torch)."""
+"""From what a person types to a version: ``RUN/STAGE@vN``, ``RUN/STAGE`` or an id."""
 
 import difflib
 import re

@@ -1,11 +1,11 @@
-"""One opened version: verified when it was opened, and again at every read (no torch)."""
+"""One opened version: verified when it was opened, and again at every read."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d2nas.errors import DamagedArtifactError
-from d2nas.verified_folder import VerifiedFolder, read_verified
+from d2nas.files.verified_folder import VerifiedFolder, read_verified
 
 from .layout import Layout
 from .manifest import Manifest, parse_manifest

@@ -1,4 +1,4 @@
-"""A study: a grid of methods, spaces, data sets and seeds out of one TOML file (no torch).
+"""A study: a grid of methods, spaces, data sets and seeds out of one TOML file.
 
     preset = "cifar10"                  # what all cells start from; a preset or a TOML file
     methods = ["d2nas", "gdas"]         # random is added: it is what a search must beat
@@ -30,10 +30,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, build_config
-from d2nas.config_files import read_space
-from d2nas.config_section import Section, Seed
+from d2nas.config.section import Section, Seed
 from d2nas.errors import ConfigError
-from d2nas.strict_json import digest
+from d2nas.files.strict_json import digest
+from d2nas.files.text_files import read_space
 
 from ..presets import read_preset
 from ..stages import stage_config

@@ -9,7 +9,7 @@ from typing import Any
 
 from d2nas.errors import BusyError, D2NasError, StoppedError
 
-from ..runner import Reuse, Runner
+from ..running.runner import Reuse, Runner
 from ..stages import STUDY_STAGES, parents_of, study_stages
 from ..store import Version
 from .grid import Cell, Study

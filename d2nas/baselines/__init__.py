@@ -1,1 +1,0 @@
-"""The methods that D2NAS is compared with, behind the same interface (``d2nas.method``)."""

@@ -1,0 +1,442 @@
+"""The configuration of a run: one frozen, strict section per stage.
+
+Keys are ``section.field`` as in ``--set retrain.epochs=10``. Unknown keys are refused with a
+suggestion, wrong types are never converted. Values the paper fixes are marked "paper", those it
+leaves open "ours" or with the code they are taken from.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from ..errors import ConfigError, shown_value
+from .deployment import ExportConfig, ValidateConfig
+from .section import (
+    MAX_TEXT,
+    Batch,
+    Cells,
+    Channels,
+    Decay,
+    Device,
+    Epochs,
+    EpochsOrNone,
+    ImageCount,
+    LearningRate,
+    LearningRateOrZero,
+    LossWeight,
+    NormLimit,
+    Pixels,
+    Rate,
+    Repeats,
+    Section,
+    Seed,
+    Temperature,
+    Text,
+)
+
+DATA_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder")
+
+
+MethodName = Literal[
+    "d2nas",
+    "entangled",
+    "darts",
+    "darts-second-order",
+    "gdas",
+    "pc-darts-4",
+    "pc-darts-2",
+    "random",
+]
+METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
+
+
+class RunConfig(Section):
+    """What holds for the whole run."""
+
+    seed: Seed = 0
+
+
+class DataConfig(Section):
+    """Which images, at which size, split how."""
+
+    name: Literal[
+        "digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"
+    ] = "digits"
+    root: Text | None = None
+    """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
+    digest is)."""
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    """Height and width in pixels; none keeps the data set's own, and of a folder takes the largest
+    of 8 to 32, 64, 96, 128, 160, 224 that enlarges at most half of its pictures."""
+    channels: Literal[1, 3] | None = None
+    """None decides by the images: 1 if all are grey, else 3."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How an image comes to image_size: crop scales the shorter side and cuts out the centre; pad
+    shrinks what is larger, enlarges nothing, and lays it on black."""
+    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Part of the shorter side that fit=crop keeps (ImageNet's usual 224 of 256: 0.875)."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Part of the training images that the architecture step sees (paper: a half)."""
+    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Part held out as test images where the data set has none of its own."""
+    train_images: ImageCount | None = None
+    """Training images kept, by seed, each class by its share; none keeps all (else: a reduced
+    protocol)."""
+    evaluation: Literal["test", "held-out"] = "test"
+    """What accuracy is measured on: held-out takes training images and leaves the test unread."""
+    held_out_images: ImageCount = 5000
+    """How many training images evaluation=held-out takes, each class by its share."""
+    split_seed: Seed | None = None
+    """Seed of all splits, so that a study's seeds see the same images; none: run.seed."""
+    crop: Literal["shift", "resized"] = "shift"
+    """Random crop while training: shift moves the image, resized cuts out 8 to 100 % of it."""
+    crop_padding: Pixels | Literal["auto"] = 4
+    """Random shift while training, in pixels (DARTS: 4 at 32 x 32); auto: 4, and of smaller images
+    an eighth."""
+    flip: bool = True
+    """Random horizontal flip while training."""
+    color_jitter: Rate = 0.0
+    """Random brightness, contrast and saturation by up to this part, hue by half of it."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a folder's image does that cannot be decoded: stop the run, which names all of them, or
+    be left out, counted and named in the report. Skip decodes every image once before a run."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read image files while training, by worker processes, in place of once into memory. Auto:
+    imagenet, what needs more than 8 GiB, and for crop=resized or color_jitter."""
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """Worker processes that read a stream, of each training process; 0 reads in that one; none: one
+    per core, shared by the training processes."""
+
+    @model_validator(mode="after")
+    def _can_be_augmented(self) -> "DataConfig":
+        if self.crop == "shift" and not self.color_jitter:
+            return self
+        key = "crop=resized" if self.crop == "resized" else "color_jitter"
+        if self.name not in ("imagenet", "folder") or self.stream == "never":
+            raise ValueError(f"data.{key} is for streamed image files (imagenet, folder)")
+        return self
+
+
+def _warmup_epochs(search: dict[str, Any]) -> int:
+    """Return the default for the values of a search that stand before it."""
+    warms_up = search.get("method") in ("d2nas", "entangled", "pc-darts-4", "pc-darts-2")
+    return 3 * search.get("epochs", 0) // 10 if warms_up else 0
+
+
+class SearchConfig(Section):
+    """The search. Defaults: the paper's CIFAR-10 setting."""
+
+    method: MethodName = "d2nas"
+    """d2nas, entangled (= ROME), or a rival: darts, darts-second-order, gdas, pc-darts-4 (a quarter
+    of the channels), pc-darts-2, random (uniform, nothing trained)."""
+    space: Text = "S0"
+    """S0 to S4, or the path of a TOML file."""
+    num_cells: Cells = 8
+    init_channels: Channels = 16
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """Auto: imagenet from 96 pixels on."""
+    branch_length: Cells | Literal["num_cells"] = 1
+    """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME), and what
+    method=entangled means."""
+    branch_head: Literal["linear", "separable"] = "linear"
+    """Head of a branch (ours): linear on pooled features, or a separable unit before it."""
+    recompute: Literal["none", "cell", "op"] = "none"
+    """What the backward pass computes again in place of keeping it; same gradients, less memory."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Type of the features; weights, statistics and sums stay in fp32. tf32: fp32 whose products a
+    GPU rounds to 10 bits, faster; fp32 never does."""
+    epochs: Epochs = 50
+    warmup_epochs: EpochsOrNone = Field(default_factory=_warmup_epochs)
+    """Epochs before the architecture moves. Default: three tenths of all, rounded down (PC-DARTS's
+    share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 for other methods."""
+    batch_size: Batch = 64
+    image_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
+    is 10 % of all for the weights and 10 % for the architecture)."""
+    draws: Repeats = 7
+    """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); d2nas and entangled."""
+    weight_lr: LearningRate = 0.05
+    weight_lr_min: LearningRateOrZero = 0.001
+    weight_momentum: Rate = 0.9
+    weight_decay: Decay = 3e-4
+    clip_norm: NormLimit = 5.0
+    arch_lr: LearningRate = 3e-4
+    arch_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    arch_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    arch_weight_decay: Decay = 1e-3
+    temperature_start: Temperature = 10.0
+    """GDAS's schedule, linear by epoch; the paper only says that it falls."""
+    temperature_end: Temperature = 0.1
+    edge_gate_scale: Literal[1, 2] = 1
+    """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
+    cutout: Pixels = 0
+    device: Device = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entangled_spans_all_cells(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("method") != "entangled":
+            return values
+        length = values.get("branch_length", "num_cells")
+        if length not in (
+            "num_cells",
+            values.get("num_cells", cls.model_fields["num_cells"].default),
+        ):
+            raise ValueError(
+                f"search.branch_length ({length}) is for method d2nas: entangled spans all cells"
+            )
+        return {**values, "branch_length": "num_cells"}
+
+
+class DeriveConfig(Section):
+    """Derivation: the most probable cell (ROME 3.3), or the best of several (ours)."""
+
+    genotype: Text | None = None
+    """A published genotype's name, or the path of a JSON file: taken as it is, without a search."""
+    candidates: Repeats = 1
+    """Cells to compare on the architecture half, by calibrated loss: the most probable one, and
+    samples of the learned distribution; 1 compares nothing (paper)."""
+    rank_by: Literal["supernet", "training"] = "supernet"
+    """By the supernet's weights, or by a short training of each on the weight half."""
+    rank_epochs: Epochs = 5
+    """Epochs of that training; its other settings are retrain's."""
+
+
+class RetrainConfig(Section):
+    """Full training of the derived network. Defaults: DARTS's CIFAR-10 recipe."""
+
+    seed: Seed | None = None
+    """Seed of weights and batches, to train one found network several times; none: run.seed."""
+    num_cells: Cells = 20
+    init_channels: Channels = 36
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    auxiliary: bool | Literal["auto"] = True
+    """A second classifier while training. It fits images of 29 to 40 pixels (imagenet stem: 193 to
+    256); auto: where it fits."""
+    auxiliary_weight: LossWeight = 0.4
+    epochs: Epochs = 600
+    warmup_epochs: EpochsOrNone = 0
+    """Linear warm-up of the learning rate."""
+    batch_size: Batch = 96
+    lr: LearningRate = 0.025
+    lr_min: LearningRateOrZero = 0.0
+    lr_schedule: Literal["cosine", "linear"] = "cosine"
+    """From lr to lr_min after the warm-up; linear is PC-DARTS's on ImageNet, by epoch, to 0."""
+    momentum: Rate = 0.9
+    nesterov: bool = False
+    weight_decay: Decay = 3e-4
+    clip_norm: NormLimit = 5.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Probability at the end; it rises linearly from 0."""
+    cutout: Pixels | Literal["auto"] = 16
+    """Side of the hidden square, in pixels (DARTS: 16 at 32 x 32); auto: 16, and of smaller images
+    half."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Type that autocast computes in; weights and sums stay in fp32. tf32: as in the search. Auto:
+    on a GPU bf16, or fp16 (with a loss scale) where it has no bf16; on a CPU fp32."""
+    compile: bool = False
+    """Whether torch.compile prepares the network: minutes at the start, other rounding."""
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> "RetrainConfig":
+        if self.nesterov and not self.momentum:
+            raise ValueError("retrain.nesterov needs a retrain.momentum above 0")
+        if self.lr_schedule == "linear" and self.lr_min:
+            raise ValueError("retrain.lr_schedule=linear ends at 0: retrain.lr_min must be 0")
+        if self.auxiliary is True and (self.num_cells == 1 or self.batch_size == 1):
+            what = "num_cells" if self.num_cells == 1 else "batch_size"
+            raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")
+        return self
+
+
+class Config(Section):
+    """A whole run, section by section."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    search: SearchConfig = SearchConfig()
+    derive: DeriveConfig = DeriveConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    export: ExportConfig = ExportConfig()
+    validate_: ValidateConfig = Field(default=ValidateConfig(), alias="validate")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Config":
+        if self.search.warmup_epochs >= self.search.epochs:
+            raise ValueError(
+                f"search.warmup_epochs ({self.search.warmup_epochs}) must be below "
+                f"search.epochs ({self.search.epochs})"
+            )
+        if self.derive.candidates > 1 and self.derive.genotype is not None:
+            raise ValueError("derive.candidates compares cells of a search; derive.genotype is one")
+        if self.derive.candidates > 1 and self.search.method not in ("d2nas", "entangled"):
+            raise ValueError(
+                f"derive.candidates: {self.search.method} learns no distribution to sample from"
+            )
+        if self.search.method == "darts-second-order" and self.search.precision != "fp32":
+            # Eq. 8's step is smaller than bf16 can add to a weight.
+            raise ValueError("search.precision must be fp32 for darts-second-order")
+        if self.search.temperature_end > self.search.temperature_start:
+            raise ValueError("search.temperature_end must not exceed search.temperature_start")
+        length = self.search.branch_length
+        if isinstance(length, int) and length > self.search.num_cells:
+            raise ValueError(
+                f"search.branch_length ({length}) must not exceed search.num_cells "
+                f"({self.search.num_cells})"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, keys as in ``--set``."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """Split ``section.field=value``; the value is TOML, or a string where it is not."""
+    key, separator, raw = text.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not separator or not dot or not section or not field:
+        raise ConfigError(
+            f"--set {shown_value(text)} is not section.field=value",
+            hint="for example --set retrain.epochs=10",
+        )
+    raw = raw.strip()
+    return section, field, None if raw == "none" else _parsed(raw)
+
+
+def _parsed(raw: str) -> Any:
+    """Return a TOML value, or the text itself where it is none or more than one."""
+    try:
+        values = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError):  # TOML's own, endless integers, endless nesting
+        return raw
+    return values["value"] if len(values) == 1 else raw
+
+
+def override_key(text: str) -> str:
+    """Return the key that an override sets, ``section.field``."""
+    section, field, _ = parse_override(text)
+    return f"{section}.{field}"
+
+
+def build_config(
+    values: Mapping[str, Any], overrides: Iterable[str] = (), *, what: str = "configuration"
+) -> Config:
+    """Check ``values`` (nested by section) with ``section.field=value`` overrides on top.
+
+    Raises ``ConfigError`` naming the key, with a suggestion for a misspelt one.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for section, fields in values.items():
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{what}: {section} must be a section, not a value")
+        merged[section] = dict(fields)
+    for override in overrides:
+        section, field, value = parse_override(override)
+        if value is None and "none" in _words(section, field):
+            value = "none"
+        merged.setdefault(section, {})[field] = value
+    _check_keys(merged, what)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _first_problem(error, what) from None
+
+
+def _words(section: str, field: str) -> tuple[str, ...]:
+    """Return the words that a field takes, where it takes only some."""
+    known = _field(section, field)
+    words = [] if known is None else [part for part in _parts(known) if isinstance(part, str)]
+    return tuple(words)
+
+
+def _range(section: str, field: str) -> str | None:
+    """Say from where to where a number may be; None for what is no number."""
+    known = _field(section, field)
+    ends: dict[str, Any] = {}
+    for part in () if known is None else _parts(known):
+        for name in ("ge", "gt", "le", "lt"):
+            if not isinstance(part, str) and getattr(part, name, None) is not None:
+                ends[name] = getattr(part, name)
+    if not ends.keys() & {"ge", "gt"} or not ends.keys() & {"le", "lt"}:
+        return None
+    low = f"from {ends['ge']}" if "ge" in ends else f"above {ends['gt']}"
+    return (
+        f"{low} {'to' if 'ge' in ends else 'and at most'} {ends['le']}"
+        if "le" in ends
+        else (f"{low} and below {ends['lt']}")
+    )
+
+
+def _field(section: str, field: str) -> FieldInfo | None:
+    for name, info in Config.model_fields.items():
+        if section == (info.alias or name) and isinstance(info.annotation, type):
+            found: FieldInfo | None = info.annotation.model_fields.get(field)
+            return found
+    return None
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield what a type is made of: the words of its literals, the constraints of its numbers."""
+    if isinstance(annotation, FieldInfo):
+        yield from annotation.metadata
+        yield from () if annotation.annotation is None else _parts(annotation.annotation)
+    else:
+        for part in get_args(annotation):
+            if isinstance(part, str):
+                yield part
+            else:
+                yield from _parts(part)
+
+
+def _check_keys(values: Mapping[str, Mapping[str, Any]], what: str) -> None:
+    known = {
+        f"{info.alias or name}.{field}"
+        for name, info in Config.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+        for field in info.annotation.model_fields
+    }
+    sections = {info.alias or name for name, info in Config.model_fields.items()}
+    for section, fields in values.items():
+        if section not in sections and not fields:
+            raise _unknown(section, sections, what)
+        for field in fields:
+            if f"{section}.{field}" not in known:
+                raise _unknown(f"{section}.{field}", known, what)
+
+
+def _unknown(key: str, known: Iterable[str], what: str) -> ConfigError:
+    close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else "d2nas show --config PRESET lists every key"
+    return ConfigError(f"{what}: unknown key {key}", hint=hint)
+
+
+def _first_problem(error: ValidationError, what: str) -> ConfigError:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in problem["loc"][:2])
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    section, _, field = where.partition(".")
+    if not field or isinstance(given, Mapping):
+        return ConfigError(f"{what}: {where}{': ' if field else ''}{message}")
+    hint = None
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        close = difflib.get_close_matches(given[:MAX_TEXT], _words(section, field), n=1)
+        hint = f"did you mean {close[0]}?" if close else None
+    elif isinstance(given, float) and not math.isfinite(given):
+        message = "must be a finite number"
+    elif problem["type"].startswith(("greater_than", "less_than", "int_parsing_size")):
+        limits = _range(section, field)
+        message = message if limits is None else f"must be {limits}"
+    return ConfigError(f"{what}: {where}={shown_value(given)}: {_lower_first(message)}", hint=hint)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,76 @@
+"""The sections of export and validation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .section import Batch, Device, Distance, Milliseconds, Rate, Seconds, Section
+
+LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
+
+
+class ExportConfig(Section):
+    """ONNX export."""
+
+    opset: Annotated[int, Field(ge=18, le=21)] = 20
+    """MaxPool has no CUDA kernel from opset 22 on."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """What the model computes in; its logits are float32 either way."""
+    input: Literal["float32", "uint8"] = "float32"
+    """Prepared images (NCHW), or pixels (NHWC) that the model normalises itself."""
+
+
+class ValidateConfig(Section):
+    """The gate before deployment."""
+
+    device: Device = "auto"
+    parity_batches: Annotated[
+        tuple[Batch, ...], Field(min_length=1, max_length=64, strict=False)
+    ] = (
+        1,
+        2,
+        7,
+        64,
+    )
+    relative_l2: Distance | None = None
+    """Largest distance of the logits from PyTorch's float32; none: 1e-5 (fp32), 5e-3 (fp16)."""
+    top1_agreement: Rate | None = None
+    """Smallest share of images with the same answer; none: 0.999 (fp32), 0.99 (fp16)."""
+    accuracy_floor: Rate | None = None
+    """Smallest part of PyTorch's accuracy; none: 0.999 (fp32), 0.99 (fp16; MLPerf's floors)."""
+    latency_batches: Annotated[
+        tuple[Batch, ...], Field(min_length=1, max_length=64, strict=False)
+    ] = (1, 8, 64)
+    latency_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 662
+    """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
+    latency_seconds: Seconds = 10.0
+    """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
+    modes: (
+        Annotated[tuple[LatencyMode, ...], Field(min_length=1, max_length=8, strict=False)] | None
+    ) = None
+    """How the runtime may run the model on a GPU; none tries all, a CPU has only plain."""
+    max_p99_ms: Milliseconds | None = None
+    """The gate: the p99 of gate_batch, from host to host in the best mode, must not be longer."""
+    gate_batch: Batch | None = None
+    """Batch size that max_p99_ms is for; none: 1."""
+    compare_eager: bool = True
+    """Time PyTorch without a compiler beside the runtime."""
+
+    @property
+    def gated_batch(self) -> int | None:
+        """Batch size that the gate on latency is for; None without one."""
+        return None if self.max_p99_ms is None else self.gate_batch or 1
+
+    @model_validator(mode="after")
+    def _gate_is_whole(self) -> "ValidateConfig":
+        if self.gate_batch is None:
+            return self
+        if self.max_p99_ms is None:
+            raise ValueError("validate.gate_batch needs validate.max_p99_ms, the gate's limit")
+        largest = max(self.parity_batches)
+        if self.gate_batch > largest:
+            raise ValueError(
+                f"validate.gate_batch={self.gate_batch} is above {largest}, the largest batch "
+                "that is served (validate.parity_batches)"
+            )
+        return self

@@ -1,0 +1,90 @@
+"""Keys of the configuration that another key's value makes unread."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from . import Config, SearchConfig
+
+_GIVEN = object()
+"""Stands for any value but none."""
+
+_FILES = ("data.on_error", "data.stream", "data.workers")
+_PUBLISHED = (*_FILES, "data.test_fraction")
+_SEARCH = tuple(f"search.{field}" for field in SearchConfig.model_fields)
+_SAMPLES = (  # of the paper's own supernet, K at a time
+    "search.draws",
+    "search.branch_length",
+    "search.branch_head",
+    "search.edge_gate_scale",
+)
+_MIXES = (*_SAMPLES, "search.temperature_start", "search.temperature_end")
+
+UNREAD: Mapping[str, Mapping[Any, Collection[str]]] = {
+    "data.name": {
+        "digits": ("data.root", *_FILES),
+        "fashion-mnist": _PUBLISHED,
+        "cifar10": _PUBLISHED,
+        "cifar100": _PUBLISHED,
+        "svhn": _PUBLISHED,
+        "imagenet": ("data.test_fraction",),
+        "folder": (),
+    },
+    "data.stream": {"never": ("data.workers",)},
+    "data.evaluation": {"test": ("data.held_out_images",)},
+    "data.fit": {"pad": ("data.crop_fraction",)},
+    "data.crop": {"shift": ("data.color_jitter",)},
+    "search.method": {
+        "d2nas": (),
+        "entangled": (),
+        "darts": _MIXES,
+        "darts-second-order": _MIXES,
+        "pc-darts-4": _MIXES,
+        "pc-darts-2": _MIXES,
+        "gdas": _SAMPLES,  # one draw; K only numbers its random numbers, as a seed would
+        "random": [
+            key for key in _SEARCH if key not in ("search.method", "search.space", "search.device")
+        ],
+    },
+    "derive.genotype": {_GIVEN: _SEARCH},
+    "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs")},
+    "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
+    "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
+}
+"""Key to its values, each with the keys that are not read where it holds."""
+
+
+def without_effect(
+    config: Config, keys: Iterable[str], *, streams: bool | None = None
+) -> dict[str, list[str]]:
+    """Return those of ``keys`` (``section.field``) that change nothing, by what makes them so.
+
+    ``streams``: whether image files are read while training, where that is known.
+    """
+    values = config.to_dict()
+    asked, found = list(dict.fromkeys(keys)), dict[str, list[str]]()
+    for choice, unread in UNREAD.items():
+        section, _, field = choice.partition(".")
+        value = values[section][field]
+        names: Collection[str] = unread.get(value, ())
+        if value is not None and _GIVEN in unread:
+            names = unread[_GIVEN]
+        _take(asked, names, f"{choice}={value}", found)
+    if streams is False:
+        _take(asked, ("data.workers",), "the images fit into memory", found)
+    return found
+
+
+def effect_line(found: Mapping[str, Collection[str]]) -> str | None:
+    """Return the line that tells what ``without_effect`` found; None where that is nothing."""
+    parts = [f"{', '.join(keys)} ({reason})" for reason, keys in found.items()]
+    return f"has no effect: {'; '.join(parts)}" if parts else None
+
+
+def _take(
+    asked: list[str], names: Collection[str], reason: str, found: dict[str, list[str]]
+) -> None:
+    """Move the keys that are among ``names`` from ``asked`` to ``found``."""
+    taken = [key for key in asked if key in names]
+    if taken:
+        found[reason] = taken
+        asked[:] = [key for key in asked if key not in taken]

@@ -1,0 +1,71 @@
+"""Base class of configuration sections, and ranges of their values.
+
+Every number has a range. Its upper end is what no real setting comes near and arithmetic still
+stands: without one, a slip of the key ends as an overflow deep in a library, or never.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+LARGEST_INTEGER = 2**63 - 1
+MAX_TEXT = 4096
+"""Characters of a name or path: the longest path that Linux takes."""
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST_INTEGER)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
+Rate = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Cells = Annotated[int, Field(ge=1, le=1000)]
+Channels = Annotated[int, Field(ge=1, le=2048)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+EpochsOrNone = Annotated[int, Field(ge=0, le=100_000)]
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Repeats = Annotated[int, Field(ge=1, le=10_000)]
+"""Sub-networks of a step, candidates: whatever is done several times over."""
+ImageCount = Annotated[int, Field(ge=1, le=10**9)]
+Pixels = Annotated[int, Field(ge=0, le=512)]
+"""A length in an image, which has at most 512 pixels a side."""
+LearningRate = Annotated[float, Field(gt=0.0, le=100.0, allow_inf_nan=False)]
+LearningRateOrZero = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+LossWeight = Annotated[float, Field(ge=0.0, le=1000.0, allow_inf_nan=False)]
+NormLimit = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)]
+Distance = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]
+
+
+def _checked_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return name
+
+
+def _checked_text(text: str) -> str:
+    if not text or len(text) > MAX_TEXT:
+        raise ValueError(f"must have 1 to {MAX_TEXT} characters")
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("must not have control characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_checked_text)]
+"""A name or a path."""
+
+Device = Annotated[str, AfterValidator(_checked_device)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no conversion between types."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )

@@ -1,0 +1,434 @@
+"""Data sets in memory: split, measured, batched, augmented and normalised.
+
+Nothing here keeps a position or a generator: all is a function of (seed, purpose, step).
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import DataConfig
+from ..devices import send
+from .files import ImageFiles
+from .readers import Pool, check_fits, open_pool
+from .sizes import ImageSize
+from .sources import DigestCache, content_digest
+from .splits import Split, epoch_order, split_pool
+
+MAX_IMBALANCE = 5
+_MAX_CLASSES_LISTED = 20
+_STATISTICS_CHUNK = 256
+_STATISTICS_IMAGES = 4096
+_STREAMED = (
+    f"streamed from files: mean and deviation are those of up to {_STATISTICS_IMAGES} training "
+    "images, and training and test images are not compared by pixel"
+)
+_RESIZING = {
+    "crop": "shorter side to round(image_size / crop_fraction), bilinear with antialiasing, then "
+    "centre crop",
+    "pad": "longer side down to image_size if it is larger, bilinear with antialiasing, then "
+    "centred on black",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: uint8 ``N x channels x height x width`` and int64 ``N``."""
+
+    images_NCHW: Tensor  # noqa: N815
+    labels_N: Tensor  # noqa: N815
+
+    def __post_init__(self) -> None:
+        if self.images_NCHW.dtype != torch.uint8 or self.images_NCHW.ndim != 4:
+            raise ValueError("images must be a uint8 tensor N x C x H x W")
+        if self.labels_N.dtype != torch.int64 or self.labels_N.shape != (len(self.images_NCHW),):
+            raise ValueError("labels must be an int64 tensor with one label per image")
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """Return the set on ``device``; not copied if it is there already."""
+        return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device))
+
+    def pixels(self, part: slice) -> Tensor:
+        """Return a part of the images, uint8 on their device."""
+        return self.images_NCHW[part]
+
+    def select(self, indices: Tensor) -> "ImageSet":
+        """Return a copy of the images at ``indices`` (int64, any device)."""
+        indices = indices.to(self.labels_N.device)
+        return ImageSet(self.images_NCHW[indices], self.labels_N[indices])
+
+
+Images = ImageSet | ImageFiles
+"""Images in memory or on disk: both can be counted, moved, selected from, and read in parts."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """One data set, split and described.
+
+    ``train`` is every image that is not test, or fewer where the data is reduced; ``weight_half``
+    and ``arch_half`` are its two parts, which the weight step and the architecture step see (views
+    of ``train``, which lists one after the other). ``test`` is what accuracy is measured on: the
+    data set's test images, or held-out training images. ``mean`` and ``std`` are per channel, of
+    ``train`` alone, for values 0 to 1. ``digest`` is that of ``data_sources.content_digest``: of
+    the whole data set, whatever was left out.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Images
+    weight_half: Images
+    arch_half: Images
+    test: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    image_size: int
+    channels: int
+    evaluation: Literal["test", "held-out"] = "test"
+    """What ``test`` is."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How pictures came to ``image_size``."""
+    crop_fraction: float = 1.0
+    """Part of the shorter side that was kept."""
+    sizes: ImageSize | None = None
+    """What a folder's pictures are, and how they come to ``image_size``."""
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of training images per class, in label order."""
+        return dict(zip(self.class_names, self._counts(self.train), strict=True))
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before trusting a result on this data; one line each."""
+        lines = [] if self.sizes is None else list(self.sizes.notes())
+        counts = self.class_counts()
+        smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if counts[largest] > MAX_IMBALANCE * counts[smallest]:
+            lines.append(
+                f"imbalanced: class {largest} has {counts[largest]} training images, "
+                f"class {smallest} {counts[smallest]}"
+            )
+        untested = [
+            name
+            for name, count in zip(self.class_names, self._counts(self.test), strict=True)
+            if not count
+        ]
+        if untested:
+            lines.append(
+                f"classes without {self.evaluation} images: {len(untested)}, first {untested[0]}"
+            )
+        if num_leaked := self._num_leaked():
+            lines.append(
+                f"{self.evaluation} images that are training images too, by pixel: {num_leaked}"
+            )
+        return tuple(lines)
+
+    def summary_lines(self) -> list[str]:
+        """Describe the data for a person: sizes, splits, images per class, warnings."""
+        counts = self.class_counts()
+        size = self.image_size
+        if len(counts) > _MAX_CLASSES_LISTED:
+            per_class = f"{min(counts.values())} to {max(counts.values())}"
+        else:
+            per_class = ", ".join(f"{name} {count}" for name, count in counts.items())
+        return [
+            f"{self.name}: {len(counts)} classes, {self.channels} x {size} x {size} pixels",
+            f"{len(self.train)} training images (in a search {len(self.weight_half)} for weights, "
+            f"{len(self.arch_half)} for the architecture), "
+            f"{len(self.test)} {self.evaluation} images",
+            f"training images per class: {per_class}",
+            *([line] if self.sizes and (line := self.sizes.line()) else []),
+            *([_STREAMED] if isinstance(self.train, ImageFiles) else []),
+            *(f"warning: {line}" for line in self.warnings),
+        ]
+
+    def _num_leaked(self) -> int:
+        if isinstance(self.train, ImageFiles) or isinstance(self.test, ImageFiles):
+            return 0  # to compare them all would be to read them all
+        known = set(_image_hashes(self.train))
+        return sum(image in known for image in _image_hashes(self.test))
+
+    def _counts(self, images: Images) -> list[int]:
+        counts: list[int] = torch.bincount(
+            images.labels_N.cpu(), minlength=len(self.class_names)
+        ).tolist()
+        return counts
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Turns uint8 images into float32 network inputs: ``(value / 255 - mean) / std`` by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images_NCHW: Tensor) -> Tensor:
+        """Return float32 images on the device of ``images_NCHW`` (uint8 N x C x H x W)."""
+        if images_NCHW.dtype != torch.uint8 or images_NCHW.shape[1] != len(self.mean):
+            raise ValueError(f"expected uint8 images of {len(self.mean)} channels")
+        inputs_NCHW = images_NCHW.to(torch.float32).div_(255)
+        # By number, not by tensor: nothing to copy to the device, so nothing to wait for.
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            inputs_NCHW[:, channel].sub_(mean).div_(std)
+        return inputs_NCHW
+
+
+def load_data(
+    config: DataConfig, *, seed: int, default_root: Path, cache: DigestCache | None = None
+) -> ImageData:
+    """Load, split and measure the data set that ``config`` names.
+
+    Test images are the published ones, the folder's test/ or, without test/, its val/; else
+    ``test_fraction`` of each class. The architecture half is val/ where test/ is there too, else
+    ``validation_fraction`` of each class. With ``evaluation="held-out"`` those test images are left
+    out, and some of the others stand in for them; see ``data_splits.split_pool``, also
+    for ``train_images``. ``split_seed``, else ``seed``, decides all these draws. Raises
+    ``ConfigError`` for data that can't be used, ``DamagedArtifactError`` for a published file with
+    a wrong checksum.
+    """
+    pool = open_pool(config, default_root=default_root, cache=cache)
+    parts = split_pool(pool, config, seed=seed if config.split_seed is None else config.split_seed)
+    digest: str | None = None
+    sets: _Sets
+    if pool.files is None:
+        sets, digest = _read_parts(pool, parts, config)
+    else:
+        train = pool.files.select(torch.cat(parts[:2]))
+        sets = _Sets(train, *(pool.files.select(part) for part in parts))
+    mean, std = channel_statistics(_sample(sets.train, seed))
+    return ImageData(
+        name=config.name,
+        class_names=pool.class_names,
+        train=sets.train,
+        weight_half=sets.weight_half,
+        arch_half=sets.arch_half,
+        test=sets.test,
+        mean=mean,
+        std=std,
+        digest=digest or content_digest(config, default_root=default_root, cache=cache),
+        image_size=pool.image_size,
+        channels=pool.channels,
+        evaluation=config.evaluation,
+        fit=config.fit,
+        crop_fraction=config.crop_fraction,
+        sizes=pool.sizes,
+    )
+
+
+class _Sets(NamedTuple):
+    train: Images
+    weight_half: Images
+    arch_half: Images
+    test: Images
+
+
+def _read_parts(pool: Pool, parts: Split, config: DataConfig) -> tuple[_Sets, str | None]:
+    """Read what the split uses into memory; returns also the digest, if that was everything."""
+    order = torch.cat(parts)
+    check_fits(config.name, len(order), pool.channels, pool.image_size)
+    images, digest = pool.read(order)
+    num_weight, num_arch, _ = (len(part) for part in parts)
+    num_train = num_weight + num_arch
+    labels = pool.labels[order]
+
+    def part(start: int, stop: int) -> ImageSet:
+        return ImageSet(images[start:stop], labels[start:stop])
+
+    sets = _Sets(
+        part(0, num_train),
+        part(0, num_weight),
+        part(num_weight, num_train),
+        part(num_train, len(order)),
+    )
+    # A folder's reader knows the images it read; the digest is of the whole data set.
+    return sets, digest if len(order) == len(pool.labels) else None
+
+
+def _sample(images: Images, seed: int) -> Iterator[Tensor]:
+    """Yield the pixels of all images in memory, or of some on disk, drawn by seed."""
+    if isinstance(images, ImageFiles):
+        order = epoch_order(len(images), seed=seed, purpose="statistics", epoch=0)
+        images = images.select(order[:_STATISTICS_IMAGES])
+    for start in range(0, len(images), _STATISTICS_CHUNK):
+        yield images.pixels(slice(start, start + _STATISTICS_CHUNK))
+
+
+def channel_statistics(
+    parts: Iterable[Tensor],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and population standard deviation per channel of uint8 images, as 0 to 1.
+
+    ``parts`` are tensors N x C x H x W. Computed from exact integer sums. A deviation below one
+    level is given as one level (1/255): a constant channel then becomes zeros, not infinities.
+    """
+    counts_C256 = torch.stack([_levels(images_NCHW) for images_NCHW in parts]).sum(dim=0)
+    means, deviations = [], []
+    for counts in counts_C256.tolist():
+        num_values = sum(counts)
+        total = sum(level * count for level, count in enumerate(counts))
+        squares = sum(level * level * count for level, count in enumerate(counts))
+        variance = (num_values * squares - total * total) / num_values**2
+        means.append(total / num_values / 255)
+        deviations.append(max(variance**0.5, 1.0) / 255)
+    return tuple(means), tuple(deviations)
+
+
+def _levels(images_NCHW: Tensor) -> Tensor:
+    """Return how often each value from 0 to 255 occurs, by channel."""
+    return torch.stack(
+        [torch.bincount(channel.reshape(-1), minlength=256) for channel in images_NCHW.unbind(1)]
+    ).cpu()
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Return the number of whole batches in an epoch; one where the set is smaller than a batch."""
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(f"no batches of {batch_size} in {num_images} images")
+    return max(1, num_images // batch_size)
+
+
+# Permuting a million images takes as long as a step. Batches are views of it: never written to.
+_epoch_order = lru_cache(maxsize=4)(epoch_order)
+
+
+def batch_indices(
+    num_images: int, batch_size: int, *, seed: int, purpose: str, step: int
+) -> Tensor:
+    """Return the int64 indices of the batch of one step, counted over all epochs from 0.
+
+    Within an epoch no image comes twice; the incomplete last batch is left out. A batch larger
+    than the set is the whole set.
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
+    order = _epoch_order(num_images, seed=seed, purpose=purpose, epoch=epoch)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def shift_pixels(crop_padding: int | Literal["auto"], image_size: int) -> int:
+    """Return how far images are shifted at most: ``data.crop_padding`` with auto resolved."""
+    return min(4, image_size // 8) if crop_padding == "auto" else crop_padding
+
+
+def cutout_pixels(cutout: int | Literal["auto"], image_size: int) -> int:
+    """Return the side of the square that is hidden: ``retrain.cutout`` with auto resolved."""
+    return min(16, image_size // 2) if cutout == "auto" else cutout
+
+
+def strong_augmentation(
+    image_size: int, crop_padding: int | Literal["auto"], cutout: int | Literal["auto"]
+) -> list[str]:
+    """Say in printable lines where shift or cutout leave little of images of this size."""
+    lines = []
+    shift, hidden = shift_pixels(crop_padding, image_size), cutout_pixels(cutout, image_size)
+    if shift > image_size / 4:
+        lines.append(
+            f"data.crop_padding={crop_padding} shifts images of {image_size} pixels by up to "
+            f"{shift / image_size:.0%} of their side: auto shifts by an eighth"
+        )
+    if hidden > 0.75 * image_size:
+        lines.append(
+            f"retrain.cutout={cutout} hides most of images of {image_size} pixels, or all: auto "
+            "hides a square of half the side"
+        )
+    return lines
+
+
+class Part(NamedTuple):
+    """Some images of a whole batch: how many that has, and which they are."""
+
+    num_whole: int
+    own: slice
+
+
+def augment_pixels(
+    images_NCHW: Tensor,
+    *,
+    crop_padding: int,
+    flip_probability: float,
+    generator: torch.Generator,
+    part: Part | None = None,
+) -> Tensor:
+    """Shift each image by up to ``crop_padding`` pixels in each direction, and flip some.
+
+    uint8 in, uint8 out, on the images' device. Pixels that come from outside are 0, as when
+    padding before normalisation (DARTS). The flip is horizontal, after the shift. Random numbers
+    come from the CPU ``generator``, one shift and one flip per image of the whole batch, of which
+    the images may be a ``part``.
+    """
+    num_images, num_channels, height, width = images_NCHW.shape
+    part = part or Part(num_images, slice(None))
+    shape = (2, part.num_whole)
+    shifts_2N = torch.randint(-crop_padding, crop_padding + 1, shape, generator=generator)
+    flips_N = torch.rand(part.num_whole, generator=generator) < flip_probability
+    shifts_2N, flips_N = shifts_2N[:, part.own], flips_N[part.own]
+    columns = torch.arange(width)
+    rows_NH = torch.arange(height) + shifts_2N[0][:, None]
+    columns_NW = torch.where(flips_N[:, None], width - 1 - columns, columns) + shifts_2N[1][:, None]
+    device = images_NCHW.device
+    rows_NH, columns_NW = send(rows_NH, device), send(columns_NW, device)
+    inside_NH = (rows_NH >= 0) & (rows_NH < height)
+    inside_NW = (columns_NW >= 0) & (columns_NW < width)
+    moved_NCHW = images_NCHW[
+        torch.arange(num_images, device=device)[:, None, None, None],
+        torch.arange(num_channels, device=device)[None, :, None, None],
+        rows_NH.clamp(0, height - 1)[:, None, :, None],
+        columns_NW.clamp(0, width - 1)[:, None, None, :],
+    ]
+    return moved_NCHW * (inside_NH[:, None, :, None] & inside_NW[:, None, None, :])
+
+
+def cutout(
+    inputs_NCHW: Tensor, *, size: int, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
+    """Set a square of ``size`` pixels per image to 0: the mean, after normalisation.
+
+    Its centre is uniform over the image; what lies outside is cut off (DeVries and Taylor, 2017).
+    Returns new float images on the same device; random numbers come from the CPU ``generator``, as
+    for ``augment_pixels``.
+    """
+    num_images, _, height, width = inputs_NCHW.shape
+    part = part or Part(num_images, slice(None))
+    shape = (part.num_whole,)
+    tops_N = torch.randint(0, height, shape, generator=generator)[part.own] - size // 2
+    lefts_N = torch.randint(0, width, shape, generator=generator)[part.own] - size // 2
+    rows_NH = torch.arange(height) - tops_N[:, None]
+    columns_NW = torch.arange(width) - lefts_N[:, None]
+    hidden_NH = send((rows_NH >= 0) & (rows_NH < size), inputs_NCHW.device)
+    hidden_NW = send((columns_NW >= 0) & (columns_NW < size), inputs_NCHW.device)
+    return inputs_NCHW.masked_fill(hidden_NH[:, None, :, None] & hidden_NW[:, None, None, :], 0.0)
+
+
+def preprocessing(data: ImageData) -> dict[str, Any]:
+    """Describe, as JSON values, how a picture becomes the model's input; travels with the model."""
+    return {
+        "layout": "NCHW",
+        "dtype": "float32",
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "colour_order": "grey" if data.channels == 1 else "RGB",
+        "fit": data.fit,
+        "resize": _RESIZING[data.fit],
+        "crop_fraction": data.crop_fraction,
+        "transparency": "over black",
+        "value_range": [0.0, 1.0],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "formula": "(pixel / 255 - mean) / std, by channel",
+    }
+
+
+def _image_hashes(images: ImageSet) -> list[bytes]:
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for image in images.images_NCHW.cpu().numpy()
+    ]

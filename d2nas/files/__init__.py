@@ -1,0 +1,1 @@
+"""Files read with care: strict JSON, safetensors, text, folders with a manifest."""

@@ -1,0 +1,1 @@
+"""Costs of a network (parameters, multiply-adds, memory) and scores of its answers."""

@@ -1,0 +1,1 @@
+"""Search methods: how a supernet is sampled, updated and derived from."""

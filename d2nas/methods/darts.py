@@ -1,0 +1,151 @@
+"""DARTS (Liu et al., arXiv 1806.09055), first and second order, and PC-DARTS's supernet.
+
+Every operation of every edge is computed, weighted by the softmax of the logits. The second order
+takes the architecture's gradient after a weight step looked ahead (Eq. 7), with a finite
+difference in place of the second derivative (Eq. 8).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..genotype import Genotype
+from ..nn.mixed_supernet import MixedSupernet
+from ..nn.operations import noises_in, set_noise_generator
+from ..nn.sampling import ArchLogits
+from ..spaces import SearchSpace
+from .base import Batch, Measured, Method, Sizes, StepContext, frozen, measure
+from .derivation import derive_darts
+
+FINITE_DIFFERENCE = 0.01
+"""Eq. 8's epsilon times the norm of the gradient it goes along."""
+
+
+class Darts(Method):
+    """DARTS of first order; with ``channel_divisor`` above 1, PC-DARTS (arXiv 1907.05737)."""
+
+    passes = (1, 1)
+    none_too = True
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        sizes: Sizes,
+        generator: torch.Generator,
+        *,
+        channel_divisor: int,
+        recompute: str,
+    ) -> None:
+        self.supernet = MixedSupernet(
+            space,
+            num_cells=sizes.num_cells,
+            init_channels=sizes.init_channels,
+            num_classes=sizes.num_classes,
+            in_channels=sizes.in_channels,
+            stem=sizes.stem,
+            channel_divisor=channel_divisor,
+            recompute=recompute,
+        )
+        self.learns_edges = channel_divisor > 1
+        self._noises = noises_in(self.supernet)
+        self.logits = ArchLogits(space, generator=generator)
+
+    def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Differentiate the validation loss at the weights as they are."""
+        set_noise_generator(self._noises, context.draws(0))
+        with frozen(self.weights):
+            return self._backward(batch)
+
+    def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Differentiate the training loss, the logits held fixed."""
+        set_noise_generator(self._noises, context.draws(0))
+        with frozen(list(self.logits.parameters())):
+            return self._backward(batch)
+
+    def derive(self) -> Genotype:
+        """Return the genotype by the rule of the published code."""
+        return derive_darts(self.logits, self.logits.space)
+
+    def _backward(self, batch: Batch) -> Measured:
+        loss, accuracy = measure(self.supernet(batch.images, self.logits), batch.labels)
+        torch.autograd.backward(loss)
+        return Measured(loss.detach(), accuracy, loss.detach())
+
+
+class DartsSecondOrder(Darts):
+    """DARTS of second order: five passes a step."""
+
+    passes = (4, 1)
+
+    def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Differentiate the validation loss after one weight step, through that step (Eq. 7).
+
+        Candidates that draw noise draw the same at each of the three looks at the training batch.
+        """
+        noise = context.draws(0)
+        training_noise = noise.get_state()
+        set_noise_generator(self._noises, noise)
+        weights = self.weights
+        logits = list(self.logits.parameters())
+        kept = [weight.detach().clone() for weight in weights]
+        training = context.weight_batch()
+        ahead = self._gradients(training, weights)
+        _set(weights, _look_ahead(kept, ahead, context))
+        loss, accuracy = measure(self.supernet(batch.images, self.logits), batch.labels)
+        found = torch.autograd.grad(loss, [*logits, *weights], allow_unused=True)
+        direction, along = found[: len(logits)], found[len(logits) :]
+        epsilon = FINITE_DIFFERENCE / _norm(along)
+        differences = []
+        for sign in (1.0, -1.0):
+            _set(weights, _moved(kept, along, sign * epsilon))
+            noise.set_state(training_noise)
+            differences.append(self._gradients(training, logits))
+        _set(weights, kept)
+        for parameter, gradient, plus, minus in zip(logits, direction, *differences, strict=True):
+            if gradient is not None and plus is not None and minus is not None:
+                second = (plus - minus) / (2 * epsilon).to(plus.device)
+                parameter.grad = gradient - context.weight_lr * second
+        return Measured(loss.detach(), accuracy, loss.detach())
+
+    def _gradients(self, batch: Batch, wanted: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        loss, _ = measure(self.supernet(batch.images, self.logits), batch.labels)
+        return torch.autograd.grad(loss, wanted, allow_unused=True)
+
+
+def _look_ahead(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor | None], context: StepContext
+) -> list[Tensor]:
+    """Return the weights after the SGD step that these gradients would make."""
+    optimizer = context.weight_optimizer
+    (group,) = optimizer.param_groups
+    moved = []
+    for parameter, weight, gradient in zip(group["params"], weights, gradients, strict=True):
+        if gradient is None:
+            moved.append(weight)
+            continue
+        step = gradient + group["weight_decay"] * weight
+        velocity = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if velocity is not None:
+            step = step + group["momentum"] * velocity
+        moved.append(weight - context.weight_lr * step)
+    return moved
+
+
+def _moved(
+    weights: Sequence[Tensor], along: Sequence[Tensor | None], distance: Tensor
+) -> list[Tensor]:
+    return [
+        weight if direction is None else weight + distance * direction
+        for weight, direction in zip(weights, along, strict=True)
+    ]
+
+
+def _norm(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None])
+
+
+@torch.no_grad()
+def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,84 @@
+"""From architecture logits to the genotype: D2NAS's rule, and that of DARTS and PC-DARTS."""
+
+import math
+
+import torch
+
+from ..errors import ConfigError, NonFiniteError
+from ..genotype import Genotype, Pair
+from ..nn.sampling import ArchLogits
+from ..spaces import EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
+
+
+def derive_genotype(logits: ArchLogits, space: SearchSpace) -> Genotype:
+    """Keep the two most probable edges of each node and the best operation on each of them.
+
+    Edges and operations are independent, so this is the argmax of the whole distribution: the most
+    probable sub-network, exactly (ROME, arXiv 2011.11233, section 3.3). Ties go to the smaller
+    predecessor and to the smaller column. Pairs of a node are ordered by predecessor, so that
+    equal networks have equal digests. Raises ``ConfigError`` for logits of another space,
+    ``NonFiniteError`` for NaN or infinity.
+    """
+    _check(logits, space)
+    return Genotype(normal=_derive(logits, "normal"), reduce=_derive(logits, "reduce"))
+
+
+def derive_darts(logits: ArchLogits, space: SearchSpace) -> Genotype:
+    """Keep the two edges of each node whose best operation weighs most, and that operation.
+
+    The rule of DARTS (arXiv 1806.09055, section 2.4) and, with edge logits, of PC-DARTS (arXiv
+    1907.05737, section 3): a weight is the softmax over the edge's operations times the softmax
+    over the node's edges. ``none`` takes part in the first, so it lowers an edge's rank, but is
+    never chosen. Edge logits that are all equal leave DARTS's rule. Ties, order of the pairs and
+    errors are those of ``derive_genotype``.
+    """
+    _check(logits, space)
+    return Genotype(normal=_derive_darts(logits, "normal"), reduce=_derive_darts(logits, "reduce"))
+
+
+def _check(logits: ArchLogits, space: SearchSpace) -> None:
+    if logits.space != space:
+        raise ConfigError(f"logits of space {logits.space.name} cannot be derived in {space.name}")
+    for name, tensor in logits.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"{name} holds a value that is not finite")
+
+
+def _derive(logits: ArchLogits, cell_type: str) -> tuple[Pair, ...]:
+    # Compared as logits: the softmax could round two different ones to the same number.
+    mask_EO = logits.choosable(cell_type)
+    columns = logits.ops(cell_type).detach().masked_fill(~mask_EO, -torch.inf).tolist()
+    best = [row.index(max(row)) for row in columns]
+    return _pairs(logits, cell_type, logits.edges(cell_type).tolist(), best)
+
+
+def _derive_darts(logits: ArchLogits, cell_type: str) -> tuple[Pair, ...]:
+    # Logarithms of the weights, without what a node's edges share: small weights stay apart. The
+    # sum is exact (fsum), so that edges with the same logits in another order do tie.
+    strength, best = [], []
+    for operations, row, edge in zip(
+        logits.space.candidates(cell_type),
+        logits.ops(cell_type).tolist(),
+        logits.edges(cell_type).tolist(),
+        strict=True,
+    ):
+        values = row[: len(operations)]
+        allowed = [column for column, name in enumerate(operations) if name != "none"]
+        chosen = max(allowed, key=values.__getitem__)
+        top = max(values)
+        total = math.fsum(math.exp(value - top) for value in values)
+        strength.append(values[chosen] - top - math.log(total) + edge)
+        best.append(chosen)
+    return _pairs(logits, cell_type, strength, best)
+
+
+def _pairs(
+    logits: ArchLogits, cell_type: str, strength: list[float], best: list[int]
+) -> tuple[Pair, ...]:
+    """Keep the strongest edges of each node, each with its best column."""
+    candidates = logits.space.candidates(cell_type)
+    return tuple(
+        (candidates[row][best[row]], EDGES[row][0])
+        for rows in NODE_EDGES
+        for row in sorted(sorted(rows, key=lambda row: (-strength[row], row))[:EDGES_PER_NODE])
+    )

@@ -1,0 +1,175 @@
+"""D2NAS: K sampled sub-networks per half, each updated branch by branch.
+
+A step (the paper's section 4, ROME v2's Algorithm 1): K draws on one batch of the architecture
+half, gradients of the logits *averaged*; then K other draws on one batch of the weight half,
+gradients of the weights *summed*. One sub-network, and of it one branch, is alive at a time. With
+branches as long as the network this is ROME's entangled search.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..genotype import Genotype
+from ..nn.operations import noises_in, set_noise_generator
+from ..nn.sampling import ArchLogits, Draw, sample
+from ..nn.supernet import SharedInputs, Supernet
+from ..spaces import SearchSpace
+from .base import Batch, Measured, Method, Sizes, StepContext, frozen, measure
+from .derivation import derive_genotype
+
+
+class SinglePath(Method):
+    """What D2NAS, its entangled form and GDAS share: sampled sub-networks of one supernet.
+
+    A subclass says how one is sampled.
+    """
+
+    supernet: Supernet
+    shares_stem = True
+    """Whether the architecture half runs the stem once for all draws; the results are the same."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        sizes: Sizes,
+        generator: torch.Generator,
+        *,
+        draws: int,
+        branch_length: int,
+        recompute: str,
+        branch_head: str = "linear",
+    ) -> None:
+        self.supernet = Supernet(
+            space,
+            num_cells=sizes.num_cells,
+            init_channels=sizes.init_channels,
+            num_classes=sizes.num_classes,
+            in_channels=sizes.in_channels,
+            stem=sizes.stem,
+            branch_length=branch_length,
+            recompute=recompute,
+            branch_head=branch_head,
+        )
+        self._noises = noises_in(self.supernet)
+        self.logits = ArchLogits(space, generator=generator)
+        self.draws = draws
+        self.passes = (draws, draws)
+
+    def sample(self, temperature: float, generator: torch.Generator) -> Draw:
+        """Return one sub-network."""
+        raise NotImplementedError
+
+    def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Average over the draws (ROME v2, Eq. 11); the weights are not touched."""
+        generators = [context.draws(index) for index in range(self.draws)]
+        draws = [self.sample(context.temperature, generator) for generator in generators]
+        leaves, measured = self.gate_gradients(batch, draws, generators)
+        _backward_to_logits(draws, leaves)
+        return measured
+
+    def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Sum over the draws (ROME v2, Eq. 12); weights that none sampled get no gradient."""
+        generators = [context.draws(index) for index in range(self.draws)]
+        with torch.no_grad():
+            draws = [self.sample(context.temperature, generator) for generator in generators]
+        return self.run(batch, draws, generators)
+
+    def gate_gradients(
+        self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
+    ) -> tuple[list[tuple[Tensor, Tensor]], Measured]:
+        """Return each draw's gates (normal, reduction) as leaves on the device, with gradients.
+
+        Leaves collect the gradients there, so that the host, which turns them into the logits',
+        waits for the device once a step and not at every branch.
+        """
+        device = batch.images.device
+        leaves = [
+            (
+                torch.ones(len(draw.normal.edges), device=device, requires_grad=True),
+                torch.ones(len(draw.reduce.edges), device=device, requires_grad=True),
+            )
+            for draw in draws
+        ]
+        gated = [draw.with_gates(*own) for draw, own in zip(draws, leaves, strict=True)]
+        with frozen(self.weights):
+            images = batch.images
+            given = self.supernet.share(images) if self.shares_stem else images
+            return leaves, self._run(given, batch.labels, gated, generators)
+
+    def run(
+        self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
+    ) -> Measured:
+        """Run every draw's forward and backward on one batch; gradients of weights add."""
+        bare = [draw.with_gates(None, None) for draw in draws]
+        return self._run(batch.images, batch.labels, bare, generators)
+
+    def _run(
+        self,
+        x: Tensor | SharedInputs,
+        labels: Tensor,
+        draws: Sequence[Draw],
+        generators: Sequence[torch.Generator],
+    ) -> Measured:
+        supernet, num_draws = self.supernet, len(draws)
+        totals = [torch.zeros((), device=labels.device) for _ in range(3)]
+        for draw, generator in zip(draws, generators, strict=True):
+            set_noise_generator(self._noises, generator)
+            for branch in supernet.branches(x, draw):
+                loss, accuracy = measure(branch.logits, labels)
+                torch.autograd.backward(loss)
+                totals[2] += loss.detach() / (num_draws * len(supernet.borders))
+            totals[0] += loss.detach() / num_draws
+            totals[1] += accuracy / num_draws
+        return Measured(*totals)
+
+
+class Decoupled(SinglePath):
+    """The D2NAS method; with ``branch_length=num_cells`` the entangled one."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        sizes: Sizes,
+        generator: torch.Generator,
+        *,
+        draws: int,
+        branch_length: int,
+        recompute: str,
+        edge_gate_scale: float,
+        branch_head: str = "linear",
+    ) -> None:
+        super().__init__(
+            space,
+            sizes,
+            generator,
+            draws=draws,
+            branch_length=branch_length,
+            recompute=recompute,
+            branch_head=branch_head,
+        )
+        self.edge_gate_scale = edge_gate_scale
+
+    def sample(self, temperature: float, generator: torch.Generator) -> Draw:
+        """Return two edges per node and an operation on each (the paper's Eq. 6-8)."""
+        return sample(self.logits, temperature, generator, edge_gate_scale=self.edge_gate_scale)
+
+    def derive(self) -> Genotype:
+        """Return the most probable sub-network (ROME v2, 3.3)."""
+        return derive_genotype(self.logits, self.logits.space)
+
+
+def _backward_to_logits(draws: Sequence[Draw], leaves: Sequence[Sequence[Tensor]]) -> None:
+    """Send the mean gradient of the device's gates through the sampling, to the logits.
+
+    A cell type that the network does not have leaves its logits without a gradient.
+    """
+    gates, gradients = [], []
+    for draw, own in zip(draws, leaves, strict=True):
+        for cell, leaf in zip((draw.normal, draw.reduce), own, strict=True):
+            if cell.gates is not None and leaf.grad is not None:
+                gates.append(cell.gates)
+                gradients.append(leaf.grad)
+    means = torch.cat(gradients).cpu() / len(draws)
+    torch.autograd.backward(gates, torch.split(means, [len(gate) for gate in gates]))

@@ -1,0 +1,1 @@
+"""Layers and networks: operations, cells, the searched supernet, the derived network."""

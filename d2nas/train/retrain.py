@@ -1,0 +1,317 @@
+"""Full training of a derived network, from scratch, on all training images.
+
+The recipe is DARTS's (arXiv 1806.09055, 3.2): SGD, cosine learning rate, drop-path that rises
+linearly, an auxiliary head, gradient clipping. The last epoch's weights are the result; the test
+images are not seen here.
+
+    retraining = Retraining(
+        config, genotype, data, seed=0, device=torch.device("cpu"), augmentation=DataConfig()
+    )
+    for report in retraining.run():
+        ...
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import DataConfig, RetrainConfig
+from ..data.batches import Batches, channels_last
+from ..data.images import ImageData, Normalizer, cutout_pixels
+from ..data.images import steps_per_epoch as count_steps
+from ..errors import ConfigError
+from ..genotype import Genotype
+from ..nn.network import DropPath, Network, auxiliary_fits
+from ..nn.operations import initialize, noises_in, set_noise_generator
+from ..nn.units import keep_everything
+from ..parallel import ALONE, Ranks
+from ..randomness import generator
+from .loop import FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
+from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
+from .schedules import linear, linear_by_epoch, warmup_cosine
+from .state import Trainee
+
+_COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
+_SUMS = ("loss", "accuracy", "clip_rate")
+
+
+def check_auxiliary(config: RetrainConfig, image_size: int) -> None:
+    """Raise ``ConfigError`` if an auxiliary head is wanted that does not fit the images.
+
+    Cheap, so that it can be asked before a search is spent.
+    """
+    stem = stem_for(config.stem, image_size)
+    if config.auxiliary is True and not auxiliary_fits(image_size, stem):
+        raise ConfigError(
+            f"the auxiliary head does not fit {image_size}-pixel images with the {stem} stem",
+            hint="set retrain.auxiliary=auto (here: none), or data.image_size=32",
+        )
+
+
+def has_auxiliary(config: RetrainConfig, image_size: int) -> bool:
+    """Return whether a network for square images of this size is trained with an auxiliary head."""
+    if config.auxiliary != "auto":
+        return config.auxiliary
+    fits = auxiliary_fits(image_size, stem_for(config.stem, image_size))
+    return fits and config.num_cells > 1 and config.batch_size > 1
+
+
+class Retraining(Loop):
+    """A retraining in progress: network, optimizer and data.
+
+    Raises ``ConfigError`` where the auxiliary head does not fit the image size.
+    """
+
+    network: Network
+    precision: str
+    model: nn.Module
+    """What is called: the network, or what compiles it."""
+
+    def __init__(
+        self,
+        config: RetrainConfig,
+        genotype: Genotype,
+        data: ImageData,
+        *,
+        seed: int,
+        device: torch.device,
+        augmentation: DataConfig,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        check_auxiliary(config, data.image_size)
+        self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
+        self.batch_size = config.batch_size
+        self.batches = Batches(
+            data.train.to(device),
+            Normalizer(data.mean, data.std),
+            augmentation,
+            config.batch_size,
+            cutout_size=cutout_pixels(config.cutout, data.image_size),
+            seed=seed,
+            purpose="retrain",
+            ranks=ranks,
+        )
+        with torch.random.fork_rng(devices=[]):
+            self.network = Network(
+                genotype,
+                num_cells=config.num_cells,
+                init_channels=config.init_channels,
+                num_classes=len(data.class_names),
+                in_channels=data.channels,
+                stem=stem_for(config.stem, data.image_size),
+                auxiliary=has_auxiliary(config, data.image_size),
+            )
+        initialize(self.network, generator(seed, "network-weights"))
+        place(self.network, device)
+        self.precision = resolve_precision(config.precision, device)
+        self.arithmetic = arithmetic_of(self.precision, device)
+        self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
+        if ranks.size > 1:
+            self._freeze_what_learns_nothing(data)
+        self.model = ranks.wrap(self._compiled() if config.compile else self.network)
+        # Listed once: to walk the modules at every step takes as long as a cell.
+        self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
+        self.watch = FiniteWatch(device)
+        self.optimizer = sgd(
+            self.network,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.epochs
+        self.metrics = []
+        scales = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
+        self.trainee = Trainee(
+            modules={"network": self.network, **scales},
+            optimizers={"sgd": self.optimizer},
+            sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+        )
+
+    def _freeze_what_learns_nothing(self, data: ImageData) -> None:
+        """Turn the gradient off for weights that never get one: what only noise reads, or no node.
+
+        The other ranks would wait for it for ever. One process leaves such weights alone, too.
+        """
+        size = data.image_size
+        images = torch.zeros((2, data.channels, size, size), device=self.device)
+        with _buffers_kept(self.network):
+            set_noise_generator(noises_in(self.network), generator(self.seed, "unused"))
+            output = self.network.train()(channels_last(images))
+            outputs = output if isinstance(output, tuple) else (output,)
+            weights = list(self.network.parameters())
+            total = torch.stack([part.sum() for part in outputs]).sum()
+            # Before the statistics are put back: PyTorch's own batch norm, of the auxiliary head,
+            # keeps them for its backward and refuses one after they were written.
+            found = torch.autograd.grad(total, weights, allow_unused=True)
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.requires_grad_(gradient is not None)
+
+    def prepare(self) -> None:
+        """With other ranks, run a pass that changes nothing before the first step.
+
+        After its first backward a process groups its messages anew, by the order in which gradients
+        came, and sums of three numbers or more depend on the grouping: without the pass, the first
+        step after a resume would not be the uninterrupted training's to the last bit.
+        """
+        if self.ranks.size == 1:
+            return
+        images, labels = self.batches.blank()
+        with _buffers_kept(self.network):
+            _, total, _ = _forward(self, 0, images.to(self.network.classifier.weight.dtype), labels)
+            torch.autograd.backward(total)
+        self.optimizer.zero_grad()
+
+    def _compiled(self) -> nn.Module:
+        # PyTorch's own backward, which a compiler understands and fuses.
+        keep_everything(self.network)
+        compiled = torch.compile(self.network)
+        assert isinstance(compiled, nn.Module)
+        return compiled
+
+    def streams(self) -> tuple[Batches, ...]:
+        """Return where its batches come from."""
+        return (self.batches,)
+
+    def take_step(self, step: int) -> None:
+        """Run ``train_step``. Raises ``ConfigError`` where the network cannot be compiled."""
+        try:
+            train_step(self, step)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(_COMPILER_MODULES):
+                raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(
+                f"torch.compile fails here: {reason[0][:200]}",
+                hint="set retrain.compile=false; on a CPU it needs a C++ compiler",
+            ) from error
+
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` for the first step whose update was not finite."""
+        self.watch.check()
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: a warm-up, then the schedule of the configuration."""
+        if self.config.lr_schedule == "linear":
+            return linear_by_epoch(
+                step // self.steps_per_epoch,
+                self.config.epochs,
+                self.config.warmup_epochs,
+                self.config.lr,
+            )
+        return warmup_cosine(
+            step,
+            self.num_steps,
+            self.config.warmup_epochs * self.steps_per_epoch,
+            self.config.lr,
+            self.config.lr_min,
+        )
+
+    def drop_path_at(self, step: int) -> float:
+        """Return the drop-path probability of a step: linear by epoch from 0."""
+        epoch = step // self.steps_per_epoch
+        return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
+
+    def deployed_weights(self) -> dict[str, Tensor]:
+        """Return the weights without the training-only auxiliary head, as CPU copies."""
+        return {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in self.network.state_dict().items()
+            if not name.startswith("auxiliary_head.")
+        }
+
+    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+        """Return loss, training accuracy, clip rate, learning rate and drop-path probability."""
+        return {
+            **dict(zip(_SUMS, means, strict=True)),
+            "lr": self.lr_at(step),
+            "drop_path": self.drop_path_at(step),
+        }
+
+
+@contextlib.contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Put every buffer back afterwards: running statistics, and how many batches they are of."""
+    kept = [buffer.clone() for buffer in network.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), kept, strict=True):
+            buffer.copy_(before)
+
+
+def train_step(retraining: Retraining, step: int) -> None:
+    """Run one step. An update that is not finite is not made; ``NonFiniteError`` names the step,
+    at once on the CPU, else at the next checkpoint or end of an epoch.
+    """
+    images, labels = retraining.batches.batch(step)
+    for group in retraining.optimizer.param_groups:
+        group["lr"] = retraining.lr_at(step)
+    loss, total, correct = _forward(retraining, step, images, labels)
+    retraining.optimizer.zero_grad()
+    scale = retraining.loss_scale
+    torch.autograd.backward(total if scale is None else total * scale.scale)
+    # The same numbers on all ranks, so that all stop where one has to.
+    measured = retraining.ranks.mean(torch.stack([loss.detach(), total.detach(), correct]))
+    finite = retraining.watch.add(step, "the training loss", measured[1])
+    norm = _clip(retraining)
+    finite = finite & _watch_norm(retraining, step, norm)
+    retraining.trainee.sums[0] += measured[0]
+    retraining.trainee.sums[1] += measured[2]
+    retraining.trainee.sums[2] += norm > retraining.config.clip_norm
+    step_if_finite(retraining.optimizer, finite)
+    retraining.watch.check_if_free()
+
+
+def _forward(
+    retraining: Retraining, step: int, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, the loss with the auxiliary head's part, and the share of right answers."""
+    config, device = retraining.config, retraining.device
+    draws = generator(retraining.seed, "drop-path", step)
+    part = retraining.batches.order.part
+    factors = retraining.network.drop_factors(
+        DropPath(retraining.drop_path_at(step), draws), part.num_whole, device
+    )
+    if factors is not None:
+        factors = factors[:, part.own]
+    number = step * retraining.ranks.size + retraining.ranks.rank
+    set_noise_generator(retraining.noises, generator(retraining.seed, "noise", number))
+    dtype = compute_type(retraining.precision, device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        output = retraining.model(images, drop_path=factors)
+    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+    smoothing = config.label_smoothing
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    total = loss
+    if auxiliary is not None:
+        auxiliary_loss = F.cross_entropy(auxiliary.float(), labels, label_smoothing=smoothing)
+        total = loss + config.auxiliary_weight * auxiliary_loss
+    return loss, total, (logits.detach().argmax(dim=1) == labels).double().mean()
+
+
+def _clip(retraining: Retraining) -> Tensor:
+    """Undo the loss scale, clip the gradients, and return their norm before that."""
+    if retraining.loss_scale is not None:
+        gradients = [weight.grad for weight in retraining.weights if weight.grad is not None]
+        retraining.loss_scale.unscale(gradients)
+    return torch.nn.utils.clip_grad_norm_(retraining.weights, retraining.config.clip_norm)
+
+
+def _watch_norm(retraining: Retraining, step: int, norm: Tensor) -> Tensor:
+    """Return whether the gradients are finite (0-d), which they must be.
+
+    In float16 they may overflow now and then: such a step is left out and the scale halved.
+    """
+    scale = retraining.loss_scale
+    if scale is None:
+        return retraining.watch.add(step, "the gradient norm", norm)
+    finite = torch.isfinite(norm)
+    overflow = torch.where(scale.usable(finite), torch.zeros_like(norm), norm)
+    retraining.watch.add(step, "the gradient norm", overflow)
+    scale.update(finite)
+    return finite

@@ -1,0 +1,339 @@
+"""The search loop: any method's two halves per step, architecture first unless the method says.
+
+A whole search, step by step:
+
+    search = Search(
+        config, SPACES["S0"], data, seed=0, device=torch.device("cpu"), augmentation=DataConfig()
+    )
+    for report in search.run():
+        ...
+    genotype = search.method.derive()
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import DataConfig, SearchConfig
+from ..data.batches import Batches
+from ..data.images import ImageData, Images, Normalizer
+from ..data.images import steps_per_epoch as count_steps
+from ..data.splits import stratified_choice
+from ..errors import ConfigError
+from ..measure.cost import LiveBytes
+from ..methods.base import Batch, Measured, Method, Sizes, StepContext
+from ..methods.registry import METHODS, searched_space
+from ..nn.operations import initialize
+from ..parallel import ALONE, Ranks
+from ..randomness import generator
+from ..spaces import CELL_TYPES, SearchSpace
+from .loop import FiniteWatch, Loop, adam, place, sgd, stem_for, step_if_finite
+from .precision import arithmetic_of, compute_type
+from .schedules import cosine, temperature
+from .state import Trainee
+
+_SUMS = (
+    "arch_loss",
+    "arch_accuracy",
+    "weight_loss",
+    "weight_accuracy",
+    "branch_loss",
+    "clip_rate",
+    "peak_bytes",
+)
+_PEAK = _SUMS.index("peak_bytes")
+
+
+class Search(Loop):
+    """A search in progress: a method's supernet and logits, both optimizers, and the data.
+
+    Logits and weights are disjoint: Adam moves the former, SGD the latter.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: SearchSpace,
+        data: ImageData,
+        *,
+        seed: int,
+        device: torch.device,
+        augmentation: DataConfig,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if ranks.size > 1 and config.method == "darts-second-order":
+            # Its look ahead would be at each rank's own images.
+            raise ConfigError(
+                "darts-second-order searches in one process", hint="leave out --nproc"
+            )
+        self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
+        self.batch_size = config.batch_size
+        self.weight_batches, self.arch_batches = (
+            Batches(
+                half.to(device),
+                Normalizer(data.mean, data.std),
+                augmentation,
+                config.batch_size,
+                cutout_size=config.cutout,
+                seed=seed,
+                purpose=purpose,
+                ranks=ranks,
+            )
+            for half, purpose in _halves(config, data, seed)
+        )
+        self.method = build_method(config, data, space, seed=seed)
+        self.supernet, self.logits = self.method.supernet, self.method.logits
+        self.space = self.logits.space
+        place(self.supernet, device)
+        self.input_type = compute_type(config.precision, device)
+        self.arithmetic = arithmetic_of(config.precision, device)
+        self.watch = FiniteWatch(device)
+        # A method without passes has nothing to train: one step closes its only epoch.
+        self.trains = sum(self.method.passes) > 0
+        optimizers = self._optimizers() if self.trains else {}
+        epoch = count_steps(len(self.weight_batches.images), config.batch_size)
+        self.steps_per_epoch = epoch if self.trains else 1
+        self.num_steps = epoch * config.epochs if self.trains else 1
+        self.metrics = []
+        self.network = self.supernet
+        self.trainee = Trainee(
+            modules={"supernet": self.supernet, "logits": self.logits},
+            optimizers=optimizers,
+            sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+        )
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        config = self.config
+        self.weight_optimizer = sgd(
+            self.supernet,
+            lr=config.weight_lr,
+            momentum=config.weight_momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.arch_optimizer = adam(
+            list(self.logits.parameters()),
+            lr=config.arch_lr,
+            betas=(config.arch_beta1, config.arch_beta2),
+            weight_decay=config.arch_weight_decay,
+        )
+        return {"sgd": self.weight_optimizer, "adam": self.arch_optimizer}
+
+    def streams(self) -> tuple[Batches, ...]:
+        """Return where its batches come from."""
+        return self.weight_batches, self.arch_batches
+
+    def take_step(self, step: int) -> None:
+        """Run ``search_step``; in the first step of an epoch also measure its peak memory."""
+        if not self.trains:
+            return
+        if step % self.steps_per_epoch:
+            search_step(self, step)
+        elif self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            search_step(self, step)
+            self._record_peak(torch.cuda.max_memory_allocated(self.device))
+        else:
+            with LiveBytes(self.resident()) as live:
+                search_step(self, step)
+            self._record_peak(live.peak)
+
+    def _record_peak(self, peak: int) -> None:
+        # Kept with the sums, which a checkpoint holds; they are divided by the steps.
+        self.trainee.sums[_PEAK] = float(peak * self.steps_per_epoch)
+
+    def resident(self) -> list[torch.Tensor]:
+        """Return what is alive between two steps: weights, buffers, moments."""
+        modules, optimizers = self.trainee.modules.values(), self.trainee.optimizers.values()
+        moments = [moment for one in optimizers for moment in one.state.values()]
+        return [
+            *(value for module in modules for value in module.state_dict().values()),
+            *(value for moment in moments for value in moment.values() if torch.is_tensor(value)),
+        ]
+
+    @property
+    def num_passes(self) -> int:
+        """Sub-network passes of the whole search: the warm-up has no architecture half."""
+        architecture, weights = self.method.passes
+        warmup = self.config.warmup_epochs * self.steps_per_epoch
+        return weights * self.num_steps + architecture * (self.num_steps - warmup)
+
+    def temperature_at(self, step: int) -> float:
+        """Return the Gumbel-softmax temperature of a step."""
+        config = self.config
+        return temperature(
+            step // self.steps_per_epoch,
+            config.epochs,
+            config.temperature_start,
+            config.temperature_end,
+        )
+
+    def weight_lr_at(self, step: int) -> float:
+        """Return SGD's learning rate of a step: cosine by epoch, as DARTS."""
+        progress = (step // self.steps_per_epoch) / self.config.epochs
+        return cosine(progress, self.config.weight_lr, self.config.weight_lr_min)
+
+    def batch(self, batches: Batches, step: int) -> Batch:
+        """Return the step's batch in the type that is computed in."""
+        images, labels = batches.batch(step)
+        return Batch(images.to(self.input_type), labels)
+
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` for the first step whose update was not finite."""
+        self.watch.check()
+
+    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+        """Return losses, accuracies, temperature, entropies, memory and the genotype so far.
+
+        None stands for what was not measured: the architecture half of an epoch of the warm-up,
+        the edge entropy of a method that learns no edges.
+        """
+        genotype = self.method.derive()
+        none_too = self.method.none_too
+        entropies = {cell: self.logits.entropy(cell, none_too=none_too) for cell in CELL_TYPES}
+        trained: dict[str, Any] = dict(zip(_SUMS, means, strict=True)) if self.trains else {}
+        if trained:
+            trained["peak_bytes"] = round(trained["peak_bytes"])
+            if step // self.steps_per_epoch < self.config.warmup_epochs:
+                trained |= {"arch_loss": None, "arch_accuracy": None}
+        edges = {
+            cell: entropies[cell][1] if self.method.learns_edges else None for cell in CELL_TYPES
+        }
+        return {
+            **trained,
+            "temperature": self.temperature_at(step),
+            "weight_lr": self.weight_lr_at(step),
+            "op_entropy": {cell: entropies[cell][0] for cell in CELL_TYPES},
+            "edge_entropy": edges,
+            "parameterless_normal": genotype.parameterless_normal,
+            "genotype": genotype.to_dict(),
+        }
+
+
+def _halves(config: SearchConfig, data: ImageData, seed: int) -> list[tuple[Images, str]]:
+    """Return the images of both halves that the search sees, and what their batches are for."""
+    return [
+        (_part(half, config.image_fraction, seed, purpose), purpose)
+        for half, purpose in ((data.weight_half, "weights"), (data.arch_half, "architecture"))
+    ]
+
+
+def _part(half: Images, fraction: float, seed: int, purpose: str) -> Images:
+    """Return ``fraction`` of the images, at least one of each class."""
+    if fraction == 1.0:
+        return half
+    labels = half.labels_N.cpu()
+    count = max(round(fraction * len(half)), len(set(labels.tolist())))
+    chosen, _ = stratified_choice(
+        labels, count, least=1, seed=seed, purpose=f"{purpose}-image-fraction"
+    )
+    return half.select(chosen)
+
+
+def build_method(config: SearchConfig, data: ImageData, space: SearchSpace, *, seed: int) -> Method:
+    """Return a search's method before its first step, with fresh weights and logits."""
+    sizes = Sizes(
+        num_cells=config.num_cells,
+        init_channels=config.init_channels,
+        num_classes=len(data.class_names),
+        in_channels=data.channels,
+        stem=stem_for(config.stem, data.image_size),
+    )
+    with torch.random.fork_rng(devices=[]):
+        method = METHODS[config.method](
+            config,
+            searched_space(config.method, space),
+            sizes,
+            generator(seed, "architecture-logits"),
+        )
+    initialize(method.supernet, generator(seed, "supernet-weights"))
+    return method
+
+
+def search_step(search: Search, step: int) -> None:
+    """Run one step: both halves in the method's order, the architecture's after the warm-up.
+
+    An update that is not finite is not made; ``NonFiniteError`` then names the step, at once on
+    the CPU, else when the host next hears from the device.
+    """
+    halves = [weight_step]
+    if step >= search.config.warmup_epochs * search.steps_per_epoch:
+        halves.insert(1 if search.method.weights_first else 0, architecture_step)
+    for half in halves:
+        half(search, step)
+
+
+def architecture_step(search: Search, step: int) -> None:
+    """Update the logits by the method's gradient on one batch of the architecture half."""
+    search.arch_optimizer.zero_grad()
+    batch = search.batch(search.arch_batches, step)
+    measured = search.method.architecture_gradients(
+        batch, _context(search, step, "architecture-draw")
+    )
+    search.ranks.mean_gradients(search.logits.parameters())
+    measured = _over_ranks(search, measured)
+    _add(search, 0, measured)
+    # The logits' gradients have just come from the device: the one place a step waits for it.
+    search.watch.add(step, "the validation loss", measured.loss)
+    for name, parameter in search.logits.named_parameters():
+        if parameter.grad is not None:
+            search.watch.add(step, f"the gradient of {name}", parameter.grad)
+    search.watch.check()
+    search.arch_optimizer.step()
+
+
+def weight_step(search: Search, step: int) -> None:
+    """Update the weights by the method's gradient on one batch of the weight half.
+
+    Weights that no draw sampled keep their value and momentum (ROME v2, Eq. 12; ours where the
+    paper is silent: no decay either). The clip norm is that of all gradients together.
+    """
+    config = search.config
+    for group in search.weight_optimizer.param_groups:
+        group["lr"] = search.weight_lr_at(step)
+    search.weight_optimizer.zero_grad()
+    batch = search.batch(search.weight_batches, step)
+    measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
+    search.ranks.mean_gradients(search.method.weights)
+    measured = _over_ranks(search, measured)
+    _add(search, 2, measured)
+    search.trainee.sums[4] += measured.branch_loss
+    norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)
+    search.trainee.sums[5] += norm > config.clip_norm
+    finite = search.watch.add(step, "the training loss", measured.loss)
+    finite = finite & search.watch.add(step, "the gradient norm", norm)
+    step_if_finite(search.weight_optimizer, finite)
+    search.watch.check_if_free()
+
+
+def _context(search: Search, step: int, purpose: str) -> StepContext:
+    return StepContext(
+        temperature=search.temperature_at(step),
+        draws=lambda index: _draw_generator(search, step, purpose, index),
+        weight_batch=lambda: search.batch(search.weight_batches, step),
+        weight_lr=search.weight_lr_at(step),
+        weight_optimizer=search.weight_optimizer,
+    )
+
+
+def _draw_generator(search: Search, step: int, purpose: str, index: int) -> torch.Generator:
+    if index < 0:
+        raise ValueError(f"draws({index}): sub-networks count from 0")
+    draws = search.config.draws
+    if index < draws:
+        return generator(search.seed, purpose, step * draws + index)
+    # Past search.draws that number is the next step's: a purpose of the step's own keeps apart.
+    return generator(search.seed, f"{purpose}/{step}", index)
+
+
+def _over_ranks(search: Search, measured: Measured) -> Measured:
+    """Return the means over the ranks: the same numbers on all, so that all stop where one must."""
+    if search.ranks.size == 1:
+        return measured
+    values = torch.stack([measured.loss, measured.accuracy, measured.branch_loss])
+    return Measured(*search.ranks.mean(values).unbind())
+
+
+def _add(search: Search, first: int, measured: Measured) -> None:
+    search.trainee.sums[first] += measured.loss
+    search.trainee.sums[first + 1] += measured.accuracy

@@ -1,0 +1,133 @@
+"""The whole of what a resume needs, as flat tensors and flat scalars.
+
+Learning rates, temperature, data order and every random draw are functions of (seed, step), so a
+state is the step, the weights and buffers, the optimizers' moments and the running metrics.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DamagedArtifactError
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "step": (int,),
+    "metrics": (list,),
+    "device": (str,),
+    "precision": (str, type(None)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """``step``: the next step to run. ``tensors`` by dotted name. ``metrics``: rows so far."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    metrics: list[dict[str, Any]]
+    device: str
+    """The kind of device that computed: ``cpu`` or ``cuda``."""
+    precision: str | None
+    """What was computed in, where the device had a say in it."""
+
+    def scalars(self) -> dict[str, Any]:
+        """Return everything but the tensors, by name."""
+        return {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name != "tensors"
+        }
+
+    @classmethod
+    def from_parts(
+        cls, tensors: dict[str, Tensor], scalars: Mapping[str, Any], *, what: str
+    ) -> "TrainState":
+        """Return the state of ``tensors`` and ``scalars()``; nothing may be missing or left over.
+
+        Raises ``DamagedArtifactError`` naming ``what`` and the entry.
+        """
+        for name, kinds in _KINDS.items():
+            if name not in scalars:
+                raise _unusable(f"{what}: {name} is missing")
+            if type(scalars[name]) not in kinds:
+                raise _unusable(f"{what}: {name} is a {type(scalars[name]).__name__}")
+        if scalars["step"] < 0 or not all(isinstance(row, dict) for row in scalars["metrics"]):
+            raise _unusable(f"{what}: step or metrics are none of a training")
+        unknown = scalars.keys() - _KINDS.keys()
+        if unknown:
+            raise _unusable(f"{what}: unexpected entry {min(unknown)}")
+        return cls(tensors=tensors, **scalars)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """What a training loop changes: modules and optimizers by name, and the running sums.
+
+    Every optimizer's parameters must belong to one of the modules, and its moments must exist, so
+    that what a checkpoint holds is known before the first step.
+    """
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    sums: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that training changes, by dotted name; not copies."""
+        found = {"sums": self.sums}
+        for name, module in self.modules.items():
+            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        for name, parameter, moments in self._moments():
+            found |= {
+                f"{name}.{parameter}.{key}": value
+                for key, value in moments.items()
+                if isinstance(value, Tensor)
+            }
+        return {name: value.detach() for name, value in found.items()}
+
+    def copies(self) -> dict[str, Tensor]:
+        """Return copies of ``tensors()`` on the CPU."""
+        return {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what ``copies()`` gave. Raises ``DamagedArtifactError`` naming a tensor
+        that does not fit; nothing may be missing or left over.
+        """
+        own = self.tensors()
+        for name, target in own.items():
+            _check(target, tensors, name)
+        left_over = tensors.keys() - own.keys()
+        if left_over:
+            raise _unusable(f"checkpoint: unexpected tensor {min(left_over)}")
+        with torch.no_grad():
+            for name, target in own.items():
+                target.copy_(tensors[name])
+
+    def _moments(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        names = {
+            id(parameter): f"{name}.{key}"
+            for name, module in self.modules.items()
+            for key, parameter in module.named_parameters()
+        }
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter in optimizer.state:
+                        yield name, names[id(parameter)], optimizer.state[parameter]
+
+
+def _check(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
+    if name not in tensors:
+        raise _unusable(f"checkpoint: tensor {name} is missing")
+    source = tensors[name]
+    if source.shape != target.shape or source.dtype != target.dtype:
+        raise _unusable(
+            f"checkpoint: tensor {name} is {source.dtype} {tuple(source.shape)}, "
+            f"not {target.dtype} {tuple(target.shape)}"
+        )
+
+
+def _unusable(problem: str) -> DamagedArtifactError:
+    return DamagedArtifactError(problem, hint="start over with --fresh")

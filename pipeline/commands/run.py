@@ -1,0 +1,463 @@
+"""Commands after parsing: configure, run, show.
+
+``cli`` declares the arguments and exits; here a command finds its inputs, runs, and shows what came
+out.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from d2nas.config import Config, build_config, override_key
+from d2nas.config.effects import effect_line, without_effect
+from d2nas.config.sources import sources_of
+from d2nas.data.sources import data_folder
+from d2nas.errors import ConfigError, LostRankError, StoppedError, StorageError
+from d2nas.files.strict_json import parse_json
+from d2nas.files.text_files import read_space
+from d2nas.genotype import Genotype
+
+from ..bundle.writing import check_place, write_bundle
+from ..console import Console, report_rows
+from ..presets import keys_of_own_files, preset_sources, read_preset
+from ..running.follower import Follower, leave_to_the_launcher
+from ..running.inputs import (
+    check_takes_genotype,
+    config_rows,
+    describe,
+    fact_rows,
+    genotype_run_name,
+    given_genotype,
+    inputs_of,
+)
+from ..running.runner import Reuse, Runner, RunResult
+from ..running.signals import StopFlag, signals_handled
+from ..stages import run_stages
+from ..stages.schemas import damage_of
+from ..store import Store
+from ..study.grid import read_study
+from ..study.report import (
+    COLUMNS,
+    correlation_line,
+    rank_correlations,
+    settings_lines,
+    summarise,
+    table_rows,
+)
+from ..study.run import StudyRun
+
+GENOTYPE_PRESET = "cifar10"
+"""What ``retrain --genotype`` follows where no preset is named: published cells' own setting."""
+
+FOLLOWING = {"search": "derive", "derive": "retrain", "retrain": "export", "export": "validate"}
+"""What comes after each stage that is run alone."""
+
+Result = TypeVar("Result")
+
+
+def configure(preset: str, settings: Sequence[str] | None, data_root: str | None = None) -> Config:
+    """Return a preset's configuration with overrides on top. Raises ``ConfigError``."""
+    values = read_preset(preset)
+    if data_root is not None:
+        values.setdefault("data", {})["root"] = data_root
+    config = build_config(values, settings or (), what=preset)
+    read_space(config.search.space)
+    return config
+
+
+def tell_unread(
+    config: Config,
+    settings: Sequence[str] | None,
+    data_root: str | None = None,
+    preset: str | None = None,
+) -> dict[str, list[str]]:
+    """Tell which keys that the user set change nothing, and return them by what makes them so.
+
+    The user's are those of ``settings``, ``data_root`` and, where ``preset`` is a file, its own.
+    """
+    if is_follower():
+        return {}
+    keys = [] if preset is None else keys_of_own_files(preset)
+    keys += [override_key(setting) for setting in settings or ()]
+    keys += [] if data_root is None else ["data.root"]
+    streams = _streams(config) if "data.workers" in keys else None
+    found = without_effect(config, keys, streams=streams)
+    line = effect_line(found)
+    if line is not None:
+        Console().say(line)
+    return found
+
+
+def _streams(config: Config) -> bool | None:
+    """Whether a folder's files will be read while training; None where it has no files."""
+    if config.data.name != "folder":
+        return None
+    from d2nas.data.readers import streams
+
+    from ..preflight.plan import data_shape
+
+    shape = data_shape(config.data)
+    # Test images, which are in memory too, are few beside the limit.
+    return streams(config.data, shape.num_train * shape.channels * shape.image_size**2)
+
+
+def run_all(
+    run: str, config: Config, store: Path, exported: Path, *, reuse: Reuse, as_json: bool
+) -> None:
+    """Bring every stage of a run up to date, write the bundle and show the result."""
+    check_place(exported, run)
+    result = _with_runner(store, lambda runner: _run_stages(runner, run, config, reuse))
+    show_run(result, exported, as_json=as_json)
+
+
+def _run_stages(runner: Runner, run: str, config: Config, reuse: Reuse) -> RunResult:
+    stages = run_stages(config)
+    runner.before_first = lambda stage: _check_device(runner, stage, config)
+    if config.validate_.max_p99_ms is None:
+        return runner.run(run, config, stages, reuse)
+    split = stages.index("retrain")
+    derived = runner.run(run, config, stages[:split], reuse, then=stages[split:])
+    if reuse is Reuse.NOTHING or not runner.is_current(run, "retrain", config, derived.versions):
+        _keep_budget(runner, config, derived)
+    trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
+    return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
+
+
+def _check_device(runner: Runner, stage: str, config: Config) -> None:
+    """Before what takes long: is there the device that validates, does it run the operations?"""
+    if stage not in ("export", "validate") and config.validate_.device != "cpu":
+        from ..preflight.operator_support import check_device
+
+        check_device(config, runner.display.say)
+
+
+def _keep_budget(runner: Runner, config: Config, derived: RunResult) -> None:
+    from ..preflight.latency_budget import check_budget
+
+    data = runner.images(config)
+    genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
+    taken = check_budget(
+        config,
+        genotype,
+        channels=data.channels,
+        image_size=data.image_size,
+        num_classes=len(data.class_names),
+    )
+    runner.display.say(
+        f"budget: {taken} of {config.validate_.max_p99_ms:g} ms for batch "
+        f"{config.validate_.gated_batch} on {taken.device}, untrained"
+    )
+
+
+def run_search(run: str, config: Config, store: Path, *, reuse: Reuse, as_json: bool) -> None:
+    """Run the search alone and show its version."""
+    result = _with_runner(
+        store, lambda runner: runner.run(run, config, ("search",), reuse), parallel=True
+    )
+    show_stage(result, "search", as_json=as_json)
+
+
+def run_stage_on(
+    stage: str,
+    target: str,
+    settings: Sequence[str] | None,
+    store: Path,
+    *,
+    reuse: Reuse,
+    data_root: str | None = None,
+    exported: Path | None = None,
+) -> RunResult:
+    """Run a later stage on a run's newest version, or on the version that ``target`` names.
+
+    ``exported`` is where its bundle will be written, if it gets one.
+    """
+    run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
+    if exported is not None:
+        check_place(exported, run)
+    tell_unread(config, settings, data_root)
+    return _with_runner(
+        store,
+        lambda runner: runner.run(run, config, (stage,), reuse, given=parents),
+        parallel=stage == "retrain",
+    )
+
+
+def retrain(
+    target: str | None,
+    genotype: str | None,
+    name: str | None,
+    settings: Sequence[str] | None,
+    store: Path,
+    *,
+    reuse: Reuse,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
+    """Retrain a run's genotype, or with ``genotype`` a given one as the preset ``target`` says."""
+    if genotype is None:
+        if target is None or name is not None:
+            what = "--name is for --genotype" if target else "retrain needs a RUN or --genotype"
+            raise ConfigError(what, hint="d2nas retrain RUN, or retrain PRESET --genotype DARTS_V2")
+        result = run_stage_on("retrain", target, settings, store, reuse=reuse, data_root=data_root)
+    else:
+        preset = target or GENOTYPE_PRESET
+        config = configure(preset, settings, data_root)
+        # Of what a file says for the search, which does not run, nothing is told.
+        tell_unread(config, settings, data_root, preset)
+        config, given = given_genotype(Store(store), genotype, config)
+        stages = ("retrain",) if given else ("derive", "retrain")
+        run = genotype_run_name(preset, genotype) if name is None else name
+        check_takes_genotype(Store(store), run, config, given)
+        result = _with_runner(
+            store,
+            lambda runner: runner.run(run, config, stages, reuse, given=given),
+            parallel=True,
+        )
+    show_stage(result, "retrain", as_json=as_json)
+
+
+def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
+    """Write the bundle of a validated run, and show the closing table or its data."""
+    folder = write_bundle(exported, result.run, result.versions)
+    validated = result.versions["validate"]
+    report = parse_json(validated.read("report.json"), what="report.json")
+    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
+    latency = ("latency", "latency_gate", "latency_modes")
+    with damage_of(f"{validated.path}: report.json", validated.content.hint):
+        rows = report_rows(report, str(folder))
+        told = {key: report[key] for key in (*keys, *latency)}
+    if as_json:
+        Console().data({**_references(result), **told, "bundle": str(folder)})
+        return
+    console = Console()
+    console.summary(f"run {result.run}", rows)
+    console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
+
+
+def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
+    """Show the version of one stage."""
+    if is_follower():
+        return
+    version = result.versions[stage]
+    if as_json:
+        Console().data({**_references(result), **describe(version)})
+    else:
+        console = Console()
+        console.summary(str(version.reference), fact_rows(describe(version)))
+        console.say(f"next: d2nas {FOLLOWING[stage]} {result.run}")
+
+
+def show_plan(
+    run: str,
+    config: Config,
+    store: Path,
+    *,
+    as_json: bool,
+    unread: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Show which stages would run, and what they are estimated to take.
+
+    ``unread``: what ``tell_unread`` has told, which is part of the plan's data.
+    """
+    from ..preflight.plan import COLUMNS, make_plan, plan_rows
+    from ..preflight.plan_times import busy_line, shorter_lines
+
+    console = Console()
+    busy = busy_line()
+    console.say("timing a few steps of each stage that would run ...")
+    plan = make_plan(Runner(Store(store), console, StopFlag()), run, config)
+    if as_json:
+        console.data({**plan, "without_effect": dict(unread or {})})
+    else:
+        console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
+        _say_data(console, plan["data"])
+        for line in shorter_lines(plan, config.data.name):
+            console.note(line)
+    if busy is not None and any("seconds_range" in row for row in plan["stages"]):
+        console.warn(busy)
+
+
+def _say_data(console: Console, data: Mapping[str, Any]) -> None:
+    """Say at which size images are used, and what their folder holds."""
+    console.note(f"image size {data['image_size']}: {data['image_size_from']}")
+    if data["pictures"] is not None:
+        console.note(data["pictures"]["line"])
+    for note in data["notes"]:
+        console.warn(note)
+
+
+def run_study(name: str, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool) -> int:
+    """Run what is left of a study, show all of it, and return the exit code.
+
+    That is 0, or the code of the first cell that has no result.
+    """
+    study = read_study(name, data_root=data_root)
+
+    def run(runner: Runner) -> StudyRun:
+        study_run = StudyRun(runner, study)
+        study_run.run(reuse)
+        return study_run
+
+    finished = _with_runner(store, run)
+    rows = finished.rows()
+    if as_json:
+        Console().data(rows)
+    else:
+        _show_study(study.name, rows)
+    failure = finished.first_failure()
+    if failure is None:
+        return 0
+    failed = sum(row["error"] is not None for row in rows)
+    Console().error(
+        f"{failed} of {len(rows)} cells have no result; the first: {failure.message}",
+        failure.hint or "the same command runs them again",
+    )
+    return failure.exit_code
+
+
+def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) -> None:
+    """Show a study's cells and how far each is; runs nothing."""
+    console = Console()
+    study = read_study(name, data_root=data_root)
+    rows = StudyRun(Runner(Store(store), console, StopFlag()), study).plan()
+    if as_json:
+        console.data(rows)
+        return
+    columns = ("variant", "data", "space", "method", "seed", "state", "run")
+    console.table(
+        f"study {study.name}", columns, [tuple(str(row[name]) for name in columns) for row in rows]
+    )
+    console.say(f"{sum(row['finished'] for row in rows)} of {len(rows)} cells are finished")
+
+
+def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    console = Console()
+    summaries = summarise(rows)
+    for data, variant in dict.fromkeys((line["data"], line["variant"]) for line in summaries):
+        block = [line for line in summaries if (line["data"], line["variant"]) == (data, variant)]
+        console.table(f"study {name}: {data}, {variant}", COLUMNS, table_rows(block))
+        for line in settings_lines(
+            [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
+        ):
+            console.note(line)
+    for found in rank_correlations(rows):
+        console.note(correlation_line(found))
+
+
+def show_config(
+    preset: str, settings: Sequence[str] | None, data_root: str | None, *, as_json: bool
+) -> None:
+    """Show a preset's values with overrides on top, each with its source, and the image size that
+    follows from them and the data.
+    """
+    from d2nas.data.sizes import RULE, image_size
+
+    config = configure(preset, settings, data_root)
+    given = dict.fromkeys(map(override_key, settings or ()), "--set")
+    if data_root is not None:
+        given["data.root"] = "--data-root"
+    console, data = Console(), None
+    if config.data.name not in ("folder", "imagenet") or config.data.root is not None:
+        try:
+            data = image_size(config.data, data_folder()).to_dict()
+        except (ConfigError, StorageError) as error:  # the configuration can be shown all the same
+            console.warn(f"of the images nothing is known: {error}")
+    if config.data.image_size is None:
+        size = "" if data is None else f" ({data['image_size']})"
+        given["data.image_size"] = RULE if data is None else data["image_size_from"] + size
+    sources = sources_of(config, preset_sources(preset) | given)
+    if as_json:
+        values = {**config.to_dict(), "sources": sources}
+        console.data(values if data_root is None else {**values, "images": data})
+        return
+    console.table(preset, ("key", "value", "source"), config_rows(config, sources))
+    if data is not None:
+        _say_data(console, data)
+
+
+def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:
+    """Show where each operation of a space runs; raises if one does not run on ``device``."""
+    from ..preflight.operator_support import (
+        COLUMNS,
+        operations_of,
+        place_operations,
+        require_all_land,
+    )
+
+    found, console = [], Console()
+    for placement in place_operations(operations_of(read_space(space)), device=device, opset=opset):
+        found.append(placement)
+        console.say(f"{placement.operation}: {placement.device or placement.problem}")
+    if as_json:
+        console.data([placement.to_dict() for placement in found])
+    else:
+        title = f"operations of {space} on {device}, opset {opset}"
+        console.table(title, COLUMNS, [placement.cells() for placement in found])
+    require_all_land(found, device)
+
+
+def _references(result: RunResult) -> dict[str, Any]:
+    return {
+        "run": result.run,
+        "versions": {stage: version.reference for stage, version in result.versions.items()},
+        "executed": result.executed,
+    }
+
+
+def is_follower() -> bool:
+    """Whether this process is a rank above 0: rank 0 shows what there is to show."""
+    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+
+
+def _with_runner(
+    store: Path, action: Callable[[Runner], Result], *, parallel: bool = False
+) -> Result:
+    """Run ``action`` with the runner of this process: in a ``parallel`` training, of its rank."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        if not parallel:
+            what = "only d2nas search and d2nas retrain run in several processes"
+            raise ConfigError(what, hint="start this command without torchrun")
+        return _with_ranks(store, action)
+    console = Console()
+    try:
+        with StopFlag().installed() as stop, _stops_told(stop):
+            return action(Runner(Store(store), console, stop))
+    finally:
+        console.close()
+
+
+@contextlib.contextmanager
+def _stops_told(stop: StopFlag, *, wait: bool = False) -> Iterator[None]:
+    """Tell a failure that a stop made outside of the stages as the stop."""
+    try:
+        yield
+    except Exception as error:
+        if not stop.explains(error, wait=wait):
+            raise
+        assert stop.signal_number is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StoppedError(stop.signal_number, f"stopped ({reason[:200]})") from error
+
+
+def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
+    from d2nas.parallel import connected, environment_ranks
+
+    ranks = environment_ranks()
+    console = Console()
+    try:
+        with contextlib.ExitStack() as stack:
+            with signals_handled(signal.SIG_DFL):  # at once: nothing is lost while they meet
+                stack.enter_context(connected(ranks))
+            stop = stack.enter_context(StopFlag().installed())
+            stack.enter_context(_stops_told(stop, wait=ranks.rank > 0))
+            if ranks.rank > 0:
+                return action(Follower(Store(store), stop, ranks))
+            return action(Runner(Store(store), console, stop, ranks=ranks))
+    except LostRankError as error:
+        leave_to_the_launcher(error)
+        raise
+    finally:
+        console.close()

@@ -1,0 +1,31 @@
+"""The command ``serve``: a bundle behind HTTP."""
+
+from typing import Annotated
+
+import typer
+
+from .options import BundleArgument
+
+
+def serve_command(
+    bundle: BundleArgument,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; the default is this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = 8000,
+    device: Annotated[
+        str, typer.Option("--device", help="auto (as it was validated), cpu, cuda or cuda:N.")
+    ] = "auto",
+) -> None:
+    """Serve a bundle by the Open Inference Protocol v2; SIGTERM or Ctrl+C ends it in order.
+
+    At most 1024 connections (those that ask for nothing are closed first), and 384 MiB of memory
+    for all of them, their requests and answers: 256 MiB, or twice the longest request, and 128 KiB
+    for each connection. The model and the two requests in work come on top. A request has 30
+    seconds to arrive and its answer 30 to be read; where room is short, the address that takes
+    most gives way first. Behind a reverse proxy all clients have one address: it should hold
+    requests until they are whole.
+    """
+    from ..serving.command import serve_bundle
+
+    serve_bundle(bundle, host=host, port=port, device=device)

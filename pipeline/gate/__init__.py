@@ -1,0 +1,1 @@
+"""Judgement of an exported model: parity, modes, timing."""

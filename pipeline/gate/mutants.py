@@ -1,0 +1,140 @@
+"""Faulty copies of a model, one fault each: a gate that lets one through proves nothing.
+
+The faults sit where every logit depends on them: in the first convolution, the last one, the last
+normalisation and the classifier.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from d2nas.errors import ValidationFailedError
+
+from ..onnx_io.model_file import check_model
+
+_FACTOR = 1.01
+
+Weights = dict[str, onnx.TensorProto]
+
+
+def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of copies with one fault each, which a parity gate has to reject.
+
+    A copy whose tensor the fault would leave unchanged is not yielded. Raises
+    ``ValidationFailedError`` if the model has neither convolution nor classifier weights.
+    """
+    parsed = check_model(model, what="model to mutate")
+    weights = {tensor.name: tensor for tensor in parsed.graph.initializer}
+    faults = [*_classifier_faults(parsed, weights), *_convolution_faults(parsed, weights)]
+    if not faults:
+        raise ValidationFailedError(
+            "the gate's self-test found no convolution or classifier weight to mutate",
+            hint="the model is not a convolutional classifier as d2nas exports it",
+        )
+    for fault, name, values in faults:
+        if not np.array_equal(values, numpy_helper.to_array(weights[name])):
+            yield fault, _with_weight(parsed, name, values)
+    skipped = _without_last_norm(parsed, weights)
+    if skipped is not None:
+        yield "a normalisation skipped", skipped
+
+
+_Fault = tuple[str, str, NDArray[Any]]
+
+
+def _classifier_faults(model: onnx.ModelProto, weights: Weights) -> Iterator[_Fault]:
+    found = _classifier(model.graph, weights)
+    if found is None:
+        return
+    name, class_axis = found
+    values = numpy_helper.to_array(weights[name])
+    yield "classifier weight + 1 %", name, _scaled(values)
+    yield "two classes swapped", name, _swap_farthest(values, class_axis)
+
+
+def _convolution_faults(model: onnx.ModelProto, weights: Weights) -> Iterator[_Fault]:
+    convolutions = _convolutions(model.graph, weights)
+    if not convolutions:
+        return
+    first, last = convolutions[0].input[1], convolutions[-1].input[1]
+    values = numpy_helper.to_array(weights[first])
+    yield "stem weight + 1 %", first, _scaled(values)
+    if len(values) > 1:
+        yield "two channels swapped", first, _swap_farthest(values, 0)
+    yield "last convolution zeroed", last, np.zeros_like(numpy_helper.to_array(weights[last]))
+
+
+def _convolutions(graph: onnx.GraphProto, weights: Weights) -> list[onnx.NodeProto]:
+    return [
+        node
+        for node in graph.node
+        if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in weights
+    ]
+
+
+def _without_last_norm(model: onnx.ModelProto, weights: Weights) -> bytes | None:
+    """Leave the last normalisation out; one that became a convolution's bias loses that."""
+    copy = _copied(model)
+    for node in reversed(copy.graph.node):
+        if node.op_type == "BatchNormalization":
+            skipped = helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name)
+            node.CopyFrom(skipped)
+            return bytes(copy.SerializeToString(deterministic=True))
+    for node in reversed(_convolutions(model.graph, weights)):
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if bias in weights:
+            values = numpy_helper.to_array(weights[bias])
+            if values.any():
+                return _with_weight(model, bias, np.zeros_like(values))
+    return None
+
+
+def _classifier(graph: onnx.GraphProto, weights: Weights) -> tuple[str, int] | None:
+    """Name of the classifier's weight and its class axis, or None."""
+    for node in reversed(graph.node):
+        if node.op_type not in ("Gemm", "MatMul") or len(node.input) < 2:
+            continue
+        name = node.input[1]
+        if name not in weights or len(weights[name].dims) != 2:
+            continue
+        transposed = any(
+            attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute
+        )
+        return name, 0 if transposed else 1
+    return None
+
+
+def _scaled(values: NDArray[Any]) -> NDArray[Any]:
+    return (values.astype(np.float64) * _FACTOR).astype(values.dtype)
+
+
+def _swap_farthest(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Swap the two slices along ``axis`` that differ most, so that the fault can be seen."""
+    slices = np.moveaxis(values, axis, 0).astype(np.float64)
+    rows = slices.reshape(len(slices), -1)
+    first = 0
+    # Two sweeps (the row farthest from the first, then the row farthest from that one) find a
+    # pair at least half as far apart as the farthest, without a table of all pairs.
+    second = int(np.argmax(np.linalg.norm(rows - rows[first], axis=1)))
+    first = int(np.argmax(np.linalg.norm(rows - rows[second], axis=1)))
+    order = np.arange(len(rows))
+    order[[first, second]] = order[[second, first]]
+    return np.take(values, order, axis=axis)
+
+
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _with_weight(model: onnx.ModelProto, name: str, values: NDArray[Any]) -> bytes:
+    copy = _copied(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return bytes(copy.SerializeToString(deterministic=True))

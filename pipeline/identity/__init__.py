@@ -1,0 +1,1 @@
+"""Identity of an ONNX graph with the network that it came from."""

@@ -1,0 +1,190 @@
+"""A latency budget before the days of training: is the derived network fast enough?
+
+Its weights do not matter for that, so the untrained network is exported and timed on the runtime
+that will serve, in every mode that may. One that is too slow is not trained; a narrower one that
+fits is proposed.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from d2nas.config import Config
+from d2nas.errors import OutOfMemoryError, ValidationFailedError
+from d2nas.genotype import Genotype
+
+if TYPE_CHECKING:
+    from d2nas.nn.network import Network
+
+    from ..onnx_io.latency import LatencyRecord
+    from ..onnx_io.session import OnnxSession
+
+MAX_TRIALS = 4
+"""Networks that are exported and timed in search of one that fits."""
+CHANNEL_STEP = 4
+"""Widths that are proposed are multiples of this, as a vectorised kernel likes them."""
+QUICK_RUNS = 64
+"""Timed first: where none of them keeps the limit, no p99 does."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a batch takes from host to host in the best mode, in milliseconds."""
+
+    milliseconds: float
+    fastest_of: int | None
+    """None: a p99. Else the fastest of so many runs, which was too slow already."""
+    device: str
+
+    def __str__(self) -> str:
+        if self.fastest_of is None:
+            return f"p99 {self.milliseconds:.3g} ms"
+        return f"{self.milliseconds:.3g} ms at best (of {self.fastest_of} runs)"
+
+
+Measure = Callable[[int], Taken]
+
+
+def check_budget(
+    config: Config, genotype: Genotype, *, channels: int, image_size: int, num_classes: int
+) -> Taken:
+    """Return what the derived network takes on the device that ``validate`` names.
+
+    Raises ``ValidationFailedError`` if that is longer than ``validate.max_p99_ms``, with the widest
+    ``retrain.init_channels`` found that fits.
+    """
+    limit = config.validate_.max_p99_ms
+    assert limit is not None
+
+    def measure(init_channels: int) -> Taken:
+        network = _untrained(config, genotype, init_channels, channels, image_size, num_classes)
+        return _measure(config, network, (channels, image_size, image_size))
+
+    width = config.retrain.init_channels
+    taken = measure(width)
+    if taken.milliseconds <= limit:
+        return taken
+    fitting = widest_that_fits(measure, limit, width, taken)
+    raise ValidationFailedError(
+        f"the derived network takes {taken} > {limit:g} ms for batch "
+        f"{config.validate_.gated_batch} on {taken.device}: it was not trained",
+        hint="no narrower network was found that fits; fewer cells (retrain.num_cells) are faster"
+        if fitting is None
+        else f"retrain.init_channels={fitting[0]} fits: {fitting[1]}",
+    )
+
+
+def widest_that_fits(
+    measure: Measure, limit: float, too_wide: int, taken: Taken, trials: int = MAX_TRIALS
+) -> tuple[int, Taken] | None:
+    """Return a width below ``too_wide`` with its time of at most ``limit``, the widest found.
+
+    The next width to try is where the line between the last two would meet the limit; at first,
+    as if time grew with width.
+    """
+    fits: tuple[int, Taken] | None = None
+    above, above_ms = too_wide, taken.milliseconds
+    guess = too_wide * limit / above_ms
+    for _ in range(trials):
+        lowest = CHANNEL_STEP if fits is None else fits[0] + CHANNEL_STEP
+        width = int(guess) // CHANNEL_STEP * CHANNEL_STEP
+        width = min(max(width, lowest), (above - 1) // CHANNEL_STEP * CHANNEL_STEP)
+        if width < lowest:
+            break
+        taken = measure(width)
+        if taken.milliseconds <= limit:
+            fits = width, taken
+        else:
+            above, above_ms = width, taken.milliseconds
+        low, low_ms = (0, 0.0) if fits is None else (fits[0], fits[1].milliseconds)
+        share = (limit - low_ms) / (above_ms - low_ms) if above_ms > low_ms else 0.5
+        guess = low + share * (above - low)
+    return fits
+
+
+def _untrained(
+    config: Config,
+    genotype: Genotype,
+    init_channels: int,
+    channels: int,
+    image_size: int,
+    num_classes: int,
+) -> "Network":
+    import torch
+
+    from d2nas.nn.network import Network
+    from d2nas.nn.operations import initialize
+    from d2nas.randomness import generator
+    from d2nas.train.loop import stem_for
+
+    with torch.random.fork_rng(devices=[]):
+        network = Network(
+            genotype,
+            num_cells=config.retrain.num_cells,
+            init_channels=init_channels,
+            num_classes=num_classes,
+            in_channels=channels,
+            stem=stem_for(config.retrain.stem, image_size),
+            auxiliary=False,
+        ).eval()
+    initialize(network, generator(config.run.seed, "network-weights"))
+    return network
+
+
+def _measure(config: Config, network: "Network", input_shape: tuple[int, int, int]) -> Taken:
+    from d2nas.data.images import Normalizer
+
+    from ..gate.modes import may_serve, modes_of
+    from ..gate.timing import quickest
+    from ..onnx_io.export import export_onnx
+    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.session import PLAIN, open_session
+
+    channels = input_shape[0]
+    pixels = Normalizer((0.5,) * channels, (0.25,) * channels)
+    model = export_onnx(
+        network,
+        input_shape=input_shape,
+        opset=config.export.opset,
+        metadata={},
+        pixels=pixels if config.export.input == "uint8" else None,
+        precision=config.export.precision,
+    )
+    device = resolve_device(config.validate_.device)
+    session = open_session(model, device=device)
+    found = [_time(session, config)]
+    limit = config.validate_.max_p99_ms
+    assert limit is not None
+    for mode in filter(may_serve, modes_of(session.device, config.validate_)):
+        if mode != PLAIN:
+            # A mode that does not come about here is refused by validation too.
+            with contextlib.suppress(OutOfMemoryError, ValidationFailedError):
+                found.append(_time(open_session(model, device=device, mode=mode), config))
+    # By the median and not by the p99, as validation chooses the mode that serves.
+    return _taken(quickest(found), limit)
+
+
+def _time(session: "OnnxSession", config: Config) -> "LatencyRecord":
+    """Time enough runs for a p99, or fewer where the fastest of those is too slow already."""
+    from ..onnx_io.latency import MIN_SAMPLES, measure_latency
+
+    limit, batch = config.validate_.max_p99_ms, config.validate_.gated_batch
+    assert limit is not None
+    assert batch is not None
+    seconds = config.validate_.latency_seconds
+    quick = measure_latency(session, batch, samples=QUICK_RUNS, seconds=seconds, transfers="host")
+    if min(quick.samples_ns) / 1e6 > limit:
+        return quick
+    needed = MIN_SAMPLES[99]
+    return measure_latency(
+        session, batch, samples=needed, at_least=needed, seconds=seconds, transfers="host"
+    )
+
+
+def _taken(record: "LatencyRecord", limit: float) -> Taken:
+    fastest, label = min(record.samples_ns) / 1e6, record.device.label
+    p99 = record.percentile_ms(99)
+    if p99 is None or fastest > limit:
+        return Taken(fastest, len(record.samples_ns), label)
+    return Taken(p99, None, label)

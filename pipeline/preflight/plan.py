@@ -1,0 +1,424 @@
+"""Plan of a run: stages, steps, and estimates of time, memory and disk.
+
+Time: a few real steps of each loop on a few made-up images of the real shape, scaled up, with the
+range to expect. Memory: the live bytes of one step that allocates and computes nothing. Both are
+estimates and shown as such.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from d2nas.config import Config, DataConfig
+from d2nas.config.effects import without_effect
+from d2nas.data.sizes import ImageSize, folder_image_size, image_size
+from d2nas.data.sources import data_folder, list_config, usable_images
+from d2nas.spaces import SearchSpace
+
+from ..running.file_hashes import FileHashes
+from ..running.runner import Runner
+from ..stages import parents_of, run_stages
+from .plan_times import DAY, Seconds, duration, range_in_words, shorter_settings, time_steps
+
+COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
+MEASURED_PIXELS = 2**13
+"""Pixels of a measured batch; a larger configured batch is scaled from it and a quarter of it."""
+
+_KNOWN_SHAPES = {
+    # training images, channels, classes
+    "fashion-mnist": (60_000, 1, 10),
+    "cifar10": (50_000, 3, 10),
+    "cifar100": (50_000, 3, 100),
+    "svhn": (73_257, 3, 10),
+}
+_NUM_DIGITS = 1_797
+_EXPORT_SECONDS_PER_CELL = 0.8
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What an estimate needs to know of a data set."""
+
+    num_train: int
+    channels: int
+    image_size: int
+    num_classes: int
+
+
+def data_shape(config: DataConfig) -> DataShape:
+    """Return the shape of the configured data set, reading no more of images than headers.
+
+    Raises ``ConfigError`` for a folder that cannot be used.
+    """
+    if config.name == "digits":
+        held = round(_NUM_DIGITS * config.test_fraction)
+        num_train, channels, num_classes = _NUM_DIGITS - held, 1, 10
+    elif config.name in _KNOWN_SHAPES:
+        num_train, channels, num_classes = _KNOWN_SHAPES[config.name]
+    else:
+        listing = list_config(config, data_folder())
+        num_train = len(listing.train)
+        if listing.validation and listing.test:
+            num_train += len(listing.validation)
+        elif not listing.validation and not listing.test:
+            num_train -= round(num_train * config.test_fraction)
+        num_classes = len(listing.class_names)
+        pictures = folder_image_size(config, listing).pictures
+        channels = 1 if pictures is not None and pictures.grey == len(pictures.headers) else 3
+    size = config.image_size or image_size(config, data_folder()).size
+    return DataShape(num_train, config.channels or channels, size, num_classes)
+
+
+def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
+    """Return the plan as JSON values; a stage after one that must run must run too."""
+    sizes = image_size(config.data, data_folder())
+    config = runner.settled(config, sizes)
+    digest = runner.data_digest(config)
+    parents: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    estimate = _Estimates(config)
+    for stage in run_stages(config):
+        roles = parents_of(stage, config)
+        known = all(role in parents for role in roles)
+        inputs = {role: parents[role] for role in roles} if known else {}
+        version = runner.current(run, stage, config, inputs, digest) if known else None
+        if version is not None:
+            parents[stage] = version
+            rows.append({"stage": stage, "state": "up to date", "ref": version.reference})
+            continue
+        done = runner.resumable_step(run, stage, config, inputs, digest) if known else 0
+        state = f"continues at step {done}" if done else "runs"
+        rows.append({"stage": stage, "state": state, **estimate.of(stage, done)})
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
+    return {
+        "run": run,
+        "data": _data(runner, config.data, sizes),
+        "stages": rows,
+        "executes": [row["stage"] for row in rows if row["state"] != "up to date"],
+        "seconds": seconds,
+        "estimated": True,
+        "shorter": estimate.shorter() if seconds > DAY else [],
+    }
+
+
+def _data(runner: Runner, config: DataConfig, sizes: ImageSize) -> dict[str, Any]:
+    """Return what is told of the pictures, the damaged ones left out among it."""
+    told = sizes.to_dict()
+    if config.name in ("folder", "imagenet") and config.on_error == "skip":
+        # Which they are is known since the digest: nothing is decoded again.
+        listing = usable_images(config, data_folder(), cache=FileHashes(runner.store))
+        told["notes"] += [line for line in (listing.damaged_line(),) if line is not None]
+    return told
+
+
+def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the plan's stages as cells for ``COLUMNS``, and a line of totals."""
+    rows = [
+        (
+            row["stage"],
+            row["state"],
+            str(row.get("steps", "")),
+            duration(row["seconds"]) if "seconds" in row else "",
+            _mebibytes(row.get("peak_bytes")),
+            _mebibytes(row.get("disk_bytes")),
+            str(row.get("ref", _note(row))),
+        )
+        for row in plan["stages"]
+    ]
+    disk = sum(row.get("disk_bytes", 0) for row in plan["stages"])
+    total = duration(plan["seconds"]) if plan["executes"] else "nothing to do"
+    whole = sum((_range_of(row) for row in plan["stages"]), start=Seconds(0.0, 0.0, 0.0))
+    note = range_in_words(whole) if plan["executes"] else ""
+    return [*rows, ("total", "estimate", "", total, "", _mebibytes(disk), note)]
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    note = str(row.get("note", ""))
+    return f"{range_in_words(_range_of(row))}, {note}" if "seconds_range" in row else note
+
+
+class _Estimates:
+    """Measures what it is asked for, once per stage."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._shape = data_shape(config.data)
+        self._pass: Seconds | None = None
+        self._step: Seconds | None = None
+        self._pass_unit = (1, 1)
+
+    def of(self, stage: str, done: int) -> dict[str, Any]:
+        """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
+        if stage in ("search", "retrain"):
+            estimate = self._search() if stage == "search" else self._retrain()
+            steps = estimate["steps"]
+            part = max(0, steps - done) / steps
+            estimate["seconds"] *= part
+            if "seconds_range" in estimate:
+                estimate["seconds_range"] = [part * end for end in estimate["seconds_range"]]
+            return estimate
+        seconds = {
+            "derive": 1.0,
+            "export": 5.0 + _EXPORT_SECONDS_PER_CELL * self._config.retrain.num_cells,
+            "validate": 10.0
+            + self._config.validate_.latency_seconds * len(self._config.validate_.latency_batches),
+        }
+        return {"steps": 1, "seconds": seconds[stage], "note": "time by rule of thumb"}
+
+    def _search(self) -> dict[str, Any]:
+        from d2nas.train.search import Search, search_step
+
+        from ..stages.loop import bytes_to_write
+
+        config = self._config.search
+        made: list[Search] = []
+
+        def stepper(batch: int) -> Callable[[int], None]:
+            # One draw and no warm-up: a pass of the measured step costs what any other does.
+            one = config.model_copy(
+                update={"draws": 1, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
+            )
+            search = Search(one, *self._search_arguments(), **self._options(config.device))
+            search.supernet.train()
+            made.append(search)
+
+            def step(number: int) -> None:
+                with search.arithmetic.pinned():
+                    search_step(search, number)
+
+            return step
+
+        if without_effect(self._config, ["search.epochs"]):
+            return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
+        timing = time_steps(self._batches(config.batch_size), stepper)
+        search = made[-1]
+        self._pass_unit = search.method.passes
+        self._pass = timing.of(config.batch_size) * (1 / sum(self._pass_unit))
+        steps, passes = self._search_work(self._config)
+        num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
+        return {
+            "steps": steps,
+            "passes": passes,
+            **_times(self._pass * passes),
+            "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * num_weights,
+            "disk_bytes": bytes_to_write(search),
+            "note": f"timed with one pass of {timing.words}",
+        }
+
+    def _search_work(self, config: Config) -> tuple[int, int]:
+        """Return the steps of a search, and its sub-network passes."""
+        search = config.search
+        half = self._num_train(config) * (1 - config.data.validation_fraction)
+        epoch = max(1, int(half * search.image_fraction) // search.batch_size)
+        draws = 1 if without_effect(config, ["search.draws"]) else search.draws
+        architecture, weights = (passes * draws for passes in self._pass_unit)
+        moving = search.epochs - search.warmup_epochs
+        return epoch * search.epochs, epoch * (weights * search.epochs + architecture * moving)
+
+    def _num_train(self, config: Config) -> int:
+        """Return how many training images the configuration leaves."""
+        data = config.data
+        if data.train_images is not None:
+            return data.train_images
+        held_out = data.held_out_images if data.evaluation == "held-out" else 0
+        return max(1, self._shape.num_train - held_out)
+
+    def _retrain(self) -> dict[str, Any]:
+        from d2nas.train.loop import stem_for
+        from d2nas.train.retrain import Retraining, train_step
+
+        from ..stages.loop import bytes_to_write
+
+        config = self._config.retrain
+        made: list[Retraining] = []
+
+        def stepper(batch: int) -> Callable[[int], None]:
+            small = config.model_copy(update={"batch_size": batch})
+            retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
+            retraining.network.train()
+            made.append(retraining)
+
+            def step(number: int) -> None:
+                with retraining.arithmetic.pinned():
+                    train_step(retraining, number)
+
+            return step
+
+        stem = stem_for(config.stem, self._shape.image_size)
+        timing = time_steps(self._batches(config.batch_size), stepper)
+        retraining = made[-1]
+        self._step = timing.of(config.batch_size)
+        steps = self._retrain_steps(self._config)
+        weights = sum(parameter.numel() for parameter in retraining.network.parameters())
+        return {
+            "steps": steps,
+            **_times(self._step * steps),
+            "peak_bytes": self._peak_of_network(config.batch_size, stem) + 12 * weights,
+            "disk_bytes": bytes_to_write(retraining),
+            "note": f"timed with DARTS_V2 and {timing.words}",
+        }
+
+    def _retrain_steps(self, config: Config) -> int:
+        epoch = max(1, self._num_train(config) // config.retrain.batch_size)
+        return epoch * config.retrain.epochs
+
+    def shorter(self) -> list[dict[str, Any]]:
+        """Return settings that shorten the stages that were timed; see ``shorter_settings``."""
+
+        def seconds_of(config: Config, search: float, retrain: float) -> float:
+            found = 0.0
+            if self._pass is not None:
+                found += self._pass.expected * search * self._search_work(config)[1]
+            if self._step is not None:
+                found += self._step.expected * retrain * self._retrain_steps(config)
+            return found
+
+        return shorter_settings(self._config, self._num_train(self._config), seconds_of)
+
+    def _batches(self, configured: int) -> list[int]:
+        """Return the batch sizes to time: the configured one where it is small, else two."""
+        most = self._measured_batch()
+        if configured <= most:
+            return [configured]
+        return sorted({max(2, most // 4), most})
+
+    def _measured_batch(self) -> int:
+        return max(2, MEASURED_PIXELS // self._shape.image_size**2)
+
+    def _options(self, device: str) -> dict[str, Any]:
+        from d2nas.train.loop import resolve_device
+
+        return {
+            "seed": 0,
+            "device": resolve_device(device),
+            "augmentation": self._config.data,
+        }
+
+    def _search_arguments(self) -> tuple[Any, Any]:
+        from d2nas.files.text_files import read_space
+
+        return read_space(self._config.search.space), self._data()
+
+    def _data(self) -> Any:
+        """Return made-up images of the real shape: two measured batches of them."""
+        import torch
+
+        from d2nas.data.images import ImageData, ImageSet
+
+        shape = self._shape
+        num_images = 2 * self._measured_batch()
+        size = (num_images, shape.channels, shape.image_size, shape.image_size)
+        pixels = torch.arange(size[0] * size[1] * size[2] * size[3]) % 251
+        labels = torch.arange(num_images) % shape.num_classes
+        images = ImageSet(pixels.reshape(size).to(torch.uint8), labels)
+        return ImageData(
+            name="estimate",
+            class_names=tuple(str(index) for index in range(shape.num_classes)),
+            train=images,
+            weight_half=images,
+            arch_half=images,
+            test=images,
+            mean=(0.5,) * shape.channels,
+            std=(0.25,) * shape.channels,
+            digest="0" * 64,
+            image_size=shape.image_size,
+            channels=shape.channels,
+        )
+
+    def _peak_of_supernet(self, batch: int) -> int:
+        """Return the activations' peak of one pass: where cells are sampled, one of separable
+        convolutions.
+        """
+        from d2nas.files.text_files import read_space
+        from d2nas.methods.single_path import SinglePath
+        from d2nas.train.search import build_method
+
+        config, data = self._config.search, self._data()
+
+        def build() -> tuple[Any, Callable[[Any], Any]]:
+            method = build_method(config, data, read_space(config.space), seed=0)
+            if not isinstance(method, SinglePath):
+                return method.supernet, lambda images: (method.supernet(images, method.logits),)
+            draw = _heavy_draw(method.logits.space, all_edges=config.method == "gdas")
+            return method.supernet, lambda images: (
+                branch.logits for branch in method.supernet.branches(images, draw)
+            )
+
+        return self._peak_of(build, batch)
+
+    def _peak_of_network(self, batch: int, stem: str) -> int:
+        from d2nas.nn.network import Network
+
+        config = self._config.retrain
+
+        def build() -> tuple[Any, Callable[[Any], Any]]:
+            network = Network(
+                _typical(),
+                num_cells=config.num_cells,
+                init_channels=config.init_channels,
+                num_classes=self._shape.num_classes,
+                in_channels=self._shape.channels,
+                stem=stem,
+            )
+            return network, lambda images: (network(images),)
+
+        return self._peak_of(build, batch)
+
+    def _peak_of(self, build: Callable[[], tuple[Any, Callable[[Any], Any]]], batch: int) -> int:
+        import torch
+
+        from d2nas.data.batches import channels_last
+        from d2nas.measure.allocation import Uncomputed
+        from d2nas.measure.cost import peak_memory
+        from d2nas.train.loop import place
+
+        shape = self._shape
+        with torch.random.fork_rng(devices=[]), Uncomputed():
+            module, outputs_of = build()
+            place(module, torch.device("cpu"))
+            size = shape.image_size
+            images = channels_last(torch.empty(batch, shape.channels, size, size))
+            labels = torch.zeros(batch, dtype=torch.int64)
+
+            def step() -> None:
+                for logits in outputs_of(images):
+                    loss = torch.nn.functional.cross_entropy(logits, labels)
+                    torch.autograd.backward(loss)
+
+            return peak_memory(step, alive=[images])
+
+
+def _heavy_draw(space: SearchSpace, *, all_edges: bool) -> Any:
+    """Return a sub-network with a separable convolution on each edge that offers one."""
+    from d2nas.nn.sampling import CellDraw, Draw
+    from d2nas.spaces import CELL_TYPES, NODE_EDGES
+
+    edges = tuple(edge for rows in NODE_EDGES for edge in (rows if all_edges else rows[:2]))
+    cells = []
+    for cell_type in CELL_TYPES:
+        candidates = space.candidates(cell_type)
+        columns = (
+            next((c for c, name in enumerate(candidates[edge]) if "sep" in name), 0)
+            for edge in edges
+        )
+        cells.append(CellDraw(edges, tuple(columns), None))
+    return Draw(*cells)
+
+
+def _typical() -> Any:
+    from d2nas.genotype import Genotype
+
+    return Genotype.published("DARTS_V2")
+
+
+def _times(seconds: Seconds) -> dict[str, Any]:
+    return {"seconds": seconds.expected, "seconds_range": [seconds.low, seconds.high]}
+
+
+def _range_of(row: Mapping[str, Any]) -> Seconds:
+    seconds = row.get("seconds", 0.0)
+    return Seconds(seconds, *row.get("seconds_range", (seconds, seconds)))
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,105 @@
+"""A training's rows as a picture: loss and accuracy by epoch as one SVG."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+_WIDTH, _HEIGHT, _MARGIN = 430, 220, 56
+"""Of a panel, and of the room left of it for numbers, in pixels: two stand side by side."""
+_RIGHT = 12
+_LETTER = 6.6
+"""About the width of a letter in a line's name."""
+_STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #59616e }
+.title { font-size: 14px; font-weight: 600; fill: #1c2026 }
+.name { fill: currentColor }
+.paper { fill: #fff }
+.grid { stroke: #dfe3e9; stroke-width: 1 }
+.line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }
+.c0 { color: #2f6690 }
+.c1 { color: #b3481f }
+.c2 { color: #3d7562 }
+.c3 { color: #7b568f }
+@media screen and (prefers-color-scheme: dark) {
+text { fill: #a2abb8 }
+.title { fill: #e4e7ec }
+.name { fill: currentColor }
+.paper { fill: #15181d }
+.grid { stroke: #323842 }
+.c0 { color: #7ab3dc }
+.c1 { color: #f0a07c }
+.c2 { color: #86c9b0 }
+.c3 { color: #c5a3d8 }
+}
+"""
+_NUM_COLOURS = 4
+
+RETRAIN_PANELS = {"loss": {"training": "loss"}, "accuracy": {"training": "accuracy"}}
+SEARCH_PANELS = {
+    "loss": {"weight half": "weight_loss", "architecture half": "arch_loss"},
+    "accuracy": {"weight half": "weight_accuracy", "architecture half": "arch_accuracy"},
+}
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]]) -> str:
+    """Return an SVG with a panel for each title, in it a line for each ``name: rows' column``.
+
+    What a row does not have, or has as None, leaves a gap.
+    """
+    height = _HEIGHT * len(panels)
+    drawn = "".join(
+        f'<g transform="translate(0 {_HEIGHT * index})">{_panel(title, rows, lines)}</g>'
+        for index, (title, lines) in enumerate(panels.items())
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        f'width="{_WIDTH}" height="{height}" role="img" aria-label="training curves">'
+        f'<style>{_STYLE}</style><rect class="paper" width="100%" height="100%"/>{drawn}</svg>\n'
+    )
+
+
+def _panel(title: str, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, str]) -> str:
+    columns = {name: [row.get(column) for row in rows] for name, column in lines.items()}
+    known = [value for column in columns.values() for value in column if value is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    high = high if high > low else low + 1.0
+    parts = [f'<text class="title" x="8" y="24">{escape(title.capitalize())}</text>']
+    for share in (0.0, 0.5, 1.0):
+        y = _y(share)
+        parts.append(f'<path class="grid" d="M{_MARGIN} {y:.1f} H{_WIDTH - _RIGHT}"/>')
+        label = f"{low + share * (high - low):.3g}"
+        parts.append(f'<text x="{_MARGIN - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    names = list(columns)
+    for index, (name, column) in enumerate(columns.items()):
+        end = _WIDTH - _RIGHT - sum(_LETTER * len(later) + 16 for later in names[index + 1 :])
+        path = _path([None if v is None else (v - low) / (high - low) for v in column])
+        parts.append(
+            f'<g class="c{index % _NUM_COLOURS}"><path class="line" d="{path}"/>'
+            f'<text class="name" x="{end:.0f}" y="24" text-anchor="end">{escape(name)}</text></g>'
+        )
+    below = _y(0) + 18
+    if len(rows) > 1:
+        parts.append(f'<text x="{_MARGIN}" y="{below:.1f}">epoch 1</text>')
+    last = f"epoch {len(rows)}"
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{below:.1f}" text-anchor="end">{last}</text>')
+    return "".join(parts)
+
+
+def _y(share: float) -> float:
+    return _HEIGHT - 36 - share * (_HEIGHT - 80)
+
+
+def _path(shares: Sequence[float | None]) -> str:
+    width = _WIDTH - _MARGIN - _RIGHT
+    step = width / max(1, len(shares) - 1)
+    words = []
+    pen = "M"
+    for index, share in enumerate(shares):
+        if share is None:
+            pen = "M"
+            continue
+        words.append(f"{pen}{_MARGIN + index * step:.1f} {_y(share):.1f}")
+        pen = "L"
+    if len(words) == 1:
+        words.append("h1")  # one epoch is a dot
+    return " ".join(words)

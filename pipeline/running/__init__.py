@@ -1,0 +1,1 @@
+"""Runs: stages in order, their inputs, checkpoints, signals, events, processes."""

@@ -1,0 +1,34 @@
+"""Interface between the runner and whatever shows a run."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Display(Protocol):
+    """What the runner tells the user through. What a subclass leaves out is not shown."""
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        return
+
+    def warn(self, line: str) -> None:
+        """Show a line that asks for action."""
+        return
+
+    def stage_current(self, stage: str, reference: str) -> None:
+        """A stage need not run."""
+        return
+
+    def stage_begins(
+        self, stage: str, total: int, done: int, unit: str, images: int = 0, epochs: int = 0
+    ) -> None:
+        """A stage's steps begin: of so many images each, if any, and in so many epochs."""
+        return
+
+    def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
+        """Steps were finished; with a row of metrics at an epoch's end."""
+        return
+
+    def stage_ends(self, stage: str, reference: str, seconds: float) -> None:
+        """A stage was committed."""
+        return

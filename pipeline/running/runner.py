@@ -1,0 +1,483 @@
+"""Runs stages: which are current, which must run; locks, checkpoints, signals, commits.
+
+The only place that commits. A stage whose key (its config, its parents' ids, the data's digest,
+its code schema) is in the store is not run again.
+"""
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from d2nas._version import __version__
+from d2nas.config import Config, DataConfig
+from d2nas.cpus import allowed_cpus, cpu_limit
+from d2nas.data.sources import content_digest, data_folder
+from d2nas.errors import ConfigError, StoppedError
+
+from ..stages import (
+    CODE_SCHEMA,
+    KEPT_CHECKPOINTS,
+    Context,
+    parents_of,
+    reads_data,
+    run_stage,
+    stage_config,
+    stage_key,
+)
+from ..stages.schemas import checked
+from ..store import STATE_STAGES, Store, Version
+from .checkpoints import arithmetic_warnings, given_up, library_warnings, read_state, write_state
+from .display import Display
+from .events import Events
+from .file_hashes import FileHashes, HashingProgress
+from .signals import STALL_SECONDS, StopFlag
+
+if TYPE_CHECKING:
+    from d2nas.data.images import ImageData
+    from d2nas.data.sizes import ImageSize
+    from d2nas.parallel import Ranks
+    from d2nas.train.state import TrainState
+
+CHECKPOINT_SECONDS = 20.0
+"""Time between checkpoints of a training loop; what a kill can cost."""
+
+_RECORDED_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "numpy",
+    "pillow",
+)
+
+
+class Reuse(Enum):
+    """What a run may take from the store."""
+
+    EVERYTHING = "everything"
+    """Finished versions, and checkpoints of unfinished ones."""
+    NOTHING = "nothing"
+    """Start over."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The versions a run stands on, by stage, and which stages ran this time."""
+
+    run: str
+    versions: dict[str, Version]
+    executed: list[str]
+
+
+class Runner:
+    """Executes stages of one run against a store."""
+
+    def __init__(
+        self,
+        store: Store,
+        display: Display,
+        stop: StopFlag,
+        clock: Callable[[], float] = time.monotonic,
+        ranks: "Ranks | None" = None,
+    ) -> None:
+        self.store, self.display, self.stop, self.clock = store, display, stop, clock
+        self.ranks = ranks
+        self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
+        self._sizes: dict[tuple[str | None, str, float], int] = {}
+        self._will_retrain = False
+        self.before_first: Callable[[str], None] | None = None
+        """Called once, with the stage's name, before the first stage that must run; may raise."""
+
+    def run(
+        self,
+        run: str,
+        config: Config,
+        stages: Sequence[str],
+        reuse: Reuse,
+        *,
+        given: Mapping[str, Version] | None = None,
+        then: Sequence[str] = (),
+    ) -> RunResult:
+        """Bring ``stages`` up to date, in order, each on the one before it.
+
+        ``given`` holds versions of earlier stages, of any run; ``then`` names stages that will
+        follow in another call, so that what is wrong for them is found before time is spent.
+        Raises ``BusyError`` if the run is in use, ``StoppedError`` after a signal, and whatever a
+        stage raises; finished stages stay committed.
+        """
+        self._will_retrain = "retrain" in (*stages, *then)
+        with self.store.lock_run(run):
+            needed = any(reads_data(stage, config) for stage in stages)
+            if needed:
+                config = self.settled(config)
+            digest = self.data_digest(config) if needed else None
+            versions = {stage: checked(version) for stage, version in (given or {}).items()}
+            executed: list[str] = []
+            for stage in stages:
+                parents = {role: versions[role] for role in parents_of(stage, config)}
+                found = None
+                if reuse is Reuse.EVERYTHING:
+                    found = self.current(run, stage, config, parents, digest)
+                self.tell(None if found is None else found.reference)
+                if found is None:
+                    found = self._execute(run, stage, config, parents, digest, reuse)
+                    self.tell(found.reference)
+                    executed.append(stage)
+                else:
+                    self.display.stage_current(stage, str(found.reference))
+                versions[stage] = found
+            return RunResult(run, versions, executed)
+
+    def current(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        data_digest: str | None,
+    ) -> Version | None:
+        """Return the version that makes running ``stage`` unnecessary, or None."""
+        config = self.settled(config) if reads_data(stage, config) else config
+        ids = {role: version.id for role, version in parents.items()}
+        found = self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+        return None if found is None else checked(found)
+
+    def is_current(
+        self, run: str, stage: str, config: Config, versions: Mapping[str, Version]
+    ) -> bool:
+        """Whether ``stage`` need not run on these versions of the stages before it."""
+        parents = {role: versions[role] for role in parents_of(stage, config)}
+        digest = self.data_digest(config) if reads_data(stage, config) else None
+        return self.current(run, stage, config, parents, digest) is not None
+
+    def images(self, config: Config) -> "ImageData":
+        """Return the images that stages with this configuration see."""
+        return self._own_data(self.settled(config), None)
+
+    def settled(self, config: Config, sizes: "ImageSize | None" = None) -> Config:
+        """Return ``config`` with the image size that a folder's pictures decide.
+
+        It is so part of the stages' keys, and stays the run's where its later stages are run alone.
+        It is decided, and told, once: what changes during a command changes no size. ``sizes``: as
+        ``image_size`` found them, where they are known.
+        """
+        data = config.data
+        if data.name != "folder" or data.image_size is not None:
+            return config
+        place = data.root, data.fit, data.crop_fraction
+        if place not in self._sizes:
+            from d2nas.data.sizes import image_size
+
+            try:
+                found = sizes or image_size(data, data_folder())
+            except ConfigError:
+                return config  # whoever reads the images names all that is wrong with them
+            self.display.say(f"image size {found.size}: {found.why} (data.image_size sets another)")
+            self._sizes[place] = found.size
+        settled = data.model_copy(update={"image_size": self._sizes[place]})
+        return config.model_copy(update={"data": settled})
+
+    def resumable_step(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        data_digest: str | None,
+    ) -> int:
+        """Return the step at which a stage's last checkpoint continues; 0 without one."""
+        if f"{stage}-state" not in STATE_STAGES:
+            return 0
+        config = self.settled(config) if reads_data(stage, config) else config
+        ids = {role: version.id for role, version in parents.items()}
+        key = stage_key(stage, config, ids, data_digest)
+        state = self.store.find(run, f"{stage}-state", key)
+        return 0 if state is None else int(checked(state).manifest.facts["step"])
+
+    def data_digest(self, config: Config) -> str:
+        """Return the digest of the images' content; hashes of unchanged files are remembered."""
+        progress = HashingProgress(self.display.say, self.check_stop, self.clock)
+        root = data_folder()
+        with FileHashes(self.store) as cache:
+            return content_digest(config.data, default_root=root, cache=cache, progress=progress)
+
+    def tell(self, what: str | None) -> None:
+        """Let the other ranks, if there are any, know what was decided here."""
+        if self.ranks is not None:
+            self.ranks.from_first(what)
+
+    def _load_data(self, config: Config, digest: str | None) -> "ImageData":
+        data = self._own_data(config, digest)
+        self.tell("read")  # from here on nothing needs to be downloaded
+        return data
+
+    def _own_data(self, config: Config, digest: str | None) -> "ImageData":
+        seed = config.run.seed if config.data.split_seed is None else config.data.split_seed
+        if self._data is None or self._data[0] != (config.data, seed):
+            self._data = None  # two data sets at once could be too much
+            data = self._read_data(config)
+            self._data = (config.data, seed), data
+        data = self._data[1]
+        if self._will_retrain:
+            from d2nas.train.retrain import check_auxiliary
+
+            check_auxiliary(config.retrain, data.image_size)
+        if digest is not None and data.digest != digest:
+            raise ConfigError("the images changed while they were read", hint="run again")
+        return data
+
+    def _read_data(self, config: Config) -> "ImageData":
+        from d2nas.data.images import load_data, strong_augmentation
+
+        hashes = FileHashes(self.store)  # known since ``data_digest``, and not written again
+        root, seed = data_folder(), config.run.seed
+        data = load_data(config.data, seed=seed, default_root=root, cache=hashes)
+        for line in data.summary_lines():
+            warning = line.removeprefix("warning: ")
+            if warning != line:
+                self.display.warn(warning)
+            else:
+                self.display.say(line)
+        cutout = config.retrain.cutout if self._will_retrain else 0
+        for line in strong_augmentation(data.image_size, config.data.crop_padding, cutout):
+            self.display.warn(line)
+        return data
+
+    def _execute(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        digest: str | None,
+        reuse: Reuse,
+    ) -> Version:
+        ids = {role: version.id for role, version in parents.items()}
+        commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
+        hooks = _StageHooks(self, commit, self.clock)
+        if self.before_first is not None:
+            check, self.before_first = self.before_first, None
+            check(stage)
+        if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
+            self.store.drop_states(run, f"{stage}-state")
+        self.check_stop(f"before {stage}")
+        self.store.try_writing(run, stage)
+        started = self.clock()
+        with self.store.stage() as work, hooks.events, hooks.threads:
+            context = Context(
+                config, parents, work, hooks, lambda: self._load_data(config, digest), self.ranks
+            )
+            try:
+                facts = run_stage(stage, context)
+            except Exception as error:
+                if self.stop.explains(error, wait=True):
+                    raise hooks.stopped_by(error) from error
+                raise
+            version = commit.make(self.store, work, stage, stage, facts, hooks.seconds())
+        self.display.stage_ends(stage, str(version.reference), self.clock() - started)
+        self.check_stop(f"after {stage}, which is done")
+        return version
+
+    def check_stop(self, when: str) -> None:
+        """Raise ``StoppedError`` if a signal asked for a stop."""
+        if self.stop.signal_number is not None:
+            raise StoppedError(
+                self.stop.signal_number,
+                f"stopped {when}",
+                hint="the same command continues from there",
+            )
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """What all versions of one execution share: the stage's own and its checkpoints."""
+
+    run: str
+    stage: str
+    config: Config
+    parents: Mapping[str, str]
+    key: str
+
+    def make(
+        self,
+        store: Store,
+        work: Any,
+        stage: str,
+        kind: str,
+        facts: Mapping[str, Any],
+        seconds: float | None,
+    ) -> Version:
+        return store.commit(
+            work,
+            run=self.run,
+            stage=stage,
+            kind=kind,
+            key=self.key,
+            parents=self.parents,
+            config=stage_config(self.stage, self.config),
+            seed=self.config.run.seed,
+            code_schema=CODE_SCHEMA[self.stage],
+            versions=library_versions(),
+            facts=facts,
+            note={
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "host": platform.node(),
+                "cpus": {"allowed": allowed_cpus(), "limit": cpu_limit()},
+                "command": sys.argv[1:],
+                "seconds": seconds,
+                "facts": dict(facts),
+                "config": self.config.to_dict(),
+            },
+        )
+
+
+class _StageHooks:
+    """The hooks of one stage execution."""
+
+    def __init__(self, runner: Runner, commit: _Commit, clock: Callable[[], float]) -> None:
+        self._runner, self._commit, self._clock = runner, commit, clock
+        self._started = self._last_checkpoint = clock()
+        self._earlier: float | None = 0.0
+        self._saved: str | None = None
+        folder = runner.store.root / "events" / commit.run / commit.stage
+        self.events = Events(folder, runner.display.warn)
+        self.threads = ExitStack()
+        """Gives PyTorch back the number of threads that it had before the stage."""
+
+    def seconds(self) -> float | None:
+        """Return the time since the first step, with the executions continued: None if one of them
+        did not record its time. What was lost after a last checkpoint counts once.
+        """
+        return None if self._earlier is None else self._earlier + self._clock() - self._started
+
+    def stopped_by(self, error: Exception) -> StoppedError:
+        """Return what to tell where a stop made the stage fail before it could save."""
+        number = self._runner.stop.signal_number
+        assert number is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        kept = f"{self._saved} is the last checkpoint" if self._saved else "no checkpoint was made"
+        return StoppedError(
+            number,
+            f"stopped in {self._commit.stage}, {kept} ({reason[:200]})",
+            hint=f"the same command {'continues from there' if self._saved else 'starts it again'}",
+        )
+
+    def say(self, line: str) -> None:
+        self._runner.display.say(line)
+
+    def warn(self, line: str) -> None:
+        self._runner.display.warn(line)
+
+    def reserve(self, num_bytes: int) -> None:
+        self._runner.store.require_space(num_bytes, what=self._commit.stage)
+
+    def begin(self, total: int, done: int, unit: str, images: int = 0, epochs: int = 0) -> None:
+        self._runner.display.stage_begins(self._commit.stage, total, done, unit, images, epochs)
+        # What a process does once, imports and reading data, is no part of its first stage.
+        self._started = self._last_checkpoint = self._clock()
+
+    def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
+        self._runner.display.stage_advances(self._commit.stage, done, row)
+        self.events.add(done, row)
+
+    def pause(self) -> None:
+        self._runner.check_stop(f"in {self._commit.stage}, which starts over")
+
+    def stalled(self, seconds: float) -> None:
+        if self._runner.stop.signal_number is not None and seconds >= STALL_SECONDS:
+            raise self.stopped_by(TimeoutError(f"{seconds:.0f} s without a batch of images"))
+
+    def resume(self) -> "TrainState | None":
+        version = self._runner.store.find(
+            self._commit.run, f"{self._commit.stage}-state", self._commit.key
+        )
+        if version is not None:
+            for line in library_warnings(version, library_versions()):
+                self.warn(line)
+        self._runner.tell(None if version is None else version.reference)
+        state = None if version is None else read_state(version)
+        rows = self.events.begin([] if state is None else state.metrics)
+        if rows is not None:
+            self.say(f"a row per epoch: tail -f {rows}")
+        if version is None or state is None:
+            commit = self._commit
+            lost = given_up(
+                self._runner.store, commit.run, commit.stage, commit.config, commit.parents
+            )
+            if lost is not None:
+                self.warn(lost)
+            return None
+        self._as_at_the_checkpoint(version, state)
+        self._earlier = (version.note or {}).get("seconds")
+        self._saved = f"{version.reference}, step {state.step},"
+        self.say(f"continues at step {state.step} ({version.reference})")
+        return state
+
+    def _as_at_the_checkpoint(self, version: Version, state: "TrainState") -> None:
+        """Add floats in the same order, as far as this machine can, and tell what is different."""
+        import torch
+
+        from ..stages.machine import machine_facts, take_threads
+
+        before = take_threads(version.manifest.facts)
+        if before is not None:
+            self.threads.callback(torch.set_num_threads, before)
+            self.say(
+                f"threads: {torch.get_num_threads()}, as at the checkpoint, so that the result is "
+                f"the same to the last bit (here {before}; OMP_NUM_THREADS decides)"
+            )
+        for line in arithmetic_warnings(version, machine_facts(state.device, self._runner.ranks)):
+            self.warn(line)
+
+    def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
+        due = self._clock() - self._last_checkpoint >= CHECKPOINT_SECONDS
+        stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
+        if not stopping and not due:
+            return
+        from ..stages.machine import machine_facts
+
+        state = capture(step)
+        facts = {"step": step, **machine_facts(state.device, self._runner.ranks)}
+        store, stage = self._runner.store, f"{self._commit.stage}-state"
+        with store.stage() as work:
+            write_state(work, state)
+            version = self._commit.make(store, work, stage, "state", facts, self.seconds())
+        self._saved = f"{version.reference}, step {step},"
+        store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
+        self._last_checkpoint = self._clock()
+        if stopping or self._runner.ranks is None:
+            # A signal that came while this was saved: other ranks are told at the next step.
+            self._runner.check_stop(f"at step {step}, saved as {version.reference}")
+
+
+def agree(ranks: "Ranks | None", stop: StopFlag, *, due: bool) -> tuple[bool, bool]:
+    """Return whether to stop, and whether a checkpoint is due: on any rank is on all.
+
+    A signal that comes while the ranks agree is kept, and counts the next time: what the others
+    have not heard of yet is nothing to act on.
+    """
+    if ranks is None:
+        return stop.signal_number is not None, due
+    number, is_due = ranks.largest(stop.signal_number or 0, int(due))
+    if number:
+        stop.signal_number = number
+    return bool(number), bool(is_due)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a manifest records, without importing the libraries."""
+    versions = {"d2nas": __version__, "python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _RECORDED_LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

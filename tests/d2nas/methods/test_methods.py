@@ -1,0 +1,300 @@
+"""Every search method in every space: what it moves, derives and reports, and that it resumes."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from searches import CHEAP, final_state, finish, search_by
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2nas import SPACES, Genotype, Supernet, sample
+from d2nas.config import METHOD_NAMES
+from d2nas.methods.base import frozen
+from d2nas.methods.registry import METHODS, derive_for, searched_space
+from d2nas.nn.operations import initialize
+from d2nas.nn.sampling import ArchLogits
+from d2nas.spaces import CELL_TYPES, NODE_EDGES
+from d2nas.train.search import Search, architecture_step, weight_step
+from d2nas.train.state import TrainState
+
+TRAINED = [name for name in METHOD_NAMES if name != "random"]
+WITHOUT_EDGE_LOGITS = {"darts", "darts-second-order", "gdas"}
+MEANS = {
+    "arch_loss",
+    "arch_accuracy",
+    "weight_loss",
+    "weight_accuracy",
+    "branch_loss",
+    "clip_rate",
+    "peak_bytes",
+}
+ALWAYS = {
+    "epoch",
+    "step",
+    "temperature",
+    "weight_lr",
+    "op_entropy",
+    "edge_entropy",
+    "parameterless_normal",
+    "genotype",
+}
+
+
+def copies(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {
+        n for n, parameter in module.named_parameters() if not torch.equal(before[n], parameter)
+    }
+
+
+def numbers_in(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers_in(item)]
+    return [] if value is None else [float(value)]
+
+
+def assert_lies_in(genotype: Genotype, space: str) -> None:
+    for cell_type in CELL_TYPES:
+        candidates = SPACES[space].candidates(cell_type)
+        for place, (operation, source) in enumerate(genotype.cell(cell_type)):
+            row = NODE_EDGES[place // 2].start + source
+            assert operation in candidates[row]
+            assert operation != "none"
+            assert operation != "noise" or space == "S4"
+
+
+def test_the_table_holds_every_method() -> None:
+    assert set(METHODS) == set(METHOD_NAMES)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_method_searches_a_space(method: str, space: str) -> None:
+    search = search_by(method, "search.epochs=1", space=space)
+    logits, weights = copies(search.logits), copies(search.supernet)
+    finish(search)
+    operations, edges = {"normal_ops", "reduce_ops"}, {"normal_edges", "reduce_edges"}
+    wanted = operations if method in WITHOUT_EDGE_LOGITS else operations | edges
+    assert moved(logits, search.logits) == (set() if method == "random" else wanted)
+    assert bool(moved(weights, search.supernet)) == (method != "random")
+    if method in WITHOUT_EDGE_LOGITS:
+        assert all(not torch.count_nonzero(search.logits.edges(cell)) for cell in CELL_TYPES)
+    learns_edges = method not in WITHOUT_EDGE_LOGITS
+    edge_entropies = search.describe_epoch(0, [0.0] * 7)["edge_entropy"].values()
+    assert all((value is not None) == learns_edges for value in edge_entropies)
+    genotype = search.method.derive()
+    assert_lies_in(genotype, space)
+    assert derive_for(method, search.logits) == genotype
+    (row,) = search.metrics
+    assert Genotype.from_dict(row["genotype"]) == genotype
+    assert row.keys() == (ALWAYS if method == "random" else ALWAYS | MEANS)
+    reported = {key: value for key, value in row.items() if key != "genotype"}
+    assert all(torch.tensor(numbers_in(reported)).isfinite())
+    assert row["parameterless_normal"] == genotype.parameterless_normal
+    if method != "random":
+        assert row["peak_bytes"] > sum(value.nbytes for value in weights.values())
+        assert 0 <= row["arch_accuracy"] <= 1
+        assert 0 <= row["clip_rate"] <= 1
+        assert row["branch_loss"] > 0
+
+
+def test_what_a_warm_up_does_not_measure_is_none() -> None:
+    search = finish(search_by("d2nas", "search.warmup_epochs=1"))
+    first, second = search.metrics
+    assert first["arch_loss"] is first["arch_accuracy"] is None
+    assert second["arch_loss"] > 0
+    assert first["weight_loss"] > 0
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_entropy_is_that_of_what_a_method_chooses_from(method: str) -> None:
+    search = search_by(method, space="S0")
+    choices = 7 if method in ("d2nas", "entangled") else 8
+    entropies = search.describe_epoch(0, [0.0] * 7)["op_entropy"]
+    assert list(entropies.values()) == pytest.approx([math.log(choices)] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_none_is_searched_where_the_published_code_does(method: str) -> None:
+    has_none = "none" in searched_space(method, SPACES["S0"]).normal[0]
+    assert has_none == (method not in ("d2nas", "entangled", "random"))
+    for name in ("S1", "S2", "S3", "S4"):
+        assert searched_space(method, SPACES[name]) == SPACES[name]
+
+
+# --- resume -------------------------------------------------------------------------------------
+
+
+def whole_and_states(method: str) -> tuple[Search, dict[int, TrainState]]:
+    """A finished search, and its states after each step but the last."""
+    search = search_by(method, space=CHEAP)
+    states = {}
+    for report in search.run():
+        done = report.step + 1
+        if done < search.num_steps:
+            states[done] = search.capture(done)
+    return search, states
+
+
+def continued(state: TrainState, method: str) -> Search:
+    search = search_by(method, space=CHEAP)
+    for _ in search.run(state):
+        pass
+    return search
+
+
+def same(one: Search, other: Search) -> bool:
+    first, second = final_state(one), final_state(other)
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and one.metrics == other.metrics
+        and one.method.derive() == other.method.derive()
+    )
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_search_stopped_at_any_step_ends_bit_equal(method: str) -> None:
+    """And a control: without its moments it does not."""
+    whole, states = whole_and_states(method)
+    assert sorted(states) == [1, 2, 3]
+    for stop, state in states.items():
+        torch.rand(stop)  # whoever draws from the global generator will not find it where it was
+        assert same(whole, continued(state, method)), stop
+    state = states[3]
+    forgotten = {
+        name: torch.zeros_like(tensor) if name.startswith(("adam.", "sgd.")) else tensor
+        for name, tensor in state.tensors.items()
+    }
+    assert not same(whole, continued(replace(state, tensors=forgotten), method))
+
+
+def test_random_search_resumes_to_its_own_draw() -> None:
+    first = search_by("random", seed=1)
+    state = first.capture(0)
+    finish(first)
+    other = search_by("random", seed=2)
+    assert other.method.derive() != first.method.derive()
+    for _ in other.run(state):
+        pass
+    assert same(first, other) == (first.metrics == other.metrics)
+    assert other.method.derive() == first.method.derive()
+
+
+@pytest.mark.parametrize("recompute", ["none", "cell", "op"])
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_no_method_draws_from_the_global_generator(method: str, recompute: str) -> None:
+    before = torch.random.get_rng_state()
+    search = search_by(method, f'search.recompute="{recompute}"', space=CHEAP)
+    search.take_step(1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- what each half leaves alone ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_each_half_leaves_the_others_parameters_alone(method: str) -> None:
+    search = search_by(method, space="S1")
+    logits, weights = copies(search.logits), copies(search.supernet)
+    architecture_step(search, 0)
+    assert all(parameter.grad is None for parameter in search.supernet.parameters())
+    assert all(parameter.requires_grad for parameter in search.supernet.parameters())
+    assert moved(weights, search.supernet) == set()
+    assert moved(logits, search.logits)
+    search.arch_optimizer.zero_grad()
+    logits = copies(search.logits)
+    weight_step(search, 0)
+    assert all(parameter.grad is None for parameter in search.logits.parameters())
+    assert all(parameter.requires_grad for parameter in search.logits.parameters())
+    assert moved(logits, search.logits) == set()
+    assert moved(weights, search.supernet)
+
+
+# --- the stem shared by the draws ---------------------------------------------------------------
+
+IMAGES = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+BIG = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+LABELS = torch.arange(4)
+NUM_SHARED = 2
+
+
+def supernet_of(branch_length: int, recompute: str, stem: str) -> Supernet:
+    supernet = Supernet(
+        SPACES["S0"],
+        num_cells=4,
+        init_channels=2,
+        stem=stem,
+        branch_length=branch_length,
+        recompute=recompute,
+    ).double()
+    initialize(supernet, torch.Generator().manual_seed(0))
+    return supernet
+
+
+def gate_gradients(supernet: Supernet, given: list[Any]) -> list[Tensor]:
+    """The gradients of each draw's gates, a draw on each of ``given``: images, or shared inputs."""
+    found = []
+    for seed, x in enumerate(given):
+        draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(seed))
+        gates = [torch.ones(8, dtype=torch.float64, requires_grad=True) for _ in CELL_TYPES]
+        with frozen(list(supernet.parameters())):
+            for branch in supernet.branches(x, draw.with_gates(*gates)):
+                F.cross_entropy(branch.logits, LABELS).backward()
+        found += [gate.grad for gate in gates]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("branch_length", "recompute", "stem"),
+    [
+        *((length, mode, "cifar") for length in (1, 2, 4) for mode in ("none", "cell", "op")),
+        (1, "none", "imagenet"),
+        (2, "op", "imagenet"),
+    ],
+)
+def test_a_stem_run_once_gives_every_draw_the_gradients_of_its_own(
+    branch_length: int, recompute: str, stem: str
+) -> None:
+    images = IMAGES if stem == "cifar" else BIG
+    supernet = supernet_of(branch_length, recompute, stem)
+    with torch.no_grad():
+        shared = supernet.share(images)
+        other = supernet.share(images + 0.1)
+    got = gate_gradients(supernet, [shared] * NUM_SHARED)
+    wanted = gate_gradients(supernet, [images] * NUM_SHARED)
+    assert max((g - w).abs().max() for g, w in zip(got, wanted, strict=True)) <= 1e-10
+    assert min(w.abs().max() for w in wanted) > 1e-6
+    slipped = gate_gradients(supernet, [other] * NUM_SHARED)  # control
+    assert max((g - w).abs().max() for g, w in zip(slipped, wanted, strict=True)) > 1e-6
+
+
+def test_the_weight_half_runs_the_stem_for_each_draw_so_that_it_learns() -> None:
+    search = search_by("d2nas", "search.draws=3")
+    counts = search.supernet.stem.norm.num_batches_tracked
+    assert int(counts) == 0
+    architecture_step(search, 0)
+    assert int(counts) == 1
+    weight_step(search, 0)
+    assert int(counts) == 4
+    assert search.supernet.stem.convs[0].weight.grad is not None
+
+
+def test_control_a_shared_stem_learns_nothing() -> None:
+    supernet = supernet_of(1, "none", "cifar")
+    for share, learns in ((True, False), (False, True)):
+        given = supernet.share(IMAGES) if share else IMAGES
+        draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(0))
+        for branch in supernet.branches(given, draw.with_gates(None, None)):
+            F.cross_entropy(branch.logits, LABELS).backward()
+        assert (supernet.stem.convs[0].weight.grad is not None) == learns
+        assert (supernet.cells[0].preprocess1.convs[0].weight.grad is not None) == learns
+
+
+# --- GDAS ---------------------------------------------------------------------------------------

@@ -1,0 +1,212 @@
+"""Keys without effect are told; what is said to change nothing changes nothing, to the last bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from image_files import write_classes, write_fashion_mnist, write_image
+from searches import config_of, search_by
+from toy import Place
+
+from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, SearchConfig, build_config
+from d2nas.config import effects as config_effects
+from d2nas.config.effects import UNREAD, effect_line, without_effect
+from d2nas.data.images import load_data
+from d2nas.data.sources import content_digest
+from d2nas.spaces import SearchSpace
+from d2nas.train.search import search_step
+from pipeline.commands import run as commands
+from pipeline.stages import run_stages
+
+SEARCH_VALUES = {
+    "search.draws": 3,
+    "search.branch_length": 2,
+    "search.branch_head": "separable",
+    "search.edge_gate_scale": 2,
+    "search.temperature_start": 5.0,
+    "search.temperature_end": 2.0,
+}
+"""Other values than ``searches`` has."""
+
+# No noise among the candidates: search.draws numbers the random numbers, as a seed would.
+PLAIN = SearchSpace(
+    "plain",
+    (("max_pool_3x3", "dil_conv_3x3"), ("skip_connect",)) * 7,
+    (("max_pool_3x3", "skip_connect"), ("skip_connect",)) * 7,
+)
+
+
+def settings_of(keys: Any) -> list[str]:
+    return [f"{key}={SEARCH_VALUES[key]}" for key in keys]
+
+
+def state_of(method: str, *settings: str) -> dict[str, torch.Tensor]:
+    """Logits and weights after the first step of the second epoch of two."""
+    search = search_by(method, *settings, space=PLAIN)
+    search_step(search, search.steps_per_epoch)
+    return {**search.logits.state_dict(), **search.supernet.state_dict()}
+
+
+def is_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_every_choice_is_in_the_table() -> None:
+    assert set(UNREAD["data.name"]) == set(DATA_NAMES)
+    assert set(UNREAD["search.method"]) == set(METHOD_NAMES)
+    keys = {
+        f"{section}.{field}" for section, fields in Config().to_dict().items() for field in fields
+    }
+    assert set(UNREAD) <= keys
+    for values in UNREAD.values():
+        for unread in values.values():
+            assert set(unread) <= keys
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHOD_NAMES if name not in ("d2nas", "entangled", "random")]
+)
+def test_what_a_method_does_not_read_changes_no_bit_of_its_search(method: str) -> None:
+    unread = list(UNREAD["search.method"][method])
+    if method == "gdas":
+        unread.remove("search.draws")  # numbers its random draws; their count is looked at below
+    assert is_equal(state_of(method), state_of(method, *settings_of(unread)))
+
+
+@pytest.mark.parametrize("key", SEARCH_VALUES)
+def test_control_it_changes_the_search_of_the_method_that_reads_it(key: str) -> None:
+    # In the second epoch of two the temperature is the end's, of three half of the start's too.
+    base = ["search.epochs=3"] if key == "search.temperature_start" else []
+    one, other = state_of("d2nas", *base), state_of("d2nas", *base, *settings_of([key]))
+    assert not is_equal(one, other)
+
+
+def test_gdas_draws_one_network_however_many_are_asked_for() -> None:
+    one, other = search_by("gdas"), search_by("gdas", "search.draws=9")
+    assert one.method.passes == other.method.passes == (1, 1)
+    assert search_by("d2nas", "search.draws=9").method.passes == (9, 9)
+
+
+def test_a_random_cell_depends_on_nothing_of_the_search_but_its_space() -> None:
+    values = {"num_cells": 5, "init_channels": 8, "epochs": 3, "batch_size": 4, "weight_lr": 0.3}
+    other = [f"search.{field}={value}" for field, value in values.items()]
+    genotype = search_by("random").method.derive()
+    assert genotype == search_by("random", *other).method.derive()
+    assert genotype != search_by("random", space="S2").method.derive()
+    assert set(UNREAD["search.method"]["random"]) == {
+        f"search.{field}"
+        for field in SearchConfig.model_fields
+        if field not in ("method", "space", "device")
+    }
+
+
+def test_what_a_data_set_does_not_read_leaves_its_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def data_of(*settings: str) -> Any:
+        config = build_config({"data": {"name": "fashion-mnist"}}, settings).data
+        return load_data(config, seed=0, default_root=tmp_path)
+
+    write_fashion_mnist(tmp_path, monkeypatch)
+    sets = [f"data.{text}" for text in ("test_fraction=0.7", "stream=always", "workers=3")]
+    one, other = data_of(), data_of(*sets, "data.held_out_images=3", "data.color_jitter=0.0")
+    for part in ("weight_half", "arch_half", "test"):
+        assert torch.equal(getattr(one, part).images_NCHW, getattr(other, part).images_NCHW)
+    config = build_config({}, ["data.root=nowhere"]).data
+    plain = content_digest(build_config({}).data, default_root=tmp_path)
+    assert content_digest(config, default_root=tmp_path) == plain
+    changed = data_of("data.evaluation=held-out", "data.held_out_images=10")
+    assert len(changed.test) == 10  # control: with its choice the key is read
+
+
+def test_a_fit_that_pads_keeps_the_whole_picture(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 6, "b": 6})
+    write_image(tmp_path / "a" / "long.png", size=(60, 20))
+
+    def images_of(*settings: str) -> torch.Tensor:
+        values = {"data": {"name": "folder", "root": str(tmp_path), "image_size": 16}}
+        data = load_data(build_config(values, settings).data, seed=0, default_root=tmp_path)
+        return data.train.images_NCHW
+
+    pad, crop = "data.fit=pad", "data.crop_fraction=0.5"
+    assert torch.equal(images_of(pad), images_of(pad, crop))
+    assert not torch.equal(images_of(), images_of(crop))
+
+
+def test_a_given_genotype_leaves_the_search_out() -> None:
+    config = build_config({"derive": {"genotype": "DARTS_V2"}})
+    assert "search" not in run_stages(config)
+    assert without_effect(config, ["search.epochs", "retrain.epochs"]) == {
+        "derive.genotype=DARTS_V2": ["search.epochs"]
+    }
+    assert without_effect(config_of("d2nas"), ["search.epochs"]) == {}
+
+
+def test_a_key_is_told_once_with_what_makes_it_so() -> None:
+    config = build_config({"search": {"method": "darts"}, "data": {"root": "x"}})
+    keys = ["search.draws", "data.root", "derive.rank_epochs", "run.seed", "search.draws"]
+    assert effect_line(without_effect(config, keys)) == (
+        "has no effect: data.root (data.name=digits); search.draws (search.method=darts); "
+        "derive.rank_epochs (derive.candidates=1)"
+    )
+    assert effect_line(without_effect(config, ["run.seed"])) is None
+
+
+def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    lines = capfd.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("has no effect: ")]
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is planned, searched or run."""
+    data = {"image_size": 8, "image_size_from": "the data set's", "pictures": None, "notes": []}
+    plan = {"run": "toy", "data": data, "stages": [], "executes": [], "seconds": 0.0}
+    monkeypatch.setattr("pipeline.preflight.plan.make_plan", lambda *_: plan)
+    monkeypatch.setattr("pipeline.preflight.plan.plan_rows", lambda _: [])
+    monkeypatch.setattr(commands, "run_all", lambda *_, **__: None)
+    monkeypatch.setattr(commands, "run_search", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--plan"], ["search"]])
+def test_what_the_user_set_in_vain_is_told_and_nothing_else(
+    capfd: pytest.CaptureFixture[str], place: Place, stubs: None, command: list[str]
+) -> None:
+    mine = place.folder / "mine.toml"
+    mine.write_text('preset = "quickstart"\n[data]\nworkers = 2\n')
+    given = ["--data-root", "x", "--set", "search.method=gdas", "--set", "search.draws=3"]
+    assert place.run(command[0], str(mine), *command[1:], *given) == 0
+    reasons = "data.workers, data.root (data.name=digits); search.draws (search.method=gdas)"
+    assert told(capfd) == [f"has no effect: {reasons}"]
+    # What a preset sets in vain (draws, for gdas) is not the user's.
+    assert place.run(command[0], "quickstart", *command[1:], "--set", "search.method=gdas") == 0
+    assert told(capfd) == []
+
+
+def test_a_plan_has_it_in_its_data(
+    capfd: pytest.CaptureFixture[str], place: Place, stubs: None
+) -> None:
+    plan = place.json(capfd, "run", str(place.preset), "--plan", "--data-root", "x")
+    assert plan["without_effect"] == {"data.name=digits": ["data.root"]}
+
+
+@pytest.mark.parametrize(("stream", "lines"), [("auto", 1), ("never", 1), ("always", 0)])
+def test_workers_are_told_where_nothing_streams(
+    capfd: pytest.CaptureFixture[str], place: Place, stubs: None, stream: str, lines: int
+) -> None:
+    root = write_classes(place.folder / "pictures", {"a": 6, "b": 6})
+    given = ["--data-root", str(root), "--set", "data.workers=1", "--set", f"data.stream={stream}"]
+    assert place.run("run", "small", *given) == 0
+    assert len(told(capfd)) == lines
+
+
+def test_control_an_empty_table_tells_nothing(
+    capfd: pytest.CaptureFixture[str],
+    place: Place,
+    stubs: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config_effects, "UNREAD", {})
+    assert place.run("run", str(place.preset), "--data-root", "x") == 0
+    assert told(capfd) == []

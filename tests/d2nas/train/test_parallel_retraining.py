@@ -1,0 +1,143 @@
+"""Retraining on several processes: weights that learn nothing, and resumes to the last bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import on_processes, save
+from searches import CPU, SIZE, config_of, made_images
+from torch import Tensor
+
+from d2nas.errors import LostRankError
+from d2nas.genotype import Genotype
+from d2nas.parallel import ALONE, Ranks, lost_ranks
+from d2nas.train.retrain import Retraining
+
+# What R-DARTS's S4 finds, and worse: the normal cell's first input is read by noise alone.
+NOISY = Genotype(
+    normal=(("noise", 0), ("skip_connect", 1), *(("sep_conv_3x3", 1), ("noise", 0)) * 3),
+    reduce=(("noise", 0), ("sep_conv_3x3", 1), *(("sep_conv_3x3", 1), ("noise", 0)) * 3),
+)
+# Nodes 3 to 5 reach no output.
+UNREAD = Genotype(
+    normal=(("sep_conv_3x3", 0), ("skip_connect", 1)) * 4,
+    reduce=(("sep_conv_3x3", 0), ("skip_connect", 1)) * 4,
+    normal_concat=(2,),
+    reduce_concat=(2, 3, 4, 5),
+)
+GENOTYPES = {"noisy": NOISY, "unread": UNREAD, "usual": Genotype.published("DARTS_V2")}
+STEPS = 6
+
+
+def retraining_of(
+    genotype: str, *settings: str, ranks: Ranks = ALONE, size: int = SIZE
+) -> Retraining:
+    """Six steps of 12 images each."""
+    sizes = ("num_cells=3", "init_channels=4", "batch_size=12", "epochs=3", "auxiliary=false")
+    recipe = ("drop_path=0.3", "cutout=3", "lr=0.1")
+    words = [f"retrain.{setting}" for setting in (*sizes, *recipe, *settings)]
+    config = config_of("d2nas", *words)
+    return Retraining(
+        config.retrain,
+        GENOTYPES[genotype],
+        made_images(half=12, size=size),
+        seed=0,
+        device=CPU,
+        augmentation=config.data,
+        ranks=ranks,
+    )
+
+
+def finished(retraining: Retraining) -> dict[str, Tensor]:
+    for _ in retraining.run():
+        pass
+    return retraining.capture(retraining.num_steps).tensors
+
+
+def train_here(ranks: Ranks, folder: str) -> None:
+    told = {}
+    trainings = {genotype: retraining_of(genotype, ranks=ranks) for genotype in GENOTYPES}
+    # The head's batch norm is PyTorch's own.
+    trainings["headed"] = retraining_of("usual", "auxiliary=true", ranks=ranks, size=32)
+    for genotype, retraining in trainings.items():
+        frozen = sum(not weight.requires_grad for weight in retraining.weights)
+        told |= {f"{genotype}.{name}": value for name, value in finished(retraining).items()}
+        told[f"{genotype}.frozen"] = torch.tensor(frozen)
+    # Control: with these weights in the game, each process waits for gradients that never come.
+    Retraining._freeze_what_learns_nothing = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
+        finished(retraining_of("noisy", ranks=ranks))
+    save(folder, ranks, told)
+
+
+def resume_here(ranks: Ranks, folder: str) -> None:
+    """Stop after some step, go on in another trainer, and compare with the uninterrupted one."""
+    whole = retraining_of("usual", ranks=ranks)
+    states = {report.step + 1: whole.capture(report.step + 1) for report in whole.run()}
+
+    def resumed_exactly(stop: int) -> bool:
+        second = retraining_of("usual", ranks=ranks)
+        for _ in second.run(states[stop]):
+            pass
+        got = second.capture(STEPS).tensors
+        return all(torch.equal(got[name], value) for name, value in states[STEPS].tensors.items())
+
+    told = {str(stop): torch.tensor(resumed_exactly(stop)) for stop in (1, 2, 5)}
+    Retraining.prepare = lambda _: None  # type: ignore[method-assign]
+    save(folder, ranks, {**told, "control": torch.tensor(resumed_exactly(2))})
+
+
+def test_weights_that_learn_nothing_hold_nobody_up(tmp_path: Path) -> None:
+    first, second = on_processes(2, "test_parallel_retraining.train_here", tmp_path)
+    for genotype in ("usual", "headed"):
+        assert int(first[f"{genotype}.frozen"]) == 0
+    assert torch.equal(first["headed.sums"], second["headed.sums"])
+    for genotype in ("noisy", "unread"):
+        assert int(first[f"{genotype}.frozen"]) > 0
+        assert torch.equal(first[f"{genotype}.sums"], second[f"{genotype}.sums"])
+        # One process leaves the same weights alone.
+        before = retraining_of(genotype).network.state_dict()
+        alone = finished(retraining_of(genotype))
+        for name, value in before.items():
+            moved = not torch.equal(first[f"{genotype}.network.{name}"], value)
+            assert moved == (not torch.equal(alone[f"network.{name}"], value)), name
+
+
+def test_a_resume_on_three_processes_is_exact(tmp_path: Path) -> None:
+    for told in on_processes(3, "test_parallel_retraining.resume_here", tmp_path):
+        assert {name: bool(value) for name, value in told.items()} == {
+            "1": True,
+            "2": True,
+            "5": True,
+            "control": False,
+        }
+
+
+def test_the_pass_before_the_first_step_changes_nothing() -> None:
+    class Two(Ranks):
+        """Two ranks that say nothing to each other."""
+
+        def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
+            return network
+
+    retraining = retraining_of("noisy", ranks=Two(0, 2))
+    before = {name: value.clone() for name, value in retraining.trainee.tensors().items()}
+    calls = []
+    retraining.network.register_forward_hook(lambda *_: calls.append(1))
+    retraining.prepare()
+    assert calls == [1]
+    for name, value in retraining.trainee.tensors().items():
+        assert torch.equal(before[name], value), name
+    assert all(weight.grad is None for weight in retraining.weights)
+
+
+def test_a_librarys_message_is_told_without_its_sources_and_in_whole_words() -> None:
+    place = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+    peer = "Connection closed by peer [127.0.0.1]:51234"
+    for text in (place + peer, f"{place}{peer}\nmore", peer):
+        with pytest.raises(LostRankError) as caught, lost_ranks(Ranks(0, 2)):
+            raise RuntimeError(text)
+        assert str(caught.value) == f"another process of this training is gone: {peer}"
+    with pytest.raises(LostRankError) as caught, lost_ranks(Ranks(0, 2)):
+        raise RuntimeError("gloo " + "words " * 100)
+    assert str(caught.value).endswith(" words ...")

@@ -1,0 +1,137 @@
+"""A latency budget before training: what is too slow is not trained; a width that fits is named."""
+
+from collections.abc import Callable
+
+import fake_runtime
+import pytest
+from fake_runtime import Situation
+from onnx_models import hand_made_model
+from toy import TRAINING_BEGINS, Place, end_before_training
+
+from d2nas.config import build_config
+from d2nas.errors import ValidationFailedError
+from pipeline.gate import timing
+from pipeline.gate.timing import Latencies
+from pipeline.onnx_io.devices import CpuDevice
+from pipeline.onnx_io.latency import CpuLatency
+from pipeline.preflight import latency_budget as budget
+from pipeline.preflight.latency_budget import Taken, widest_that_fits
+
+
+def p99(milliseconds: float) -> Taken:
+    return Taken(milliseconds, None, "CPU Test")
+
+
+def tried(
+    takes: Callable[[int], float], limit: float, width: int, trials: int = 4
+) -> tuple[tuple[int, float] | None, list[int]]:
+    widths: list[int] = []
+
+    def measure(init_channels: int) -> Taken:
+        widths.append(init_channels)
+        return p99(takes(init_channels))
+
+    found = widest_that_fits(measure, limit, width, p99(takes(width)), trials)
+    return (None if found is None else (found[0], found[1].milliseconds)), widths
+
+
+@pytest.mark.parametrize("limit", [2.0, 3.1, 5.0, 8.9])
+def test_where_time_grows_with_width_the_widest_is_found(limit: float) -> None:
+    fits, widths = tried(lambda width: 0.25 * width, limit, 36)
+    assert fits is not None
+    width, taken = fits
+    assert taken <= limit < 0.25 * (width + 4)
+    assert len(widths) <= 4
+    assert len(set(widths)) == len(widths)
+
+
+def test_where_each_run_has_a_price_of_its_own_one_that_fits_is_still_found() -> None:
+    fits, widths = tried(lambda width: 3.0 + 0.1 * width, 5.0, 36)
+    assert fits is not None
+    assert fits[1] <= 5.0
+    assert fits[0] == 20
+    assert all(width % 4 == 0 and 0 < width < 36 for width in widths)
+
+
+def test_where_no_width_fits_none_is_named() -> None:
+    fits, widths = tried(lambda width: 10.0, 5.0, 36)
+    assert fits is None
+    assert len(widths) <= 4
+    assert tried(lambda width: 10.0, 5.0, 4) == (None, [])
+
+
+def test_a_network_that_is_too_slow_is_not_trained(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's 8 channels take 2 ms here, whatever the machine."""
+    took = {8: p99(2.0), 4: p99(1.0)}
+    monkeypatch.setattr(budget, "_untrained", lambda config, genotype, width, *sizes: width)
+    monkeypatch.setattr(budget, "_measure", lambda config, width, shape: took[width])
+    words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4")
+    assert place.run(*words) == 3
+    talk = capfd.readouterr().err
+    assert "p99 2 ms > 1.5 ms for batch 4 on CPU Test: it was not trained" in talk
+    assert "retrain.init_channels=4 fits: p99 1 ms" in talk
+    stages = {row["ref"].split("/")[1].split("@")[0] for row in place.json(capfd, "ls")}
+    assert stages == {"search", "derive"}
+    # What is proposed is taken, and trained.
+    trained: list[str] = []
+    monkeypatch.setattr(
+        "pipeline.running.runner.run_stage", lambda stage, context: trained.append(stage) or 1 / 0
+    )
+    place.run(*words, "--set", "retrain.init_channels=4")
+    assert trained == ["retrain"]
+
+
+def test_a_network_that_is_trained_already_is_not_timed_again(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValidationFailedError("timed again")
+
+    monkeypatch.setattr(budget, "check_budget", refuse)
+    words = ("run", str(finished.preset), "--max-p99-ms", "60000")
+    assert finished.run(*words) == 0
+    assert "timed again" not in capfd.readouterr().err
+    # Control: a changed training would be.
+    assert finished.run(*words, "--set", "retrain.epochs=4") == 3
+    assert "timed again" in capfd.readouterr().err
+
+
+def test_the_untrained_network_is_really_measured(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Export and timing of the toy, untrained; then the run ends where training would begin."""
+    end_before_training(monkeypatch)
+    words = ("run", str(place.preset), "--max-p99-ms", "60000")
+    assert place.run(*words) == 3
+    said = capfd.readouterr().err.splitlines()
+    (line,) = (line for line in said if line.startswith("budget: "))
+    assert line.endswith(", untrained")
+    assert " ms of 60000 ms for batch 1 on CPU " in line
+    assert any(TRAINING_BEGINS in line for line in said)
+
+
+def test_the_mode_that_is_held_against_the_budget_is_the_one_that_would_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other mode has the smaller p99 and the larger median: it would not be chosen."""
+
+    def record(mode: str, median: float, slowest: float) -> CpuLatency:
+        times = (int(median * 1e6),) * 600 + (int(slowest * 1e6),) * 62
+        return CpuLatency(1, "CPU", times, 20, mode, "host", CpuDevice("Test", 2))
+
+    records = {"plain": record("plain", 3.0, 3.1), "nhwc": record("nhwc", 2.0, 10.0)}
+    fake_runtime.install(Situation(), monkeypatch)
+    model = hand_made_model().SerializeToString()
+    monkeypatch.setattr("pipeline.onnx_io.export.export_onnx", lambda *_, **__: model)
+    monkeypatch.setattr(budget, "_time", lambda session, config: records[session.mode])
+    config = build_config({}, ["validate.device=cuda", "validate.max_p99_ms=5"])
+    taken = budget._measure(config, None, (1, 4, 4))  # type: ignore[arg-type]
+    assert (taken.milliseconds, taken.fastest_of) == (10.0, None)
+    found = Latencies(list(records.values()))
+    found.best_mode = timing._best_mode(found.records, 1)
+    assert found.of(1, "host").percentile_ms(99) == taken.milliseconds
+    # Control: by the smallest p99 the budget would have been kept.
+    monkeypatch.setattr(timing, "quickest", lambda found: found[0])
+    assert budget._measure(config, None, (1, 4, 4)).milliseconds == 3.1  # type: ignore[arg-type]

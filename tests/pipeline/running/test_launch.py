@@ -1,0 +1,459 @@
+"""``--nproc``: the whole command on two processes; what ends one ends all, and nothing is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import Place
+
+from d2nas import parallel
+from d2nas.errors import ConfigError, LostRankError, StoppedError
+from d2nas.parallel import Ranks
+from pipeline.cli import run
+from pipeline.running import launch as launch_module
+from pipeline.running.follower import LAST_WORDS, leave_to_the_launcher
+from pipeline.running.launch import launch, without_nproc
+from pipeline.running.runner import agree
+from pipeline.running.signals import StopFlag
+from pipeline.store import Store
+
+LONG = ("--set", "retrain.epochs=2000", "--set", "retrain.warmup_epochs=0")
+SHORT = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
+
+
+def start(place: Place, *arguments: str) -> subprocess.Popen[str]:
+    words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2", *arguments)
+    return subprocess.Popen(
+        [sys.executable, "-m", "d2nas", *words, "--nproc", "2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The process ids of the ranks, rank 0 first."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(int(pid) for pid in children)
+
+
+def steps_of(place: Place) -> bool:
+    """Whether training has begun: events are written once an epoch."""
+    metrics = place.store / "versions"
+    return metrics.is_dir() and any("derive" in str(p) for p in (place.store / "runs").rglob("*"))
+
+
+def test_two_processes_make_one_version(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (str(place.preset), "--genotype", "DARTS_V2", *SHORT, "--nproc", "2")
+    shown = place.json(capfd, "retrain", *words)
+    assert shown["versions"]["retrain"] == "toy-darts-v2/retrain@v1"
+    assert shown["facts"]["processes"] == 2
+    report = Store(place.store).verify([])
+    assert not report.damaged
+    assert not list((place.store / "staging").iterdir())
+    # Nothing to do the second time, on two processes or one.
+    assert place.json(capfd, "retrain", *words)["executed"] == []
+    assert place.json(capfd, "retrain", *words[:-2])["executed"] == []
+
+
+def test_a_search_on_two_processes(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    quick = ("--set", "search.epochs=1")
+    shown = place.json(capfd, "search", str(place.preset), *quick, "--nproc", "2")
+    assert shown["facts"]["processes"] == 2
+    assert place.run("derive", "toy") == 0
+
+
+def test_the_same_command_under_torchrun_on_two_machines(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two agents, one process each, as on two machines that share the store."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2", *SHORT)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2")
+    address = ("--master-addr", "127.0.0.1", "--master-port", str(port))
+    one = ("--nproc-per-node", "1", "-m", "d2nas")
+    agents = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", node, *address, *one, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for node in ("0", "1")
+    ]
+    talk = [agent.communicate(timeout=180)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], talk
+    assert "retrain: done in" in talk[0]
+    assert not [line for line in talk[0].splitlines() + talk[1].splitlines() if "Warning" in line]
+    assert "retrain:" not in talk[1]
+    shown = place.json(capfd, "retrain", str(place.preset), "--genotype", "DARTS_V2", *SHORT)
+    assert shown["executed"] == []
+    assert shown["facts"]["processes"] == 2
+
+
+def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_processes(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start(place, *LONG)
+    wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
+    states = place.store / "runs" / "toy-darts-v2" / "retrain-state"
+    wait_for(lambda: states.is_dir() and any(states.iterdir()), process)
+    began = time.monotonic()
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == LostRankError.exit_code, talk
+    assert time.monotonic() - began < 30
+    assert "was killed by SIGKILL" in talk
+    assert talk.count("error: ") == talk.count("hint: ") == 1, talk
+    assert "Traceback" not in talk
+    rows = place.json(capfd, "ls")
+    saved = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
+    assert saved
+    words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
+    assert place.signalled(2, signal.SIGTERM, *words) == 143
+    rows = place.json(capfd, "ls")
+    continued = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
+    assert max(continued) == max(saved) + 2
+
+
+def test_a_signal_stops_all_ranks_at_the_same_step_with_one_checkpoint(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start(place, *LONG)
+    wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
+    time.sleep(8)
+    process.send_signal(signal.SIGTERM)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 143, talk
+    assert talk.count("error: ") == 1, talk
+    assert "saved as toy-darts-v2/retrain-state@v" in talk
+    rows = place.json(capfd, "ls")
+    assert len([row for row in rows if row["kind"] == "state"]) == 1
+    words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
+    assert place.signalled(1, signal.SIGTERM, *words) == 143
+
+
+class Meeting:
+    """Ranks whose meetings last long: what happens in one comes after its numbers were given."""
+
+    def __init__(self, *meetings: Callable[[], int]) -> None:
+        self.meetings = list(meetings)
+
+    def largest(self, number: int, due: int) -> list[int]:
+        return [max(number, self.meetings.pop(0)()), due]
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_not_lost() -> None:
+    with StopFlag().installed() as stop:
+        ranks: Any = Meeting(lambda: signal.raise_signal(signal.SIGTERM) or 0, lambda: 0)
+        assert agree(ranks, stop, due=True) == (False, True)
+        assert agree(ranks, stop, due=False) == (True, False)
+    assert stop.signal_number == signal.SIGTERM
+
+
+def test_a_ranks_own_signal_after_anothers_is_no_second_one() -> None:
+    with StopFlag().installed() as stop:
+        ranks: Any = Meeting(lambda: signal.SIGTERM)
+        assert agree(ranks, stop, due=False) == (True, False)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StoppedError):  # control: the second of its own
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_rank_that_a_signal_meets_at_its_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 has saved and told; the signal's default has ended the other."""
+    real = subprocess.Popen
+    scripts = {
+        "0": "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True)",
+        "1": "print(flush=True)",
+    }
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        script = scripts[env["RANK"]] + "; import time; time.sleep(600)"
+        child = real([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        return child
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert launch(2, ["retrain"]) == 143
+
+
+def test_a_signal_before_training_is_no_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks end by the signal's default: there is nothing to save yet."""
+    real = subprocess.Popen
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        return real([sys.executable, "-c", "import time; time.sleep(600)"], env=env, **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(StoppedError) as caught:
+        launch(2, ["retrain"])
+    assert caught.value.shell_code == 143
+
+
+def test_a_rank_that_waits_for_the_others_ends_at_a_signal(place: Place) -> None:
+    words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "d2nas", *words],
+        env=os.environ | alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        stderr=subprocess.DEVNULL,
+    )
+
+    def listens() -> bool:
+        with socket.socket() as caller:
+            return caller.connect_ex(("127.0.0.1", int(port))) == 0
+
+    deadline = time.monotonic() + 120
+    while not listens():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == -signal.SIGTERM
+
+
+def test_an_error_is_told_once_with_its_code(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (str(place.preset), "--genotype", "DARTS_V2", "--nproc", "2")
+    assert place.run("retrain", *words, "--set", "retrain.batch_size=7") == 2
+    talk = capfd.readouterr().err
+    assert talk.count("error: 7 images of a batch cannot be shared equally by 2") == 1
+
+
+def test_other_commands_do_not_run_in_several_processes(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert place.run("run", str(place.preset)) == 2
+    assert "only d2nas search and d2nas retrain" in capfd.readouterr().err
+
+
+def test_the_number_of_processes_is_left_out_for_each() -> None:
+    words = ["retrain", "--nproc", "2", "toy", "--nproc=4", "--name", "x"]
+    assert without_nproc(words) == ["retrain", "toy", "--name", "x"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [((0, 0), 0), ((5, 5), 5), ((9, 2), 2), ((2, 9), 2), ((143, 143), 143), ((9, 0), 9)],
+)
+def test_the_code_is_that_of_who_failed_first_on_its_own(
+    monkeypatch: pytest.MonkeyPatch, codes: tuple[int, int], expected: int
+) -> None:
+    real = subprocess.Popen
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        code = codes[int(env["RANK"])]
+        return real([sys.executable, "-c", f"raise SystemExit({code})"], env=env, **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    assert launch(2, ["retrain"]) == expected
+
+
+LOST = """
+import os, sys
+from d2nas.errors import LostRankError
+from pipeline.running.follower import leave_to_the_launcher
+if os.environ["RANK"] != "0":
+    sys.stderr.write("error: this rank's own\\n")
+    raise SystemExit(int(sys.argv[1]))
+leave_to_the_launcher(LostRankError("another is gone", hint="again"))
+"""
+
+
+@pytest.mark.parametrize("other", [2, 9])
+def test_of_a_rank_that_is_gone_one_thing_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], other: int
+) -> None:
+    """Where another rank failed for a reason of its own that is told, else that they lost it."""
+    real = subprocess.Popen
+
+    def fake(command: list[str], **options: object) -> object:
+        return real([sys.executable, "-c", LOST, str(other)], **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    code = run(["retrain", "cifar10", "--nproc", "2"])
+    talk = capfd.readouterr().err
+    assert code == other
+    assert talk.count("error: ") == 1, talk
+    assert ("this rank's own" in talk) == (other == 2)
+    assert ("another is gone" in talk) == (other == 9)
+
+
+def test_without_a_launcher_the_rank_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LAST_WORDS, raising=False)
+    leave_to_the_launcher(LostRankError("another is gone"))  # returns, and the command tells it
+
+
+def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_module, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launch_module, "KILL_SECONDS", 0.5)
+    real = subprocess.Popen
+    made = []
+
+    def fake(command: list[str], *, env: dict[str, str], **options: object) -> object:
+        script = "raise SystemExit(6)" if env["RANK"] == "0" else (
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        )  # fmt: skip
+        made.append(real([sys.executable, "-c", script], env=env, **options))
+        return made[-1]
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    assert launch(2, ["retrain"]) == 6
+    assert all(child.poll() is not None for child in made)
+
+
+TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+
+
+def pretend_torchrun(
+    monkeypatch: pytest.MonkeyPatch, restarts: tuple[object, object] | None
+) -> None:
+    """Set torchrun's variables for a number of restarts and of those allowed; None without it."""
+    for name, value in zip(TORCHRUN, ("run", *(restarts or ("", ""))), strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if restarts is not None:
+            monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("restarts", "hint"),
+    [
+        (None, "the same command continues from the last checkpoint, if one was made"),
+        ((0, 3), "torchrun now starts all processes again (1 of 3)"),
+        ((2, 3), "torchrun now starts all processes again (3 of 3)"),
+        ((3, 3), "torchrun --max-restarts 3 ... gives it by itself"),
+        ((0, 0), "torchrun --max-restarts 3 ... gives it by itself"),
+        (("x", ""), "torchrun --max-restarts 3 ... gives it by itself"),
+    ],
+)
+def test_who_lost_a_process_is_told_what_helps(
+    restarts: tuple[object, object] | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_torchrun(monkeypatch, restarts)
+
+    def lose(*_: object, **__: object) -> None:
+        raise RuntimeError("[/src/gloo/pair.cc:1] Connection closed by peer")
+
+    monkeypatch.setattr(parallel.distributed, "all_reduce", lose)
+    with pytest.raises(LostRankError) as caught:
+        Ranks(0, 2).largest(1)
+    assert hint in str(caught.value.hint)
+    monkeypatch.setattr(parallel.distributed, "init_process_group", lose)
+    with pytest.raises(LostRankError) as caught, parallel.connected(Ranks(0, 2)):
+        pass
+    # Only who gives the address by hand can give another one.
+    assert ("MASTER_ADDR" in str(caught.value.hint)) == (restarts is None)
+    assert (hint in str(caught.value.hint)) == (restarts is not None)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "hint"), [(None, "MASTER_PORT must name a free port"), ((0, 0), "--master-port")]
+)
+def test_a_port_that_is_taken_is_told_with_who_chose_it(
+    restarts: tuple[object, object] | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_torchrun(monkeypatch, restarts)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("EADDRINUSE")
+
+    monkeypatch.setattr(parallel.distributed, "init_process_group", refuse)
+    with pytest.raises(ConfigError) as caught, parallel.connected(Ranks(0, 2)):
+        pass
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("restarts", [None, (0, 3)])
+def test_under_torchrun_a_lost_process_is_the_reason_and_the_signal_that_follows_is_not(
+    restarts: tuple[object, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun sends SIGTERM to all when one has failed; without it (the control) a signal to a
+    whole group may reach another rank first.
+    """
+    pretend_torchrun(monkeypatch, restarts)
+    stop = StopFlag()
+    # The signal comes in the first moment of the wait, if there is one.
+    monkeypatch.setattr(
+        "pipeline.running.signals.time.sleep", lambda _: setattr(stop, "signal_number", 15)
+    )
+    monkeypatch.setattr("pipeline.running.signals.GRACE_SECONDS", 60.0)
+    assert stop.explains(LostRankError("gone"), wait=True) == (restarts is None)
+    stop.signal_number = None
+    assert stop.explains(RuntimeError("a compiler ended"), wait=True)
+
+
+FAILS_ONCE = """
+import os, sys
+from d2nas.torchrun import after_a_loss
+with open(sys.argv[1], "a") as file:
+    file.write(after_a_loss() + "\\n")
+raise SystemExit(9 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else 0)
+"""
+
+
+def test_a_real_torchrun_does_what_the_hint_says(tmp_path: Path) -> None:
+    (tmp_path / "fails_once.py").write_text(FAILS_ONCE)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1")
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "fails_once.py"), str(tmp_path / "said")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (tmp_path / "said").read_text().splitlines()
+    assert first.startswith("torchrun now starts all processes again (1 of 1)")
+    assert second.startswith("the same command continues")
+
+
+def test_ranks_start_where_no_temporary_folder_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no files in memory")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    with pytest.raises(OSError, match="nowhere"), tempfile.TemporaryFile():  # the control
+        pass
+    real = subprocess.Popen
+
+    def fake(command: list[str], **options: object) -> object:
+        return real([sys.executable, "-c", LOST, "9"], **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    with pytest.raises(LostRankError, match="another is gone"):  # in rank 0's own words
+        launch(2, ["retrain"])
+
+
+def test_nproc_must_be_a_number(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["retrain", "toy", "--nproc", "0"]) == 2

@@ -1,0 +1,272 @@
+"""Real processes that run commands, without the seconds in which PyTorch loads.
+
+One process loads everything and forks the others:
+
+    python tests/children.py     (a request per line of JSON, an answer per line)
+
+Each child is a process of its own with the whole command line in it: it can be killed, limited and
+sent signals like any other.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class Nursery:
+    """The process that forks, as its user sees it. A context manager."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def start(self, arguments: list[str], **options: Any) -> int:
+        """Start a child that runs the command line; returns its process id.
+
+        ``options``: ``checkpoint_seconds``; ``file_limit`` in bytes; ``signals``, pairs (finished
+        steps, signal); ``hold_after``, finished steps after which it only waits; ``twice_at``, the
+        file operation of the store before which the signal ``twice`` comes twice, counted from 1
+        after the first step; ``handlers`` false for the default actions; ``helper``, a kind of
+        process that the retraining needs and that SIGTERM ends in its step ``helper_at``, with
+        the child's whole group unless ``helper_alone``.
+        """
+        return int(self._ask({"arguments": arguments, **options})["pid"])
+
+    def wait(self, pid: int) -> tuple[int, str]:
+        """Return a child's exit code, negative for a signal, and what it wrote."""
+        answer = self._ask({"wait": pid})
+        return int(answer["code"]), str(answer["talk"])
+
+    def run(self, arguments: list[str], **options: Any) -> tuple[int, str]:
+        """Run a child to its end."""
+        return self.wait(self.start(arguments, **options))
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+# In the process that forks
+
+
+def serve() -> None:
+    """Load everything once, then fork and wait as asked."""
+    import torch
+
+    for name in ("commands", "stages.search", "stages.derive", "stages.retrain"):
+        import_module(f"pipeline.{name}")
+    from d2nas import Genotype, Network, count_cost
+    from d2nas.config import DataConfig
+    from d2nas.data.images import load_data
+
+    torch.set_num_threads(1)
+    # Nothing that computes a gradient: the engine's threads would not be in the children.
+    count_cost(Network(Genotype.published("DARTS_V2"), num_cells=2, init_channels=4), (3, 8, 8))
+    load_data(DataConfig(), seed=0, default_root=Path("unused"))
+    talks: dict[int, int] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            pid = request["wait"]
+            with os.fdopen(talks.pop(pid), "rb") as talk:
+                told = talk.read().decode(errors="replace")
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            answer = {"code": code, "talk": told}
+        else:
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(reader)
+                _be_a_child(request, writer)
+            os.close(writer)
+            talks[pid] = reader
+            answer = {"pid": pid}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    os._exit(0)  # what was loaded needs seconds to be taken down
+
+
+def _be_a_child(request: dict[str, Any], writer: int) -> None:
+    code = 1
+    try:
+        with contextlib.suppress(OSError):
+            os.close(0)
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _prepare(request)
+        from pipeline.cli import run
+
+        code = run(request["arguments"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _prepare(request: dict[str, Any]) -> None:
+    from pipeline.running import runner
+    from pipeline.running import signals as stop
+
+    if "checkpoint_seconds" in request:
+        runner.CHECKPOINT_SECONDS = request["checkpoint_seconds"]
+    if not request.get("handlers", True):
+        stop.signals_handled = contextlib.nullcontext  # type: ignore[assignment]
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signals = [*request.get("signals", [])]
+    if "hold_after" in request:
+        signals.append((request["hold_after"], None))
+    _signal_at_steps(signals, request.get("twice_at"), request.get("twice", signal.SIGTERM))
+    if "helper" in request:
+        os.setpgid(0, 0)
+        _lose_a_helper(request["helper"], request["helper_at"], request.get("helper_alone", False))
+    if "file_limit" in request:
+        limit = request["file_limit"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def _signal_at_steps(
+    signals: list[tuple[int, int | None]], twice_at: int | None, twice: int
+) -> None:
+    from pipeline.running import runner
+    from pipeline.store import FileSystem
+
+    advance, operation = runner._StageHooks.advance, FileSystem._operation
+    steps = operations = 0
+
+    def advanced(hooks: Any, done: int, row: Any) -> None:
+        nonlocal steps
+        advance(hooks, done, row)
+        steps += 1
+        for step, number in signals:
+            if step == steps and number is not None:
+                os.kill(os.getpid(), number)
+            elif step == steps:
+                signal.pause()
+
+    def operated(system: Any, kind: str, path: Path, action: Any) -> None:
+        nonlocal operations
+        if steps:
+            operations += 1
+            if operations == twice_at:
+                os.kill(os.getpid(), twice)
+                os.kill(os.getpid(), twice)
+        operation(system, kind, path, action)
+
+    runner._StageHooks.advance = advanced  # type: ignore[method-assign]
+    FileSystem._operation = operated  # type: ignore[method-assign]
+
+
+def _lose_a_helper(kind: str, at: int, alone: bool) -> None:
+    from d2nas.train import retrain
+
+    train_step = retrain.train_step
+
+    def end(pid: int) -> None:
+        if alone:
+            os.kill(pid, signal.SIGTERM)
+        else:
+            os.killpg(0, signal.SIGTERM)
+
+    def trained(loop: Any, step: int) -> None:
+        if step == at:
+            HELPERS[kind](end)
+        train_step(loop, step)
+
+    retrain.train_step = trained
+
+
+def _command(end: Callable[[int], None]) -> None:
+    """A command, as ``subprocess.run(..., check=True)`` meets its end."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        end(process.pid)
+    raise subprocess.CalledProcessError(process.returncode, "sleep")
+
+
+def _compiler(end: Callable[[int], None]) -> None:
+    """A compiler's command, as PyTorch passes its end on."""
+    from torch._inductor.exc import CppCompileError
+
+    with subprocess.Popen(["sleep", "600"], stdout=subprocess.PIPE, text=True) as process:
+        end(process.pid)
+        output, _ = process.communicate()
+    assert process.returncode == -signal.SIGTERM
+    raise CppCompileError(["sleep"], output)
+
+
+def _pipe(end: Callable[[int], None]) -> None:
+    """A process that is asked through a pipe."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        end(process.pid)
+        process.wait()
+        process.stdin.write(b"?")
+        process.stdin.flush()
+
+
+def _answer(end: Callable[[int], None]) -> None:
+    """A process that answers with an object, and ends before it has."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with subprocess.Popen(["sleep", "600"], pass_fds=[writer.fileno()]) as process:
+        writer.close()
+        end(process.pid)
+        reader.recv()
+
+
+def _pool(end: Callable[[int], None]) -> None:
+    """A pool of processes, as PyTorch compiles with."""
+    context = multiprocessing.get_context("fork")
+    default = (signal.SIGTERM, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, context, signal.signal, default) as pool:
+        pid = pool.submit(os.getpid).result()
+        answer = pool.submit(time.sleep, 600)
+        end(pid)
+        answer.result()
+
+
+HELPERS = {
+    "command": _command,
+    "compiler": _compiler,
+    "pipe": _pipe,
+    "answer": _answer,
+    "pool": _pool,
+}
+
+
+if __name__ == "__main__":
+    serve()

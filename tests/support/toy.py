@@ -1,0 +1,102 @@
+"""A whole run in seconds: the real stages on real digits, only small."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d2nas.errors import ValidationFailedError
+from pipeline.cli import run
+from pipeline.running.runner import Runner
+
+TOY = """
+[data]
+name = "digits"
+crop_padding = 1
+flip = false
+
+[search]
+num_cells = 3
+init_channels = 4
+epochs = 2
+batch_size = 128
+draws = 1
+weight_lr = 0.1
+arch_lr = 0.05
+
+[retrain]
+num_cells = 4
+init_channels = 8
+auxiliary = false
+epochs = 3
+warmup_epochs = 1
+batch_size = 128
+lr = 0.1
+drop_path = 0.1
+cutout = 2
+
+[validate]
+latency_batches = [1, 4]
+latency_samples = 20
+latency_seconds = 0.5
+"""
+
+TRAINING_BEGINS = "this is where training begins"
+
+
+class Place:
+    """A store and an export folder of their own, with a preset beside them: the toy, or another."""
+
+    def __init__(self, folder: Path, run: str = "toy", preset: str = TOY) -> None:
+        self.folder, self.name = folder, run
+        self.store, self.exported = folder / "store", folder / "exported"
+        self.preset = folder / f"{run}.toml"
+        self.preset.write_text(preset)
+
+    def arguments(self, command: str, *arguments: str) -> list[str]:
+        """The command with this place's folders."""
+        places = ["--store", str(self.store)]
+        if command in ("run", "validate"):
+            places += ["--exported", str(self.exported)]
+        return [command, *arguments, *places]
+
+    def run(self, command: str, *arguments: str) -> int:
+        """Run a command in this process and return its exit code."""
+        return run(self.arguments(command, *arguments))
+
+    def signalled(self, stop_after: int, number: int, command: str, *arguments: str) -> int:
+        """Run a command in a process of its own that gets a signal after some finished steps."""
+        script = (
+            "import os, sys, torch; torch.set_num_threads(1)\n"
+            "from pipeline.running import runner; from pipeline.cli import run\n"
+            "advance = runner._StageHooks.advance; count = 0\n"
+            "def counted(hooks, done, row):\n"
+            "    global count; advance(hooks, done, row); count += 1\n"
+            f"    if count == {stop_after}: os.kill(os.getpid(), {int(number)})\n"
+            "runner._StageHooks.advance = counted\n"
+            f"sys.exit(run({self.arguments(command, *arguments)!r}))"
+        )
+        return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode
+
+    def json(self, capfd: pytest.CaptureFixture[str], command: str, *arguments: str) -> Any:
+        """Run a command with --json, expect success, and return its data."""
+        capfd.readouterr()
+        code = self.run(command, *arguments, "--json")
+        captured = capfd.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out)
+
+
+def end_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make runs end with a failure that says ``TRAINING_BEGINS`` where it would."""
+    real = Runner.check_stop
+
+    def stop(runner: Runner, when: str) -> None:
+        if when == "before retrain":
+            raise ValidationFailedError(TRAINING_BEGINS)
+        real(runner, when)
+
+    monkeypatch.setattr(Runner, "check_stop", stop)
