@@ -1,8 +1,13 @@
 """Neural architecture search with D2NAS (Decoupled Differentiable NAS), as a library.
 
-    from d2nas import SPACES, ArchLogits, Genotype, Network, Supernet, derive_genotype, sample
+    from d2nas import SearchConfig, load_data, retrain, search
 
-Names are loaded when first used, so that ``import d2nas`` does not load torch.
+    data = load_data()
+    genotype = search(data, SearchConfig(epochs=10))
+    network = retrain(genotype, data)
+
+``run`` and ``load_bundle`` are the whole product, from images to a validated ONNX model. Names are
+loaded when first used, so that ``import d2nas`` loads neither torch nor the application.
 """
 
 from importlib import import_module
@@ -11,32 +16,52 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from pipeline.api import LoadedBundle, load_bundle, run
+
+    from .config import DataConfig, RetrainConfig, SearchConfig
+    from .data.images import ImageData, load_data
     from .genotype import Genotype
     from .measure.cost import Cost, count_cost, peak_memory
+    from .methods.base import Method
     from .methods.derivation import derive_darts, derive_genotype
     from .nn.mixed_supernet import MixedSupernet
     from .nn.network import DropPath, Network, load_network
     from .nn.sampling import ArchLogits, sample
     from .nn.supernet import Branch, Supernet
     from .spaces import SPACES, SearchSpace
+    from .train.retrain import Retraining, retrain
+    from .train.search import Search, search
 
 _HOMES = {
-    "ArchLogits": "nn.sampling",
-    "Branch": "nn.supernet",
-    "Cost": "measure.cost",
-    "DropPath": "nn.network",
-    "Genotype": "genotype",
-    "MixedSupernet": "nn.mixed_supernet",
-    "Network": "nn.network",
-    "SPACES": "spaces",
-    "SearchSpace": "spaces",
-    "Supernet": "nn.supernet",
-    "count_cost": "measure.cost",
-    "derive_darts": "methods.derivation",
-    "derive_genotype": "methods.derivation",
-    "load_network": "nn.network",
-    "peak_memory": "measure.cost",
-    "sample": "nn.sampling",
+    "ArchLogits": "d2nas.nn.sampling",
+    "Branch": "d2nas.nn.supernet",
+    "Cost": "d2nas.measure.cost",
+    "DataConfig": "d2nas.config",
+    "DropPath": "d2nas.nn.network",
+    "Genotype": "d2nas.genotype",
+    "ImageData": "d2nas.data.images",
+    "LoadedBundle": "pipeline.api",
+    "Method": "d2nas.methods.base",
+    "MixedSupernet": "d2nas.nn.mixed_supernet",
+    "Network": "d2nas.nn.network",
+    "RetrainConfig": "d2nas.config",
+    "Retraining": "d2nas.train.retrain",
+    "SPACES": "d2nas.spaces",
+    "Search": "d2nas.train.search",
+    "SearchConfig": "d2nas.config",
+    "SearchSpace": "d2nas.spaces",
+    "Supernet": "d2nas.nn.supernet",
+    "count_cost": "d2nas.measure.cost",
+    "derive_darts": "d2nas.methods.derivation",
+    "derive_genotype": "d2nas.methods.derivation",
+    "load_bundle": "pipeline.api",
+    "load_data": "d2nas.data.images",
+    "load_network": "d2nas.nn.network",
+    "peak_memory": "d2nas.measure.cost",
+    "retrain": "d2nas.train.retrain",
+    "run": "pipeline.api",
+    "sample": "d2nas.nn.sampling",
+    "search": "d2nas.train.search",
 }
 
 __all__ = [
@@ -44,25 +69,38 @@ __all__ = [
     "ArchLogits",
     "Branch",
     "Cost",
+    "DataConfig",
     "DropPath",
     "Genotype",
+    "ImageData",
+    "LoadedBundle",
+    "Method",
     "MixedSupernet",
     "Network",
+    "RetrainConfig",
+    "Retraining",
+    "Search",
+    "SearchConfig",
     "SearchSpace",
     "Supernet",
     "__version__",
     "count_cost",
     "derive_darts",
     "derive_genotype",
+    "load_bundle",
+    "load_data",
     "load_network",
     "peak_memory",
+    "retrain",
+    "run",
     "sample",
+    "search",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

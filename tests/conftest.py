@@ -85,8 +85,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(item.getparent(pytest.Module).obj, "count", None) is campaigns.count:
             item.add_marker("long")
-        if item.get_closest_marker("floors") and item.config.option.markexpr != "floors":
-            item.add_marker(pytest.mark.skip(reason="installs gigabytes: -m floors"))
+        for marker in ("floors", "installs"):
+            if item.get_closest_marker(marker) and item.config.option.markexpr != marker:
+                item.add_marker(pytest.mark.skip(reason=f"installs gigabytes: -m {marker}"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -4,21 +4,24 @@ Nothing here keeps a position or a generator: all is a function of (seed, purpos
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..config import DataConfig
 from ..devices import send
+from ..errors import ConfigError
 from .files import ImageFiles
-from .readers import Pool, check_fits, open_pool
+from .readers import TEST, TRAIN, Pool, check_fits, open_pool
 from .sizes import ImageSize
-from .sources import DigestCache, content_digest
+from .sources import DigestCache, content_digest, data_folder
 from .splits import Split, epoch_order, split_pool
 
 MAX_IMBALANCE = 5
@@ -35,6 +38,14 @@ _RESIZING = {
     "pad": "longer side down to image_size if it is larger, bilinear with antialiasing, then "
     "centred on black",
 }
+
+
+class LabelledImages(Protocol):
+    """A map-style data set, as ``torch.utils.data.Dataset``: items are (image, label)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +113,56 @@ class ImageData:
     """Part of the shorter side that was kept."""
     sizes: ImageSize | None = None
     """What a folder's pictures are, and how they come to ``image_size``."""
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: LabelledImages,
+        test: LabelledImages | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        config: DataConfig | None = None,
+        seed: int = 0,
+    ) -> "ImageData":
+        """Return the images of a map-style ``torch.utils.data.Dataset`` as a data set.
+
+        Its items are (image, label): uint8 pixels, a tensor channels x size x size or a picture of
+        Pillow's, grey or RGB, all of one size and square; labels are 0 to classes - 1. ``test``
+        holds the test images; without it ``config.test_fraction`` of each class are. Names of
+        classes are ``class_names``, else ``dataset.classes``, else the numbers. Images are
+        augmented and normalised by d2nas: leave both out of the data set's transforms. Raises
+        ``ConfigError``.
+        """
+        config = config or DataConfig()
+        images, labels = _collected(dataset)
+        parts = torch.full((len(labels),), TRAIN)
+        if test is not None:
+            more, more_labels = _collected(test)
+            if more.shape[1:] != images.shape[1:]:
+                raise ConfigError(
+                    f"test images are {_shape(more)}, training images {_shape(images)}"
+                )
+            images, labels = torch.cat((images, more)), torch.cat((labels, more_labels))
+            parts = torch.cat((parts, torch.full((len(more),), TEST)))
+        names = class_names or getattr(dataset, "classes", None)
+        names = tuple(map(str, names or range(int(labels.max()) + 1)))
+        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
+            raise ConfigError(
+                f"labels are {int(labels.min())} to {int(labels.max())}, classes 0 to "
+                f"{len(names) - 1}"
+            )
+        digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+        pool = Pool(
+            type(dataset).__name__,
+            names,
+            labels,
+            parts,
+            images.shape[-1],
+            images.shape[1],
+            lambda order: (images[order], digest),
+        )
+        found = _split_and_measured(pool, config, seed)
+        return replace(found, name=pool.name, digest=digest)
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of training images per class, in label order."""
@@ -184,10 +245,16 @@ class Normalizer:
 
 
 def load_data(
-    config: DataConfig, *, seed: int, default_root: Path, cache: DigestCache | None = None
+    config: DataConfig | None = None,
+    *,
+    seed: int = 0,
+    default_root: Path | None = None,
+    cache: DigestCache | None = None,
 ) -> ImageData:
-    """Load, split and measure the data set that ``config`` names.
+    """Load, split and measure the data set that ``config`` names; by default the digits.
 
+    A published data set without ``root`` is looked for, or put, into ``default_root``, else the
+    folder that the command line uses.
     Test images are the published ones, the folder's test/ or, without test/, its val/; else
     ``test_fraction`` of each class. The architecture half is val/ where test/ is there too, else
     ``validation_fraction`` of each class. With ``evaluation="held-out"`` those test images are left
@@ -196,7 +263,17 @@ def load_data(
     ``ConfigError`` for data that can't be used, ``DamagedArtifactError`` for a published file with
     a wrong checksum.
     """
+    config = config or DataConfig()
+    default_root = data_folder() if default_root is None else default_root
     pool = open_pool(config, default_root=default_root, cache=cache)
+    found = _split_and_measured(pool, config, seed)
+    if found.digest:
+        return found
+    return replace(found, digest=content_digest(config, default_root=default_root, cache=cache))
+
+
+def _split_and_measured(pool: Pool, config: DataConfig, seed: int) -> ImageData:
+    """Return a pool's images as a data set; without a digest where not all of it was read."""
     parts = split_pool(pool, config, seed=seed if config.split_seed is None else config.split_seed)
     digest: str | None = None
     sets: _Sets
@@ -215,7 +292,7 @@ def load_data(
         test=sets.test,
         mean=mean,
         std=std,
-        digest=digest or content_digest(config, default_root=default_root, cache=cache),
+        digest=digest or "",
         image_size=pool.image_size,
         channels=pool.channels,
         evaluation=config.evaluation,
@@ -223,6 +300,44 @@ def load_data(
         crop_fraction=config.crop_fraction,
         sizes=pool.sizes,
     )
+
+
+def _collected(dataset: LabelledImages) -> tuple[Tensor, Tensor]:
+    """Return a data set's images, uint8 N x C x size x size, and labels. Raises ``ConfigError``."""
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        pixels = torch.from_numpy(np.array(image)) if isinstance(image, Image) else image
+        if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+            kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ConfigError(
+                f"image {index}: uint8 pixels are needed, not {kind}",
+                hint="leave ToTensor and Normalize out of the transforms; PILToTensor is fine",
+            )
+        if isinstance(image, Image):
+            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        elif pixels.ndim == 2:
+            pixels = pixels[None]
+        if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.shape[1] != pixels.shape[2]:
+            raise ConfigError(
+                f"image {index}: 1 or 3 channels x size x size are needed, not "
+                f"{' x '.join(map(str, pixels.shape))}",
+                hint="add torchvision.transforms.Resize and CenterCrop to the transforms",
+            )
+        if images and pixels.shape != images[0].shape:
+            raise ConfigError(
+                f"image {index} is {_shape(pixels[None])}, the first {_shape(images[0][None])}"
+            )
+        images.append(pixels)
+        labels.append(int(label))
+    if not images:
+        raise ConfigError("the data set has no images")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _shape(images_NCHW: Tensor) -> str:
+    return " x ".join(map(str, images_NCHW.shape[1:]))
 
 
 class _Sets(NamedTuple):

@@ -9,10 +9,12 @@ images are not seen here.
     )
     for report in retraining.run():
         ...
+
+``retrain`` does all of it in one call.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from ..nn.operations import initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
-from .loop import FiniteWatch, Loop, place, sgd, stem_for, step_if_finite
+from .loop import FiniteWatch, Loop, place, resolve_device, sgd, stem_for, step_if_finite
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import Trainee
@@ -58,6 +60,45 @@ def has_auxiliary(config: RetrainConfig, image_size: int) -> bool:
         return config.auxiliary
     fits = auxiliary_fits(image_size, stem_for(config.stem, image_size))
     return fits and config.num_cells > 1 and config.batch_size > 1
+
+
+def retrain(
+    genotype: Genotype,
+    data: ImageData,
+    config: RetrainConfig | None = None,
+    *,
+    seed: int = 0,
+    augmentation: DataConfig | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], object] | None = None,
+) -> Network:
+    """Train the network of a genotype from scratch; return it on the CPU, ready to evaluate.
+
+    ``config`` names depth, width, device and length; its defaults are the paper's. ``on_epoch`` is
+    called with the row of each finished epoch. Raises ``ConfigError`` for settings that do not fit
+    the data, ``NonFiniteError``, ``OutOfMemoryError``.
+    """
+    config = config or RetrainConfig()
+    retraining = Retraining(
+        config,
+        genotype,
+        data,
+        seed=seed,
+        device=resolve_device(config.device),
+        augmentation=augmentation or DataConfig(),
+    )
+    for report in retraining.run():
+        if on_epoch is not None and report.metrics is not None:
+            on_epoch(report.metrics)
+    network = Network(
+        genotype,
+        num_cells=config.num_cells,
+        init_channels=config.init_channels,
+        num_classes=len(data.class_names),
+        in_channels=data.channels,
+        stem=stem_for(config.stem, data.image_size),
+    )
+    network.load_state_dict(retraining.deployed_weights())
+    return network.eval()
 
 
 class Retraining(Loop):

@@ -8,8 +8,11 @@ A whole search, step by step:
     for report in search.run():
         ...
     genotype = search.method.derive()
+
+``search`` does all of it in one call.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from ..data.images import ImageData, Images, Normalizer
 from ..data.images import steps_per_epoch as count_steps
 from ..data.splits import stratified_choice
 from ..errors import ConfigError
+from ..files.text_files import read_space
+from ..genotype import Genotype
 from ..measure.cost import LiveBytes
 from ..methods.base import Batch, Measured, Method, Sizes, StepContext
 from ..methods.registry import METHODS, searched_space
@@ -28,7 +33,7 @@ from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
-from .loop import FiniteWatch, Loop, adam, place, sgd, stem_for, step_if_finite
+from .loop import FiniteWatch, Loop, adam, place, resolve_device, sgd, stem_for, step_if_finite
 from .precision import arithmetic_of, compute_type
 from .schedules import cosine, temperature
 from .state import Trainee
@@ -43,6 +48,36 @@ _SUMS = (
     "peak_bytes",
 )
 _PEAK = _SUMS.index("peak_bytes")
+
+
+def search(
+    data: ImageData,
+    config: SearchConfig | None = None,
+    *,
+    seed: int = 0,
+    augmentation: DataConfig | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], object] | None = None,
+) -> Genotype:
+    """Search an architecture on images and return the genotype that the method derives.
+
+    ``config`` names method, space, device and length; its defaults are the paper's. ``on_epoch``
+    is called with the row of each finished epoch (losses, entropies, the genotype so far). Raises
+    ``ConfigError`` for settings that do not fit the data, ``NonFiniteError``,
+    ``OutOfMemoryError``.
+    """
+    config = config or SearchConfig()
+    searched = Search(
+        config,
+        read_space(config.space),
+        data,
+        seed=seed,
+        device=resolve_device(config.device),
+        augmentation=augmentation or DataConfig(),
+    )
+    for report in searched.run():
+        if on_epoch is not None and report.metrics is not None:
+            on_epoch(report.metrics)
+    return searched.method.derive()
 
 
 class Search(Loop):

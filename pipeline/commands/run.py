@@ -109,8 +109,12 @@ def run_all(
 ) -> None:
     """Bring every stage of a run up to date, write the bundle and show the result."""
     check_place(exported, run)
-    result = _with_runner(store, lambda runner: _run_stages(runner, run, config, reuse))
-    show_run(result, exported, as_json=as_json)
+    show_run(bring_up_to_date(run, config, store, reuse), exported, as_json=as_json)
+
+
+def bring_up_to_date(run: str, config: Config, store: Path, reuse: Reuse) -> RunResult:
+    """Run every stage of a run that is not up to date; return the versions that it stands on."""
+    return _with_runner(store, lambda runner: _run_stages(runner, run, config, reuse))
 
 
 def _run_stages(runner: Runner, run: str, config: Config, reuse: Reuse) -> RunResult:

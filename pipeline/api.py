@@ -1,0 +1,154 @@
+"""The product as a library: a whole run, and a bundle that answers pictures.
+
+from d2nas import load_bundle, run
+
+bundle = run("quickstart", {"retrain.epochs": 2})
+bundle.predict(["picture.png"])
+load_bundle("exported/quickstart").report["accuracy"]
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from d2nas.data.decoding import Decoding, fit_image
+from d2nas.data.preprocess import upright
+from d2nas.errors import ConfigError, D2NasError
+
+from .bundle.pictures import Picture
+from .bundle.prediction import TOP, Prediction, check_golden, open_model, predictions
+from .bundle.reader import Bundle, open_bundle
+from .onnx_io.providers import resolve_device
+
+if TYPE_CHECKING:
+    from .onnx_io.session import OnnxSession
+
+PictureLike = str | Path | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A bundle that was checked when it was loaded, and its model on a device."""
+
+    bundle: Bundle
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.bundle.folder
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.bundle.labels
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the validation found: ``report.json``."""
+        return self.bundle.report
+
+    @cached_property
+    def session(self) -> "OnnxSession":
+        """The model, opened when it is first asked; it answers its golden inputs first."""
+        session = open_model(self.bundle, self.device)
+        check_golden(self.bundle, session)
+        return session
+
+    def predict(self, images: Iterable[PictureLike], *, top: int = TOP) -> list[Prediction]:
+        """Return the ``top`` most probable classes of each picture, in order.
+
+        A picture is a path, one of Pillow's, or its uint8 pixels, height x width (x 3); all are
+        prepared as in training. Raises ``ConfigError`` or ``StorageError`` for the first that
+        cannot be read, ``ValidationFailedError`` where the model does not answer as validated.
+        """
+
+        def refuse(error: D2NasError) -> None:
+            raise error
+
+        pictures = (_picture(image, index) for index, image in enumerate(images))
+        parts = predictions(self.bundle, self.session, pictures, refuse, top)
+        return [prediction for part in parts for prediction in part]
+
+
+def load_bundle(
+    folder: str | Path, *, device: str = "cpu", digest: str | None = None
+) -> LoadedBundle:
+    """Check every file of a bundle and return it, to answer on ``device``.
+
+    ``digest`` is what its digest must be, if it is known. Raises ``ConfigError`` where there is no
+    bundle or no such device, ``DamagedArtifactError`` naming the file that is wrong,
+    ``StorageError``.
+    """
+    return LoadedBundle(open_bundle(Path(folder), digest), resolve_device(device))
+
+
+def run(
+    preset: str = "quickstart",
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    name: str | None = None,
+    data_root: str | Path | None = None,
+    store: str | Path = ".d2nas",
+    exported: str | Path = "exported",
+    fresh: bool = False,
+) -> LoadedBundle:
+    """Search, derive, retrain, export and validate; return the bundle.
+
+    As ``d2nas run``: what is up to date does not run again, an interrupted run continues.
+    ``settings`` are keys of the configuration with their values, or ``SECTION.FIELD=VALUE``. Talk
+    goes to stderr. Raises a class of ``d2nas.errors`` for each of the command's exit codes.
+    """
+    from .bundle.writing import check_place, write_bundle
+    from .commands.run import bring_up_to_date, configure
+    from .presets import run_name
+    from .running.runner import Reuse
+
+    given = (
+        [f"{key}={value}" for key, value in settings.items()]
+        if isinstance(settings, Mapping)
+        else list(settings)
+    )
+    config = configure(preset, given, None if data_root is None else str(data_root))
+    reuse = Reuse.NOTHING if fresh else Reuse.EVERYTHING
+    title = name or run_name(preset)
+    check_place(Path(exported), title)
+    result = bring_up_to_date(title, config, Path(store), reuse)
+    return load_bundle(write_bundle(Path(exported), result.run, result.versions))
+
+
+@dataclass(frozen=True)
+class _PictureInMemory(Picture):
+    """A picture of Pillow's; its name is its place among those that were given."""
+
+    image: Image.Image
+    index: int
+
+    @property
+    def name(self) -> str:
+        return str(self.index)
+
+    def pixels(self, decoding: Decoding) -> NDArray[np.uint8]:
+        try:
+            return fit_image(upright(self.image), decoding)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"picture {self.index}: {error}") from error
+
+
+def _picture(image: PictureLike, index: int) -> Picture:
+    if isinstance(image, str | Path):
+        return Picture(Path(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ConfigError(
+                f"picture {index}: uint8 pixels, height x width (x 3), are needed, not "
+                f"{image.dtype} {' x '.join(map(str, image.shape))}"
+            )
+        image = Image.fromarray(image)
+    return _PictureInMemory(None, image, index)

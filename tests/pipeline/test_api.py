@@ -1,0 +1,58 @@
+"""The product as a library: ``run`` and ``load_bundle``."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import bundle_of
+from PIL import Image
+from toy import Place
+
+from d2nas import load_bundle, run
+from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
+from pipeline.bundle.prediction import Prediction
+
+
+def test_a_run_that_is_up_to_date_gives_its_bundle(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = run(str(finished.preset), store=finished.store, exported=finished.exported)
+    assert bundle.folder == bundle_of(finished)
+    assert 0 <= bundle.report["accuracy"]["onnx"] <= 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "up to date" in err
+
+
+def test_settings_are_the_configurations_keys(finished: Place) -> None:
+    with pytest.raises(ConfigError, match="epoch_count"):
+        run(str(finished.preset), {"search.epoch_count": 1}, store=finished.store)
+
+
+def test_a_picture_is_answered_alike_in_every_form(finished: Place, tmp_path: Path) -> None:
+    bundle = load_bundle(bundle_of(finished))
+    pixels = np.random.default_rng(3).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    found = bundle.predict([path, str(path), Image.fromarray(pixels), pixels], top=2)
+    assert [prediction.image for prediction in found] == [str(path), str(path), "2", "3"]
+    first: Prediction = found[0]
+    assert set(first.classes) <= set(bundle.labels)
+    for prediction in found[1:]:
+        assert prediction.logits == first.logits
+
+
+def test_what_is_no_picture_is_told(finished: Place) -> None:
+    bundle = load_bundle(bundle_of(finished))
+    with pytest.raises(ConfigError, match="picture 0: uint8 pixels"):
+        bundle.predict([np.zeros((4, 4), np.float32)])  # type: ignore[list-item]
+    with pytest.raises(StorageError, match="No such file"):
+        bundle.predict(["missing.png"])
+
+
+def test_a_damaged_bundle_is_not_loaded(place: Place, finished: Place) -> None:
+    copy = shutil.copytree(bundle_of(finished), place.folder / "copy")
+    (copy / "labels.txt").write_text("other")
+    with pytest.raises(DamagedArtifactError, match=r"labels\.txt"):
+        load_bundle(copy)
