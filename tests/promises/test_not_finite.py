@@ -168,7 +168,9 @@ def test_control_without_the_checks_it_reaches_the_store(
     monkeypatch.setattr(FiniteWatch, "check", lambda _: None)
     monkeypatch.setattr("d2nas.train.loop._require_finite", lambda *_: None)
     for module in ("search", "retrain"):
-        monkeypatch.setattr(f"d2nas.{module}.step_if_finite", lambda optimizer, _: optimizer.step())
+        monkeypatch.setattr(
+            f"d2nas.train.{module}.step_if_finite", lambda optimizer, _: optimizer.step()
+        )
     place = empty_or_derived(loop, derived_folder, quick_path)
     Sender("in the middle of the step", 4, 15).install(monkeypatch)
     with poisoned(what, 4):
@@ -236,8 +238,8 @@ def test_an_evaluation_names_the_image_and_records_nothing(
 def test_control_without_the_check_it_is_a_bug_or_is_recorded(
     command: str, tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("training", "select"):
-        monkeypatch.setattr(f"d2nas.{module}.finite_logits", lambda logits, of: logits)
+    for module in ("loop", "candidates"):
+        monkeypatch.setattr(f"d2nas.train.{module}.finite_logits", lambda logits, of: logits)
     with answers_spoiled(EVALUATIONS[command][0]):
         assert tiny.run(*words_of(tiny, command)) in (0, 1)
 

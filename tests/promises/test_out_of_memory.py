@@ -28,7 +28,7 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 }
 META = torch.device("meta")
 PASSES = {
-    "build": "d2nas.{}.place",
+    "build": "d2nas.train.{}.place",
     "forward": "torch.nn.functional.cross_entropy",
     "backward": "torch.autograd.backward",
     "step": "torch.optim.SGD.step",
@@ -98,7 +98,8 @@ def test_it_is_told_with_batch_and_peak_and_nothing_is_changed(
 def test_control_without_the_classification_it_is_a_bug(
     exported: TinyPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d2nas.train.loop._is_out_of_memory", lambda _: False)
+    for place in ("d2nas.train.loop._is_out_of_memory", "pipeline.foreign_errors.is_out_of_memory"):
+        monkeypatch.setattr(place, lambda _: False)
     monkeypatch.setattr(PASSES["forward"], failing(None, FAILURES["of a GPU"]))
     assert exported.run(*words_of(exported, "retrain")) == 1
 

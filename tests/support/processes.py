@@ -17,12 +17,15 @@ def on_processes(
 ) -> list[dict[str, Tensor]]:
     """Run ``module.function`` of the tests on some ranks; returns what each wrote."""
     module, _, name = function.partition(".")
+    own = Path(__file__).resolve()
+    (home,) = own.parents[1].rglob(f"{module}.py")
+    folders = [str(own.parent), str(home.parent)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = (
         "import torch, json, sys; torch.set_num_threads(1)\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path[:0] = {folders!r}\n"
         f"import {module} as t\n"
         "from d2nas.parallel import connected, environment_ranks\n"
         "ranks = environment_ranks()\n"

@@ -314,8 +314,8 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
     """Reading one of a pool's own test images fails; returns how many images were read."""
     num_read: list[int] = []
 
-    def guarded_pool(config: DataConfig, *, default_root: Path) -> Pool:
-        pool = open_pool(config, default_root=default_root)
+    def guarded_pool(config: DataConfig, **options: object) -> Pool:
+        pool = open_pool(config, **options)
 
         def read(order: torch.Tensor) -> tuple[torch.Tensor, str]:
             if (pool.parts[order] == TEST).any():

@@ -61,7 +61,7 @@ DATA: dict[str, tuple[str, int, tuple[int, int], int, Write | None]] = {
     "cifar10": ("cifar10", 10, (3, 32), 100, write_cifar10),
     "cifar100": ("cifar100", 100, (3, 32), 200, write_cifar100),
     "svhn": ("svhn", 10, (3, 32), 20, write_svhn),
-    "folder": ("folder", 3, (3, 32), 21, write_folder),
+    "folder": ("folder", 3, (3, 10), 21, write_folder),
 }
 SMALL = {
     "search.num_cells": 3,

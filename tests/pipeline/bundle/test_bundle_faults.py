@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_controls(
 ) -> None:
     campaign = Campaign(quick_path, versions, "an older model")
     with monkeypatch.context() as patch:  # without the reader's checks a mixture would be used
-        patch.setattr("test_bundle_faults.open_bundle", lambda folder: None)
+        patch.setattr(sys.modules[__name__], "open_bundle", lambda folder: None)
         assert any("neither refused" in line for line in campaign.all_problems())
     monkeypatch.setattr(bundle, "_remove_half_written", lambda *_: None)
     assert any("not ended" in line for line in campaign.all_problems())

@@ -240,7 +240,8 @@ def test_memory_that_runs_out_in_a_run_is_told_as_such(install: Install, model: 
 HIDDEN_GPU_PROGRAM = """
 import sys
 from d2nas.errors import D2NasError
-from pipeline.onnx_io import latency, model_file, parity
+from pipeline.gate import parity
+from pipeline.onnx_io import latency, model_file
 from pipeline.onnx_io.providers import _probe_model, loadable_providers, resolve_device
 from pipeline.onnx_io.session import open_session
 

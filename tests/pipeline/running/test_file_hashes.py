@@ -9,9 +9,9 @@ from toy import Place
 
 from d2nas.config import Config, build_config
 from d2nas.data import sources as data_sources
+from d2nas.data.sources import data_folder
 from d2nas.errors import ConfigError, StoppedError, StorageError
 from pipeline.preflight.doctor import examine
-from pipeline.running import file_hashes
 from pipeline.running.display import Display
 from pipeline.running.file_hashes import LINE_SECONDS, FileHashes, HashingProgress
 from pipeline.running.runner import Runner
@@ -124,7 +124,7 @@ def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(Path, "expanduser", no_home)
     with pytest.raises(ConfigError, match="no home folder"):
-        file_hashes.data_folder()
+        data_folder()
     found = {finding.subject: finding for finding in examine(tmp_path, None)}
     assert found["data"].state == "problem"
     assert "HOME" in str(found["data"].advice)

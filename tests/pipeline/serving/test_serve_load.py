@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -72,7 +73,7 @@ def test_control_a_swapped_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
         return last[max(0, len(last) - 2)]
 
     service.answer = late  # type: ignore[method-assign]
-    monkeypatch.setattr("test_serve_load.REQUESTS", 3)
+    monkeypatch.setattr(sys.modules[__name__], "REQUESTS", 3)
     with running(service, Limits(num_workers=1), lambda: None) as url:
         assert load(url, 1) != []
 
