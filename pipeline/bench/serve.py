@@ -9,7 +9,6 @@ import http.client
 import json
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, ValidationFailedError
 
+from ..own_process import own_command, own_environment
 from ..serving.command import check_extra
 from ..serving.protocol import HEADER_LENGTH, INPUT_NAME, encode_json
 from ..serving.service import signature_of
@@ -147,9 +147,9 @@ def _check(way: str, logits: NDArray[np.float32], expected: NDArray[np.float32])
 @contextlib.contextmanager
 def _server(folder: Path, device: str) -> Iterator[str]:
     """Start a server process; gives its URL once it is ready."""
-    command = [sys.executable, "-m", "d2nas", "serve", str(folder), "--port", "0"]
+    command = own_command("serve", str(folder), "--port", "0", "--device", device)
     with subprocess.Popen(
-        [*command, "--device", device], stderr=subprocess.PIPE, text=True
+        command, env=own_environment(), stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stderr is not None

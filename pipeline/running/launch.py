@@ -6,7 +6,6 @@ They find each other by the variables that torchrun sets, so that the same comma
 
 import contextlib
 import ctypes
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from d2nas.cpus import usable_cpus
 from d2nas.errors import LostRankError, StoppedError
 from d2nas.torchrun import AGAIN
 
+from ..own_process import own_command, own_environment
 from ..scratch import scratch_file
 from .follower import LAST_WORDS
 from .signals import signals_handled
@@ -56,7 +56,7 @@ def _start(
     port = _free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "d2nas", *arguments],
+            own_command(*arguments),
             env=_environment(rank, count, port)
             | ({LAST_WORDS: str(talk[0].fileno())} if rank == 0 else {}),
             # Rank 0 speaks for all, but not of a rank that is gone: this process knows which, and
@@ -115,7 +115,7 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
     threads = str(max(1, usable_cpus() // count))
     return {
         "OMP_NUM_THREADS": threads,
-        **os.environ,
+        **own_environment(),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),

@@ -457,3 +457,30 @@ def test_ranks_start_where_no_temporary_folder_can_be_written(
 
 def test_nproc_must_be_a_number(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["retrain", "toy", "--nproc", "0"]) == 2
+
+
+# What lies in the working folder
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with modules of the user's that have our names, and those of libraries."""
+    for name in ("d2nas", "pipeline", "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(77)")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_modules_in_the_working_folder_are_not_taken_for_ours(
+    strangers: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(2, ["--version"]) == 0
+    assert capfd.readouterr().out.startswith("d2nas ")
+
+
+def test_control_python_alone_takes_them(strangers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(*words: str) -> list[str]:
+        return [sys.executable, "-m", "d2nas", *words]
+
+    monkeypatch.setattr(launch_module, "own_command", plain)
+    assert launch(2, ["--version"]) == 77
