@@ -41,7 +41,7 @@ class LoadedBundle:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Folder of the bundle."""
         return self.bundle.folder
 
     @property
@@ -51,7 +51,7 @@ class LoadedBundle:
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What the validation found: ``report.json``."""
+        """Findings of the validation: ``report.json``."""
         return self.bundle.report
 
     @cached_property

@@ -56,13 +56,13 @@ METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 
 class RunConfig(Section):
-    """What holds for the whole run."""
+    """Settings of the whole run."""
 
     seed: Seed = 0
 
 
 class DataConfig(Section):
-    """Which images, at which size, split how."""
+    """Images: their source, size, splits and augmentation."""
 
     name: Literal[
         "digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"

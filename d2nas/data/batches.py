@@ -42,7 +42,7 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which images each step sees, and with what random numbers."""
+    """Order of the images: those of each step, with their random numbers."""
 
     num_images: int
     batch_size: int
@@ -158,7 +158,7 @@ class _Request(NamedTuple):
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What is done with a batch of requests, in a worker too; holds no list of files."""
+    """Decoder of a batch of requests, in a worker too; holds no list of files."""
 
     decoding: Decoding
     random_crop: bool

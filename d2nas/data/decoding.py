@@ -28,7 +28,7 @@ _GREY_MODES = SIXTEEN_BIT_MODES | {"1", "L", "LA"}
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How pictures become pixels: ``size`` x ``size``, grey (1 channel) or RGB (3).
+    """Settings by which pictures become pixels: ``size`` x ``size``, grey (1 channel) or RGB (3).
 
     With ``fit="crop"`` the shorter side is resized to ``size / crop_fraction`` (bilinear,
     antialiased), then the centre is cut out. With ``"pad"`` an image whose longer side is above
@@ -54,7 +54,7 @@ def strict_pillow() -> Iterator[None]:
 
 
 class Header(NamedTuple):
-    """What the start of an image file says: pixels of its sides, whichever way up, and colours."""
+    """Start of an image file: pixels of its sides, whichever way up, and colours."""
 
     shorter: int
     longer: int

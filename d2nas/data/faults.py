@@ -31,7 +31,7 @@ class _Fault(NamedTuple):
 
 
 class Faults:
-    """What is wrong with the data folder ``root``, in a fixed order: by kind, then by path."""
+    """Faults of the data folder ``root``, in a fixed order: by kind, then by path."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

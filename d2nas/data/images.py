@@ -170,7 +170,7 @@ class ImageData:
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know before trusting a result on this data; one line each."""
+        """Warnings for whoever trusts a result on this data; one line each."""
         lines = [] if self.sizes is None else list(self.sizes.notes())
         counts = self.class_counts()
         smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)

@@ -70,7 +70,7 @@ class Pictures:
 
     @property
     def grey(self) -> int:
-        """How many have no colour."""
+        """Number of pictures without colour."""
         return sum(header.is_grey for header in self.headers)
 
     def looked_at(self) -> str:

@@ -120,7 +120,7 @@ def read_plain_file(
 
 
 class _FoundDamageError(Exception):
-    """What is wrong inside a folder; becomes an error that names the folder."""
+    """Damage inside a folder; becomes an error that names the folder."""
 
 
 @contextmanager

@@ -42,12 +42,12 @@ class Scores:
 
     @property
     def num_images(self) -> int:
-        """How many images were counted."""
+        """Number of images counted."""
         return int(self.confusion.sum())
 
     @property
     def num_correct(self) -> int:
-        """How many of them were answered with their class."""
+        """Number of images answered with their class."""
         return int(self.confusion.trace())
 
     def overall(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What a method may use in one half of a step, besides the half's batch.
+    """Context of one half of a step: all that a method may use besides the half's batch.
 
     ``draws(k)``: the generator of the half's k-th sub-network, k from 0 on (``ValueError`` below);
     no other k, half or step has the same one, also where k is ``search.draws`` or more.

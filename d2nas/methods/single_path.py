@@ -21,7 +21,7 @@ from .derivation import derive_genotype
 
 
 class SinglePath(Method):
-    """What D2NAS, its entangled form and GDAS share: sampled sub-networks of one supernet.
+    """Base of D2NAS, its entangled form and GDAS: sampled sub-networks of one supernet.
 
     A subclass says how one is sampled.
     """

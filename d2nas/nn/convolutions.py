@@ -27,7 +27,7 @@ _FAST_COLUMNS = 3
 
 @dataclass(frozen=True, slots=True)
 class ConvSpec:
-    """What a convolution is apart from its weights: square stride, padding and dilation."""
+    """Geometry of a convolution: square stride, padding and dilation."""
 
     stride: int
     padding: int

@@ -52,7 +52,7 @@ class DropPath:
 
 
 class State:
-    """What a node or cell hands on: its value, and its ReLU once somebody asks for it."""
+    """Output of a node or cell: its value, and its ReLU once somebody asks for it."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -100,7 +100,7 @@ class Cell(Lean):
 
     @property
     def num_droppable(self) -> int:
-        """How many outputs drop-path can zero: all but unchanged inputs."""
+        """Number of outputs that drop-path can zero: all but unchanged inputs."""
         return sum(not isinstance(operation, nn.Identity) for operation in self.operations)
 
     def forward(self, input0: State, input1: State, factors: Iterator[Tensor] | None) -> Tensor:

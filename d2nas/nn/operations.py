@@ -301,7 +301,7 @@ def preprocess_inputs(
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """Where a cell stands: its type, width and inputs."""
+    """Place of a cell: its type, width and inputs."""
 
     cell_type: str
     channels: int

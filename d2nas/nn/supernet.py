@@ -43,7 +43,7 @@ HEAD_SIZE = 8
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What one branch yields: the position of its last cell, and its logits (N, classes)."""
+    """Result of one branch: the position of its last cell, and its logits (N, classes)."""
 
     position: int
     logits: Tensor

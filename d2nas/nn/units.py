@@ -338,7 +338,7 @@ def _cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 class Lean(nn.Module):
-    """What can train with less than the published codes do.
+    """Base of units that train with less memory than the published codes do.
 
     ``lean`` off: as they do, module by module, for comparison (``keep_everything``).
     """

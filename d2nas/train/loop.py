@@ -82,7 +82,7 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class Loop:
-    """What search and retraining are: steps in order, epochs of equal length, resumable anywhere.
+    """Base of search and retraining: steps in order, epochs of equal length, resumable anywhere.
 
     A subclass sets these attributes, and says what a step does and what an epoch's row holds.
     """

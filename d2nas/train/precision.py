@@ -52,7 +52,7 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How a device computes what is in float32."""
+    """Arithmetic of a device on float32 values."""
 
     float32: Literal["ieee", "tf32"]
     """``tf32``: products of convolutions and matrices from 10 bits of mantissa, on a GPU."""

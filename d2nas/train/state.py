@@ -64,7 +64,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class Trainee:
-    """What a training loop changes: modules and optimizers by name, and the running sums.
+    """Changing part of a training loop: modules and optimizers by name, and the running sums.
 
     Every optimizer's parameters must belong to one of the modules, and its moments must exist, so
     that what a checkpoint holds is known before the first step.

@@ -45,7 +45,7 @@ RIVALS = ("gdas", "darts", "pc-darts-4", "pc-darts-2", "darts-second-order")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one or two rows measure.
+    """Setting of one or two rows.
 
     ``published``: as the published codes run: PyTorch's own backward, and in each half the
     gradients of weights and logits alike. ``draws``: the sampled sub-networks that are measured:
@@ -82,7 +82,7 @@ class Case:
 
     @property
     def paper_gb(self) -> float | None:
-        """What the paper prints for it; None where it prints nothing."""
+        """Figure of the paper; None where it prints nothing."""
         config = self.config
         same = PAPER.model_copy(update={"method": config.method})
         rival = config.method in RIVALS

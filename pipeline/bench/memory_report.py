@@ -95,7 +95,7 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What was to be reached: ``value`` is at most ``limit``, or at least where ``above``."""
+    """Goal of a measurement: ``value`` is at most ``limit``, or at least where ``above``."""
 
     name: str
     value: float

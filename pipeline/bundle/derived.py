@@ -52,7 +52,7 @@ _EMBEDDED = re.compile(rb'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]*)"')
 
 @dataclass
 class Checks:
-    """Which files of a bundle were compared with what they come from, and why others were not."""
+    """Files of a bundle that were compared with what they come from, and reasons for the others."""
 
     checked: list[str] = field(default_factory=list)
     not_checked: dict[str, str] = field(default_factory=dict)

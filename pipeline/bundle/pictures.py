@@ -26,7 +26,7 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """What the picture is called in answers."""
+        """Name of the picture in answers."""
         return STDIN if self.path is None else str(self.path)
 
     def pixels(self, decoding: Decoding) -> NDArray[np.uint8]:

@@ -98,7 +98,7 @@ def bench_profile_command(
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Where an exported model's time goes on the CPU: by cell, by edge, by operation."""
+    """Show an exported model's time on the CPU by cell, by edge, by operation."""
     from ..bench.commands import bench_profile
 
     bench_profile(target, store, batch=batch, threads=threads, svg=svg, as_json=as_json)

@@ -189,7 +189,7 @@ def _prediction_rows(part: Sequence[Prediction]) -> list[tuple[str, str, str]]:
 
 
 class Problems:
-    """What has no answer: told at once, each hint once."""
+    """Pictures without an answer: told at once, each hint once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

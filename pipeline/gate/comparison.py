@@ -22,7 +22,7 @@ TOP_CLASSES = 5
 
 @dataclass(frozen=True)
 class ParityResult:
-    """How two arrays of logits compare; numbers stay None where an earlier check failed."""
+    """Comparison of two arrays of logits; numbers stay None where an earlier check failed."""
 
     shape_equal: bool
     dtype_equal: bool

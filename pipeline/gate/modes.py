@@ -25,7 +25,7 @@ NUM_BOUND = 64
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What the gate allows: distance and agreement, and the accuracy's part of PyTorch's."""
+    """Limits of the gate: distance and agreement, and the accuracy's part of PyTorch's."""
 
     parity: Limits
     accuracy_floor: float

@@ -53,7 +53,7 @@ class Rows(Protocol):
 
 
 class Session(Protocol):
-    """What is compared with the reference: ``OnnxSession`` or a stand-in."""
+    """Session that is compared with the reference: ``OnnxSession`` or a stand-in."""
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits [N, classes] of ``images`` [N, channels, height, width]."""
@@ -64,7 +64,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What parity allows; the defaults are float32's."""
+    """Limits of parity; the defaults are float32's."""
 
     relative_l2: float = RELATIVE_L2_LIMIT
     top1_agreement: float = TOP1_LIMIT
@@ -187,7 +187,7 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Which faulty copies of the model the gate rejected, and which it let through."""
+    """Faulty copies of the model: those that the gate rejected, and those that it let through."""
 
     rejected: tuple[str, ...]
     accepted: tuple[str, ...]

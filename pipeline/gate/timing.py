@@ -30,7 +30,7 @@ Problem = Callable[[OnnxSession], str | None]
 
 @dataclass
 class Latencies:
-    """What was measured; ``refused`` says of a mode why it may not serve."""
+    """Latencies that were measured; ``refused`` says of a mode why it may not serve."""
 
     records: list[LatencyRecord] = field(default_factory=list)
     eager: list[dict[str, Any]] = field(default_factory=list)

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a layer learned, as digests."""
+    """Learned values of a layer, as digests."""
 
     parameters: tuple[str, ...] = ()
     """Of everything."""

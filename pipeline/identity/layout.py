@@ -114,7 +114,7 @@ DEPLOYED_OPERATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class CellLayout:
-    """What one cell must be."""
+    """Layout that one cell must have."""
 
     position: int
     cell_type: str
@@ -141,7 +141,7 @@ class CellLayout:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a model says that it is."""
+    """Claim of a model about its own network."""
 
     genotype: Genotype
     num_cells: int

@@ -55,7 +55,7 @@ class Bound(Protocol):
 
 
 class TimedSession(Protocol):
-    """What is timed: ``OnnxSession`` or a stand-in."""
+    """Session that is timed: ``OnnxSession`` or a stand-in."""
 
     @property
     def device(self) -> Device:
@@ -67,11 +67,11 @@ class TimedSession(Protocol):
 
     @property
     def description(self) -> ModelDescription:
-        """What the model takes."""
+        """Inputs and outputs of the model."""
 
     @property
     def mode(self) -> str:
-        """How the runtime runs the model."""
+        """Mode in which the runtime runs the model."""
 
     def bind(self, images: NDArray[Any]) -> Bound:
         """Put a batch on the device."""

@@ -49,7 +49,7 @@ _SUBGRAPH_ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model takes and gives: one image is ``input_shape`` (channels, height, width)."""
+    """Inputs and outputs of a model: one image is ``input_shape`` (channels, height, width)."""
 
     input_shape: tuple[int, int, int]
     num_classes: int

@@ -30,7 +30,7 @@ QUICK_RUNS = 64
 
 @dataclass(frozen=True)
 class Taken:
-    """What a batch takes from host to host in the best mode, in milliseconds."""
+    """Latency of a batch from host to host in the best mode, in milliseconds."""
 
     milliseconds: float
     fastest_of: int | None

@@ -37,7 +37,7 @@ _EXPORT_SECONDS_PER_CELL = 0.8
 
 @dataclass(frozen=True)
 class DataShape:
-    """What an estimate needs to know of a data set."""
+    """Sizes of a data set that an estimate needs."""
 
     num_train: int
     channels: int

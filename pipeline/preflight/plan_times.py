@@ -72,7 +72,7 @@ class Timing:
 
     @property
     def words(self) -> str:
-        """Which batches were timed."""
+        """Batches that were timed, in words."""
         return f"{' and '.join(str(size) for size in self.samples)} images"
 
 

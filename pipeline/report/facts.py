@@ -51,12 +51,12 @@ class Content:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the model tells apart."""
+        """Number of classes."""
         return len(self.class_names) or self.get("model", "num_classes")
 
     @property
     def evaluation(self) -> str:
-        """Which images the accuracy is of."""
+        """Name of the images that the accuracy is of."""
         return str(self.get("data", "evaluation") or "test")
 
     @property

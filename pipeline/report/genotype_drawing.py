@@ -85,7 +85,7 @@ def _draw_cell(genotype: Genotype, cell_type: str) -> str:
 
 
 def _centre(source: int) -> tuple[int, int]:
-    """Where an input or a node stands."""
+    """Position of an input or a node."""
     if source < NUM_INPUTS:
         return list(_INPUTS)[source], _INPUT_Y
     index = source - NUM_INPUTS

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 
 class Display(Protocol):
-    """What the runner tells the user through. What a subclass leaves out is not shown."""
+    """Display through which the runner speaks; silent where a subclass leaves something out."""
 
     def say(self, line: str) -> None:
         """Show a line."""

@@ -43,7 +43,7 @@ def read_last_row(store: Path, run: str, stage: str) -> dict[str, Any] | None:
 
 
 class Events:
-    """What one execution of a stage lets others watch; closed at the end of its ``with``.
+    """Events of one execution of a stage, to be watched; closed at the end of its ``with``.
 
     Nothing is imported before the first row. A disk that refuses them is a warning: what a person
     watches is no reason to lose what is computed.

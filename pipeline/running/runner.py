@@ -60,7 +60,7 @@ _RECORDED_LIBRARIES = (
 
 
 class Reuse(Enum):
-    """What a run may take from the store."""
+    """Versions that a run may take from the store."""
 
     EVERYTHING = "everything"
     """Finished versions, and checkpoints of unfinished ones."""
@@ -298,7 +298,7 @@ class Runner:
 
 @dataclass(frozen=True)
 class _Commit:
-    """What all versions of one execution share: the stage's own and its checkpoints."""
+    """Facts that all versions of one execution share: the stage's own and its checkpoints."""
 
     run: str
     stage: str

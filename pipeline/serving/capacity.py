@@ -58,7 +58,7 @@ class Client(Protocol):
 
 
 class Capacity:
-    """What all connections of a server have in common."""
+    """Capacity that all connections of a server share."""
 
     def __init__(self, limits: Limits, max_body_bytes: int) -> None:
         """``max_body_bytes`` is the length of the longest request that can be right."""

@@ -123,7 +123,7 @@ class ServerSocket:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """URL for clients."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 

@@ -48,7 +48,7 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives: images [N, *image_shape], logits [N, num_classes]."""
+    """Signature of a model: images [N, *image_shape], logits [N, num_classes]."""
 
     datatype: str
     """Of the images: ``FP32`` or ``UINT8``."""

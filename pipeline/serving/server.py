@@ -50,7 +50,7 @@ def make_application(
 
 
 class _Routes:
-    """What is behind each path."""
+    """Routes of the server: a path each."""
 
     def __init__(self, service: InferenceService, turns: Turns, say: Callable[[str], None]) -> None:
         self._service, self._turns, self._say = service, turns, say

@@ -86,7 +86,7 @@ Facts = dict[str, Any]
 
 
 class Hooks(Protocol):
-    """How a stage speaks to the outside. What a subclass leaves out is told to nobody."""
+    """Hooks through which a stage speaks; silent where a subclass leaves them out."""
 
     def say(self, line: str) -> None:
         """Tell the user something worth a line."""

@@ -1,4 +1,4 @@
-"""What decides in which order a training adds its floats, beyond its settings; threads as before.
+"""Machine that a training ran on, as far as it decides the order of float sums; threads as before.
 
 With another order the same training is no longer equal to the last bit.
 """

@@ -91,7 +91,7 @@ class _StateFacts(_Form):
 
 
 class Preprocess(_Form):
-    """How a picture is prepared, ``preprocess.json``."""
+    """Preparation of a picture, ``preprocess.json``."""
 
     channels: _Size
     image_size: _Size
@@ -107,7 +107,7 @@ class Preprocess(_Form):
 
 
 class Prepared(Preprocess):
-    """How a picture becomes a model's input: the model's own ``d2nas.preprocess``."""
+    """Preparation of a model's input: the model's own ``d2nas.preprocess``."""
 
     fit: Literal["crop", "pad"]
     crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -176,7 +176,7 @@ class _Model(_ExportFacts):
 
 
 class Report(_Form):
-    """What validation found, ``report.json``: what bundles and their readers rely on."""
+    """Findings of a validation, ``report.json``, as far as bundles and readers rely on them."""
 
     genotype_digest: str
     found_by: str

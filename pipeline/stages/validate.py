@@ -162,7 +162,7 @@ def _sampled(labels: Labels) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What passed the gate: the model's logits of all test images, and how they were judged."""
+    """Model that passed the gate: its logits of all test images, and how they were judged."""
 
     parity: ParityReport
     self_test: SelfTest

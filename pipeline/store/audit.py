@@ -15,7 +15,7 @@ from .version import Version, as_version, open_version
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found: ``checked`` counts versions, present or missing."""
+    """Findings of an audit: ``checked`` counts versions, present or missing."""
 
     checked: int
     damaged: list[Damage]

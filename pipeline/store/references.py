@@ -50,7 +50,7 @@ def rebuild_hint(run: str, stage: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a reference stands: its name and its file, which may be damaged."""
+    """Place of a reference: its name and its file, which may be damaged."""
 
     run: str
     stage: str

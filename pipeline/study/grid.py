@@ -56,7 +56,7 @@ _MAX_RUN_NAME = 64
 
 
 class _Block(Section):
-    """What the file's top and its variants have in common; None: as above."""
+    """Block of settings, of the file's top or of a variant; None: as above."""
 
     methods: Annotated[list[str], Field(min_length=1)] | None = None
     spaces: Annotated[list[str], Field(min_length=1)] | None = None
@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
+        """Name for a person."""
         title = f"{self.variant}, {self.data}, {self.space}, {self.method}, seed {self.seed}"
         return f"{title}, training {self.training + 1}" if self.trainings > 1 else title
 
