@@ -135,7 +135,7 @@ def measured(case: tuple[str, int, int, int], root: str) -> dict[str, Any]:
             input_shape=shape,
             opset=20,
             metadata={},
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
         )
         logits = in_batches(session_of(model), images, BATCH)
         row[precision] = {

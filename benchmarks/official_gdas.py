@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from d2nas.config import SearchConfig
-from pipeline.bench.pairs import Contestant, compare
-from pipeline.bench.search import CLASSES, IMAGE_SIZE, Stepper
+
+from .pairs import Contestant, compare
+from .search import CLASSES, IMAGE_SIZE, Stepper
 
 NODES, REDUCTIONS = 4, (2, 5)
 
@@ -45,7 +46,7 @@ def official_network(checkout: Path, config: SearchConfig) -> nn.Module:
         before, last, was_reduction = last, NODES * width, is_reduction
     network.cells = nn.ModuleList(cells)
     network.train()
-    return network
+    return network  # type: ignore[no-any-return]
 
 
 def official_step(network: Any, config: SearchConfig) -> Callable[[], None]:

@@ -55,14 +55,14 @@ _debug = False
 _arguments: list[str] = []
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code.
+def run(arguments: list[str], application: typer.Typer = app) -> int:
+    """Run the command line, or another ``application``'s, and return its exit code.
 
     Output that cannot be written raises nowhere: it is code 7 where the command was asked for it,
     and nothing where it is talk.
     """
     with guarded_streams():
-        code = _run(arguments)
+        code = _run(arguments, application)
         lost = lost_output()
         if code == 0 and lost is not None:
             _console().error(
@@ -73,13 +73,13 @@ def run(arguments: list[str]) -> int:
         return code
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], application: typer.Typer) -> int:
     global _arguments, _debug
     _arguments, _debug = arguments, False
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(application)
     try:
         # Not ``main``: it takes every EOFError for an interrupt, and leaves at any broken pipe.
-        with command.make_context("d2nas", [*arguments]) as context:
+        with command.make_context(application.info.name, [*arguments]) as context:
             result = command.invoke(context)
         return result if isinstance(result, int) else 0
     except typer.Exit as exit:

@@ -278,7 +278,7 @@ def _mean(values: Any) -> float | None:
 
 
 def _spearman(pairs: list[tuple[float, float]]) -> float | None:
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import spearmanr
 
     ones, others = zip(*pairs, strict=True)
     if len(set(ones)) == 1 or len(set(others)) == 1:

@@ -175,7 +175,7 @@ OPTIONS = (
     ["search", "quickstart", "--nproc", "9" * 30],
     ["search", "quickstart", "--nproc", "0"],
     ["doctor", "--opset", "9" * 30],
-    ["bench", "search", "--pairs", "9" * 30],
+    ["bench", "profile", "x", "--batch", "9" * 30],
     ["serve", "exported/x", "--port", "9" * 30],
     ["export", "x/search@v" + "9" * 5000],
     ["export", "x/search@v0"],

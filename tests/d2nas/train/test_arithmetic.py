@@ -10,6 +10,8 @@ from searches import CPU, search_by
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import Place
 
+from benchmarks.search import Stepper, made_images
+from benchmarks.train import OurStepper, PlainStepper
 from d2nas.config import build_config
 from d2nas.data.images import Normalizer
 from d2nas.errors import ConfigError
@@ -17,8 +19,6 @@ from d2nas.train import retrain as retrain_module
 from d2nas.train import search as search_module
 from d2nas.train.loop import Loop, predict
 from d2nas.train.precision import Arithmetic, arithmetic_of, compute_type, resolve_precision
-from pipeline.bench.search import Stepper, made_images
-from pipeline.bench.train import OurStepper, PlainStepper
 from pipeline.preflight.plan import _Estimates
 
 CUDA = torch.device("cuda:0")

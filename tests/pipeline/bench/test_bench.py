@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import search as bench_search
+from benchmarks.__main__ import main
+from benchmarks.pairs import Contestant, compare
+from benchmarks.search import Stepper, check_same_code, compare_methods
 from d2nas import SPACES
 from d2nas.config import SearchConfig
 from d2nas.errors import ConfigError
@@ -16,12 +20,9 @@ from d2nas.nn import units
 from d2nas.train.search import architecture_step
 from pipeline.bench import memory as bench_memory
 from pipeline.bench import memory_cases as bench_memory_cases
-from pipeline.bench import search as bench_search
 from pipeline.bench.memory import draws_of, measure_all, measure_case
 from pipeline.bench.memory_cases import PAPER, RIVALS, Case, Measurement, cases
 from pipeline.bench.memory_report import goals, rows_of, table_rows, unexpected_worst
-from pipeline.bench.pairs import Contestant, compare
-from pipeline.bench.search import Stepper, check_same_code, compare_methods
 from pipeline.cli import run
 
 CPU = torch.device("cpu")
@@ -340,24 +341,24 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bench_search_prints_rows_and_the_goal(
     capfd: pytest.CaptureFixture[str], small_images: None
 ) -> None:
-    arguments = ["bench", "search", "--pairs", "1", *TINY_SETTINGS]
-    assert run([*arguments, "--json"]) == 0
+    arguments = ["search", "--pairs", "1", *TINY_SETTINGS]
+    assert main([*arguments, "--json"]) == 0
     captured = capfd.readouterr()
     assert {"d2nas, 1 draw", "entangled"} <= {row["case"] for row in json.loads(captured.out)}
     assert captured.err.count("goal: d2nas, 1 draw") == 2
-    assert run(arguments) == 0
+    assert main(arguments) == 0
     assert "2 cells x 4 channels, batch 2" in capfd.readouterr().out
 
 
 def test_a_profile_says_where_the_time_goes(
     capfd: pytest.CaptureFixture[str], small_images: None
 ) -> None:
-    arguments = ["bench", "search", "--profile", "--threads", "1", *TINY_SETTINGS]
-    assert run([*arguments, "--json"]) == 0
+    arguments = ["search", "--profile", "--threads", "1", *TINY_SETTINGS]
+    assert main([*arguments, "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert {"convolution", "batch norm", "optimizer"} <= {row["group"] for row in rows}
-    assert run(arguments) == 0
+    assert main(arguments) == 0
     assert "convolution" in capfd.readouterr().out
 
 
@@ -365,7 +366,7 @@ def test_a_profile_says_where_the_time_goes(
 def test_settings_of_other_stages_and_misspelt_ones_are_refused(
     capfd: pytest.CaptureFixture[str], setting: str
 ) -> None:
-    assert run(["bench", "search", "--set", setting]) == 2
+    assert main(["search", "--set", setting]) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
     assert setting.partition("=")[0] in captured.err

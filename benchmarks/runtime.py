@@ -16,12 +16,12 @@ from d2nas.genotype import Genotype
 from d2nas.nn.network import Network
 from d2nas.nn.operations import initialize
 from d2nas.randomness import generator
+from pipeline.gate.eager import LAYOUTS, eager_inputs, eager_run, session_threads
+from pipeline.onnx_io.export import export_onnx
+from pipeline.onnx_io.latency import timing_images
+from pipeline.onnx_io.providers import resolve_device
+from pipeline.onnx_io.session import open_session
 
-from ..gate.eager import LAYOUTS, eager_inputs, eager_run, session_threads
-from ..onnx_io.export import export_onnx
-from ..onnx_io.latency import timing_images
-from ..onnx_io.providers import resolve_device
-from ..onnx_io.session import open_session
 from .pairs import Contestant, compare
 
 GENOTYPE = "DARTS_V2"

@@ -1,4 +1,4 @@
-"""``d2nas bench train``: what ours is timed against computes the same; no test reads the clock."""
+"""``python -m benchmarks train``: the plain network computes the same; no test reads the clock."""
 
 import itertools
 import json
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import train as bench_train
+from benchmarks.__main__ import main
+from benchmarks.plain_network import PlainNetwork
+from benchmarks.search import made_images
+from benchmarks.train import OurStepper, PlainStepper, Traffic, compare_training, estimate
 from d2nas import Genotype, Network
 from d2nas.config import RetrainConfig, build_config
 from d2nas.nn.units import keep_everything
-from pipeline.bench import train as bench_train
-from pipeline.bench.plain_network import PlainNetwork
-from pipeline.bench.search import made_images
-from pipeline.bench.train import OurStepper, PlainStepper, Traffic, compare_training, estimate
-from pipeline.cli import run
 
 CPU = torch.device("cpu")
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
@@ -98,7 +98,7 @@ def test_operations_that_read_the_same_state_share_their_relu() -> None:
 
 def test_rows_compare_steps_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr("pipeline.bench.pairs.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("benchmarks.pairs.time.perf_counter", lambda: float(next(ticks)))
     steps, images = compare_training(tiny(), 2, steps=1, size=8)
     assert (steps["case"], steps["against"], steps["unit"]) == ("d2nas", "plain", "step")
     assert (images["unit"], images["pairs"]) == ("image", 2)
@@ -149,10 +149,10 @@ def test_estimates_are_called_so_and_bound_by_the_slower_of_two(
 def test_the_command(capfd: pytest.CaptureFixture[str]) -> None:
     small = ["num_cells=2", "init_channels=4", "batch_size=2", "auxiliary=false"]
     words = [word for setting in small for word in ("--set", f"retrain.{setting}")]
-    assert run(["bench", "train", "--pairs", "1", "--json", *words]) == 0
+    assert main(["train", "--pairs", "1", "--json", *words]) == 0
     captured = capfd.readouterr()
     assert {row["unit"] for row in json.loads(captured.out)} == {"step", "image"}
     assert "goal:" in captured.err
-    assert run(["bench", "train", "--pairs", "1", *words]) == 0
+    assert main(["train", "--pairs", "1", *words]) == 0
     assert "nothing was measured on a GPU" in capfd.readouterr().out
-    assert run(["bench", "train", "--set", "search.draws=1"]) == 2
+    assert main(["train", "--set", "search.draws=1"]) == 2

@@ -1,4 +1,4 @@
-"""``d2nas bench serve``: what its rows count. No test reads the clock."""
+"""``python -m benchmarks serve``: what its rows count. No test reads the clock."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.__main__ import main
+from benchmarks.serve import BLOCKS, _check, _measure, _row, _Way, table_rows
 from d2nas.errors import ValidationFailedError
-from pipeline.bench.serve import BLOCKS, _check, _measure, _row, _Way, table_rows
-from pipeline.cli import run
 
 LOGITS = np.ones((1, 3), np.float32)
 
@@ -17,9 +17,9 @@ def test_rows_say_who_asked_how_often(
     finished_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bundle = str(finished_folder / "exported" / "toy")
-    command = ["bench", "serve", bundle, "--clients", "2", "--requests", "11", "--device", "cpu"]
+    command = ["serve", bundle, "--clients", "2", "--requests", "11", "--device", "cpu"]
     capfd.readouterr()
-    assert run([*command, "--json"]) == 0
+    assert main([*command, "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)
     names = [row["way"] for row in rows]
     assert names[0].startswith("direct, CPU ")
@@ -57,5 +57,5 @@ def test_a_wrong_answer_ends_the_benchmark() -> None:
 
 
 def test_too_few_requests_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "serve", str(tmp_path), "--requests", "4"]) == 2
+    assert main(["serve", str(tmp_path), "--requests", "4"]) == 2
     assert "4 requests: at least 5 are needed" in capfd.readouterr().err

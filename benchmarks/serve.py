@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, ValidationFailedError
-
-from ..own_process import own_command, own_environment
-from ..serving.command import check_extra
-from ..serving.protocol import HEADER_LENGTH, INPUT_NAME, encode_json
-from ..serving.service import signature_of
+from pipeline.own_process import own_command, own_environment
+from pipeline.serving.command import check_extra
+from pipeline.serving.protocol import HEADER_LENGTH, INPUT_NAME, encode_json
+from pipeline.serving.service import signature_of
 
 BLOCKS = 5
 COLUMNS = ("way", "clients", "requests", "p50 ms", "p99 ms", "requests/s", "from", "to")
@@ -55,10 +54,10 @@ def compare_serving(
     if requests < BLOCKS:
         raise ConfigError(f"{requests} requests: at least {BLOCKS} are needed, one for each block")
     check_extra()
-    from ..bundle.reader import open_bundle
-    from ..onnx_io.latency import timing_images
-    from ..onnx_io.providers import resolve_device
-    from ..onnx_io.session import open_session
+    from pipeline.bundle.reader import open_bundle
+    from pipeline.onnx_io.latency import timing_images
+    from pipeline.onnx_io.providers import resolve_device
+    from pipeline.onnx_io.session import open_session
 
     bundle = open_bundle(folder)
     device = resolve_device(device)
