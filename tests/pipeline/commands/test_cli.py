@@ -20,7 +20,7 @@ from pipeline.preflight import doctor
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
 COMMANDS += ["serve", "bench"]
-BENCH_COMMANDS = ["memory", "profile", "runtime", "search", "serve", "train"]
+BENCH_COMMANDS = ("memory", "profile")
 MAX_OPTIONS = 11
 
 
