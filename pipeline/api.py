@@ -7,7 +7,7 @@ bundle.predict(["picture.png"])
 load_bundle("exported/quickstart").report["accuracy"]
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from d2nas.data.decoding import Decoding, fit_image
 from d2nas.data.preprocess import upright
 from d2nas.errors import ConfigError, D2NasError
 
-from .bundle.pictures import Picture
+from .bundle.pictures import Picture, pictures_at
 from .bundle.prediction import TOP, Prediction, check_golden, open_model, predictions
 from .bundle.reader import Bundle, open_bundle
 from .onnx_io.providers import resolve_device
@@ -38,6 +38,12 @@ class LoadedBundle:
 
     bundle: Bundle
     device: str
+
+    def __repr__(self) -> str:
+        return (
+            f"LoadedBundle({str(self.folder)!r}, device={self.device!r}, "
+            f"classes={len(self.labels)})"
+        )
 
     @property
     def folder(self) -> Path:
@@ -61,18 +67,24 @@ class LoadedBundle:
         check_golden(self.bundle, session)
         return session
 
-    def predict(self, images: Iterable[PictureLike], *, top: int = TOP) -> list[Prediction]:
-        """Return the ``top`` most probable classes of each picture, in order.
+    def predict(
+        self, images: PictureLike | Iterable[PictureLike], *, top: int = TOP
+    ) -> list[Prediction]:
+        """Return the ``top`` most probable classes of each picture, in order; of one, a list too.
 
-        A picture is a path, one of Pillow's, or its uint8 pixels, height x width (x 3); all are
-        prepared as in training. Raises ``ConfigError`` or ``StorageError`` for the first that
-        cannot be read, ``ValidationFailedError`` where the model does not answer as validated.
+        A picture is a path (of a folder: all in it, sorted), one of Pillow's, or its uint8 pixels,
+        height x width (x 3); all are prepared as in training. Raises ``ConfigError`` or
+        ``StorageError`` for the first that cannot be read, ``ValidationFailedError`` where the
+        model does not answer as validated.
         """
 
         def refuse(error: D2NasError) -> None:
             raise error
 
-        pictures = (_picture(image, index) for index, image in enumerate(images))
+        given: Iterable[Any] = (
+            [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+        )
+        pictures = (found for index, image in enumerate(given) for found in _found(image, index))
         parts = predictions(self.bundle, self.session, pictures, refuse, top)
         return [prediction for part in parts for prediction in part]
 
@@ -141,9 +153,11 @@ class _PictureInMemory(Picture):
             raise ConfigError(f"picture {self.index}: {error}") from error
 
 
-def _picture(image: PictureLike, index: int) -> Picture:
+def _found(image: Any, index: int) -> Iterator[Picture | D2NasError]:
+    """Yield a picture, or those of a folder, or what is wrong with it."""
     if isinstance(image, str | Path):
-        return Picture(Path(image))
+        yield from pictures_at(str(image), lambda _: None)
+        return
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ConfigError(
@@ -151,4 +165,9 @@ def _picture(image: PictureLike, index: int) -> Picture:
                 f"{image.dtype} {' x '.join(map(str, image.shape))}"
             )
         image = Image.fromarray(image)
-    return _PictureInMemory(None, image, index)
+    if not isinstance(image, Image.Image):
+        raise ConfigError(
+            f"picture {index}: a path, a picture of Pillow's or uint8 pixels are needed, not "
+            f"{type(image).__name__}"
+        )
+    yield _PictureInMemory(None, image, index)

@@ -127,7 +127,7 @@ def find_images(root: Path) -> FolderListing:
     ``left_out``. A link to a file counts if it stays inside ``root``.
 
     Raises ``ConfigError`` for anything that would make a wrong data set. First for the layout: no
-    images, splits that can't be told from classes, classes that lie deeper (``image_layouts``).
+    images, splits that can't be told from classes, classes that lie deeper (``layouts``).
     Then for all of these at once: fewer than two classes, a class that is empty, too small, or not
     among the training classes, names that can't be printed, links that leave ``root`` or lead to
     folders.
@@ -359,7 +359,7 @@ def _checked(search: _Search, parts: dict[str, dict[str, list[str]]]) -> FolderL
     for part, classes in parts.items():
         for name, images in classes.items():
             where = f"class {shown(f'{part}/{name}' if part else name)}"
-            remedy = "add images, or remove the folder"
+            remedy = "add images, or name the folder of the classes: --data-root"
             if not images:
                 faults.add("empty classes", f"{where} has no images", remedy)
             elif name not in train:

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..config import DataConfig
+from ..config import DataConfig, build_config
 from ..devices import send
 from ..errors import ConfigError
 from .files import ImageFiles
@@ -48,7 +48,7 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Labelled images: uint8 ``N x channels x height x width`` and int64 ``N``."""
 
@@ -60,6 +60,9 @@ class ImageSet:
             raise ValueError("images must be a uint8 tensor N x C x H x W")
         if self.labels_N.dtype != torch.int64 or self.labels_N.shape != (len(self.images_NCHW),):
             raise ValueError("labels must be an int64 tensor with one label per image")
+
+    def __repr__(self) -> str:
+        return f"ImageSet({' x '.join(map(str, self.images_NCHW.shape))})"
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -82,7 +85,7 @@ Images = ImageSet | ImageFiles
 """Images in memory or on disk: both can be counted, moved, selected from, and read in parts."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
     """One data set, split and described.
 
@@ -90,7 +93,7 @@ class ImageData:
     and ``arch_half`` are its two parts, which the weight step and the architecture step see (views
     of ``train``, which lists one after the other). ``test`` is what accuracy is measured on: the
     data set's test images, or held-out training images. ``mean`` and ``std`` are per channel, of
-    ``train`` alone, for values 0 to 1. ``digest`` is that of ``data_sources.content_digest``: of
+    ``train`` alone, for values 0 to 1. ``digest`` is that of ``sources.content_digest``: of
     the whole data set, whatever was left out.
     """
 
@@ -113,6 +116,13 @@ class ImageData:
     """Part of the shorter side that was kept."""
     sizes: ImageSize | None = None
     """What a folder's pictures are, and how they come to ``image_size``."""
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageData({self.name!r}: {len(self.class_names)} classes, {len(self.train)} training "
+            f"and {len(self.test)} {self.evaluation} images, {self.channels} x {self.image_size} x "
+            f"{self.image_size})"
+        )
 
     @classmethod
     def from_dataset(
@@ -245,24 +255,27 @@ class Normalizer:
 
 
 def load_data(
-    config: DataConfig | None = None,
+    config: DataConfig | str | None = None,
     *,
     seed: int = 0,
     default_root: Path | None = None,
     cache: DigestCache | None = None,
 ) -> ImageData:
-    """Load, split and measure the data set that ``config`` names; by default the digits.
+    """Load, split and measure the data set that ``config`` names, or is named by it; by default
+    the digits.
 
     A published data set without ``root`` is looked for, or put, into ``default_root``, else the
     folder that the command line uses.
     Test images are the published ones, the folder's test/ or, without test/, its val/; else
     ``test_fraction`` of each class. The architecture half is val/ where test/ is there too, else
     ``validation_fraction`` of each class. With ``evaluation="held-out"`` those test images are left
-    out, and some of the others stand in for them; see ``data_splits.split_pool``, also
+    out, and some of the others stand in for them; see ``splits.split_pool``, also
     for ``train_images``. ``split_seed``, else ``seed``, decides all these draws. Raises
     ``ConfigError`` for data that can't be used, ``DamagedArtifactError`` for a published file with
     a wrong checksum.
     """
+    if isinstance(config, str):
+        config = build_config({"data": {"name": config}}).data
     config = config or DataConfig()
     default_root = data_folder() if default_root is None else default_root
     pool = open_pool(config, default_root=default_root, cache=cache)
@@ -307,7 +320,10 @@ def _collected(dataset: LabelledImages) -> tuple[Tensor, Tensor]:
     images: list[Tensor] = []
     labels: list[int] = []
     for index in range(len(dataset)):
-        image, label = dataset[index]
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ConfigError(f"item {index}: (image, label) is needed, not {type(item).__name__}")
+        image, label = item
         pixels = torch.from_numpy(np.array(image)) if isinstance(image, Image) else image
         if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
             kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__

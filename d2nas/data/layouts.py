@@ -96,16 +96,20 @@ def check_depth(root: Path, part: str, classes: Mapping[str, Sequence[str]]) -> 
 
 
 def nested_line(root: Path, part: str, classes: Mapping[str, Sequence[str]]) -> str | None:
-    """Say in one line which classes are taken where none of them holds a picture itself, only
+    """Say in one line which classes are taken where one of them holds no picture itself, only
     folders with pictures, so that those may be what is meant; None where there is no doubt.
     Arguments as in ``check_depth``.
     """
     folders = [_tree(part, name, paths) for name, paths in classes.items()]
-    if not all(folder.is_outer for folder in folders):
-        return None
     doubtful = next((meant for folder in folders if (meant := folder.spread())), None)
     if doubtful is None:
         return None
+    if not all(folder.is_outer for folder in folders):
+        return (
+            f"{shown(doubtful.path)}/ is taken for one class, but unlike others it holds no "
+            f"picture itself, only folders ({_some(doubtful.inner)}); if those are the classes: "
+            f"--data-root {_quoted(root / doubtful.path)}"
+        )
     return (
         f"no class folder holds pictures itself: the classes are {_some(classes)}, and what lies "
         f"in {shown(doubtful.path)}/ ({_some(doubtful.inner)}) is one of them; if those are the "

@@ -59,22 +59,27 @@ def _found(names: Sequence[str], say: Callable[[str], None]) -> Iterator[Picture
     for name in names:
         if name == STDIN:
             yield Picture(None)
-            continue
-        try:
-            listing = listing_of(name)
-        except (ConfigError, StorageError) as error:
-            yield error
-            continue
-        if listing is None:
-            yield Picture(Path(name))
-            continue
-        line = left_out_line(listing.left_out, name)
-        if line is not None:
-            say(line)
-        if not listing.pictures:
-            yield ConfigError(f"{shown(name)}: no picture in this folder", hint=known_suffixes())
-        for path, problem in listing.pictures:
-            yield Picture(listing.root / path) if problem is None else problem
+        else:
+            yield from pictures_at(name, say)
+
+
+def pictures_at(name: str, say: Callable[[str], None]) -> Iterator[Picture | D2NasError]:
+    """Yield the picture at a path, or all in the folder there; see ``find_pictures``."""
+    try:
+        listing = listing_of(name)
+    except (ConfigError, StorageError) as error:
+        yield error
+        return
+    if listing is None:
+        yield Picture(Path(name))
+        return
+    line = left_out_line(listing.left_out, name)
+    if line is not None:
+        say(line)
+    if not listing.pictures:
+        yield ConfigError(f"{shown(name)}: no picture in this folder", hint=known_suffixes())
+    for path, problem in listing.pictures:
+        yield Picture(listing.root / path) if problem is None else problem
 
 
 def listing_of(name: str) -> PictureListing | None:

@@ -58,9 +58,12 @@ _MAX_FILE_BYTES = 64 * 2**20
 _MAX_BUNDLE_BYTES = 4 * 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A bundle that was whole and consistent when it was opened."""
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.folder)!r}, version={self.number}, digest={self.digest!r})"
 
     folder: Path
     name: str

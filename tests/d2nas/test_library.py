@@ -104,6 +104,19 @@ def test_pictures_of_pillow_are_taken_as_their_pixels() -> None:
     assert found.train.pixels(slice(0, 1))[0, 1:, 0, 0].tolist() == [1, 2]
 
 
+def test_data_are_loaded_by_name_and_shown_in_one_line() -> None:
+    found = load_data("digits")
+    assert (
+        repr(found)
+        == "ImageData('digits': 10 classes, 1438 training and 359 test images, 1 x 8 x 8)"
+    )
+    assert repr(found.test) == "ImageSet(359 x 1 x 8 x 8)"
+    with pytest.raises(ConfigError, match="nope"):
+        load_data("nope")
+    with pytest.raises(ConfigError, match=r"item 0: \(image, label\) is needed, not int"):
+        ImageData.from_dataset([1, 2])  # type: ignore[arg-type]
+
+
 def test_the_digest_is_of_the_content() -> None:
     def digest(shift: int) -> str:
         return ImageData.from_dataset(Pictures(20, lambda index: grey(index + shift))).digest

@@ -10,7 +10,7 @@ from PIL import Image
 from toy import Place
 
 from d2nas import load_bundle, run
-from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
+from d2nas.errors import ConfigError, DamagedArtifactError
 from pipeline.bundle.prediction import Prediction
 
 
@@ -43,12 +43,32 @@ def test_a_picture_is_answered_alike_in_every_form(finished: Place, tmp_path: Pa
         assert prediction.logits == first.logits
 
 
+def test_one_picture_alone_and_a_folder_are_answered(finished: Place, tmp_path: Path) -> None:
+    bundle = load_bundle(bundle_of(finished))
+    for name in ("b.png", "a.png"):
+        Image.new("L", (9, 7), 80).save(tmp_path / name)
+    (alone,) = bundle.predict(str(tmp_path / "a.png"))
+    found = bundle.predict(tmp_path)
+    assert [Path(prediction.image).name for prediction in found] == ["a.png", "b.png"]
+    assert found[0] == alone
+    (pixels,) = bundle.predict(np.full((7, 9), 80, np.uint8))
+    assert pixels.logits == alone.logits
+
+
+def test_nothing_floods_a_terminal(finished: Place) -> None:
+    bundle = load_bundle(bundle_of(finished))
+    assert repr(bundle) == f"LoadedBundle({str(bundle.folder)!r}, device='cpu', classes=10)"
+    assert len(repr(bundle.bundle)) < 300
+
+
 def test_what_is_no_picture_is_told(finished: Place) -> None:
     bundle = load_bundle(bundle_of(finished))
     with pytest.raises(ConfigError, match="picture 0: uint8 pixels"):
         bundle.predict([np.zeros((4, 4), np.float32)])  # type: ignore[list-item]
-    with pytest.raises(StorageError, match="No such file"):
+    with pytest.raises(ConfigError, match=r"missing\.png: there is no such file"):
         bundle.predict(["missing.png"])
+    with pytest.raises(ConfigError, match=r"picture 1: a path, .* not int"):
+        bundle.predict([np.zeros((4, 4), np.uint8), 7])  # type: ignore[list-item]
 
 
 def test_a_damaged_bundle_is_not_loaded(place: Place, finished: Place) -> None:

@@ -224,7 +224,9 @@ def test_all_faults_are_told_at_once_by_kind(tmp_path, capsys):
         "first: class owl has no images"
     )
     assert raised.value.details == (*FAULTS, "and 2 more (links 1, irregular files 1)")
-    assert raised.value.hint == "add images, or remove the folder; remove it"
+    assert (
+        raised.value.hint == "add images, or name the folder of the classes: --data-root; remove it"
+    )
     store = str(tmp_path.parent / "store")
     assert run(["run", "folder", "--data-root", str(tmp_path), "--plan", "--store", store]) == 2
     told = capsys.readouterr().err.splitlines()

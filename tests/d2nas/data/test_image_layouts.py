@@ -88,7 +88,7 @@ def test_splits_inside_of_classes_are_not_mixed(tmp_path, monkeypatch):
 
 
 LEGITIMATE = {
-    "folders inside one class": {"cat/a": 2, "cat/b": 2, "dog": 4},
+    "folders inside one class": {"cat/a": 2, "cat/b": 2, "cat": 1, "dog": 4},
     "folders of some classes' names in one": {"cat": 4, "dog/cat": 2, "dog/dog": 2},
     "one folder inside each": {"cat/cat": 4, "dog/dog": 4},
     "a class of the name of a split": {"train/a": 4, "train": 1, "bus": 4},
@@ -110,6 +110,16 @@ def test_folders_inside_of_classes_are_still_walked(tmp_path, counts):
     assert len(listing.class_names) == 2
 
 
+def test_a_folder_of_folders_beside_classes_with_pictures_is_told(tmp_path):
+    root = write_classes(tmp_path, {"pics/cat": 4, "pics/dog": 4, "screens": 4, "shots": 4})
+    assert find_images(root).nested == (
+        "pics/ is taken for one class, but unlike others it holds no picture itself, only folders "
+        f"(cat, dog); if those are the classes: --data-root {root / 'pics'}"
+    )
+    write_classes(root, {"pics": 1})
+    assert find_images(root).nested is None
+
+
 def test_where_it_may_be_either_what_is_taken_is_told(tmp_path):
     root = write_classes(tmp_path / "a b", below("site2", "site1"))
     listing = find_images(root)
@@ -123,4 +133,6 @@ def test_where_it_may_be_either_what_is_taken_is_told(tmp_path):
     config = DataConfig(name="folder", root=str(root))
     assert told in load_data(config, seed=0, default_root=root).warnings
     write_classes(root, {"site1": 1})
+    assert "site2/ is taken for one class" in str(find_images(root).nested)
+    write_classes(root, {"site2": 1})
     assert find_images(root).nested is None
