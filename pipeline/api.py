@@ -7,6 +7,8 @@ bundle.predict(["picture.png"])
 load_bundle("exported/quickstart").report["accuracy"]
 """
 
+import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +30,9 @@ from .onnx_io.providers import resolve_device
 
 if TYPE_CHECKING:
     from .onnx_io.session import OnnxSession
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Decoding changes the process's filters of warnings while it lasts: no two threads at once."""
 
 PictureLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -62,7 +67,7 @@ class LoadedBundle:
 
     @cached_property
     def session(self) -> "OnnxSession":
-        """The model, opened when it is first asked; it answers its golden inputs first."""
+        """The model on its device; it has answered its golden inputs."""
         session = open_model(self.bundle, self.device)
         check_golden(self.bundle, session)
         return session
@@ -85,8 +90,9 @@ class LoadedBundle:
             [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         )
         pictures = (found for index, image in enumerate(given) for found in _found(image, index))
-        parts = predictions(self.bundle, self.session, pictures, refuse, top)
-        return [prediction for part in parts for prediction in part]
+        with _ONE_AT_A_TIME:
+            parts = predictions(self.bundle, self.session, pictures, refuse, top)
+            return [prediction for part in parts for prediction in part]
 
 
 def load_bundle(
@@ -98,11 +104,13 @@ def load_bundle(
     bundle or no such device, ``DamagedArtifactError`` naming the file that is wrong,
     ``StorageError``.
     """
-    return LoadedBundle(open_bundle(Path(folder), digest), resolve_device(device))
+    loaded = LoadedBundle(open_bundle(Path(folder), digest), resolve_device(device))
+    _ = loaded.session  # a device that is not there is told now
+    return loaded
 
 
 def run(
-    preset: str = "quickstart",
+    preset: str | Path = "quickstart",
     settings: Mapping[str, Any] | Sequence[str] = (),
     *,
     name: str | None = None,
@@ -123,16 +131,28 @@ def run(
     from .running.runner import Reuse
 
     given = (
-        [f"{key}={value}" for key, value in settings.items()]
+        [f"{key}={_in_toml(value)}" for key, value in settings.items()]
         if isinstance(settings, Mapping)
         else list(settings)
     )
-    config = configure(preset, given, None if data_root is None else str(data_root))
+    named = str(preset)
+    config = configure(named, given, None if data_root is None else str(data_root))
     reuse = Reuse.NOTHING if fresh else Reuse.EVERYTHING
-    title = name or run_name(preset)
+    title = name or run_name(named)
     check_place(Path(exported), title)
     result = bring_up_to_date(title, config, Path(store), reuse)
     return load_bundle(write_bundle(Path(exported), result.run, result.versions))
+
+
+def _in_toml(value: Any) -> str:
+    """Return a setting's value as ``--set`` takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(json.dumps(item) for item in value)}]"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -149,7 +169,7 @@ class _PictureInMemory(Picture):
     def pixels(self, decoding: Decoding) -> NDArray[np.uint8]:
         try:
             return fit_image(upright(self.image), decoding)
-        except (OSError, ValueError) as error:
+        except (ArithmeticError, OSError, TypeError, ValueError) as error:
             raise ConfigError(f"picture {self.index}: {error}") from error
 
 
@@ -159,7 +179,8 @@ def _found(image: Any, index: int) -> Iterator[Picture | D2NasError]:
         yield from pictures_at(str(image), lambda _: None)
         return
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        is_grey, is_colour = image.ndim == 2, image.ndim == 3 and image.shape[2:] == (3,)
+        if image.dtype != np.uint8 or not (is_grey or is_colour) or not image.size:
             raise ConfigError(
                 f"picture {index}: uint8 pixels, height x width (x 3), are needed, not "
                 f"{image.dtype} {' x '.join(map(str, image.shape))}"

@@ -4,6 +4,7 @@ Nothing here keeps a position or a generator: all is a function of (seed, purpos
 """
 
 import hashlib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -19,6 +20,7 @@ from ..config import DataConfig, build_config
 from ..devices import send
 from ..errors import ConfigError
 from .files import ImageFiles
+from .folders import MIN_TRAIN_IMAGES
 from .readers import TEST, TRAIN, Pool, check_fits, open_pool
 from .sizes import ImageSize
 from .sources import DigestCache, content_digest, data_folder
@@ -154,12 +156,25 @@ class ImageData:
                 )
             images, labels = torch.cat((images, more)), torch.cat((labels, more_labels))
             parts = torch.cat((parts, torch.full((len(more),), TEST)))
-        names = class_names or getattr(dataset, "classes", None)
-        names = tuple(map(str, names or range(int(labels.max()) + 1)))
-        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
+        given = class_names or getattr(dataset, "classes", None)
+        least, most = int(labels.min()), int(labels.max())
+        names = tuple(map(str, given or range(min(most + 1, len(labels)))))
+        if least < 0 or most >= len(names):
+            raise ConfigError(f"labels are {least} to {most}, classes 0 to {len(names) - 1}")
+        if len(names) < 2 or len(set(names)) < len(names):
             raise ConfigError(
-                f"labels are {int(labels.min())} to {int(labels.max())}, classes 0 to "
-                f"{len(names) - 1}"
+                f"two classes or more of different names are needed, not {names!r:.200}"
+            )
+        trained = labels[parts == TRAIN].bincount(minlength=len(names))
+        if int(trained.min()) < MIN_TRAIN_IMAGES:
+            raise ConfigError(
+                f"class {names[int(trained.argmin())]!r:.50} has {int(trained.min())} images, at "
+                f"least {MIN_TRAIN_IMAGES} are needed"
+            )
+        if config.image_size not in (None, images.shape[-1]):
+            raise ConfigError(
+                f"data.image_size is {config.image_size}, the images have {images.shape[-1]}",
+                hint="resize them in the data set's transforms",
             )
         digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         pool = Pool(
@@ -346,10 +361,19 @@ def _collected(dataset: LabelledImages) -> tuple[Tensor, Tensor]:
                 f"image {index} is {_shape(pixels[None])}, the first {_shape(images[0][None])}"
             )
         images.append(pixels)
-        labels.append(int(label))
+        labels.append(_class_number(label, index))
     if not images:
         raise ConfigError("the data set has no images")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _class_number(label: Any, index: int) -> int:
+    try:
+        return operator.index(label)
+    except (TypeError, RuntimeError, ValueError):
+        raise ConfigError(
+            f"item {index}: the label is a whole number, not {type(label).__name__} {label!r:.50}"
+        ) from None
 
 
 def _shape(images_NCHW: Tensor) -> str:

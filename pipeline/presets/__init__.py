@@ -100,6 +100,8 @@ def _read(name: str) -> tuple[_Layer, str | None]:
             f"{name}: preset must be the name of a preset or of a .toml file",
             hint=f'for example preset = "folder"; presets: {", ".join(preset_names())}',
         )
+    if start is not None and start.endswith(".toml"):
+        start = str(Path(name).parent / start)  # as whoever wrote the file sees it
     sources = values.pop("sources", {})
     if not isinstance(sources, dict) or not all(isinstance(text, str) for text in sources.values()):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,10 +39,14 @@ Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 @contextmanager
 def signals_handled(handler: Handler) -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP by ``handler`` inside the ``with`` (main thread only).
+    """Handle SIGINT, SIGTERM and SIGHUP by ``handler`` inside the ``with``.
 
-    A terminal's hang-up that is ignored (``nohup``) stays ignored.
+    A terminal's hang-up that is ignored (``nohup``) stays ignored. In another thread than the main
+    one Python allows no handler, and signals stay the caller's.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = [
         number
         for number in STOP_SIGNALS

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from d2nas.config.deployment import ValidateConfig
 from d2nas.data.images import ImageData
+from d2nas.data.sources import PUBLISHED
 from d2nas.data.subsample import SAMPLE_RULE
-from d2nas.errors import DamagedArtifactError, ValidationFailedError
+from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
 from d2nas.files.strict_json import canonical_json
 from d2nas.files.tensors import encode_tensors
 from d2nas.measure.cost import MACS_CONVENTION
@@ -84,6 +85,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     what = f"{exported.reference}: {MODEL_FILE}"
     session = open_session(model, device=device, what=what)
     data = context.data()
+    _require_unseen(context, data)
     images = TestImages(data, session.description)
     context.hooks.begin(2 + num_measured(session.device, config), 0, "check")
     context.hooks.say(f"validate on {session.device.label}: {len(images)} test images")
@@ -288,6 +290,32 @@ def _require_accurate(accuracy: Mapping[str, Any]) -> None:
             f"{100 * accuracy['floor']:g} % of PyTorch's {accuracy['torch']:.4f}",
             hint="validate.accuracy_floor",
         )
+
+
+def _require_unseen(context: Context, data: ImageData) -> None:
+    """Raise ``ConfigError`` where test images may be among those that the network learned from: of
+    other data, or of a split that was drawn otherwise.
+    """
+    trained = context.inputs["retrain"].manifest
+    changed = [] if trained.facts["data_digest"] == data.digest else ["images"]
+    was, now = trained.config, context.config.to_dict()
+    keys = ["evaluation", "held_out_images" if data.evaluation == "held-out" else "test_fraction"]
+    changed += [f"data.{key}" for key in keys if was["data"][key] != now["data"][key]]
+    if _split_seed(was) != _split_seed(now):
+        changed.append("data.split_seed" if now["data"]["split_seed"] is not None else "run.seed")
+    is_drawn = data.name not in PUBLISHED or data.evaluation == "held-out"
+    if changed and (is_drawn or not set(changed) <= {"run.seed", "data.split_seed"}):
+        raise ConfigError(
+            f"the network was trained with other {', '.join(changed)}: it may have learned from "
+            "images that would be its test",
+            hint="d2nas retrain RUN with the same settings; or d2nas evaluate BUNDLE DIR, for "
+            "labelled pictures that it has not seen",
+        )
+
+
+def _split_seed(config: Mapping[str, Any]) -> Any:
+    own = config["data"]["split_seed"]
+    return config["run"]["seed"] if own is None else own
 
 
 def _report(context: Context, data: ImageData, session: OnnxSession) -> dict[str, Any]:

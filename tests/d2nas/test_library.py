@@ -142,5 +142,18 @@ def test_pictures_that_cannot_be_used_are_told(make: Callable[[int], Any], reaso
 def test_labels_without_a_class_and_empty_data_are_told() -> None:
     with pytest.raises(ConfigError, match="labels are 0 to 1, classes 0 to 0"):
         ImageData.from_dataset(Pictures(4, grey), class_names=["only"])
+    with pytest.raises(ConfigError, match="different names"):
+        ImageData.from_dataset(Pictures(20, grey), class_names=["a", "a"])
+    with pytest.raises(ConfigError, match="class 'c' has 0 images"):
+        ImageData.from_dataset(Pictures(20, grey), class_names=["a", "b", "c"])
+    with pytest.raises(ConfigError, match=r"image_size is 16, the images have 8"):
+        ImageData.from_dataset(Pictures(20, grey), config=DataConfig(image_size=16))
+    for label, reason in (
+        (0.5, "whole number"),
+        ("cat", "whole number"),
+        (10**9, "classes 0 to 7"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            ImageData.from_dataset([(grey(0), label)] * 8)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no images"):
         ImageData.from_dataset(Pictures(0, grey))

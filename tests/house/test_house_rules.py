@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -46,6 +47,7 @@ def copy_of_sources(folder: Path) -> None:
 
 def test_control_an_upward_import_is_reported(tmp_path: Path) -> None:
     copy_of_sources(tmp_path)
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
     low = tmp_path / "d2nas" / "spaces.py"
     low.write_text(low.read_text() + "\nfrom .train import search  # upward\n")
     done = lint_imports(tmp_path)

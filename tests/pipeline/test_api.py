@@ -1,6 +1,9 @@
 """The product as a library: ``run`` and ``load_bundle``."""
 
 import shutil
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +79,58 @@ def test_a_damaged_bundle_is_not_loaded(place: Place, finished: Place) -> None:
     (copy / "labels.txt").write_text("other")
     with pytest.raises(DamagedArtifactError, match=r"labels\.txt"):
         load_bundle(copy)
+
+
+def test_a_run_in_another_thread_leaves_signals_to_the_caller(finished: Place) -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        found.append(run(finished.preset, store=finished.store, exported=finished.exported))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(300)
+    assert [str(bundle) for bundle in found] == [str(load_bundle(bundle_of(finished)))]
+
+
+def test_settings_are_values_of_python(finished: Place) -> None:
+    values = {
+        "retrain.auxiliary": False,
+        "validate.max_p99_ms": None,
+        "validate.parity_batches": (1, 4),
+        "retrain.lr": "high",
+    }
+    with pytest.raises(ConfigError, match=r"retrain\.lr") as raised:
+        run(finished.preset, values, store=finished.store)
+    assert "auxiliary" not in str(raised.value)
+
+
+def test_filters_of_warnings_outlast_threads(finished: Place) -> None:
+    bundle, before = load_bundle(bundle_of(finished)), list(warnings.filters)
+    pictures = [np.zeros((9, 7), np.uint8)] * 3
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: bundle.predict(pictures), range(12)))
+    assert found == [found[0]] * 12
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((0, 4), np.uint8),
+        np.zeros((4, 4, 1), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        Image.new("L", (0, 0)),
+        None,
+        "a\0b",
+    ],
+    ids=str,
+)
+def test_odd_pictures_are_told(finished: Place, picture: object) -> None:
+    with pytest.raises(ConfigError):
+        load_bundle(bundle_of(finished)).predict([picture])  # type: ignore[list-item]
+
+
+def test_a_device_that_is_not_there_is_told_at_once(finished: Place) -> None:
+    with pytest.raises(ConfigError):
+        load_bundle(bundle_of(finished), device="tpu")
