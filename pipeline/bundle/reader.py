@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from d2nas.errors import DamagedArtifactError
+from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.files.arrays import decode_arrays
 from d2nas.files.strict_json import canonical_json, parse_json
 from d2nas.files.verified_folder import read_plain_file
@@ -233,7 +233,10 @@ def _assemble(
     )
     if "preprocess.py" in files and not is_known(files["preprocess.py"]):
         raise damaged(folder, "preprocess.py", "is not the one that d2nas writes")
-    genotype = Genotype.from_json(files["genotype.json"], what=str(folder / "genotype.json"))
+    try:
+        genotype = Genotype.from_json(files["genotype.json"], what="its content")
+    except ConfigError as error:
+        raise damaged(folder, "genotype.json", str(error)) from error
     _check_agreement(bundle, config, lineage(model), genotype)
     return bundle
 

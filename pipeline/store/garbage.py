@@ -43,10 +43,16 @@ def find_garbage(
     ``StorageError`` where versions may only have lost sight of their names, unless
     ``everything_unnamed`` says that those are garbage too.
     """
-    if not is_there(layout.root):
+    if not _has_anything(layout):
         return []
     with store_lock(layout, file_system):
         return _garbage(layout, everything_unnamed=everything_unnamed)[0]
+
+
+def _has_anything(layout: Layout) -> bool:
+    """Whether a folder is a store at all: in another, not even a lock's file is made."""
+    folders = (layout.versions, layout.runs, layout.name_records, layout.staging, layout.locks)
+    return any(is_there(folder) for folder in folders)
 
 
 def collect_garbage(
@@ -56,7 +62,7 @@ def collect_garbage(
 
     Returns what was removed. Raises as ``find_garbage``, then nothing was removed.
     """
-    if not is_there(layout.root):
+    if not _has_anything(layout):
         return []
     with store_lock(layout, file_system):
         garbage, references = _garbage(layout, everything_unnamed=everything_unnamed)

@@ -124,7 +124,7 @@ def test_filters_of_warnings_outlast_threads(finished: Place) -> None:
         None,
         "a\0b",
     ],
-    ids=str,
+    ids=["empty", "one channel", "channels first", "empty picture", "none", "a path with a zero"],
 )
 def test_odd_pictures_are_told(finished: Place, picture: object) -> None:
     with pytest.raises(ConfigError):

@@ -186,6 +186,10 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda b: swap_operation(b / "genotype.json"),
         "report.json: contradicts",
     ),
+    "an empty genotype": (
+        lambda b: (b / "genotype.json").write_bytes(b"{}"),
+        "genotype.json: its content: normal is missing",
+    ),
     "a golden pickle": (
         lambda b: (b / "golden.safetensors").write_bytes(b"cos\nsystem\n(S'id'\ntR."),
         "not valid safetensors",

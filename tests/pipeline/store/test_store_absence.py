@@ -168,3 +168,10 @@ def careless_names_in(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=str)
+def test_in_a_folder_that_is_no_store_nothing_is_made(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "picture.png").touch()
+    assert run(["gc", "--store", str(tmp_path), *words]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
