@@ -4,6 +4,7 @@ What is replaced in this process before the workers are forked is replaced in th
 """
 
 import errno
+import gc
 import mmap
 import multiprocessing
 import os
@@ -47,6 +48,15 @@ for control in (multiprocessing.Lock, lambda: open("/dev/shm/file", "wb")):
     except OSError as error:
         print(error.errno)
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_workers_of_other_tests() -> None:
+    """End what an earlier test of this process left: a stream that only the collector ends."""
+    gc.collect()
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
 
 
 @pytest.fixture
