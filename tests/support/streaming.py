@@ -1,13 +1,26 @@
 """Small folders of pictures that are read while training."""
 
+import gc
 import hashlib
+import multiprocessing
 from pathlib import Path
+
+import pytest
 
 from d2nas.config import DataConfig, build_config
 from d2nas.data.batches import Batches
 from d2nas.data.images import ImageData, Normalizer, load_data
 
 GREY = Normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture(autouse=True)
+def no_workers_of_other_tests() -> None:
+    """End what an earlier test of this process left: a stream that only the collector ends."""
+    gc.collect()
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
 
 
 def config_of(folder: Path, **settings: object) -> DataConfig:

@@ -4,7 +4,6 @@ What is replaced in this process before the workers are forked is replaced in th
 """
 
 import errno
-import gc
 import mmap
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_files import write_classes
-from streaming import BATCH, SIZE, digest, stream
+from streaming import BATCH, SIZE, digest, no_workers_of_other_tests, stream  # noqa: F401
 
 from d2nas.data import workers as image_workers
 from d2nas.data.batches import _Decoder
@@ -48,15 +47,6 @@ for control in (multiprocessing.Lock, lambda: open("/dev/shm/file", "wb")):
     except OSError as error:
         print(error.errno)
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_workers_of_other_tests() -> None:
-    """End what an earlier test of this process left: a stream that only the collector ends."""
-    gc.collect()
-    for child in multiprocessing.active_children():
-        child.kill()
-        child.join()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import torch
 from image_files import write_classes, write_image
 from PIL import Image
-from streaming import batches_of, config_of, loaded
+from streaming import batches_of, config_of, loaded, no_workers_of_other_tests  # noqa: F401
 
 from d2nas.config import build_config
 from d2nas.data.augmentation import read_random_crop
