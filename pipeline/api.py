@@ -1,10 +1,11 @@
 """The product as a library: a whole run, and a bundle that answers pictures.
 
-from d2nas import load_bundle, run
+    from d2nas import load_bundle, run
 
-bundle = run("quickstart", {"retrain.epochs": 2})
-bundle.predict(["picture.png"])
-load_bundle("exported/quickstart").report["accuracy"]
+    bundle = run("quickstart", {"retrain.epochs": 2})
+    bundle.predict(["picture.png"])
+
+``load_bundle("exported/quickstart").report["accuracy"]`` asks a bundle that is there.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sizes of pictures, and the size that they are used at (headers only, no torch).
+"""Sizes of pictures, and the size that they are used at (headers only).
 
 The rule, where ``data.image_size`` is not set for a folder: the largest size of ``SIZES`` to which
 the median picture need not be enlarged. What is smaller than all of them keeps its own size.

@@ -1,4 +1,4 @@
-"""``bench`` commands after parsing (no torch before they run)."""
+"""``bench`` commands after parsing."""
 
 from pathlib import Path
 

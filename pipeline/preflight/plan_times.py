@@ -1,6 +1,4 @@
-"""Times of a plan: a step's time from two small batches, durations in words, keys that save time
-(no torch).
-"""
+"""Times of a plan: a step's time from two small batches, durations in words, keys that save."""
 
 import os
 import time

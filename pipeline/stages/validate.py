@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from d2nas.config import Config
 from d2nas.config.deployment import ValidateConfig
 from d2nas.data.images import ImageData
 from d2nas.data.sources import PUBLISHED
@@ -292,6 +293,10 @@ def _require_accurate(accuracy: Mapping[str, Any]) -> None:
         )
 
 
+_DRAWS = {"run.seed", "data.split_seed", "data.test_fraction"}
+"""Settings that published test images do not depend on."""
+
+
 def _require_unseen(context: Context, data: ImageData) -> None:
     """Raise ``ConfigError`` where test images may be among those that the network learned from: of
     other data, or of a split that was drawn otherwise.
@@ -299,12 +304,13 @@ def _require_unseen(context: Context, data: ImageData) -> None:
     trained = context.inputs["retrain"].manifest
     changed = [] if trained.facts["data_digest"] == data.digest else ["images"]
     was, now = trained.config, context.config.to_dict()
+    was = {**was, "data": Config().to_dict()["data"] | was["data"]}  # keys since its version
     keys = ["evaluation", "held_out_images" if data.evaluation == "held-out" else "test_fraction"]
     changed += [f"data.{key}" for key in keys if was["data"][key] != now["data"][key]]
     if _split_seed(was) != _split_seed(now):
         changed.append("data.split_seed" if now["data"]["split_seed"] is not None else "run.seed")
     is_drawn = data.name not in PUBLISHED or data.evaluation == "held-out"
-    if changed and (is_drawn or not set(changed) <= {"run.seed", "data.split_seed"}):
+    if changed and (is_drawn or not set(changed) <= _DRAWS):
         raise ConfigError(
             f"the network was trained with other {', '.join(changed)}: it may have learned from "
             "images that would be its test",

@@ -42,7 +42,17 @@ def test_the_same_split_however_it_is_said_is_taken() -> None:
     check({}, {})
     check({"run": {"seed": 4}}, {"run": {"seed": 7}, "data": {"split_seed": 4}})
     # Published test images are the same whatever the seed.
-    check({}, {"run": {"seed": 7}}, name="cifar10")
+    check({}, {"run": {"seed": 7}, "data": {"test_fraction": 0.5}}, name="cifar10")
+
+
+def test_a_version_from_before_a_key_was_there_counts_as_its_default() -> None:
+    older = {"data": {"split_seed": None}, "run": {"seed": 0}}
+    manifest = SimpleNamespace(facts={"data_digest": "a"}, config=older)
+    context = SimpleNamespace(
+        inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config({})
+    )
+    images = SimpleNamespace(digest="a", name="digits", evaluation="test")
+    validate._require_unseen(context, images)  # type: ignore[arg-type]
 
 
 def test_other_images_and_held_out_ones_are_refused() -> None:
