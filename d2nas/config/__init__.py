@@ -35,6 +35,7 @@ from .section import (
     Repeats,
     Section,
     Seed,
+    Source,
     Temperature,
     Text,
 )
@@ -64,43 +65,51 @@ class RunConfig(Section):
 class DataConfig(Section):
     """Images: their source, size, splits and augmentation."""
 
-    name: Literal[
-        "digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"
+    name: Annotated[
+        Literal["digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"],
+        Source("ours: needs no download"),
     ] = "digits"
     root: Text | None = None
     """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
     digest is)."""
-    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    image_size: Annotated[
+        Annotated[int, Field(ge=8, le=512)] | None,
+        Source("the data set's own; of a folder by its pictures, ours"),
+    ] = None
     """Height and width in pixels; none keeps the data set's own, and of a folder takes the largest
     of 8 to 32, 64, 96, 128, 160, 224 that enlarges at most half of its pictures."""
-    channels: Literal[1, 3] | None = None
+    channels: Annotated[Literal[1, 3] | None, Source("the data set's own")] = None
     """None decides by the images: 1 if all are grey, else 3."""
     fit: Literal["crop", "pad"] = "crop"
     """How an image comes to image_size: crop scales the shorter side and cuts out the centre; pad
     shrinks what is larger, enlarges nothing, and lays it on black."""
-    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0), Source("ours: all")] = 1.0
     """Part of the shorter side that fit=crop keeps (ImageNet's usual 224 of 256: 0.875)."""
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    validation_fraction: Annotated[
+        float, Field(gt=0.0, lt=1.0), Source("DARTS's code, ROME 4: one half")
+    ] = 0.5
     """Part of the training images that the architecture step sees (paper: a half)."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Part held out as test images where the data set has none of its own."""
-    train_images: ImageCount | None = None
+    train_images: Annotated[ImageCount | None, Source("ours: all")] = None
     """Training images kept, by seed, each class by its share; none keeps all (else: a reduced
     protocol)."""
-    evaluation: Literal["test", "held-out"] = "test"
+    evaluation: Annotated[
+        Literal["test", "held-out"], Source("the data set's test images, once")
+    ] = "test"
     """What accuracy is measured on: held-out takes training images and leaves the test unread."""
     held_out_images: ImageCount = 5000
     """How many training images evaluation=held-out takes, each class by its share."""
     split_seed: Seed | None = None
     """Seed of all splits, so that a study's seeds see the same images; none: run.seed."""
-    crop: Literal["shift", "resized"] = "shift"
+    crop: Annotated[Literal["shift", "resized"], Source("DARTS's code")] = "shift"
     """Random crop while training: shift moves the image, resized cuts out 8 to 100 % of it."""
-    crop_padding: Pixels | Literal["auto"] = 4
+    crop_padding: Annotated[Pixels | Literal["auto"], Source("DARTS's code")] = 4
     """Random shift while training, in pixels (DARTS: 4 at 32 x 32); auto: 4, and of smaller images
     an eighth."""
-    flip: bool = True
+    flip: Annotated[bool, Source("DARTS's code")] = True
     """Random horizontal flip while training."""
-    color_jitter: Rate = 0.0
+    color_jitter: Annotated[Rate, Source("DARTS's code: none on CIFAR")] = 0.0
     """Random brightness, contrast and saturation by up to this part, hue by half of it."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a folder's image does that cannot be decoded: stop the run, which names all of them, or
@@ -131,16 +140,20 @@ def _warmup_epochs(search: dict[str, Any]) -> int:
 class SearchConfig(Section):
     """The search. Defaults: the paper's CIFAR-10 setting."""
 
-    method: MethodName = "d2nas"
+    method: Annotated[MethodName, Source("D2NAS")] = "d2nas"
     """d2nas, entangled (= ROME), or a rival: darts, darts-second-order, gdas, pc-darts-4 (a quarter
     of the channels), pc-darts-2, random (uniform, nothing trained)."""
-    space: Text = "S0"
+    space: Annotated[Text, Source("DARTS's code, without none as ROME 3.3")] = "S0"
     """S0 to S4, or the path of a TOML file."""
-    num_cells: Cells = 8
-    init_channels: Channels = 16
-    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    num_cells: Annotated[Cells, Source("DARTS's code, ROME 4")] = 8
+    init_channels: Annotated[Channels, Source("DARTS's code, ROME 4")] = 16
+    stem: Annotated[Literal["auto", "cifar", "imagenet"], Source("DARTS's code: by image size")] = (
+        "auto"
+    )
     """Auto: imagenet from 96 pixels on."""
-    branch_length: Cells | Literal["num_cells"] = 1
+    branch_length: Annotated[
+        Cells | Literal["num_cells"], Source("D2NAS figure 1, in our reading")
+    ] = 1
     """Cells that one branch spans; num_cells is the entangled single-path supernet (ROME), and what
     method=entangled means."""
     branch_head: Literal["linear", "separable"] = "linear"
@@ -150,31 +163,33 @@ class SearchConfig(Section):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Type of the features; weights, statistics and sums stay in fp32. tf32: fp32 whose products a
     GPU rounds to 10 bits, faster; fp32 never does."""
-    epochs: Epochs = 50
-    warmup_epochs: EpochsOrNone = Field(default_factory=_warmup_epochs)
+    epochs: Annotated[Epochs, Source("ROME 4")] = 50
+    warmup_epochs: Annotated[
+        EpochsOrNone, Source("PC-DARTS's code: 15 of 50; that d2nas has it too is ours")
+    ] = Field(default_factory=_warmup_epochs)
     """Epochs before the architecture moves. Default: three tenths of all, rounded down (PC-DARTS's
     share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 for other methods."""
-    batch_size: Batch = 64
-    image_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    batch_size: Annotated[Batch, Source("DARTS's code; D2NAS's memory table")] = 64
+    image_fraction: Annotated[float, Field(gt=0.0, le=1.0), Source("ours: all")] = 1.0
     """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
     is 10 % of all for the weights and 10 % for the architecture)."""
-    draws: Repeats = 7
+    draws: Annotated[Repeats, Source("ROME 4")] = 7
     """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); d2nas and entangled."""
-    weight_lr: LearningRate = 0.05
-    weight_lr_min: LearningRateOrZero = 0.001
-    weight_momentum: Rate = 0.9
-    weight_decay: Decay = 3e-4
-    clip_norm: NormLimit = 5.0
-    arch_lr: LearningRate = 3e-4
-    arch_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    arch_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    arch_weight_decay: Decay = 1e-3
-    temperature_start: Temperature = 10.0
+    weight_lr: Annotated[LearningRate, Source("ROME 4")] = 0.05
+    weight_lr_min: Annotated[LearningRateOrZero, Source("DARTS's code")] = 0.001
+    weight_momentum: Annotated[Rate, Source("ROME 4")] = 0.9
+    weight_decay: Annotated[Decay, Source("DARTS's code")] = 3e-4
+    clip_norm: Annotated[NormLimit, Source("DARTS's code")] = 5.0
+    arch_lr: Annotated[LearningRate, Source("ROME 4")] = 3e-4
+    arch_beta1: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code")] = 0.5
+    arch_beta2: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code")] = 0.999
+    arch_weight_decay: Annotated[Decay, Source("DARTS's code")] = 1e-3
+    temperature_start: Annotated[Temperature, Source("GDAS")] = 10.0
     """GDAS's schedule, linear by epoch; the paper only says that it falls."""
-    temperature_end: Temperature = 0.1
+    temperature_end: Annotated[Temperature, Source("GDAS")] = 0.1
     edge_gate_scale: Literal[1, 2] = 1
     """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
-    cutout: Pixels = 0
+    cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
     device: Device = "auto"
 
     @model_validator(mode="before")
@@ -196,9 +211,9 @@ class SearchConfig(Section):
 class DeriveConfig(Section):
     """Derivation: the most probable cell (ROME 3.3), or the best of several (ours)."""
 
-    genotype: Text | None = None
+    genotype: Annotated[Text | None, Source("ours: searched")] = None
     """A published genotype's name, or the path of a JSON file: taken as it is, without a search."""
-    candidates: Repeats = 1
+    candidates: Annotated[Repeats, Source("ROME 3.3: the most probable")] = 1
     """Cells to compare on the architecture half, by calibrated loss: the most probable one, and
     samples of the learned distribution; 1 compares nothing (paper)."""
     rank_by: Literal["supernet", "training"] = "supernet"
@@ -210,34 +225,41 @@ class DeriveConfig(Section):
 class RetrainConfig(Section):
     """Full training of the derived network. Defaults: DARTS's CIFAR-10 recipe."""
 
-    seed: Seed | None = None
+    seed: Annotated[Seed | None, Source("ours: run.seed")] = None
     """Seed of weights and batches, to train one found network several times; none: run.seed."""
-    num_cells: Cells = 20
-    init_channels: Channels = 36
-    stem: Literal["auto", "cifar", "imagenet"] = "auto"
-    auxiliary: bool | Literal["auto"] = True
+    num_cells: Annotated[Cells, Source("DARTS's code")] = 20
+    init_channels: Annotated[Channels, Source("DARTS's code")] = 36
+    stem: Annotated[Literal["auto", "cifar", "imagenet"], Source("DARTS's code: by image size")] = (
+        "auto"
+    )
+    auxiliary: Annotated[bool | Literal["auto"], Source("DARTS's code")] = True
     """A second classifier while training. It fits images of 29 to 40 pixels (imagenet stem: 193 to
     256); auto: where it fits."""
-    auxiliary_weight: LossWeight = 0.4
-    epochs: Epochs = 600
-    warmup_epochs: EpochsOrNone = 0
+    auxiliary_weight: Annotated[LossWeight, Source("DARTS's code")] = 0.4
+    epochs: Annotated[Epochs, Source("DARTS's code")] = 600
+    warmup_epochs: Annotated[EpochsOrNone, Source("DARTS's code: none")] = 0
     """Linear warm-up of the learning rate."""
-    batch_size: Batch = 96
-    lr: LearningRate = 0.025
-    lr_min: LearningRateOrZero = 0.0
-    lr_schedule: Literal["cosine", "linear"] = "cosine"
+    batch_size: Annotated[Batch, Source("DARTS's code")] = 96
+    lr: Annotated[LearningRate, Source("DARTS's code")] = 0.025
+    lr_min: Annotated[LearningRateOrZero, Source("DARTS's code")] = 0.0
+    lr_schedule: Annotated[
+        Literal["cosine", "linear"],
+        Source("DARTS's code; that it moves by step, not by epoch, is ours"),
+    ] = "cosine"
     """From lr to lr_min after the warm-up; linear is PC-DARTS's on ImageNet, by epoch, to 0."""
-    momentum: Rate = 0.9
-    nesterov: bool = False
-    weight_decay: Decay = 3e-4
-    clip_norm: NormLimit = 5.0
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    momentum: Annotated[Rate, Source("DARTS's code")] = 0.9
+    nesterov: Annotated[bool, Source("DARTS's code")] = False
+    weight_decay: Annotated[Decay, Source("DARTS's code")] = 3e-4
+    clip_norm: Annotated[NormLimit, Source("DARTS's code")] = 5.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code")] = 0.2
     """Probability at the end; it rises linearly from 0."""
-    cutout: Pixels | Literal["auto"] = 16
+    cutout: Annotated[Pixels | Literal["auto"], Source("DARTS's code")] = 16
     """Side of the hidden square, in pixels (DARTS: 16 at 32 x 32); auto: 16, and of smaller images
     half."""
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Annotated[
+        Literal["auto", "fp32", "tf32", "bf16", "fp16"], Source("DARTS's code")
+    ] = "fp32"
     """Type that autocast computes in; weights and sums stay in fp32. tf32: as in the search. Auto:
     on a GPU bf16, or fp16 (with a loss scale) where it has no bf16; on a CPU fp32."""
     compile: bool = False
@@ -296,6 +318,19 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, keys as in ``--set``."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def sources_of(given: Mapping[str, str]) -> dict[str, str]:
+    """Return ``section.field`` to the source of its value: of the default, where ``given`` has no
+    other.
+    """
+    defaults = {
+        f"{info.alias or name}.{field}": source
+        for name, info in Config.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+        for field, source in info.annotation.default_sources().items()
+    }
+    return {key: given.get(key, source) for key, source in defaults.items()}
 
 
 def parse_override(text: str) -> tuple[str, str, Any]:

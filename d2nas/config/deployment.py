@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .section import Batch, Device, Distance, Milliseconds, Rate, Seconds, Section
+from .section import Batch, Device, Distance, Milliseconds, Rate, Seconds, Section, Source
 
 LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
 
@@ -12,7 +12,9 @@ LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
 class ExportConfig(Section):
     """ONNX export."""
 
-    opset: Annotated[int, Field(ge=18, le=21)] = 20
+    opset: Annotated[
+        int, Field(ge=18, le=21), Source("ours: the newest that ONNX Runtime's CUDA kernels cover")
+    ] = 20
     """MaxPool has no CUDA kernel from opset 22 on."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """What the model computes in; its logits are float32 either way."""
@@ -32,24 +34,27 @@ class ValidateConfig(Section):
         7,
         64,
     )
-    relative_l2: Distance | None = None
+    relative_l2: Annotated[Distance | None, Source("ours: by precision")] = None
     """Largest distance of the logits from PyTorch's float32; none: 1e-5 (fp32), 5e-3 (fp16)."""
-    top1_agreement: Rate | None = None
+    top1_agreement: Annotated[Rate | None, Source("ours: by precision")] = None
     """Smallest share of images with the same answer; none: 0.999 (fp32), 0.99 (fp16)."""
-    accuracy_floor: Rate | None = None
+    accuracy_floor: Annotated[Rate | None, Source("MLPerf: 99.9 % (fp32), 99 % (fp16)")] = None
     """Smallest part of PyTorch's accuracy; none: 0.999 (fp32), 0.99 (fp16; MLPerf's floors)."""
     latency_batches: Annotated[
         tuple[Batch, ...], Field(min_length=1, max_length=64, strict=False)
     ] = (1, 8, 64)
-    latency_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 662
+    latency_samples: Annotated[
+        int, Field(ge=1, le=1_000_000), Source("MLPerf's early-stopping rule: a p99 needs 662")
+    ] = 662
     """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
     latency_seconds: Seconds = 10.0
     """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""
-    modes: (
-        Annotated[tuple[LatencyMode, ...], Field(min_length=1, max_length=8, strict=False)] | None
-    ) = None
+    modes: Annotated[
+        Annotated[tuple[LatencyMode, ...], Field(min_length=1, max_length=8, strict=False)] | None,
+        Source("ours: all that the device has"),
+    ] = None
     """How the runtime may run the model on a GPU; none tries all, a CPU has only plain."""
-    max_p99_ms: Milliseconds | None = None
+    max_p99_ms: Annotated[Milliseconds | None, Source("ours: no gate")] = None
     """The gate: the p99 of gate_batch, from host to host in the best mode, must not be longer."""
     gate_batch: Batch | None = None
     """Batch size that max_p99_ms is for; none: 1."""

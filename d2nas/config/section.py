@@ -5,6 +5,7 @@ stands: without one, a slip of the key ends as an overflow deep in a library, or
 """
 
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -59,6 +60,19 @@ Text = Annotated[str, AfterValidator(_checked_text)]
 Device = Annotated[str, AfterValidator(_checked_device)]
 
 
+OURS = "ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Source of a field's default: a paper or a published code; without one it is ours.
+
+    ``D2NAS`` is Hou et al. (2024), ``ROME`` arXiv 2011.11233v2, ``DARTS`` arXiv 1806.09055.
+    """
+
+    text: str
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no conversion between types."""
 
@@ -69,3 +83,11 @@ class Section(BaseModel):
         populate_by_name=True,
         use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def default_sources(cls) -> dict[str, str]:
+        """Return each field's key and the source of its default."""
+        return {
+            name: next((part.text for part in info.metadata if isinstance(part, Source)), OURS)
+            for name, info in cls.model_fields.items()
+        }

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from d2nas.config import Config, build_config, override_key
+from d2nas.config import Config, build_config, override_key, sources_of
 from d2nas.config.effects import effect_line, without_effect
-from d2nas.config.sources import sources_of
 from d2nas.data.sources import data_folder
 from d2nas.errors import ConfigError, LostRankError, StoppedError, StorageError
 from d2nas.files.strict_json import parse_json
@@ -372,7 +371,7 @@ def show_config(
     if config.data.image_size is None:
         size = "" if data is None else f" ({data['image_size']})"
         given["data.image_size"] = RULE if data is None else data["image_size_from"] + size
-    sources = sources_of(config, preset_sources(preset) | given)
+    sources = sources_of(preset_sources(preset) | given)
     if as_json:
         values = {**config.to_dict(), "sources": sources}
         console.data(values if data_root is None else {**values, "images": data})

@@ -5,20 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from d2nas.config import Config, build_config
-from d2nas.config.sources import DEFAULT_SOURCES
+from d2nas.config import Config, build_config, sources_of
 from d2nas.errors import ConfigError
 from d2nas.train.schedules import linear_by_epoch
 from pipeline.cli import run
 from pipeline.presets import keys_of_own_files, preset_names, preset_sources, read_preset
 from pipeline.study.grid import read_study
 
+DEFAULT_SOURCES = sources_of({})
 
-def test_every_default_has_a_source_and_no_source_is_left_over() -> None:
+
+def test_every_default_has_a_source() -> None:
     keys = {
         f"{section}.{field}" for section, fields in Config().to_dict().items() for field in fields
     }
     assert keys == set(DEFAULT_SOURCES)
+    assert all(DEFAULT_SOURCES.values())
+
+
+def test_a_default_without_a_named_source_is_ours() -> None:
+    assert DEFAULT_SOURCES["retrain.lr"] == "DARTS's code"
+    assert DEFAULT_SOURCES["data.image_size"].startswith("the data set's own")
+    assert DEFAULT_SOURCES["validate.latency_seconds"] == "ours"
 
 
 @pytest.mark.parametrize("name", preset_names())
