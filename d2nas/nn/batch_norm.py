@@ -73,7 +73,8 @@ def normalize_gradients(
         # PyTorch's kernel reads number by number: on a CPU it takes fourteen times as long.
         grad_NCHW = grad_NCHW.contiguous(memory_format=_layout(kept_NCHW))
         if scale is None:
-            # An input already normalised; its own deviation comes in as a factor.
+            # Told that y has mean 0 and deviation 1, the kernel computes the bracket of the formula
+            # below; its factor 1 / std comes in as the scale.
             scale, mean, inverse_std = inverse_std, torch.zeros_like(mean), torch.ones_like(mean)
         gradients: tuple[Tensor, Tensor | None, Tensor | None] = (
             torch.ops.aten.native_batch_norm_backward(
@@ -90,10 +91,18 @@ def normalize_gradients(
             )
         )
         return gradients
+    # Over the n values of a channel y = (x - mean) / std, std = sqrt(variance + eps), the output is
+    # scale * y + shift and g its gradient. Mean and std depend on every x; the chain rule leaves
+    #
+    #     dL/dx = scale / std * (g - sum(g) / n - y * sum(g * y) / n)
+    #
+    # g less its projections on the ones and on y: what moves all x alike, or scales them, changes
+    # no y. sum(g) is the gradient of the shift, sum(g * y) that of the scale. Only y is looked at,
+    # so without scale and shift the output, which is y, is enough: x need not be kept.
     rows, grad, channels = _rows(kept_NCHW), _rows(grad_NCHW), grad_NCHW.shape[1]
     factor, deviation = inverse_std, torch.ones_like(inverse_std)
     if scale is not None:
-        # Centred only: the division is left to what is summed up already.
+        # y is (x - mean) * deviation: centred only, its division left to what is summed up already.
         rows, deviation = rows - mean, inverse_std
         factor = inverse_std * _repeated(scale, rows)
     products = grad * rows

@@ -186,6 +186,16 @@ class _StraightThrough(torch.autograd.Function):
     soft choices with their graph, for second derivatives.
     """
 
+    # Of one edge, with s = softmax((logits + noise) / temperature) and o the operation drawn, the
+    # gate is hard(o) + s[o] - constant(s[o]): 1 in the forward, and in the backward
+    #
+    #     d gate / d logits[j] = s[o] * ([j = o] - s[j]) / temperature
+    #
+    # which with the gate's gradient g gives w - s * sum(w) for w = g * onehot(o) * s, a row of the
+    # softmax's Jacobian. The edge's own choice enters the same way: its softmax runs over the
+    # predecessors of one node, two of which are drawn, so that the sum is over both. The product
+    # of both hard choices is 1 times 1: each factor's gradient is g, unscaled.
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -213,7 +223,6 @@ class _StraightThrough(torch.autograd.Function):
         hard_EO[rows, columns] = gradient_S
         hard_E = torch.zeros_like(soft_E)
         hard_E[rows] = gradient_S
-        # The softmax Jacobian, per edge and per node.
         weighted_EO = soft_EO * hard_EO
         ops_EO = weighted_EO - soft_EO * weighted_EO.sum(dim=1, keepdim=True)
         weighted_E = soft_E * hard_E

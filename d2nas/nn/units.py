@@ -239,6 +239,16 @@ class _FirstDerivative(torch.autograd.Function):
 class _NormalizedSteps(torch.autograd.Function):
     """(ReLU), steps, batch norm over the batch."""
 
+    # u = max(x, 0); v_0 = u, v_i = step_i(v_(i-1)); y = normalise(v_n). Backwards, with g_n from
+    # ``normalize_gradients``, which asks for y alone where there is no scale:
+    #
+    #     g_(i-1) = step_i's transpose applied to g_i        (a convolution, transposed)
+    #     dL/dw_i = correlation of v_(i-1) with g_i          (looks at v_(i-1), so it is kept)
+    #     dL/dx   = g_0 where x > 0, else 0                  (x is alive: u need not be kept)
+    #
+    # Kept are v_1 ... v_(n-1) and y, of which y is the unit's output, which others keep anyway. A
+    # module-by-module graph keeps u and v_n as well, and batch norm's input beside its output.
+
     @staticmethod
     def forward(
         ctx: Any,

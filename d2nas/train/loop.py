@@ -113,7 +113,7 @@ class Loop:
         """Run one step."""
         raise NotImplementedError
 
-    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+    def describe_epoch(self, step: int, means: dict[str, float]) -> dict[str, Any]:
         """Return the row of the epoch that ``step`` completes; ``means`` are the sums' per step."""
         raise NotImplementedError
 
@@ -190,8 +190,8 @@ class Loop:
     def _close_epoch(self, step: int) -> dict[str, Any]:
         self.check()
         _require_finite(self.trainee.tensors(), step)
-        means: list[float] = (self.trainee.sums / self.steps_per_epoch).tolist()
-        self.trainee.sums.zero_()
+        means = self.trainee.sums.means(self.steps_per_epoch)
+        self.trainee.sums.values.zero_()
         place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
         self.metrics.append(place_in_run | self.describe_epoch(step, means))
         return self.metrics[-1]

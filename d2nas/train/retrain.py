@@ -35,7 +35,7 @@ from ..randomness import generator
 from .loop import FiniteWatch, Loop, place, resolve_device, sgd, stem_for, step_if_finite
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
-from .state import Trainee
+from .state import StepSums, Trainee
 
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 _SUMS = ("loss", "accuracy", "clip_rate")
@@ -171,7 +171,7 @@ class Retraining(Loop):
         self.trainee = Trainee(
             modules={"network": self.network, **scales},
             optimizers={"sgd": self.optimizer},
-            sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+            sums=StepSums(_SUMS, device),
         )
 
     def _freeze_what_learns_nothing(self, data: ImageData) -> None:
@@ -266,10 +266,10 @@ class Retraining(Loop):
             if not name.startswith("auxiliary_head.")
         }
 
-    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+    def describe_epoch(self, step: int, means: dict[str, float]) -> dict[str, Any]:
         """Return loss, training accuracy, clip rate, learning rate and drop-path probability."""
         return {
-            **dict(zip(_SUMS, means, strict=True)),
+            **means,
             "lr": self.lr_at(step),
             "drop_path": self.drop_path_at(step),
         }
@@ -297,13 +297,13 @@ def train_step(retraining: Retraining, step: int) -> None:
     scale = retraining.loss_scale
     torch.autograd.backward(total if scale is None else total * scale.scale)
     # The same numbers on all ranks, so that all stop where one has to.
-    measured = retraining.ranks.mean(torch.stack([loss.detach(), total.detach(), correct]))
-    finite = retraining.watch.add(step, "the training loss", measured[1])
+    means = retraining.ranks.mean(torch.stack([loss.detach(), total.detach(), correct]))
+    loss, total, correct = means.unbind()
+    finite = retraining.watch.add(step, "the training loss", total)
     norm = _clip(retraining)
     finite = finite & _watch_norm(retraining, step, norm)
-    retraining.trainee.sums[0] += measured[0]
-    retraining.trainee.sums[1] += measured[2]
-    retraining.trainee.sums[2] += norm > retraining.config.clip_norm
+    clipped = norm > retraining.config.clip_norm
+    retraining.trainee.sums.add(loss=loss, accuracy=correct, clip_rate=clipped)
     step_if_finite(retraining.optimizer, finite)
     retraining.watch.check_if_free()
 

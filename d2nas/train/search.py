@@ -36,7 +36,7 @@ from ..spaces import CELL_TYPES, SearchSpace
 from .loop import FiniteWatch, Loop, adam, place, resolve_device, sgd, stem_for, step_if_finite
 from .precision import arithmetic_of, compute_type
 from .schedules import cosine, temperature
-from .state import Trainee
+from .state import StepSums, Trainee
 
 _SUMS = (
     "arch_loss",
@@ -47,7 +47,6 @@ _SUMS = (
     "clip_rate",
     "peak_bytes",
 )
-_PEAK = _SUMS.index("peak_bytes")
 
 
 def search(
@@ -135,7 +134,7 @@ class Search(Loop):
         self.trainee = Trainee(
             modules={"supernet": self.supernet, "logits": self.logits},
             optimizers=optimizers,
-            sums=torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+            sums=StepSums(_SUMS, device),
         )
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -175,7 +174,7 @@ class Search(Loop):
 
     def _record_peak(self, peak: int) -> None:
         # Kept with the sums, which a checkpoint holds; they are divided by the steps.
-        self.trainee.sums[_PEAK] = float(peak * self.steps_per_epoch)
+        self.trainee.sums["peak_bytes"] = float(peak * self.steps_per_epoch)
 
     def resident(self) -> list[torch.Tensor]:
         """Return what is alive between two steps: weights, buffers, moments."""
@@ -217,7 +216,7 @@ class Search(Loop):
         """Raise ``NonFiniteError`` for the first step whose update was not finite."""
         self.watch.check()
 
-    def describe_epoch(self, step: int, means: list[float]) -> dict[str, Any]:
+    def describe_epoch(self, step: int, means: dict[str, float]) -> dict[str, Any]:
         """Return losses, accuracies, temperature, entropies, memory and the genotype so far.
 
         None stands for what was not measured: the architecture half of an epoch of the warm-up,
@@ -226,7 +225,7 @@ class Search(Loop):
         genotype = self.method.derive()
         none_too = self.method.none_too
         entropies = {cell: self.logits.entropy(cell, none_too=none_too) for cell in CELL_TYPES}
-        trained: dict[str, Any] = dict(zip(_SUMS, means, strict=True)) if self.trains else {}
+        trained: dict[str, Any] = {**means} if self.trains else {}
         if trained:
             trained["peak_bytes"] = round(trained["peak_bytes"])
             if step // self.steps_per_epoch < self.config.warmup_epochs:
@@ -307,7 +306,7 @@ def architecture_step(search: Search, step: int) -> None:
     )
     search.ranks.mean_gradients(search.logits.parameters())
     measured = _over_ranks(search, measured)
-    _add(search, 0, measured)
+    search.trainee.sums.add(arch_loss=measured.loss, arch_accuracy=measured.accuracy)
     # The logits' gradients have just come from the device: the one place a step waits for it.
     search.watch.add(step, "the validation loss", measured.loss)
     for name, parameter in search.logits.named_parameters():
@@ -331,10 +330,13 @@ def weight_step(search: Search, step: int) -> None:
     measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
     search.ranks.mean_gradients(search.method.weights)
     measured = _over_ranks(search, measured)
-    _add(search, 2, measured)
-    search.trainee.sums[4] += measured.branch_loss
     norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)
-    search.trainee.sums[5] += norm > config.clip_norm
+    search.trainee.sums.add(
+        weight_loss=measured.loss,
+        weight_accuracy=measured.accuracy,
+        branch_loss=measured.branch_loss,
+        clip_rate=norm > config.clip_norm,
+    )
     finite = search.watch.add(step, "the training loss", measured.loss)
     finite = finite & search.watch.add(step, "the gradient norm", norm)
     step_if_finite(search.weight_optimizer, finite)
@@ -367,8 +369,3 @@ def _over_ranks(search: Search, measured: Measured) -> Measured:
         return measured
     values = torch.stack([measured.loss, measured.accuracy, measured.branch_loss])
     return Measured(*search.ranks.mean(values).unbind())
-
-
-def _add(search: Search, first: int, measured: Measured) -> None:
-    search.trainee.sums[first] += measured.loss
-    search.trainee.sums[first + 1] += measured.accuracy

@@ -4,7 +4,7 @@ Learning rates, temperature, data order and every random draw are functions of (
 state is the step, the weights and buffers, the optimizers' moments and the running metrics.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -62,6 +62,32 @@ class TrainState:
         return cls(tensors=tensors, **scalars)
 
 
+class StepSums:
+    """Sums over the steps of an epoch by name, as one float64 tensor on the device.
+
+    Nothing here waits for the device but ``means``.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._rows = {name: row for row, name in enumerate(names)}
+        self.values = torch.zeros(len(names), dtype=torch.float64, device=device)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[self._rows[name]]
+
+    def __setitem__(self, name: str, value: Tensor | float) -> None:
+        self.values[self._rows[name]] = value
+
+    def add(self, **terms: Tensor) -> None:
+        """Add a step's values, each to the sum of its name."""
+        for name, term in terms.items():
+            self.values[self._rows[name]] += term
+
+    def means(self, num_steps: int) -> dict[str, float]:
+        """Return the sums divided by the number of steps."""
+        return dict(zip(self._rows, (self.values / num_steps).tolist(), strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Trainee:
     """Changing part of a training loop: modules and optimizers by name, and the running sums.
@@ -72,11 +98,11 @@ class Trainee:
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
-    sums: Tensor
+    sums: StepSums
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that training changes, by dotted name; not copies."""
-        found = {"sums": self.sums}
+        found = {"sums": self.sums.values}
         for name, module in self.modules.items():
             found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         for name, parameter, moments in self._moments():

@@ -93,8 +93,8 @@ def test_the_first_step_is_about_that_of_the_cpu() -> None:
         retraining = retraining_on(device, EXACT)
         with retraining.arithmetic.pinned():
             train_step(retraining, 0)
-        sums.append(retraining.trainee.sums.cpu())
-    torch.testing.assert_close(sums[1][0], sums[0][0], rtol=1e-4, atol=0)
+        sums.append(retraining.trainee.sums["loss"].cpu())
+    torch.testing.assert_close(sums[1], sums[0], rtol=1e-4, atol=0)
 
 
 @pytest.mark.gpu
@@ -107,7 +107,7 @@ def test_no_step_waits_for_the_device(precision: str) -> None:
         for step in (1, 3):
             train_step(retraining, step)
         with pytest.raises(RuntimeError, match="synchroniz"):
-            retraining.trainee.sums[0].item()  # control
+            retraining.trainee.sums["loss"].item()  # control
     retraining.check()
 
 
@@ -177,7 +177,7 @@ def test_no_step_asks_for_a_value(precision: str) -> None:
     assert reads.found == []
     with reads:  # control
         retraining.check()
-        retraining.trainee.sums[0].item()
+        retraining.trainee.sums["loss"].item()
     assert "_local_scalar_dense" in reads.found
 
 
