@@ -59,12 +59,13 @@ def write_page(
 @cache
 def writer() -> dict[str, str]:
     """Return which code writes the documents: the version of d2nas, and the SHA-256 of the modules'
-    text, since between two releases the words change and the version does not.
+    and templates' text, since between two releases the words change and the version does not.
     """
     package = resources.files("pipeline")
     own = [package / "bundle" / name for name in ("card.py", "documents.py", "triton.py")]
     page = sorted(package.joinpath("report").iterdir(), key=lambda path: path.name)
-    text = b"".join(path.read_bytes() for path in [*own, *page] if path.name.endswith(".py"))
+    kinds = (".py", ".j2", ".css")
+    text = b"".join(path.read_bytes() for path in [*own, *page] if path.name.endswith(kinds))
     return {"d2nas": __version__, "documents": hashlib.sha256(text).hexdigest()}
 
 

@@ -19,6 +19,10 @@ class Html(str):
 
     __slots__ = ()
 
+    def __html__(self) -> str:
+        """Return the markup itself: a template does not escape it again."""
+        return self
+
 
 def text(value: object) -> Html:
     """Return ``value`` as text that is safe between tags and in quoted attributes.
@@ -27,11 +31,15 @@ def text(value: object) -> Html:
     """
     if isinstance(value, Html):
         return value
-    written = "".join(
+    return Html(escape(writable(str(value)), quote=True))
+
+
+def writable(text: str) -> str:
+    """Return text without what HTML cannot hold: control characters, half surrogates."""
+    return "".join(
         letter if letter in "\t\n" or _is_writable(letter) else "\N{REPLACEMENT CHARACTER}"
-        for letter in str(value)
+        for letter in text
     )
-    return Html(escape(written, quote=True))
 
 
 def join(parts: Iterable[object]) -> Html:

@@ -1,24 +1,29 @@
 """``report.html``: everything a person needs to decide on deployment, in one page.
 
 A function of stored data: no clock, host or path. It needs no network and no script; every text is
-escaped by ``html.tag``, and stored drawings are embedded as images, which cannot run anything. A
+escaped by the template, and stored drawings are embedded as images, which cannot run anything. A
 content security policy forbids the rest.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 from .architecture import architecture_section, training_section
 from .data import data_section, preprocessing_section
 from .evidence import accuracy_section, parity_section
 from .facts import Content
-from .html import Html, join, tag
+from .html import Html, writable
 from .latency import latency_section
 from .lineage import configuration_section, files_section, lineage_section
-from .style import STYLE
 from .verdict import header
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_FOLDER = resources.files(__package__)
+STYLE = _FOLDER.joinpath("page.css").read_text("utf-8")
 _SECTIONS: tuple[tuple[str, str, Callable[[Content], Html]], ...] = (
     ("accuracy", "Accuracy", accuracy_section),
     ("parity", "Parity", parity_section),
@@ -55,27 +60,26 @@ def report_page(
         name, number, report, preprocess, genotype_svg, curves, manifests or {}, files or {}
     )
     sections = [
-        tag(
-            "section",
-            tag("h2", title, id=key),
-            tag("div", body),
-            class_="part",
-            aria_labelledby=key,
-        )
-        for key, title, section in _SECTIONS
-        if (body := section(content))
+        (key, title, body) for key, title, section in _SECTIONS if (body := section(content))
     ]
-    page = tag(
-        "html",
-        tag(
-            "head",
-            tag("meta", charset="utf-8"),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}" />'),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("title", f"{name}, version {number}: model report"),
-            tag("style", Html(STYLE)),
-        ),
-        tag("body", tag("main", header(content), *sections)),
-        lang="en",
+    return (
+        _template()
+        .render(name=name, number=number, css=STYLE, header=header(content), sections=sections)
+        .encode()
     )
-    return join((Html("<!DOCTYPE html>\n"), page, "\n")).encode()
+
+
+@cache
+def _template() -> "Template":
+    # Here, because commands that write no page start without it.
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        finalize=lambda value: writable(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(_FOLDER.joinpath("page.html.j2").read_text("utf-8"))

@@ -273,8 +273,10 @@ def test_control_what_is_allowed_is_not_reported(planted: str) -> None:
 def test_the_wheel_installs_exactly_two_packages(tmp_path: Path) -> None:
     copy_of_sources(tmp_path / "source")
     source = tmp_path / "source"
-    for extra in (ROOT / "pipeline" / "presets").glob("*.toml"):
-        (source / "pipeline" / "presets" / extra.name).write_text(extra.read_text())
+    extras = [*ROOT.glob("pipeline/presets/*.toml")]
+    extras += [path for ending in ("css", "j2") for path in ROOT.glob(f"pipeline/**/*.{ending}")]
+    for path in extras:
+        (source / path.relative_to(ROOT)).write_text(path.read_text())
     for name in ("README.md", "d2nas/py.typed", "pipeline/py.typed"):
         (source / name).write_text((ROOT / name).read_text())
     for stray in ("exported", "benchmarks", "tests"):
@@ -298,11 +300,20 @@ def test_the_wheel_installs_exactly_two_packages(tmp_path: Path) -> None:
     assert tops == {"d2nas", "pipeline"}
     packaged = {name for name in names if name.endswith(".py")}
     assert packaged == {path.relative_to(ROOT).as_posix() for path in SOURCES}
-    assert "pipeline/presets/quickstart.toml" in names
+    assert {path.relative_to(ROOT).as_posix() for path in extras} <= set(names)
+    assert {"pipeline/presets/quickstart.toml", "pipeline/report/page.css"} <= set(names)
 
 
 def test_importing_the_library_loads_neither_torch_nor_the_application() -> None:
     script = "import sys, d2nas; print(sorted({'torch', 'pipeline'} & set(sys.modules)))"
+    assert tool("-c", script).stdout.strip() == "[]"
+
+
+def test_importing_the_report_loads_neither_torch_nor_templates() -> None:
+    script = (
+        "import sys, pipeline.report.page, pipeline.bundle.prediction, pipeline.serving.service; "
+        "print(sorted({'torch', 'jinja2'} & set(sys.modules)))"
+    )
     assert tool("-c", script).stdout.strip() == "[]"
 
 

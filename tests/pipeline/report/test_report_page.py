@@ -15,7 +15,7 @@ from pipeline.onnx_io.latency import MAX_DRIFT, MAX_VARIATION, MIN_SAMPLES
 from pipeline.report import evidence
 from pipeline.report import html as page_html
 from pipeline.report import latency as page_latency
-from pipeline.report.style import STYLE
+from pipeline.report.page import STYLE
 from pipeline.store import Store
 
 HOSTILE = (
