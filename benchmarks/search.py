@@ -142,12 +142,12 @@ def check_same_code(first: Method, second: Method) -> None:
 
 
 def code_of(supernet: nn.Module) -> set[str]:
-    """Return the names of all classes that a supernet's modules and their steps are of."""
+    """Return the names of all classes that a supernet's modules and their layers are of."""
     kinds = set[type]()
     for module in supernet.modules():
         kinds.add(type(module))
         if isinstance(module, NormalizedUnit):
-            kinds |= {type(step) for step in module.steps}
+            kinds |= {type(layer) for layer in module.layers}
     return {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
 
 

@@ -23,7 +23,7 @@ from ..files.verified_folder import read_verified
 from ..genotype import Genotype
 from ..spaces import EDGES_PER_NODE, NODES
 from .operations import CellPlan, build_operation, build_stem, plan_cells, preprocess_inputs
-from .units import Lean, share_relu
+from .units import MemorySaving, share_relu
 
 DESCRIPTION_FILE = "network.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -76,7 +76,7 @@ def _sum(
     return torch.addcmul(first, second, second_factor)
 
 
-class Cell(Lean):
+class Cell(MemorySaving):
     """A derived cell: each node adds its two operations, the output concatenates the nodes.
 
     Most operations begin with ReLU. In training, those that read the same state share one: it is
@@ -131,7 +131,7 @@ class Cell(Lean):
     def _apply_to(self, state: State, operation: nn.Module) -> Tensor:
         unit = self.sharing[operation]
         # As the unit decides: by its batch norm, which may be set apart from the rest.
-        shares = unit is not None and self.lean and unit.norm.training
+        shares = unit is not None and self.saves_memory and unit.norm.training
         output: Tensor = operation(state.rectified if shares else state.value)
         return output
 

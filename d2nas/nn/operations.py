@@ -16,10 +16,10 @@ from ..devices import send
 from ..errors import ConfigError
 from ..spaces import NUM_INPUTS
 from .units import (
-    AvgPoolStep,
-    ConvStep,
-    FactorizedStep,
-    MaxPoolStep,
+    AvgPoolLayer,
+    ConvLayer,
+    FactorizedLayer,
+    MaxPoolLayer,
     NormalizedUnit,
     shift_by_pixel,
 )
@@ -33,7 +33,7 @@ class ConvUnit(NormalizedUnit):
         self.relu: nn.Module = nn.ReLU() if rectify else nn.Identity()
         self.convs = nn.ModuleList(convs)
         self.norm = nn.BatchNorm2d(convs[-1].out_channels, affine=affine)
-        self.steps = tuple(ConvStep(conv) for conv in convs)
+        self.layers = tuple(ConvLayer(conv) for conv in convs)
         self.rectify = rectify
 
     def weights(self) -> Sequence[Tensor]:
@@ -73,7 +73,7 @@ class FactorizedReduce(NormalizedUnit):
         self.conv_even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.conv_odd = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
-        self.steps = (FactorizedStep(),)
+        self.layers = (FactorizedLayer(),)
 
     def weights(self) -> Sequence[Tensor]:
         """Return both convolutions' weights."""
@@ -96,8 +96,8 @@ class NormalizedPool(NormalizedUnit):
         super().__init__()
         self.pool = OPERATIONS[name](channels, stride, False)
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        step = MaxPoolStep if name == "max_pool_3x3" else AvgPoolStep
-        self.steps = (step(stride),)
+        layer = MaxPoolLayer if name == "max_pool_3x3" else AvgPoolLayer
+        self.layers = (layer(stride),)
 
     def weights(self) -> Sequence[Tensor]:
         """Return nothing: pooling has no weights."""

@@ -22,8 +22,8 @@ from .batch_norm import normalize, normalize_gradients
 from .convolutions import ConvSpec, convolution_gradients, convolve
 
 
-class Step(Protocol):
-    """One linear (or pooling) step of a unit, on maps (N, C, H, W)."""
+class Layer(Protocol):
+    """One linear (or pooling) layer of a unit, on maps (N, C, H, W)."""
 
     num_weights: int
 
@@ -41,7 +41,7 @@ class Step(Protocol):
         """Return the gradients of the input and of each weight, those that are ``wanted``."""
 
 
-class ConvStep:
+class ConvLayer:
     """A convolution without bias."""
 
     num_weights = 1
@@ -82,7 +82,7 @@ def shift_by_pixel(x_NCHW: Tensor) -> Tensor:
     return F.pad(shifted, (0, odd_width, 0, odd_height)) if odd_height or odd_width else shifted
 
 
-class FactorizedStep:
+class FactorizedLayer:
     """Two 1x1 stride-2 convolutions side by side, the second one on the input shifted by a pixel.
 
     Odd sizes are padded by a row and column of zeros before the shift.
@@ -134,7 +134,7 @@ class FactorizedStep:
         return [gradient, first, second]
 
 
-class MaxPoolStep:
+class MaxPoolLayer:
     """3x3 max pooling with padding 1."""
 
     num_weights = 0
@@ -162,7 +162,7 @@ class MaxPoolStep:
         return [gradient]
 
 
-class AvgPoolStep:
+class AvgPoolLayer:
     """3x3 average pooling with padding 1, over the pixels inside the image alone.
 
     As a depthwise convolution with ones, divided by each window's number of pixels: on a CPU
@@ -236,13 +236,13 @@ class _FirstDerivative(torch.autograd.Function):
         raise NotImplementedError(f"a second derivative is not supported: {_REFUSAL}")
 
 
-class _NormalizedSteps(torch.autograd.Function):
-    """(ReLU), steps, batch norm over the batch."""
+class _NormalizedLayers(torch.autograd.Function):
+    """(ReLU), layers, batch norm over the batch."""
 
-    # u = max(x, 0); v_0 = u, v_i = step_i(v_(i-1)); y = normalise(v_n). Backwards, with g_n from
+    # u = max(x, 0); v_0 = u, v_i = layer_i(v_(i-1)); y = normalise(v_n). Backwards, with g_n from
     # ``normalize_gradients``, which asks for y alone where there is no scale:
     #
-    #     g_(i-1) = step_i's transpose applied to g_i        (a convolution, transposed)
+    #     g_(i-1) = layer_i's transpose applied to g_i        (a convolution, transposed)
     #     dL/dw_i = correlation of v_(i-1) with g_i          (looks at v_(i-1), so it is kept)
     #     dL/dx   = g_0 where x > 0, else 0                  (x is alive: u need not be kept)
     #
@@ -254,18 +254,18 @@ class _NormalizedSteps(torch.autograd.Function):
         ctx: Any,
         x_NCHW: Tensor,
         norm: nn.BatchNorm2d,
-        steps: tuple[Step, ...],
+        layers: tuple[Layer, ...],
         rectify: bool,
         scale: Tensor | None,
         shift: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.epsilon, ctx.steps, ctx.rectify = norm.eps, steps, rectify
+        ctx.epsilon, ctx.layers, ctx.rectify = norm.eps, layers, rectify
         current = x_NCHW.relu() if rectify else x_NCHW
         sources, extras = [], []
-        for step, own in zip(steps, _by_step(steps, weights), strict=True):
+        for layer, own in zip(layers, _by_layer(layers, weights), strict=True):
             sources.append(current)
-            current, extra = step.forward(current, _cast(own, x_NCHW.dtype))
+            current, extra = layer.forward(current, _cast(own, x_NCHW.dtype))
             extras.append(extra)
         output, mean, inverse_std = normalize(current, norm)
         kept = output if scale is None else current
@@ -281,7 +281,7 @@ class _NormalizedSteps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: with recomputation they cannot be had again
         with torch.no_grad():
-            found = _NormalizedSteps._gradients(ctx, saved, gradients)
+            found = _NormalizedLayers._gradients(ctx, saved, gradients)
         if not torch.is_grad_enabled():
             return found
         # create_graph: whoever asks for it may differentiate what is found here.
@@ -298,11 +298,11 @@ class _NormalizedSteps(torch.autograd.Function):
         ctx: Any, saved: tuple[Any, ...], gradients: Sequence[Tensor]
     ) -> tuple[Tensor | None, ...]:
         x_NCHW, kept, mean, inverse_std, scale, *rest = saved
-        steps, num_steps = ctx.steps, len(ctx.steps)
-        sources, extras = [x_NCHW, *rest[: num_steps - 1]], rest[num_steps - 1 : 2 * num_steps - 1]
-        owns = _by_step(steps, rest[2 * num_steps - 1 :])
-        wanteds = _by_step(steps, ctx.needs_input_grad[6:])
-        # Only the weights' gradient looks at the values of the first step's input.
+        layers, num_layers = ctx.layers, len(ctx.layers)
+        sources, extras = [x_NCHW, *rest[: num_layers - 1]], rest[num_layers - 1 : 2 * num_layers - 1]
+        owns = _by_layer(layers, rest[2 * num_layers - 1 :])
+        wanteds = _by_layer(layers, ctx.needs_input_grad[6:])
+        # Only the weights' gradient looks at the values of the first layer's input.
         if ctx.rectify and any(wanteds[0]):
             sources[0] = x_NCHW.relu()
         gradient, grad_scale, grad_shift = normalize_gradients(
@@ -315,10 +315,10 @@ class _NormalizedSteps(torch.autograd.Function):
             epsilon=ctx.epsilon,
         )
         grad_weights: list[Tensor | None] = []
-        for index in reversed(range(num_steps)):
+        for index in reversed(range(num_layers)):
             own, source = owns[index], sources.pop()
             wanted = (index > 0 or ctx.needs_input_grad[0], *wanteds[index])
-            found = steps[index].backward(
+            found = layers[index].backward(
                 gradient, source, extras[index], _cast(own, source.dtype), wanted
             )
             gradient = found[0]
@@ -333,12 +333,12 @@ class _NormalizedSteps(torch.autograd.Function):
         return gradient, None, None, None, grad_scale, grad_shift, *grad_weights
 
 
-def _by_step(steps: Sequence[Step], items: Sequence[Any]) -> list[Sequence[Any]]:
-    """Split ``items``, one per weight, by the step each belongs to."""
+def _by_layer(layers: Sequence[Layer], items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Split ``items``, one per weight, by the layer each belongs to."""
     parts, first = [], 0
-    for step in steps:
-        parts.append(items[first : first + step.num_weights])
-        first += step.num_weights
+    for layer in layers:
+        parts.append(items[first : first + layer.num_weights])
+        first += layer.num_weights
     return parts
 
 
@@ -347,29 +347,29 @@ def _cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [weight.to(dtype) for weight in weights]
 
 
-class Lean(nn.Module):
+class MemorySaving(nn.Module):
     """Base of units that train with less memory than the published codes do.
 
-    ``lean`` off: as they do, module by module, for comparison (``keep_everything``).
+    ``saves_memory`` off: as they do, module by module, for comparison (``keep_everything``).
     """
 
-    lean = True
+    saves_memory = True
 
 
-class NormalizedUnit(Lean):
-    """Base of the units: subclasses set ``steps``, and say what they are module by module.
+class NormalizedUnit(MemorySaving):
+    """Base of the units: subclasses set ``layers``, and say what they are module by module.
 
-    The lean way is the hand-written backward.
+    The memory-saving way is the hand-written backward.
     """
 
     norm: nn.BatchNorm2d
-    steps: tuple[Step, ...]
+    layers: tuple[Layer, ...]
     rectify = True
     shares_relu = False
     """Whether the hand-written way is given an input that is rectified already."""
 
     def weights(self) -> Sequence[Tensor]:
-        """Return the steps' weights, in order."""
+        """Return the layers' weights, in order."""
         raise NotImplementedError
 
     def plain(self, x_NCHW: Tensor) -> Tensor:
@@ -378,7 +378,7 @@ class NormalizedUnit(Lean):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return (N, C', ceil(H / stride), ceil(W / stride))."""
-        if not (self.lean and self.norm.training) or _is_watched(self):
+        if not (self.saves_memory and self.norm.training) or _is_watched(self):
             return self.plain(x_NCHW)
         kind = x_NCHW.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -387,10 +387,10 @@ class NormalizedUnit(Lean):
 
     def _run(self, x_NCHW: Tensor) -> Tensor:
         norm = self.norm
-        output: Tensor = _NormalizedSteps.apply(
+        output: Tensor = _NormalizedLayers.apply(
             x_NCHW,
             norm,
-            self.steps,
+            self.layers,
             self.rectify and not self.shares_relu,
             norm.weight,
             norm.bias,
@@ -437,5 +437,5 @@ def keep_everything(module: nn.Module) -> None:
     which keeps each intermediate map, every unit with a ReLU of its own.
     """
     for child in module.modules():
-        if isinstance(child, Lean):
-            child.lean = False
+        if isinstance(child, MemorySaving):
+            child.saves_memory = False

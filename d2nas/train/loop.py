@@ -19,7 +19,7 @@ from ..nn.operations import noises_in, set_noise_generator
 from ..parallel import ALONE, Ranks, lost_ranks
 from ..randomness import generator
 from .precision import Arithmetic
-from .state import Trainee, TrainState
+from .state import Trained, TrainState
 
 EVALUATION_BATCH = 256
 _NO_MEMORY = re.compile(
@@ -89,7 +89,7 @@ class Loop:
 
     network: nn.Module
     """What is set to training mode."""
-    trainee: Trainee
+    trained: Trained
     device: torch.device
     ranks: Ranks = ALONE
     batch_size: int
@@ -126,7 +126,7 @@ class Loop:
         first = 0
         if state is not None:
             self._check_kind(state)
-            self.trainee.restore(state.tensors)
+            self.trained.restore(state.tensors)
             self.metrics = list(state.metrics)
             first = state.step
         self.network.train()
@@ -158,7 +158,7 @@ class Loop:
         Raises ``NonFiniteError`` as ``check``, and for any value in it that is not finite.
         """
         self.check()
-        tensors = self.trainee.copies()
+        tensors = self.trained.copies()
         _require_finite(tensors, step - 1)
         return TrainState(
             step, tensors, list(self.metrics), device=self.device.type, precision=self.precision
@@ -180,7 +180,7 @@ class Loop:
         """Return the error with the first weight or logit that is to blame, if one is: those that
         the step would have changed are as they were.
         """
-        for owner, module in self.trainee.modules.items():
+        for owner, module in self.trained.modules.items():
             for name, parameter in module.named_parameters():
                 if not torch.isfinite(parameter).all():
                     message = f"{error}: {owner}.{name} is not finite"
@@ -189,15 +189,15 @@ class Loop:
 
     def _close_epoch(self, step: int) -> dict[str, Any]:
         self.check()
-        _require_finite(self.trainee.tensors(), step)
-        means = self.trainee.sums.means(self.steps_per_epoch)
-        self.trainee.sums.values.zero_()
+        _require_finite(self.trained.tensors(), step)
+        means = self.trained.sums.means(self.steps_per_epoch)
+        self.trained.sums.values.zero_()
         place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
         self.metrics.append(place_in_run | self.describe_epoch(step, means))
         return self.metrics[-1]
 
 
-class FiniteWatch:
+class FiniteCheck:
     """Remembers which losses, gradients and norms were finite, without waiting for the device.
 
     A step whose update would not be finite is not made (``step_if_finite``); the host may learn of

@@ -32,10 +32,10 @@ from ..nn.operations import initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
-from .loop import FiniteWatch, Loop, place, resolve_device, sgd, stem_for, step_if_finite
+from .loop import FiniteCheck, Loop, place, resolve_device, sgd, stem_for, step_if_finite
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
-from .state import StepSums, Trainee
+from .state import StepSums, Trained
 
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 _SUMS = ("loss", "accuracy", "clip_rate")
@@ -156,7 +156,7 @@ class Retraining(Loop):
         self.model = ranks.wrap(self._compiled() if config.compile else self.network)
         # Listed once: to walk the modules at every step takes as long as a cell.
         self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
-        self.watch = FiniteWatch(device)
+        self.watch = FiniteCheck(device)
         self.optimizer = sgd(
             self.network,
             lr=config.lr,
@@ -168,7 +168,7 @@ class Retraining(Loop):
         self.num_steps = self.steps_per_epoch * config.epochs
         self.metrics = []
         scales = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
-        self.trainee = Trainee(
+        self.trained = Trained(
             modules={"network": self.network, **scales},
             optimizers={"sgd": self.optimizer},
             sums=StepSums(_SUMS, device),
@@ -303,7 +303,7 @@ def train_step(retraining: Retraining, step: int) -> None:
     norm = _clip(retraining)
     finite = finite & _watch_norm(retraining, step, norm)
     clipped = norm > retraining.config.clip_norm
-    retraining.trainee.sums.add(loss=loss, accuracy=correct, clip_rate=clipped)
+    retraining.trained.sums.add(loss=loss, accuracy=correct, clip_rate=clipped)
     step_if_finite(retraining.optimizer, finite)
     retraining.watch.check_if_free()
 

@@ -33,10 +33,10 @@ from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
-from .loop import FiniteWatch, Loop, adam, place, resolve_device, sgd, stem_for, step_if_finite
+from .loop import FiniteCheck, Loop, adam, place, resolve_device, sgd, stem_for, step_if_finite
 from .precision import arithmetic_of, compute_type
 from .schedules import cosine, temperature
-from .state import StepSums, Trainee
+from .state import StepSums, Trained
 
 _SUMS = (
     "arch_loss",
@@ -122,7 +122,7 @@ class Search(Loop):
         place(self.supernet, device)
         self.input_type = compute_type(config.precision, device)
         self.arithmetic = arithmetic_of(config.precision, device)
-        self.watch = FiniteWatch(device)
+        self.watch = FiniteCheck(device)
         # A method without passes has nothing to train: one step closes its only epoch.
         self.trains = sum(self.method.passes) > 0
         optimizers = self._optimizers() if self.trains else {}
@@ -131,7 +131,7 @@ class Search(Loop):
         self.num_steps = epoch * config.epochs if self.trains else 1
         self.metrics = []
         self.network = self.supernet
-        self.trainee = Trainee(
+        self.trained = Trained(
             modules={"supernet": self.supernet, "logits": self.logits},
             optimizers=optimizers,
             sums=StepSums(_SUMS, device),
@@ -174,11 +174,11 @@ class Search(Loop):
 
     def _record_peak(self, peak: int) -> None:
         # Kept with the sums, which a checkpoint holds; they are divided by the steps.
-        self.trainee.sums["peak_bytes"] = float(peak * self.steps_per_epoch)
+        self.trained.sums["peak_bytes"] = float(peak * self.steps_per_epoch)
 
     def resident(self) -> list[torch.Tensor]:
         """Return what is alive between two steps: weights, buffers, moments."""
-        modules, optimizers = self.trainee.modules.values(), self.trainee.optimizers.values()
+        modules, optimizers = self.trained.modules.values(), self.trained.optimizers.values()
         moments = [moment for one in optimizers for moment in one.state.values()]
         return [
             *(value for module in modules for value in module.state_dict().values()),
@@ -306,7 +306,7 @@ def architecture_step(search: Search, step: int) -> None:
     )
     search.ranks.mean_gradients(search.logits.parameters())
     measured = _over_ranks(search, measured)
-    search.trainee.sums.add(arch_loss=measured.loss, arch_accuracy=measured.accuracy)
+    search.trained.sums.add(arch_loss=measured.loss, arch_accuracy=measured.accuracy)
     # The logits' gradients have just come from the device: the one place a step waits for it.
     search.watch.add(step, "the validation loss", measured.loss)
     for name, parameter in search.logits.named_parameters():
@@ -331,7 +331,7 @@ def weight_step(search: Search, step: int) -> None:
     search.ranks.mean_gradients(search.method.weights)
     measured = _over_ranks(search, measured)
     norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)
-    search.trainee.sums.add(
+    search.trained.sums.add(
         weight_loss=measured.loss,
         weight_accuracy=measured.accuracy,
         branch_loss=measured.branch_loss,

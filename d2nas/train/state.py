@@ -89,7 +89,7 @@ class StepSums:
 
 
 @dataclass(frozen=True, slots=True)
-class Trainee:
+class Trained:
     """Changing part of a training loop: modules and optimizers by name, and the running sums.
 
     Every optimizer's parameters must belong to one of the modules, and its moments must exist, so

@@ -31,7 +31,7 @@ def bytes_to_write(loop: Loop, *, continued: bool = False) -> int:
     """Return about how much a loop adds to the store at most: its checkpoints, of which one is
     written before the oldest goes, and its network. One that continues has its checkpoints.
     """
-    checkpoint = _num_bytes(loop.trainee.tensors())
+    checkpoint = _num_bytes(loop.trained.tensors())
     network = _num_bytes(loop.network.state_dict())
     return checkpoint * (1 if continued else KEPT_CHECKPOINTS + 1) + network
 

@@ -1,6 +1,6 @@
 """A study: a grid of methods, spaces, data sets and seeds out of one TOML file.
 
-    preset = "cifar10"                  # what all cells start from; a preset or a TOML file
+    preset = "cifar10"                  # what all trials start from; a preset or a TOML file
     methods = ["d2nas", "gdas"]         # random is added: it is what a search must beat
     spaces = ["S0"]
     seeds = [0, 1, 2]
@@ -77,7 +77,7 @@ class _File(_Block):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training of a study's network: searched, derived, retrained, evaluated."""
 
     variant: str
@@ -108,14 +108,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid, in the order in which its cells run: by variant, then by seed."""
+    """A grid, in the order in which its trials run: by variant, then by seed."""
 
     name: str
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
 
 
 def read_study(name: str, *, data_root: str | None = None) -> Study:
-    """Read a study by name or path; ``data_root`` overrides ``data.root`` of every cell.
+    """Read a study by name or path; ``data_root`` overrides ``data.root`` of every trial.
 
     Random cells are added to every variant, data set and space, unless another variant has them
     with the same data and retraining. Raises ``ConfigError`` naming the key.
@@ -141,7 +141,7 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     drafts += _missing_random(variants, drafts)
     order = {variant.name: number for number, variant in enumerate(variants)}
     drafts.sort(key=lambda d: (order[d.variant.name], d.variant.seeds.index(d.seed)))
-    return Study(title, tuple(_cells(title, drafts)))
+    return Study(title, tuple(_trials(title, drafts)))
 
 
 def setting_of(config: Config, trainings: int) -> str:
@@ -179,7 +179,7 @@ class _Resolved:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A network of the grid: its cells without their runs."""
+    """A network of the grid: its trials without their runs."""
 
     variant: _Resolved
     method: str
@@ -334,14 +334,14 @@ def _missing_random(variants: list[_Resolved], drafts: list[_Draft]) -> list[_Dr
     return added
 
 
-def _cells(study: str, drafts: list[_Draft]) -> Iterator[Cell]:
+def _trials(study: str, drafts: list[_Draft]) -> Iterator[Trial]:
     first_run: dict[str, str] = {}
     for draft in drafts:
         trainings = draft.variant.trainings
         for training in range(trainings):
             names = (draft.variant.name, draft.method, draft.space, draft.data, str(draft.seed))
             again = (f"training-{training}",) if training else ()
-            cell = Cell(
+            trial = Trial(
                 variant=draft.variant.name,
                 method=draft.method,
                 space=draft.space,
@@ -353,8 +353,8 @@ def _cells(study: str, drafts: list[_Draft]) -> Iterator[Cell]:
                 run=run_name(study, *names, *again),
                 search_run="",
             )
-            key = digest([stage_config("search", cell.config), cell.config.data.root])
-            yield replace(cell, search_run=first_run.setdefault(key, cell.run))
+            key = digest([stage_config("search", trial.config), trial.config.data.root])
+            yield replace(trial, search_run=first_run.setdefault(key, trial.run))
 
 
 def _with_training(config: Config, training: int) -> Config:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from d2nas.data.batches import Batches
 from d2nas.errors import NonFiniteError
-from d2nas.train.loop import FiniteWatch
+from d2nas.train.loop import FiniteCheck
 from d2nas.train.precision import LossScale
 from d2nas.train.retrain import Retraining
 from d2nas.train.search import Search
@@ -101,7 +101,7 @@ def moved_since_the_checkpoint(place: TinyPlace, loop: str, training: Any) -> se
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return {
         name.partition(".")[0]
-        for name, value in training.trainee.copies().items()
+        for name, value in training.trained.copies().items()
         if name != "sums" and not name.endswith(statistics) and not torch.equal(value, saved[name])
     }
 
@@ -165,7 +165,7 @@ def test_logits_that_are_spoiled_before_they_are_used_are_not_saved(
 def test_control_without_the_checks_it_reaches_the_store(
     derived_folder: Path, quick_path: Path, monkeypatch: pytest.MonkeyPatch, loop: str, what: str
 ) -> None:
-    monkeypatch.setattr(FiniteWatch, "check", lambda _: None)
+    monkeypatch.setattr(FiniteCheck, "check", lambda _: None)
     monkeypatch.setattr("d2nas.train.loop._require_finite", lambda *_: None)
     for module in ("search", "retrain"):
         monkeypatch.setattr(

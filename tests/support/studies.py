@@ -1,4 +1,4 @@
-"""A small study over the toy preset, and what its cells are."""
+"""A small study over the toy preset, and what its trials are."""
 
 import json
 from pathlib import Path
@@ -36,5 +36,5 @@ def read(place: Place, text: str) -> Study:
     return read_study(str(write(place, text)))
 
 
-def cells(study: Study) -> list[tuple[Any, ...]]:
-    return [(c.variant, c.seed, c.data, c.space, c.method) for c in study.cells]
+def trials(study: Study) -> list[tuple[Any, ...]]:
+    return [(c.variant, c.seed, c.data, c.space, c.method) for c in study.trials]

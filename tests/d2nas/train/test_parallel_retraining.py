@@ -121,12 +121,12 @@ def test_the_pass_before_the_first_step_changes_nothing() -> None:
             return network
 
     retraining = retraining_of("noisy", ranks=Two(0, 2))
-    before = {name: value.clone() for name, value in retraining.trainee.tensors().items()}
+    before = {name: value.clone() for name, value in retraining.trained.tensors().items()}
     calls = []
     retraining.network.register_forward_hook(lambda *_: calls.append(1))
     retraining.prepare()
     assert calls == [1]
-    for name, value in retraining.trainee.tensors().items():
+    for name, value in retraining.trained.tensors().items():
         assert torch.equal(before[name], value), name
     assert all(weight.grad is None for weight in retraining.weights)
 

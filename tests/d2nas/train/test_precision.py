@@ -65,7 +65,7 @@ def first_losses(method: str, *overrides: str) -> Tensor:
     still = ("search.weight_lr=1e-6", "search.weight_lr_min=0.0")
     search = search_by(method, *still, *overrides, space="S1")
     search_step(search, 0)
-    sums = search.trainee.sums
+    sums = search.trained.sums
     return torch.stack([sums["arch_loss"], sums["weight_loss"]])
 
 
@@ -95,7 +95,7 @@ def peak_above_residents(*overrides: str) -> int:
     search = search_by("d2nas", "search.batch_size=64", *overrides, space="S2", data=data)
     search.take_step(0)
     resident = sum(tensor.nbytes for tensor in search.resident())
-    return round(float(search.trainee.sums["peak_bytes"])) - resident
+    return round(float(search.trained.sums["peak_bytes"])) - resident
 
 
 def test_activations_need_little_more_than_half_the_memory() -> None:

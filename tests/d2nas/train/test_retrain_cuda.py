@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2nas.genotype import Genotype
 from d2nas.parallel import ALONE, Ranks
-from d2nas.train.loop import FiniteWatch
+from d2nas.train.loop import FiniteCheck
 from d2nas.train.retrain import Retraining, train_step
 
 PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -93,7 +93,7 @@ def test_the_first_step_is_about_that_of_the_cpu() -> None:
         retraining = retraining_on(device, EXACT)
         with retraining.arithmetic.pinned():
             train_step(retraining, 0)
-        sums.append(retraining.trainee.sums["loss"].cpu())
+        sums.append(retraining.trained.sums["loss"].cpu())
     torch.testing.assert_close(sums[1], sums[0], rtol=1e-4, atol=0)
 
 
@@ -107,7 +107,7 @@ def test_no_step_waits_for_the_device(precision: str) -> None:
         for step in (1, 3):
             train_step(retraining, step)
         with pytest.raises(RuntimeError, match="synchroniz"):
-            retraining.trainee.sums["loss"].item()  # control
+            retraining.trained.sums["loss"].item()  # control
     retraining.check()
 
 
@@ -169,7 +169,7 @@ class HostReads(TorchDispatchMode):
 def test_no_step_asks_for_a_value(precision: str) -> None:
     """As on a GPU, where finite values are not asked for either."""
     retraining = retraining_on(CPU, MIXED, f"precision={precision}")
-    retraining.watch = FiniteWatch(CUDA)
+    retraining.watch = FiniteCheck(CUDA)
     take_all_kinds_of_steps(retraining)
     with HostReads() as reads:
         for step in (1, 3):
@@ -177,7 +177,7 @@ def test_no_step_asks_for_a_value(precision: str) -> None:
     assert reads.found == []
     with reads:  # control
         retraining.check()
-        retraining.trainee.sums["loss"].item()
+        retraining.trained.sums["loss"].item()
     assert "_local_scalar_dense" in reads.found
 
 

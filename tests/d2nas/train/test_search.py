@@ -268,13 +268,13 @@ def test_a_state_that_does_not_fit_is_refused_by_name(data: ImageData) -> None:
     state = search_of(data).capture(1)
     missing = {name: t for name, t in state.tensors.items() if name != "logits.normal_ops"}
     with pytest.raises(DamagedArtifactError, match=r"logits\.normal_ops is missing"):
-        search_of(data).trainee.restore(missing)
+        search_of(data).trained.restore(missing)
     extra = {**state.tensors, "stranger": torch.zeros(1)}
     with pytest.raises(DamagedArtifactError, match="stranger"):
-        search_of(data).trainee.restore(extra)
+        search_of(data).trained.restore(extra)
     wider = search_of(data, "search.init_channels=8")
     with pytest.raises(DamagedArtifactError, match="supernet"):
-        wider.trainee.restore(state.tensors)
+        wider.trained.restore(state.tensors)
 
 
 @pytest.fixture(params=["search", "retrain"])
@@ -300,7 +300,7 @@ def test_control_without_the_check_the_weights_become_nan(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("d2nas.train.retrain.step_if_finite", lambda optimizer, _: optimizer.step())
-    monkeypatch.setattr("d2nas.train.loop.FiniteWatch.check", lambda _: None)
+    monkeypatch.setattr("d2nas.train.loop.FiniteCheck.check", lambda _: None)
     retraining = retraining_of(data)
     with torch.no_grad():
         retraining.network.classifier.bias.fill_(float("nan"))

@@ -7,7 +7,7 @@ from searches import final_state, finish, made_images, search_by
 from torch import nn
 
 from d2nas.methods.single_path import SinglePath
-from d2nas.train.loop import FiniteWatch, step_if_finite
+from d2nas.train.loop import FiniteCheck, step_if_finite
 from d2nas.train.search import Search, _context, search_step
 
 pytestmark = pytest.mark.gpu
@@ -64,7 +64,7 @@ def test_the_first_step_is_about_that_of_the_cpu(method: str) -> None:
     for device in (torch.device("cpu"), CUDA):
         search = search_on(device, method)
         search_step(search, 0)
-        found = search.trainee.sums
+        found = search.trained.sums
         sums.append(torch.stack([found["arch_loss"], found["weight_loss"]]).cpu())
     torch.testing.assert_close(sums[1], sums[0], rtol=1e-2, atol=0)
 
@@ -103,7 +103,7 @@ def test_nothing_within_the_passes_waits_for_the_device(method: str, precision: 
         sampled.gate_gradients(batch, draws, numbers)
         measured = sampled.run(batch, draws, numbers)
         norm = nn.utils.clip_grad_norm_(search.supernet.parameters(), 5.0)
-        watch = FiniteWatch(CUDA)
+        watch = FiniteCheck(CUDA)
         finite = watch.add(1, "the training loss", measured.loss)
         finite = finite & watch.add(1, "the gradient norm", norm)
         step_if_finite(search.weight_optimizer, finite)

@@ -301,11 +301,11 @@ def test_both_run_the_same_operation_code() -> None:
 
 
 def test_control_other_operation_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OtherStep(units.ConvStep):
+    class OtherStep(units.ConvLayer):
         pass
 
     ours = stepper("d2nas").search.method
-    monkeypatch.setattr("d2nas.nn.operations.ConvStep", OtherStep)
+    monkeypatch.setattr("d2nas.nn.operations.ConvLayer", OtherStep)
     with pytest.raises(AssertionError, match="OtherStep"):
         check_same_code(ours, stepper("gdas").search.method)
 

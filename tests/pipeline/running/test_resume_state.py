@@ -100,7 +100,7 @@ def test_a_state_without_one_of_its_tensors_is_refused_by_its_name(name: str) ->
     for left_out in state.tensors:
         kept = {key: value for key, value in state.tensors.items() if key != left_out}
         with pytest.raises(DamagedArtifactError) as caught:
-            loop.trainee.restore(kept)
+            loop.trained.restore(kept)
         assert f"tensor {left_out} is missing" in str(caught.value)
 
 

@@ -30,7 +30,7 @@ from d2nas.errors import (
 )
 from d2nas.train.loop import Loop
 from d2nas.train.retrain import Retraining
-from d2nas.train.state import Trainee
+from d2nas.train.state import Trained
 from pipeline.running import runner
 from pipeline.running.runner import Runner
 from pipeline.running.signals import StopFlag, signals_handled
@@ -107,13 +107,13 @@ def test_control_a_checkpoint_that_forgets_something_is_noticed(
 ) -> None:
     place = empty_or_derived(loop, derived_folder, quick_path)
     version_id, _ = undisturbed(derived_folder)[loop]
-    copies = Trainee.copies
+    copies = Trained.copies
     monkeypatch.setattr(
-        Trainee,
+        Trained,
         "copies",
-        lambda trainee: {
+        lambda trained: {
             name: value.zero_() if name.endswith(forgotten) else value
-            for name, value in copies(trainee).items()
+            for name, value in copies(trained).items()
         },
     )
     with pytest.MonkeyPatch.context() as once:

@@ -21,7 +21,7 @@ from d2nas.errors import NonFiniteError
 from d2nas.methods.base import Batch, Sizes, frozen, measure
 from d2nas.methods.gdas import Gdas
 from d2nas.methods.single_path import Decoupled, SinglePath
-from d2nas.train.loop import FiniteWatch, sgd, step_if_finite
+from d2nas.train.loop import FiniteCheck, sgd, step_if_finite
 from d2nas.train.search import Search, architecture_step, search_step, weight_step
 
 SIZES = Sizes(num_cells=3, init_channels=4, num_classes=10, in_channels=3, stem="cifar")
@@ -106,7 +106,7 @@ def test_clipping_and_the_conditional_step_ask_for_no_number() -> None:
         F.cross_entropy(module(torch.randn(4, 3, 8, 8)), torch.arange(4)).backward()
         optimizer = sgd(module, lr=0.1, momentum=0.9, weight_decay=3e-4)
         norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-        watch = FiniteWatch(torch.device("cuda"))
+        watch = FiniteCheck(torch.device("cuda"))
         finite = watch.add(0, "the training loss", norm) & watch.add(0, "the gradient norm", norm)
         step_if_finite(optimizer, finite)
         watch.check_if_free()
@@ -189,7 +189,7 @@ def trained_state(search: Search) -> dict[str, Tensor]:
         for kind, module in modules.items()
         for name, parameter in module.named_parameters()
     }
-    for kind, optimizer in search.trainee.optimizers.items():
+    for kind, optimizer in search.trained.optimizers.items():
         for index, state in enumerate(optimizer.state.values()):
             found |= {f"{kind} {index} {key}": v.clone() for key, v in state.items()}
     return found
@@ -302,13 +302,13 @@ def test_in_the_warm_up_a_late_error_waits_for_the_end_of_the_epoch() -> None:
 def test_control_without_the_watch_logits_and_weights_are_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("d2nas.train.loop.FiniteWatch.check", lambda _: None)
+    monkeypatch.setattr("d2nas.train.loop.FiniteCheck.check", lambda _: None)
     monkeypatch.setattr("d2nas.train.search.step_if_finite", lambda optimizer, _: optimizer.step())
     search = search_by("d2nas", space=CHEAP)
     poison(search, "weights", 0, "images")
     poison(search, "architecture", 0, "images")
     search_step(search, 0)
-    state = search.trainee.tensors()
+    state = search.trained.tensors()
     assert not torch.isfinite(state["logits.normal_ops"]).all()
     assert not torch.isfinite(state["supernet.stem.convs.0.weight"]).any()
 

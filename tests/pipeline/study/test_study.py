@@ -1,9 +1,9 @@
-"""Studies: the grid of cells that a file means."""
+"""Studies: the grid of trials that a file means."""
 
 import json
 
 import pytest
-from studies import SMALL, cells, read, write
+from studies import SMALL, trials, read, write
 from toy import Place
 
 from d2nas.config import METHOD_NAMES
@@ -16,7 +16,7 @@ from pipeline.study.tables import study_names
 def test_a_file_without_variants_is_one_block_with_random_beside(place):
     study = read(place, 'methods = ["d2nas"]\nspaces = ["S0", "S3"]\nseeds = [4, 2]\n')
     assert study.name == "small"
-    assert cells(study) == [
+    assert trials(study) == [
         ("base", seed, "digits", space, method)
         for seed in (4, 2)
         for method in ("d2nas", "random")
@@ -26,7 +26,7 @@ def test_a_file_without_variants_is_one_block_with_random_beside(place):
 
 def test_random_is_not_added_where_the_file_names_it(place):
     study = read(place, 'methods = ["random", "d2nas"]\nspaces = ["S0"]\nseeds = [0]\n')
-    assert [cell.method for cell in study.cells] == ["random", "d2nas"]
+    assert [trial.method for trial in study.trials] == ["random", "d2nas"]
 
 
 TWO = """
@@ -57,7 +57,7 @@ def test_random_cells_serve_another_variant_with_the_same_data_and_retraining(
     place, setting, added
 ):
     study = read(place, TWO + setting)
-    random = [cell for cell in study.cells if cell.method == "random"]
+    random = [trial for trial in study.trials if trial.method == "random"]
     expected = [("two", 0), ("two", 1), ("two", 2)]
     assert [(c.variant, c.seed) for c in random] == ([("one", 0)] if added else []) + expected
 
@@ -65,7 +65,7 @@ def test_random_cells_serve_another_variant_with_the_same_data_and_retraining(
 def test_random_of_another_space_or_data_set_does_not_serve(place):
     for line in ('spaces = ["S3"]', 'data = ["fashion-mnist"]'):
         text = TWO.replace("seeds = [0, 1, 2]", f"seeds = [0]\n{line}")
-        assert [c.variant for c in read(place, text).cells if c.method == "random"] == [
+        assert [c.variant for c in read(place, text).trials if c.method == "random"] == [
             "one",
             "two",
         ]
@@ -73,7 +73,7 @@ def test_random_of_another_space_or_data_set_does_not_serve(place):
 
 def test_two_variants_without_random_share_the_added_cells(place):
     study = read(place, TWO.replace('"random"', '"d2nas"') + '"search.epochs" = 1')
-    assert [c.variant for c in study.cells if c.method == "random"] == ["one"]
+    assert [c.variant for c in study.trials if c.method == "random"] == ["one"]
 
 
 def test_variants_lie_over_the_top_and_the_top_over_the_preset(place):
@@ -97,41 +97,41 @@ def test_variants_lie_over_the_top_and_the_top_over_the_preset(place):
         "retrain.epochs" = 6
         """,
     )
-    first, second = (cell.config for cell in study.cells)
+    first, second = (trial.config for trial in study.trials)
     assert (first.retrain.epochs, second.retrain.epochs) == (5, 6)
     assert first.retrain.batch_size == second.retrain.batch_size == 32
     assert first.retrain.init_channels == 8  # the preset's
     assert (first.run.seed, second.run.seed) == (0, 7)
     assert (first.search.space, second.search.space) == ("S0", "S2")
-    assert {cell.config.search.method for cell in study.cells} == {"random"}
+    assert {trial.config.search.method for trial in study.trials} == {"random"}
 
 
 def test_the_data_set_is_the_presets_unless_the_file_names_some(place):
     text = 'methods = ["random"]\nspaces = ["S0"]\nseeds = [0]\n'
-    assert [cell.config.data.name for cell in read(place, text).cells] == ["digits"]
+    assert [trial.config.data.name for trial in read(place, text).trials] == ["digits"]
     study = read(place, text + 'data = ["cifar10", "digits"]\n')
-    assert [cell.config.data.name for cell in study.cells] == ["cifar10", "digits"]
+    assert [trial.config.data.name for trial in study.trials] == ["cifar10", "digits"]
 
 
-def test_the_data_root_is_every_cells(place):
+def test_the_data_root_is_every_trials(place):
     study = read_study(str(write(place)), data_root="/somewhere")
-    assert {cell.config.data.root for cell in study.cells} == {"/somewhere"}
+    assert {trial.config.data.root for trial in study.trials} == {"/somewhere"}
 
 
 def test_a_search_that_variants_share_is_held_once(place):
     text = TWO.replace("seeds = [0, 1, 2]", "seeds = [0]").replace('"random"', '"d2nas"')
     shared = read(place, text + '"retrain.epochs" = 1')
-    runs = {(c.variant, c.method): (c.run, c.search_run) for c in shared.cells}
+    runs = {(c.variant, c.method): (c.run, c.search_run) for c in shared.trials}
     assert runs["two", "d2nas"] == ("small-two-d2nas-s0-digits-0", "small-one-d2nas-s0-digits-0")
     assert runs["one", "d2nas"][0] == runs["one", "d2nas"][1]
     own = read(place, text + '"search.epochs" = 1')
-    assert all(cell.run == cell.search_run for cell in own.cells)
+    assert all(trial.run == trial.search_run for trial in own.trials)
 
 
 def test_trainings_of_a_network_share_its_search_and_start_from_other_seeds(place):
     text = SMALL.replace("seeds = [0, 1]", "seeds = [3]\ntrainings = 2")
     text += '[[variant]]\nname = "base"\n[[variant]]\nname = "once"\ntrainings = 1\n'
-    found = read(place, text).cells
+    found = read(place, text).trials
     base = [c for c in found if (c.variant, c.method) == ("base", "d2nas")]
     assert [(c.training, c.trainings, c.config.run.seed) for c in base] == [(0, 2, 3), (1, 2, 3)]
     assert [c.config.retrain.seed for c in base] == [None, 103]
@@ -145,7 +145,7 @@ def test_trainings_of_a_network_share_its_search_and_start_from_other_seeds(plac
 
 
 def test_run_names_are_names_the_store_takes(place):
-    names = [cell.run for cell in read(place, SMALL).cells]
+    names = [trial.run for trial in read(place, SMALL).trials]
     assert len(set(names)) == len(names)
     long = [run_name("A study of_everything" * 4, "base", str(seed)) for seed in (0, 1)]
     assert len(set(long)) == 2
@@ -207,7 +207,7 @@ def test_a_faulty_file_is_one_line_with_a_hint(place, capfd, text, words):
 def test_control_the_same_file_without_the_fault_is_read(tmp_path):
     path = tmp_path / "good.toml"
     path.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in GOOD.items()))
-    assert {cell.method for cell in read_study(str(path)).cells} == {"d2nas", "random"}
+    assert {trial.method for trial in read_study(str(path)).trials} == {"d2nas", "random"}
 
 
 @pytest.mark.parametrize("axis", GOOD)
@@ -223,7 +223,7 @@ def test_a_missing_axis_is_named(tmp_path, axis):
 def test_every_method_of_the_configuration_can_be_a_cell(place):
     text = f'methods = {json.dumps(METHOD_NAMES)}\nspaces = ["S0"]\nseeds = [0]\n'
     study = read(place, text)
-    assert [cell.config.search.method for cell in study.cells] == list(METHOD_NAMES)
+    assert [trial.config.search.method for trial in study.trials] == list(METHOD_NAMES)
     assert "random" in METHOD_NAMES
 
 
@@ -232,14 +232,14 @@ def test_the_studies_that_come_along_are_whole() -> None:
     assert study_names() == ["table-1", "table-2", "table-3", "table-5"]
     for name in study_names():
         study = read_study(name)
-        assert "random" in {cell.method for cell in study.cells}
-        assert len({cell.run for cell in study.cells}) == len(study.cells)
+        assert "random" in {trial.method for trial in study.trials}
+        assert len({trial.run for trial in study.trials}) == len(study.trials)
     sizes = {
-        cell.data: (cell.config.retrain.num_cells, cell.config.retrain.init_channels)
-        for cell in read_study("table-5").cells
+        trial.data: (trial.config.retrain.num_cells, trial.config.retrain.init_channels)
+        for trial in read_study("table-5").trials
     }
     assert sizes == {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
-    data = {name: {cell.data for cell in read_study(name).cells} for name in study_names()[:3]}
+    data = {name: {trial.data for trial in read_study(name).trials} for name in study_names()[:3]}
     assert data == {"table-1": {"cifar10"}, "table-2": {"cifar100"}, "table-3": {"imagenet"}}
     with pytest.raises(ConfigError, match="unknown study"):
         read_study("table-4")
@@ -249,7 +249,7 @@ def test_a_selection_step_is_for_searches_and_leaves_random_cells_alone(place: P
     text = (
         'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n[settings]\n"derive.candidates" = 4\n'
     )
-    found = {cell.method: cell.config.derive.candidates for cell in read(place, text).cells}
+    found = {trial.method: trial.config.derive.candidates for trial in read(place, text).trials}
     assert found == {"d2nas": 4, "random": 1}
 
 
@@ -272,7 +272,7 @@ def test_a_methods_own_settings_lie_between_the_files_and_a_variants(place):
         "search.batch_size" = 8
         """,
     )
-    found = {c.method: (c.config.search.epochs, c.config.search.batch_size) for c in study.cells}
+    found = {c.method: (c.config.search.epochs, c.config.search.batch_size) for c in study.trials}
     assert found == {"d2nas": (3, 8), "gdas": (5, 8), "random": (3, 8)}
 
 
@@ -282,7 +282,7 @@ def test_settings_of_an_unknown_method_are_refused(place):
 
 
 def test_the_tables_search_by_the_rivals_own_recipes():
-    searches = {cell.method: cell.config.search for cell in read_study("table-1").cells}
+    searches = {trial.method: trial.config.search for trial in read_study("table-1").trials}
     assert searches["pc-darts-4"].warmup_epochs == 15
     assert (searches["gdas"].epochs, searches["gdas"].weight_decay) == (250, 5e-4)
     assert searches["darts"].weight_lr == searches["darts-second-order"].weight_lr == 0.025

@@ -1,4 +1,4 @@
-"""Studies: running one to the end, cell by cell, whatever comes between."""
+"""Studies: running one to the end, trial by trial, whatever comes between."""
 
 import json
 import shutil
@@ -147,7 +147,7 @@ def test_control_a_changed_setting_does_run(done, capfd, monkeypatch):
     assert "_RanError: retrain" in capfd.readouterr().err
 
 
-def test_a_bug_in_one_cell_does_not_cost_the_others(place, capfd, monkeypatch):
+def test_a_bug_in_one_trial_does_not_cost_the_others(place, capfd, monkeypatch):
     ran = []
     run_stage = runner_module.run_stage
 
@@ -187,37 +187,37 @@ def test_a_second_call_loads_neither_torch_nor_scikit_learn(done):
     assert "held-out" in lines[3][0]
 
 
-def test_a_plan_lists_the_cells_and_runs_nothing(place, capfd, monkeypatch):
+def test_a_plan_lists_the_trials_and_runs_nothing(place, capfd, monkeypatch):
     refuse_stages(monkeypatch)
     plan = place.json(capfd, "study", str(write(place)), "--plan")
-    assert [(cell["method"], cell["seed"]) for cell in plan] == [
+    assert [(trial["method"], trial["seed"]) for trial in plan] == [
         ("d2nas", 0),
         ("random", 0),
         ("d2nas", 1),
         ("random", 1),
     ]
-    assert not any(cell["finished"] for cell in plan)
-    assert {cell["state"] for cell in plan} == {"search is next"}
+    assert not any(trial["finished"] for trial in plan)
+    assert {trial["state"] for trial in plan} == {"search is next"}
     assert not (place.store / "versions").exists()
 
 
 def test_the_plan_of_a_finished_study_says_so(done, capfd, monkeypatch):
     refuse_stages(monkeypatch)
     plan = done.json(capfd, "study", str(done.folder / "small.toml"), "--plan")
-    assert all(cell["finished"] for cell in plan)
+    assert all(trial["finished"] for trial in plan)
     shutil.rmtree(done.store / "runs" / plan[0]["run"] / "evaluate")
     plan = done.json(capfd, "study", str(done.folder / "small.toml"), "--plan")
-    assert [cell["state"] for cell in plan] == ["evaluate is next", *["finished"] * 3]
+    assert [trial["state"] for trial in plan] == ["evaluate is next", *["finished"] * 3]
 
 
 def forge_evaluation(place: Place, **facts: Any) -> None:
-    """Give the first cell's evaluation other facts, by a new id."""
+    """Give the first trial's evaluation other facts, by a new id."""
     store = Store(place.store)
     version = next(iter(store.open(one.name) for one in store.references(stage="evaluate")))
     forge_version(place.store, version.reference, {}, facts=version.manifest.facts | facts)
 
 
-def test_a_forged_evaluation_is_a_damaged_cell_and_no_bug(done, capfd, monkeypatch):
+def test_a_forged_evaluation_is_a_damaged_trial_and_no_bug(done, capfd, monkeypatch):
     forge_evaluation(done, calibrated_loss="low")
     assert done.run("study", str(done.folder / "small.toml")) == 4
     assert "calibrated_loss" in capfd.readouterr().err
@@ -283,7 +283,7 @@ def test_a_stopped_study_continues_and_ends_with_the_very_same_rows(
     assert parts.run("study", str(path)) == 0
     error = capfd.readouterr().err
     assert "continues at step" in error
-    assert "cell 1 of 2" in error
+    assert "trial 1 of 2" in error
     whole, pieces = study_rows(done, capfd)[:2], study_rows(parts, capfd)
     for row in (*whole, *pieces):
         for key in VARYING:
@@ -307,7 +307,7 @@ seeds = [0]
 """
 
 
-def test_a_failing_cell_is_reported_and_the_others_run(place, capfd):
+def test_a_failing_trial_is_reported_and_the_others_run(place, capfd):
     path = write(place, SMALL + FAILING)
     assert place.run("study", str(path), "--json") == 5
     captured = capfd.readouterr()
@@ -323,10 +323,10 @@ def test_a_failing_cell_is_reported_and_the_others_run(place, capfd):
     for row in rows[2:]:
         assert row["error"] is None
         assert row["accuracy"] is not None
-        assert row["images"] == 359  # this variant's images, not those of the cells before
+        assert row["images"] == 359  # this variant's images, not those of the trials before
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "2 of 4 cells have no result" in errors[0]
+    assert "2 of 4 trials have no result" in errors[0]
     assert captured.err.count("warning: broken, digits, S0") == 2
     assert place.run("study", str(path)) == 5
     lines = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
@@ -341,7 +341,7 @@ def test_what_retraining_cannot_do_is_said_before_any_search(place, capfd):
     assert not (place.store / "versions").exists()
 
 
-def test_a_cell_that_another_process_holds_is_tried_again_at_the_end(done, capfd, monkeypatch):
+def test_a_trial_that_another_process_holds_is_tried_again_at_the_end(done, capfd, monkeypatch):
     path = done.folder / "small.toml"
     first, _, third, _ = study_rows(done, capfd)
     for row in (first, third):
@@ -363,7 +363,7 @@ def test_a_cell_that_another_process_holds_is_tried_again_at_the_end(done, capfd
     ]
 
 
-def test_a_cell_that_stays_busy_is_reported_with_code_8_and_the_rest_is_done(done, capfd):
+def test_a_trial_that_stays_busy_is_reported_with_code_8_and_the_rest_is_done(done, capfd):
     path = done.folder / "small.toml"
     first, _, third, _ = study_rows(done, capfd)
     for row in (first, third):
@@ -399,7 +399,7 @@ class _StopError(D2NasError):
 
 def test_the_time_of_an_interrupted_search_is_the_sum_of_its_parts(place, monkeypatch):
     ticks = iter(range(10_000))
-    cell = read_study(str(write(place))).cells[0]
+    trial = read_study(str(write(place))).trials[0]
     store, stop = Store(place.store), StopFlag()
     monkeypatch.setattr(runner_module, "CHECKPOINT_SECONDS", 0.0)
 
@@ -414,12 +414,12 @@ def test_the_time_of_an_interrupted_search_is_the_sum_of_its_parts(place, monkey
 
         with monkeypatch.context() as patch:
             patch.setattr(runner_module._StageHooks, "advance", failing)
-            result = runner.run(cell.run, cell.config, STUDY_STAGES[:1], Reuse.EVERYTHING)
+            result = runner.run(trial.run, trial.config, STUDY_STAGES[:1], Reuse.EVERYTHING)
         return result.versions["search"].note["seconds"]
 
     with pytest.raises(_StopError):
         search(failing_step=4)
-    saved = store.latest(cell.run, "search-state")
+    saved = store.latest(trial.run, "search-state")
     assert saved.manifest.facts["step"] == 3
     before = next(ticks)
     total = search(failing_step=None)
@@ -461,7 +461,7 @@ def test_a_study_of_a_given_genotype_searches_nothing_and_finishes(place, capfd,
 
 
 def test_a_row_without_a_result_and_without_a_failure_is_no_success(done, capfd, monkeypatch):
-    monkeypatch.setattr(StudyRun, "_finished", lambda _self, _cell: {})
-    monkeypatch.setattr(StudyRun, "_attempt", lambda _self, _cell, _reuse: True)
+    monkeypatch.setattr(StudyRun, "_finished", lambda _self, _trial: {})
+    monkeypatch.setattr(StudyRun, "_attempt", lambda _self, _trial, _reuse: True)
     assert done.run("study", str(write(done))) == 1
     assert "not finished, yet no stage failed" in capfd.readouterr().err
