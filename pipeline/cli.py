@@ -267,9 +267,9 @@ def study_command(
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Show the cells, and stop.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the trials, and stop.")] = False,
 ) -> int:
-    """Compare methods, spaces and seeds, with random cells beside; continues cell by cell."""
+    """Compare methods, spaces and seeds, with random cells beside; continues trial by trial."""
     from .commands.run import plan_study, run_study
 
     if plan:

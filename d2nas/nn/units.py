@@ -299,7 +299,10 @@ class _NormalizedLayers(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x_NCHW, kept, mean, inverse_std, scale, *rest = saved
         layers, num_layers = ctx.layers, len(ctx.layers)
-        sources, extras = [x_NCHW, *rest[: num_layers - 1]], rest[num_layers - 1 : 2 * num_layers - 1]
+        sources, extras = (
+            [x_NCHW, *rest[: num_layers - 1]],
+            rest[num_layers - 1 : 2 * num_layers - 1],
+        )
         owns = _by_layer(layers, rest[2 * num_layers - 1 :])
         wanteds = _by_layer(layers, ctx.needs_input_grad[6:])
         # Only the weights' gradient looks at the values of the first layer's input.

@@ -295,7 +295,7 @@ def _say_data(console: Console, data: Mapping[str, Any]) -> None:
 def run_study(name: str, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool) -> int:
     """Run what is left of a study, show all of it, and return the exit code.
 
-    That is 0, or the code of the first cell that has no result.
+    That is 0, or the code of the first trial that has no result.
     """
     study = read_study(name, data_root=data_root)
 
@@ -315,14 +315,14 @@ def run_study(name: str, store: Path, data_root: str | None, *, reuse: Reuse, as
         return 0
     failed = sum(row["error"] is not None for row in rows)
     Console().error(
-        f"{failed} of {len(rows)} cells have no result; the first: {failure.message}",
+        f"{failed} of {len(rows)} trials have no result; the first: {failure.message}",
         failure.hint or "the same command runs them again",
     )
     return failure.exit_code
 
 
 def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) -> None:
-    """Show a study's cells and how far each is; runs nothing."""
+    """Show a study's trials and how far each is; runs nothing."""
     console = Console()
     study = read_study(name, data_root=data_root)
     rows = StudyRun(Runner(Store(store), console, StopFlag()), study).plan()
@@ -333,7 +333,7 @@ def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) 
     console.table(
         f"study {study.name}", columns, [tuple(str(row[name]) for name in columns) for row in rows]
     )
-    console.say(f"{sum(row['finished'] for row in rows)} of {len(rows)} cells are finished")
+    console.say(f"{sum(row['finished'] for row in rows)} of {len(rows)} trials are finished")
 
 
 def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:

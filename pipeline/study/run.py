@@ -12,7 +12,7 @@ from d2nas.errors import BusyError, D2NasError, StoppedError
 from ..running.runner import Reuse, Runner
 from ..stages import STUDY_STAGES, parents_of, study_stages
 from ..store import Version
-from .grid import Trial, Study
+from .grid import Study, Trial
 
 _SEARCH_STAGES, _TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
 
@@ -52,7 +52,7 @@ class StudyRun:
             waiting = busy
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row per trial, read from the store, so that other processes' trials count too."""
+        """Return a row per trial, read from the store: other processes' trials count, too."""
         return [self._row(trial) for trial in self.study.trials]
 
     def first_failure(self) -> Failure | None:
@@ -104,7 +104,9 @@ class StudyRun:
         # A search that another variant shares is started over once, not once per variant.
         again = Reuse.EVERYTHING if trial.search_run in self._searched else reuse
         searched = [stage for stage in study_stages(trial.config) if stage in _SEARCH_STAGES]
-        derived = self.runner.run(trial.search_run, trial.config, searched, again, then=_TRAIN_STAGES)
+        derived = self.runner.run(
+            trial.search_run, trial.config, searched, again, then=_TRAIN_STAGES
+        )
         self._searched.add(trial.search_run)
         self.runner.run(trial.run, trial.config, _TRAIN_STAGES, reuse, given=derived.versions)
 
@@ -116,7 +118,9 @@ class StudyRun:
         digest, found = self._digest(trial), dict[str, Version]()
         for stage in study_stages(trial.config):
             parents = {role: found[role] for role in parents_of(stage, trial.config)}
-            version = self.runner.current(_run_of(trial, stage), stage, trial.config, parents, digest)
+            version = self.runner.current(
+                _run_of(trial, stage), stage, trial.config, parents, digest
+            )
             if version is None:
                 break
             found[stage] = version

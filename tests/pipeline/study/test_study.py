@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from studies import SMALL, trials, read, write
+from studies import SMALL, read, trials, write
 from toy import Place
 
 from d2nas.config import METHOD_NAMES
