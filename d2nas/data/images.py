@@ -220,7 +220,7 @@ class ImageData:
         return tuple(lines)
 
     def summary_lines(self) -> list[str]:
-        """Describe the data for a person: sizes, splits, images per class, warnings."""
+        """Describe the data for a person: sizes, splits, images per class; ``warnings`` apart."""
         counts = self.class_counts()
         size = self.image_size
         if len(counts) > _MAX_CLASSES_LISTED:
@@ -235,7 +235,6 @@ class ImageData:
             f"training images per class: {per_class}",
             *([line] if self.sizes and (line := self.sizes.line()) else []),
             *([_STREAMED] if isinstance(self.train, ImageFiles) else []),
-            *(f"warning: {line}" for line in self.warnings),
         ]
 
     def _num_leaked(self) -> int:

@@ -287,21 +287,21 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
     parts[len(listing.train) + len(listing.validation) :] = TEST
     decoding = _decoding(config, size, channels)
     files = ImageFiles(listing.root, tuple(paths), labels, decoding)
-    needed = _num_bytes(len(paths), channels, size)
-    if streams(config, needed):
-        files = replace(files, states=file_states(listing.root, paths))
-        return Pool(
-            *(config.name, listing.class_names, labels, parts, size, channels, _unread, files),
-            sizes,
-        )
-    check_fits(config.name, len(paths), channels, size)
-
-    def read(order: Tensor) -> tuple[Tensor, str]:
-        return _read_folder(files, order)
-
-    return Pool(
-        *(config.name, listing.class_names, labels, parts, size, channels, read), sizes=sizes
+    pool = Pool(
+        name=config.name,
+        class_names=listing.class_names,
+        labels=labels,
+        parts=parts,
+        image_size=size,
+        channels=channels,
+        read=lambda order: _read_folder(files, order),
+        sizes=sizes,
     )
+    if streams(config, _num_bytes(len(paths), channels, size)):
+        states = file_states(listing.root, paths)
+        return replace(pool, read=_unread, files=replace(files, states=states))
+    check_fits(config.name, len(paths), channels, size)
+    return pool
 
 
 def _refuse_damaged(root: Path, paths: Sequence[str], check: Callable[[Path], object]) -> None:

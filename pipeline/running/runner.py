@@ -241,11 +241,9 @@ class Runner:
         root, seed = data_folder(), config.run.seed
         data = load_data(config.data, seed=seed, default_root=root, cache=hashes)
         for line in data.summary_lines():
-            warning = line.removeprefix("warning: ")
-            if warning != line:
-                self.display.warn(warning)
-            else:
-                self.display.say(line)
+            self.display.say(line)
+        for line in data.warnings:
+            self.display.warn(line)
         cutout = config.retrain.cutout if self._will_retrain else 0
         for line in strong_augmentation(data.image_size, config.data.crop_padding, cutout):
             self.display.warn(line)

@@ -297,7 +297,6 @@ def test_imbalance_beyond_five_to_one_is_a_warning(tmp_path, count, warned):
     data = load(square_classes(tmp_path, counts), image_size=8)
     expected = f"imbalanced: class b has {count} training images, class a 4"
     assert data.warnings == ((expected,) if warned else ())
-    assert (f"warning: {expected}" in data.summary_lines()) is warned
 
 
 def test_test_images_among_the_training_images_are_a_warning(tmp_path):
