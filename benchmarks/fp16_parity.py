@@ -29,7 +29,7 @@ from d2nas.data.subsample import spread_sample
 from d2nas.genotype import Genotype
 from d2nas.nn.network import Network
 from d2nas.train.retrain import Retraining
-from pipeline.commands.run import configure
+from pipeline.commands.configuration import configure
 from pipeline.gate.comparison import compare
 from pipeline.gate.mutants import mutants
 from pipeline.gate.parity import in_batches

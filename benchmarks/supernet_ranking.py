@@ -28,7 +28,7 @@ from d2nas.genotype import Genotype
 from d2nas.methods.single_path import SinglePath
 from d2nas.train.candidates import draw_of
 from d2nas.train.search import Search, weight_step
-from pipeline.commands.run import configure
+from pipeline.commands.configuration import configure
 
 HERE = Path(__file__).parent
 TASK = ("data.train_images=2000", "search.epochs=160")

@@ -15,6 +15,11 @@ def is_torchrun() -> bool:
     return _RUN in os.environ
 
 
+def is_follower() -> bool:
+    """Whether this process is a rank above 0: rank 0 shows what there is to show."""
+    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+
+
 def after_a_loss() -> str:
     """Return the hint for a training that lost one of its processes."""
     if not is_torchrun():

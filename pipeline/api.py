@@ -127,7 +127,8 @@ def run(
     goes to stderr. Raises a class of ``d2nas.errors`` for each of the command's exit codes.
     """
     from .bundle.writing import check_place, write_bundle
-    from .commands.run import bring_up_to_date, configure
+    from .commands.configuration import configure
+    from .commands.run import bring_up_to_date
     from .presets import run_name
     from .running.runner import Reuse
 

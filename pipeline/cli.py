@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2nas.errors import ConfigError, D2NasError, StoppedError, StorageError
+from d2nas.errors import D2NasError, StoppedError, StorageError
 
 from .commands import deploy as cli_deploy
 from .commands.bench import bench
+from .commands.doctor import doctor_command
+from .commands.gc import gc_command
+from .commands.ls import ls_command
 from .commands.options import (
     DEFAULT_EXPORTED,
     DEFAULT_STORE,
@@ -35,6 +38,7 @@ from .commands.options import (
     with_options,
 )
 from .commands.serve import serve_command
+from .commands.show import show_command
 from .foreign_errors import explained
 from .streams import guarded_streams, lost_output
 
@@ -150,7 +154,8 @@ def run_command(
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
 ) -> None:
     """Search, derive, retrain, export and validate; continues where it was interrupted."""
-    from .commands.run import configure, run_all, show_plan, tell_unread
+    from .commands.configuration import configure, tell_unread
+    from .commands.run import run_all, show_plan
     from .presets import run_name
 
     short = {
@@ -186,7 +191,8 @@ def search_command(
     """Search an architecture: writes architecture logits."""
     if nproc > 1:
         return _launch(nproc)
-    from .commands.run import configure, run_search, tell_unread
+    from .commands.configuration import configure, tell_unread
+    from .commands.run import run_search
     from .presets import run_name
 
     short = {"data.image_size": image_size, "search.method": method}
@@ -278,98 +284,10 @@ def study_command(
     return run_study(study, store, data_root, reuse=reuse_of(fresh), as_json=as_json)
 
 
-@app.command("ls")
-def list_command(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-) -> None:
-    """List runs and versions."""
-    from .commands.store import list_versions
-
-    list_versions(run, store, as_json=as_json)
-
-
-@app.command("show")
-def show_command(
-    target: Annotated[
-        str | None, typer.Argument(metavar="[TARGET]", help="RUN, RUN/STAGE@vN or an id.")
-    ] = None,
-    config: Annotated[
-        str | None, typer.Option("--config", metavar="PRESET", help="Show a preset's values.")
-    ] = None,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    data_root: DataRootOption = None,
-    image_size: ImageSizeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show a version: metrics, lineage, files, configuration. Of a run that trains, also its last
-    epoch and the cell so far. Or a preset's configuration.
-    """
-    from .commands.run import show_config
-    from .commands.store import show_target
-
-    if (target is None) == (config is None):
-        raise ConfigError("show needs either a TARGET or --config PRESET")
-    if config is not None:
-        short = with_options(settings, {"data.image_size": image_size})
-        show_config(config, short, data_root, as_json=as_json)
-    else:
-        show_target(str(target), store, as_json=as_json)
-
-
-@app.command("gc")
-def gc_command(
-    store: StoreOption = DEFAULT_STORE,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be removed.")
-    ] = False,
-    everything_unnamed: Annotated[
-        bool,
-        typer.Option(
-            "--everything-unnamed",
-            help="Also versions whose names are not seen, or were removed by hand.",
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Remove what interrupted commands left, and versions that lost their names."""
-    from .commands.store import remove_garbage
-
-    remove_garbage(store, dry_run=dry_run, everything_unnamed=everything_unnamed, as_json=as_json)
-
-
-@app.command("doctor")
-def doctor_command(
-    store: StoreOption = DEFAULT_STORE,
-    data_root: DataRootOption = None,
-    space: Annotated[
-        str | None, typer.Option("--space", help="Try this space's operations instead.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="Where they must run.")] = "auto",
-    opset: Annotated[
-        int, typer.Option("--opset", min=1, max=100, help="ONNX opset of the trial.")
-    ] = 20,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what this machine can do, and what to do about each gap."""
-    from .preflight.doctor import examine
-
-    if space is not None:
-        from .commands.run import check_placement
-
-        check_placement(space, device, opset, as_json=as_json)
-        return
-
-    findings = examine(store, data_root)
-    if as_json:
-        _console().data([finding.to_dict() for finding in findings])
-        return
-    rows = [(f.subject, f.state, f.detail, f.advice or "") for f in findings]
-    _console().table("this machine", ("what", "state", "detail", "what to do"), rows)
-
-
+app.command("ls")(ls_command)
+app.command("show")(show_command)
+app.command("gc")(gc_command)
+app.command("doctor")(doctor_command)
 app.command("serve")(serve_command)
 # Declared last in --help, as what a user needs least.
 app.add_typer(bench)

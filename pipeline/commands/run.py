@@ -11,21 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from d2nas.config import Config, build_config, override_key, sources_of
-from d2nas.config.effects import effect_line, without_effect
-from d2nas.data.sources import data_folder
-from d2nas.errors import ConfigError, LostRankError, StoppedError, StorageError
+from d2nas.config import Config
+from d2nas.errors import ConfigError, LostRankError, StoppedError
 from d2nas.files.strict_json import parse_json
-from d2nas.files.text_files import read_space
 from d2nas.genotype import Genotype
+from d2nas.torchrun import is_follower
 
 from ..bundle.writing import check_place, write_bundle
 from ..console import Console, report_rows
-from ..presets import keys_of_own_files, preset_sources, read_preset
 from ..running.follower import Follower, leave_to_the_launcher
 from ..running.inputs import (
     check_takes_genotype,
-    config_rows,
     describe,
     fact_rows,
     genotype_run_name,
@@ -47,6 +43,7 @@ from ..study.report import (
     table_rows,
 )
 from ..study.run import StudyRun
+from .configuration import configure, say_data, tell_unread
 
 GENOTYPE_PRESET = "cifar10"
 """What ``retrain --genotype`` follows where no preset is named: published cells' own setting."""
@@ -55,52 +52,6 @@ FOLLOWING = {"search": "derive", "derive": "retrain", "retrain": "export", "expo
 """What comes after each stage that is run alone."""
 
 Result = TypeVar("Result")
-
-
-def configure(preset: str, settings: Sequence[str] | None, data_root: str | None = None) -> Config:
-    """Return a preset's configuration with overrides on top. Raises ``ConfigError``."""
-    values = read_preset(preset)
-    if data_root is not None:
-        values.setdefault("data", {})["root"] = data_root
-    config = build_config(values, settings or (), what=preset)
-    read_space(config.search.space)
-    return config
-
-
-def tell_unread(
-    config: Config,
-    settings: Sequence[str] | None,
-    data_root: str | None = None,
-    preset: str | None = None,
-) -> dict[str, list[str]]:
-    """Tell which keys that the user set change nothing, and return them by what makes them so.
-
-    The user's are those of ``settings``, ``data_root`` and, where ``preset`` is a file, its own.
-    """
-    if is_follower():
-        return {}
-    keys = [] if preset is None else keys_of_own_files(preset)
-    keys += [override_key(setting) for setting in settings or ()]
-    keys += [] if data_root is None else ["data.root"]
-    streams = _streams(config) if "data.workers" in keys else None
-    found = without_effect(config, keys, streams=streams)
-    line = effect_line(found)
-    if line is not None:
-        Console().say(line)
-    return found
-
-
-def _streams(config: Config) -> bool | None:
-    """Whether a folder's files will be read while training; None where it has no files."""
-    if config.data.name != "folder":
-        return None
-    from d2nas.data.readers import streams
-
-    from ..preflight.plan import data_shape
-
-    shape = data_shape(config.data)
-    # Test images, which are in memory too, are few beside the limit.
-    return streams(config.data, shape.num_train * shape.channels * shape.image_size**2)
 
 
 def run_all(
@@ -276,20 +227,11 @@ def show_plan(
         console.data({**plan, "without_effect": dict(unread or {})})
     else:
         console.table(f"plan of run {run}", COLUMNS, plan_rows(plan))
-        _say_data(console, plan["data"])
+        say_data(console, plan["data"])
         for line in shorter_lines(plan, config.data.name):
             console.note(line)
     if busy is not None and any("seconds_range" in row for row in plan["stages"]):
         console.warn(busy)
-
-
-def _say_data(console: Console, data: Mapping[str, Any]) -> None:
-    """Say at which size images are used, and what their folder holds."""
-    console.note(f"image size {data['image_size']}: {data['image_size_from']}")
-    if data["pictures"] is not None:
-        console.note(data["pictures"]["line"])
-    for note in data["notes"]:
-        console.warn(note)
 
 
 def run_study(name: str, store: Path, data_root: str | None, *, reuse: Reuse, as_json: bool) -> int:
@@ -350,69 +292,12 @@ def _show_study(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         console.note(correlation_line(found))
 
 
-def show_config(
-    preset: str, settings: Sequence[str] | None, data_root: str | None, *, as_json: bool
-) -> None:
-    """Show a preset's values with overrides on top, each with its source, and the image size that
-    follows from them and the data.
-    """
-    from d2nas.data.sizes import RULE, image_size
-
-    config = configure(preset, settings, data_root)
-    given = dict.fromkeys(map(override_key, settings or ()), "--set")
-    if data_root is not None:
-        given["data.root"] = "--data-root"
-    console, data = Console(), None
-    if config.data.name not in ("folder", "imagenet") or config.data.root is not None:
-        try:
-            data = image_size(config.data, data_folder()).to_dict()
-        except (ConfigError, StorageError) as error:  # the configuration can be shown all the same
-            console.warn(f"of the images nothing is known: {error}")
-    if config.data.image_size is None:
-        size = "" if data is None else f" ({data['image_size']})"
-        given["data.image_size"] = RULE if data is None else data["image_size_from"] + size
-    sources = sources_of(preset_sources(preset) | given)
-    if as_json:
-        values = {**config.to_dict(), "sources": sources}
-        console.data(values if data_root is None else {**values, "images": data})
-        return
-    console.table(preset, ("key", "value", "source"), config_rows(config, sources))
-    if data is not None:
-        _say_data(console, data)
-
-
-def check_placement(space: str, device: str, opset: int, *, as_json: bool) -> None:
-    """Show where each operation of a space runs; raises if one does not run on ``device``."""
-    from ..preflight.operator_support import (
-        COLUMNS,
-        operations_of,
-        place_operations,
-        require_all_land,
-    )
-
-    found, console = [], Console()
-    for placement in place_operations(operations_of(read_space(space)), device=device, opset=opset):
-        found.append(placement)
-        console.say(f"{placement.operation}: {placement.device or placement.problem}")
-    if as_json:
-        console.data([placement.to_dict() for placement in found])
-    else:
-        title = f"operations of {space} on {device}, opset {opset}"
-        console.table(title, COLUMNS, [placement.cells() for placement in found])
-    require_all_land(found, device)
-
-
 def _references(result: RunResult) -> dict[str, Any]:
     return {
         "run": result.run,
         "versions": {stage: version.reference for stage, version in result.versions.items()},
         "executed": result.executed,
     }
-
-
-def is_follower() -> bool:
-    """Whether this process is a rank above 0: rank 0 shows what there is to show."""
-    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
 
 
 def _with_runner(

@@ -1,42 +1,13 @@
-"""Store commands after parsing: ls, show, verify, gc."""
+"""The command ``verify`` after parsing."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
 
 from ..console import Console
-from ..running.inputs import describe_target, fact_rows, list_rows
 from ..stages import PARENTS
 from ..store import STATE_STAGES, Store
-from ..streams import optional_output
-
-
-def list_versions(run: str | None, store: Path, *, as_json: bool) -> None:
-    """Show the runs' versions, or those of one run."""
-    rows, console = list_rows(Store(store), run), Console()
-    if not rows:
-        console.say(f"no versions in {store}; d2nas run quickstart makes the first ones")
-    if as_json:
-        console.data(rows)
-        return
-    columns = ("version", "created", "metrics", "id")
-    cells = [
-        # To the minute, as written: in UTC.
-        (row["ref"], row["created"][:16].replace("T", " "), row["metrics"], row["id"][:12])
-        for row in rows
-    ]
-    console.table("versions, by UTC", columns, cells)
-
-
-def show_target(target: str, store: Path, *, as_json: bool) -> None:
-    """Show a version: metrics, lineage, files, configuration."""
-    described = describe_target(Store(store), target)
-    if as_json:
-        Console().data(described)
-    else:
-        Console().facts(target, fact_rows(described))
 
 
 def verify(
@@ -117,23 +88,3 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
     if really:
         return DamagedArtifactError.exit_code
     return StorageError.exit_code if unreadable else 0
-
-
-def remove_garbage(store: Path, *, dry_run: bool, everything_unnamed: bool, as_json: bool) -> None:
-    """Remove, or only show, what interrupted commands left and what lost its names.
-
-    Raises as ``Store.collect_garbage``.
-    """
-    opened = Store(store)
-    act = opened.find_garbage if dry_run else opened.collect_garbage
-    garbage = act(everything_unnamed=everything_unnamed)
-    rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in garbage]
-    if not rows:
-        Console().say(f"nothing to remove in {store}")
-    if as_json:
-        Console().data(rows)
-    elif rows or not Console().on_terminal:
-        title = "would be removed" if dry_run else "removed"
-        cells = [(str(item.path), item.reason, f"{item.size:,}") for item in garbage]
-        with contextlib.nullcontext() if dry_run else optional_output():
-            Console().table(title, ("path", "reason", "bytes"), cells)

@@ -31,8 +31,7 @@ from d2nas.genotype import Genotype
 from d2nas.nn.network import auxiliary_fits
 from d2nas.train.retrain import Retraining, check_auxiliary, has_auxiliary
 from pipeline.bundle.card import model_card
-from pipeline.commands import run as commands
-from pipeline.commands.run import configure
+from pipeline.commands.configuration import configure
 from pipeline.preflight.plan import data_shape
 from pipeline.presets import preset_names
 from pipeline.running.display import Display
@@ -56,7 +55,8 @@ def test_image_size_is_short_for_its_key(
         seen.append(configure(preset, settings, data_root).data)
         raise ConfigError("enough")
 
-    monkeypatch.setattr(commands, "configure", looked_at)
+    for module in ("configuration", "run"):
+        monkeypatch.setattr(f"pipeline.commands.{module}.configure", looked_at)
     genotype = ["--genotype", "DARTS_V2"] if words[0] == "retrain" else []
     root = ["--data-root", str(tmp_path)]
     place = Place(tmp_path)

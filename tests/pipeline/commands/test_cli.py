@@ -75,7 +75,7 @@ def test_an_interrupt_outside_of_the_stages_is_told(
     def interrupt(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.commands.run.show_config", interrupt)
+    monkeypatch.setattr("pipeline.commands.show.show_config", interrupt)
     assert run(["show", "--config", "quickstart"]) == 130
     assert capfd.readouterr().err == "error: stopped\n"
 

@@ -24,7 +24,7 @@ from tiny import TinyPlace
 from d2nas.errors import StorageError
 from pipeline import cli, console, streams
 from pipeline.cli import run
-from pipeline.commands import run as commands
+from pipeline.commands import show as commands
 from pipeline.streams import guarded_streams, lost_output, optional_output
 
 KINDS = ("full", "left", "hung up", "closed")

@@ -15,7 +15,7 @@ from tiny import SPACE, TinyPlace
 
 from d2nas.config import Config
 from pipeline import stages
-from pipeline.commands.run import configure
+from pipeline.commands.configuration import configure
 from pipeline.running import runner
 from pipeline.running.follower import Silence
 from pipeline.running.runner import Reuse, Runner, RunResult
