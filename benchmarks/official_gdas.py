@@ -20,8 +20,8 @@ from torch import nn
 
 from d2nas.config import SearchConfig
 
-from .pairs import Contestant, compare
-from .search import CLASSES, IMAGE_SIZE, Stepper
+from .pairs import TimedWork, compare
+from .search import CLASSES, IMAGE_SIZE, StepRunner
 
 NODES, REDUCTIONS = 4, (2, 5)
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     arguments = parser.parse_args()
     config = SearchConfig(warmup_epochs=0)
-    official = Contestant(
+    official = TimedWork(
         "gdas, its authors' code",
         official_step(official_network(arguments.checkout, config), config),
         {"step": 1, "pass": 2},
@@ -96,7 +96,7 @@ def main() -> None:
         settings = config.model_copy(update={"method": method, **changes})
         draws = "1 draw" if settings.draws == 1 else f"{settings.draws} draws"
         name = f"{method}, {draws}" if method == "d2nas" else method
-        ours = Stepper(settings).contestant(name, 1)
+        ours = StepRunner(settings).timed(name, 1)
         rows += compare(ours, official, arguments.pairs)
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 

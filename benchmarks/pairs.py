@@ -16,7 +16,7 @@ COLUMNS = ("case", "against", "per", "ratio", "from", "to", "pairs", "seconds", 
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class TimedWork:
     """Work to be timed: ``run()`` once is ``units[name]`` of each unit's name (step, pass, ...)."""
 
     name: str
@@ -27,8 +27,8 @@ class Contestant:
 
 
 def compare(
-    case: Contestant,
-    against: Contestant,
+    case: TimedWork,
+    against: TimedWork,
     pairs: int,
     *,
     clock: Callable[[], float] = time.perf_counter,
@@ -40,16 +40,16 @@ def compare(
     """
     if pairs < 1:
         raise ConfigError(f"{pairs} pairs: at least one is needed")
-    for contestant in (case, against):
-        contestant.prepare()
-        contestant.run()
+    for work in (case, against):
+        work.prepare()
+        work.run()
     times: dict[bool, list[float]] = {True: [], False: []}
     for index in range(pairs):
         for is_case in (True, False) if index % 2 == 0 else (False, True):
-            contestant = case if is_case else against
-            contestant.prepare()
+            work = case if is_case else against
+            work.prepare()
             began = clock()
-            contestant.run()
+            work.run()
             times[is_case].append(clock() - began)
     return [
         _row(case, against, unit, times[True], times[False])
@@ -59,8 +59,8 @@ def compare(
 
 
 def _row(
-    case: Contestant,
-    against: Contestant,
+    case: TimedWork,
+    against: TimedWork,
     unit: str,
     case_times: Sequence[float],
     against_times: Sequence[float],

@@ -22,7 +22,7 @@ from pipeline.onnx_io.latency import timing_images
 from pipeline.onnx_io.providers import resolve_device
 from pipeline.onnx_io.session import open_session
 
-from .pairs import Contestant, compare
+from .pairs import TimedWork, compare
 
 GENOTYPE = "DARTS_V2"
 INPUT_SHAPE = (3, 32, 32)
@@ -51,10 +51,10 @@ def compare_runtimes(config: Config, batch: int, pairs: int) -> Iterator[list[di
     network.to(torch.device(session.device.kind))
     inputs = eager_inputs(session, batch).to(session.device.kind)
     units = {"run": BLOCK, "image": BLOCK * batch}
-    runtime = Contestant(f"ONNX Runtime, {session.device.label}", _block(bound), units, _settle)
+    runtime = TimedWork(f"ONNX Runtime, {session.device.label}", _block(bound), units, _settle)
     for layout in LAYOUTS:
         run = eager_run(network, inputs, layout)
-        eager = Contestant(f"PyTorch eager, {layout}", _block(run), units, _settle)
+        eager = TimedWork(f"PyTorch eager, {layout}", _block(run), units, _settle)
         with session_threads(session.device), torch.inference_mode():
             yield compare(runtime, eager, pairs)
 

@@ -22,7 +22,7 @@ from d2nas.randomness import generator
 from d2nas.train.loop import resolve_device
 from d2nas.train.search import Search, search_step
 
-from .pairs import Contestant, compare
+from .pairs import TimedWork, compare
 
 IMAGE_SIZE, CLASSES = 32, 10
 EPOCH_STEPS = 2
@@ -41,7 +41,7 @@ _GROUPS = {
 """Group to parts of operators' names; the first group that has one counts."""
 
 
-class Stepper:
+class StepRunner:
     """A search of one method that takes one step after the other."""
 
     def __init__(self, config: SearchConfig, *, size: int = IMAGE_SIZE) -> None:
@@ -67,10 +67,10 @@ class Stepper:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def contestant(self, name: str, steps: int) -> Contestant:
+    def timed(self, name: str, steps: int) -> TimedWork:
         """Return ``steps`` steps as work to be timed."""
         passes = steps * sum(self.search.method.passes)
-        return Contestant(name, lambda: self.run(steps), {"step": steps, "pass": passes})
+        return TimedWork(name, lambda: self.run(steps), {"step": steps, "pass": passes})
 
 
 def made_images(half: int, size: int) -> ImageData:
@@ -106,27 +106,27 @@ def compare_methods(
     Yields the rows of each comparison.
     """
 
-    def stepper(method: str, **changes: Any) -> Stepper:
+    def runner(method: str, **changes: Any) -> StepRunner:
         update = {"method": method, "warmup_epochs": 0, **changes}
-        return Stepper(config.model_copy(update=update), size=size)
+        return StepRunner(config.model_copy(update=update), size=size)
 
-    gdas, single = stepper("gdas"), stepper("d2nas", draws=1)
+    gdas, single = runner("gdas"), runner("d2nas", draws=1)
     check_same_code(single.search.method, gdas.search.method)
-    one = single.contestant("d2nas, 1 draw", 2)
-    rival = gdas.contestant("gdas", 2)
+    one = single.timed("d2nas, 1 draw", 2)
+    rival = gdas.timed("gdas", 2)
     yield compare(one, rival, pairs)
-    shared = stepper("d2nas").contestant(f"d2nas, {config.draws} draws", 1)
+    shared = runner("d2nas").timed(f"d2nas, {config.draws} draws", 1)
     yield compare(shared, rival, pairs)
-    apart = stepper("d2nas")
+    apart = runner("d2nas")
     assert isinstance(apart.search.method, SinglePath)
     apart.search.method.shares_stem = False
-    yield compare(shared, apart.contestant("the same, nothing shared", 1), pairs)
+    yield compare(shared, apart.timed("the same, nothing shared", 1), pairs)
     others = ["entangled"]
     if full:
         others += ["darts", "darts-second-order", "pc-darts-4", "pc-darts-2"]
     for method in others:
-        single_step = single.contestant("d2nas, 1 draw", 1)
-        yield compare(stepper(method, draws=1).contestant(method, 1), single_step, pairs)
+        single_step = single.timed("d2nas, 1 draw", 1)
+        yield compare(runner(method, draws=1).timed(method, 1), single_step, pairs)
 
 
 def check_same_code(first: Method, second: Method) -> None:
@@ -169,7 +169,7 @@ def profile_step(config: SearchConfig, *, size: int = IMAGE_SIZE) -> list[dict[s
 
     Its own time is an operator's without that of the operators that it calls.
     """
-    stepper = Stepper(config.model_copy(update={"warmup_epochs": 0}), size=size)
+    stepper = StepRunner(config.model_copy(update={"warmup_epochs": 0}), size=size)
     stepper.run(1)
     on_cuda = stepper.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]

@@ -30,7 +30,7 @@ from d2nas.train.loop import resolve_device
 from d2nas.train.precision import arithmetic_of
 from d2nas.train.retrain import Retraining, has_auxiliary, train_step
 
-from .pairs import Contestant, compare
+from .pairs import TimedWork, compare
 from .plain_network import PlainNetwork
 from .search import IMAGE_SIZE, made_images
 
@@ -183,8 +183,8 @@ def compare_training(
     ours, plain = OurStepper(config, data, device), PlainStepper(config, data, device)
     units = {"step": steps, "image": steps * config.batch_size}
     return compare(
-        Contestant("d2nas", lambda: ours.run(steps), units),
-        Contestant("plain", lambda: plain.run(steps), units),
+        TimedWork("d2nas", lambda: ours.run(steps), units),
+        TimedWork("plain", lambda: plain.run(steps), units),
         pairs,
     )
 

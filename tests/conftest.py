@@ -9,7 +9,7 @@ from pathlib import Path
 import campaigns
 import pytest
 import torch
-from children import Nursery
+from children import ForkServer
 from faults import memory_folder
 from tiny import TinyPlace
 from toy import Place
@@ -36,10 +36,10 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     """What starts child processes that run commands."""
-    with Nursery() as nursery:
-        yield nursery
+    with ForkServer() as fork_server:
+        yield fork_server
 
 
 @pytest.fixture(scope="session")

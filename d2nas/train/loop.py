@@ -68,7 +68,7 @@ def stem_for(stem: str, image_size: int) -> str:
     return "imagenet" if image_size >= 96 else "cifar"
 
 
-def place(module: nn.Module, device: torch.device) -> nn.Module:
+def to_device(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module to ``device``, convolution weights channels-last (faster on CPU and CUDA).
 
     Depthwise ones too, whose bytes are the same either way: their gradients come with these

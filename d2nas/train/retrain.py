@@ -32,7 +32,7 @@ from ..nn.operations import initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
-from .loop import FiniteCheck, Loop, place, resolve_device, sgd, stem_for, step_if_finite
+from .loop import FiniteCheck, Loop, resolve_device, sgd, stem_for, step_if_finite, to_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import StepSums, Trained
@@ -147,7 +147,7 @@ class Retraining(Loop):
                 auxiliary=has_auxiliary(config, data.image_size),
             )
         initialize(self.network, generator(seed, "network-weights"))
-        place(self.network, device)
+        to_device(self.network, device)
         self.precision = resolve_precision(config.precision, device)
         self.arithmetic = arithmetic_of(self.precision, device)
         self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None

@@ -33,7 +33,7 @@ from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
-from .loop import FiniteCheck, Loop, adam, place, resolve_device, sgd, stem_for, step_if_finite
+from .loop import FiniteCheck, Loop, adam, resolve_device, sgd, stem_for, step_if_finite, to_device
 from .precision import arithmetic_of, compute_type
 from .schedules import cosine, temperature
 from .state import StepSums, Trained
@@ -119,7 +119,7 @@ class Search(Loop):
         self.method = build_method(config, data, space, seed=seed)
         self.supernet, self.logits = self.method.supernet, self.method.logits
         self.space = self.logits.space
-        place(self.supernet, device)
+        to_device(self.supernet, device)
         self.input_type = compute_type(config.precision, device)
         self.arithmetic = arithmetic_of(config.precision, device)
         self.watch = FiniteCheck(device)

@@ -30,7 +30,7 @@ from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operati
 from d2nas.nn.units import keep_everything
 from d2nas.randomness import generator
 from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
-from d2nas.train.loop import place, sgd
+from d2nas.train.loop import sgd, to_device
 from d2nas.train.precision import compute_type
 
 from .memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
@@ -111,7 +111,7 @@ class _Bench:
         supernet = self.method.supernet.train()
         if case.published:
             keep_everything(supernet)
-        place(supernet, device)
+        to_device(supernet, device)
         self.optimizer = sgd(
             supernet,
             lr=config.weight_lr,

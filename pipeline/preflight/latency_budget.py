@@ -29,7 +29,7 @@ QUICK_RUNS = 64
 
 
 @dataclass(frozen=True)
-class Taken:
+class UntrainedLatency:
     """Latency of a batch from host to host in the best mode, in milliseconds."""
 
     milliseconds: float
@@ -43,12 +43,12 @@ class Taken:
         return f"{self.milliseconds:.3g} ms at best (of {self.fastest_of} runs)"
 
 
-Measure = Callable[[int], Taken]
+Measure = Callable[[int], UntrainedLatency]
 
 
 def check_budget(
     config: Config, genotype: Genotype, *, channels: int, image_size: int, num_classes: int
-) -> Taken:
+) -> UntrainedLatency:
     """Return what the derived network takes on the device that ``validate`` names.
 
     Raises ``ValidationFailedError`` if that is longer than ``validate.max_p99_ms``, with the widest
@@ -57,18 +57,18 @@ def check_budget(
     limit = config.validate_.max_p99_ms
     assert limit is not None
 
-    def measure(init_channels: int) -> Taken:
+    def measure(init_channels: int) -> UntrainedLatency:
         network = _untrained(config, genotype, init_channels, channels, image_size, num_classes)
         return _measure(config, network, (channels, image_size, image_size))
 
     width = config.retrain.init_channels
-    taken = measure(width)
-    if taken.milliseconds <= limit:
-        return taken
-    fitting = widest_that_fits(measure, limit, width, taken)
+    found = measure(width)
+    if found.milliseconds <= limit:
+        return found
+    fitting = widest_that_fits(measure, limit, width, found)
     raise ValidationFailedError(
-        f"the derived network takes {taken} > {limit:g} ms for batch "
-        f"{config.validate_.gated_batch} on {taken.device}: it was not trained",
+        f"the derived network takes {found} > {limit:g} ms for batch "
+        f"{config.validate_.gated_batch} on {found.device}: it was not trained",
         hint="no narrower network was found that fits; fewer cells (retrain.num_cells) are faster"
         if fitting is None
         else f"retrain.init_channels={fitting[0]} fits: {fitting[1]}",
@@ -76,15 +76,15 @@ def check_budget(
 
 
 def widest_that_fits(
-    measure: Measure, limit: float, too_wide: int, taken: Taken, trials: int = MAX_TRIALS
-) -> tuple[int, Taken] | None:
+    measure: Measure, limit: float, too_wide: int, found: UntrainedLatency, trials: int = MAX_TRIALS
+) -> tuple[int, UntrainedLatency] | None:
     """Return a width below ``too_wide`` with its time of at most ``limit``, the widest found.
 
     The next width to try is where the line between the last two would meet the limit; at first,
     as if time grew with width.
     """
-    fits: tuple[int, Taken] | None = None
-    above, above_ms = too_wide, taken.milliseconds
+    fits: tuple[int, UntrainedLatency] | None = None
+    above, above_ms = too_wide, found.milliseconds
     guess = too_wide * limit / above_ms
     for _ in range(trials):
         lowest = CHANNEL_STEP if fits is None else fits[0] + CHANNEL_STEP
@@ -92,11 +92,11 @@ def widest_that_fits(
         width = min(max(width, lowest), (above - 1) // CHANNEL_STEP * CHANNEL_STEP)
         if width < lowest:
             break
-        taken = measure(width)
-        if taken.milliseconds <= limit:
-            fits = width, taken
+        found = measure(width)
+        if found.milliseconds <= limit:
+            fits = width, found
         else:
-            above, above_ms = width, taken.milliseconds
+            above, above_ms = width, found.milliseconds
         low, low_ms = (0, 0.0) if fits is None else (fits[0], fits[1].milliseconds)
         share = (limit - low_ms) / (above_ms - low_ms) if above_ms > low_ms else 0.5
         guess = low + share * (above - low)
@@ -132,7 +132,9 @@ def _untrained(
     return network
 
 
-def _measure(config: Config, network: "Network", input_shape: tuple[int, int, int]) -> Taken:
+def _measure(
+    config: Config, network: "Network", input_shape: tuple[int, int, int]
+) -> UntrainedLatency:
     from d2nas.data.images import Normalizer
 
     from ..gate.modes import may_serve, modes_of
@@ -162,7 +164,7 @@ def _measure(config: Config, network: "Network", input_shape: tuple[int, int, in
             with contextlib.suppress(OutOfMemoryError, ValidationFailedError):
                 found.append(_time(open_session(model, device=device, mode=mode), config))
     # By the median and not by the p99, as validation chooses the mode that serves.
-    return _taken(quickest(found), limit)
+    return _untrained_latency(quickest(found), limit)
 
 
 def _time(session: "OnnxSession", config: Config) -> "LatencyRecord":
@@ -182,9 +184,9 @@ def _time(session: "OnnxSession", config: Config) -> "LatencyRecord":
     )
 
 
-def _taken(record: "LatencyRecord", limit: float) -> Taken:
+def _untrained_latency(record: "LatencyRecord", limit: float) -> UntrainedLatency:
     fastest, label = min(record.samples_ns) / 1e6, record.device.label
     p99 = record.percentile_ms(99)
     if p99 is None or fastest > limit:
-        return Taken(fastest, len(record.samples_ns), label)
-    return Taken(p99, None, label)
+        return UntrainedLatency(fastest, len(record.samples_ns), label)
+    return UntrainedLatency(p99, None, label)

@@ -370,12 +370,12 @@ class _Estimates:
         from d2nas.data.batches import channels_last
         from d2nas.measure.allocation import Uncomputed
         from d2nas.measure.cost import peak_memory
-        from d2nas.train.loop import place
+        from d2nas.train.loop import to_device
 
         shape = self._shape
         with torch.random.fork_rng(devices=[]), Uncomputed():
             module, outputs_of = build()
-            place(module, torch.device("cpu"))
+            to_device(module, torch.device("cpu"))
             size = shape.image_size
             images = channels_last(torch.empty(batch, shape.channels, size, size))
             labels = torch.zeros(batch, dtype=torch.int64)

@@ -26,7 +26,7 @@ from d2nas.train.candidates import (
     rank_by_training,
     sample_candidates,
 )
-from d2nas.train.loop import EVALUATION_BATCH, memory_errors, place, resolve_device
+from d2nas.train.loop import EVALUATION_BATCH, memory_errors, resolve_device, to_device
 from d2nas.train.search import build_method
 
 from ..report.genotype_drawing import draw_genotype
@@ -154,7 +154,7 @@ def _ranking(
     what = f"{search.reference}: {SUPERNET_FILE}"
     supernet = build_method(config.search, data, space, seed=config.run.seed).supernet
     load_weights(supernet, decode_tensors(search.read(SUPERNET_FILE), what=what), what=what)
-    place(supernet, device)
+    to_device(supernet, device)
     assert isinstance(supernet, Supernet)  # the configuration allows no other method here
     yield from rank_by_supernet(
         supernet,

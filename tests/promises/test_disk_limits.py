@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from campaigns import count
-from children import Nursery
+from children import ForkServer
 from faults import leftovers, memory_folder
 from stops import Sender, empty_or_derived, undisturbed
 from tiny import LOOPS, TinyPlace
@@ -32,17 +32,17 @@ def largest_file(place: TinyPlace, loop: str) -> int:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_limit_of_the_operating_system_leaves_what_was_saved_and_the_run_continues(
-    nursery: Nursery, derived_folder: Path, tmp_path: Path, loop: str
+    fork_server: ForkServer, derived_folder: Path, tmp_path: Path, loop: str
 ) -> None:
     rounds = count(5, 50)
     for number in range(rounds):
         with memory_folder(tmp_path) as folder:
             place = empty_or_derived(loop, derived_folder, folder)
-            code, talk = nursery.run(place.command(loop), signals=[(STOP, signal.SIGTERM)])
+            code, talk = fork_server.run(place.command(loop), signals=[(STOP, signal.SIGTERM)])
             assert code == 143, talk
             before = place.content()
             limit = 1 + number * (largest_file(place, loop) - 1) // max(1, rounds - 1)
-            code, talk = nursery.run(
+            code, talk = fork_server.run(
                 place.command(loop), checkpoint_seconds=0, file_limit=limit - 1
             )
             assert code == StorageError.exit_code, (limit, talk)
@@ -53,7 +53,7 @@ def test_a_limit_of_the_operating_system_leaves_what_was_saved_and_the_run_conti
             after = place.content()
             assert {name: after.get(name) for name in before} == before, limit
             assert leftovers(store) == [], limit
-            code, talk = nursery.run(place.command(loop))
+            code, talk = fork_server.run(place.command(loop))
             assert code == 0, (limit, talk)
             assert f"continues at step {STOP} " in talk, (limit, talk)
             version = place.latest(loop)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from campaigns import count
-from children import Nursery
+from children import ForkServer
 from faults import leftovers, memory_folder
 from tiny import LOOPS, STEPS_PER_EPOCH, TinyPlace
 
@@ -30,31 +30,31 @@ def references(place: TinyPlace, loop: str) -> int:
 
 
 def start_and_kill(
-    nursery: Nursery, place: TinyPlace, loop: str, command: list[str], draw: random.Random
+    fork_server: ForkServer, place: TinyPlace, loop: str, command: list[str], draw: random.Random
 ) -> tuple[int, str]:
     """Kill a training one to three checkpoints after it began, somewhere in a step or a save."""
     wanted = references(place, loop) + draw.randint(1, 3)
     # It cannot run away from a parent that is slow to kill it.
-    pid = nursery.start(command, checkpoint_seconds=0, hold_after=HOLD_AFTER)
+    pid = fork_server.start(command, checkpoint_seconds=0, hold_after=HOLD_AFTER)
     deadline = time.monotonic() + HANG_SECONDS
     while references(place, loop) < wanted:
         assert time.monotonic() < deadline, "the training does not go on"
         time.sleep(0.001)
     time.sleep(draw.random() * 0.03)
     os.kill(pid, signal.SIGKILL)
-    return nursery.wait(pid)
+    return fork_server.wait(pid)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
-    nursery: Nursery, derived_folder: Path, tmp_path: Path, loop: str
+    fork_server: ForkServer, derived_folder: Path, tmp_path: Path, loop: str
 ) -> None:
     rounds = count(5, 50)
     setting = f"{loop}.epochs={(rounds + 1) * HOLD_AFTER // STEPS_PER_EPOCH}"
     draw = random.Random(SEED + len(loop))
     with memory_folder(tmp_path) as folder:
         whole = TinyPlace(derived_folder).copy(folder)
-        code, talk = nursery.run(whole.command(loop, "--set", setting))
+        code, talk = fork_server.run(whole.command(loop, "--set", setting))
         assert code == 0, talk
         wanted = whole.latest(loop)
     with memory_folder(tmp_path) as folder:
@@ -62,14 +62,14 @@ def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
         store, command = Store(place.store), place.command(loop, "--set", setting)
         for number in range(rounds):
             newest = (place.checkpoints(loop) or [0])[-1]
-            code, talk = start_and_kill(nursery, place, loop, command, draw)
+            code, talk = start_and_kill(fork_server, place, loop, command, draw)
             where = f"kill {number}, seed {SEED + len(loop)}"
             assert code == -signal.SIGKILL, (where, talk)
             assert newest == 0 or f"continues at step {newest} " in talk, (where, talk)
             assert store.verify().damaged == [], where
             assert place.checkpoints(loop)[-1] > newest, where
         newest = place.checkpoints(loop)[-1]
-        code, talk = nursery.run(command)
+        code, talk = fork_server.run(command)
         assert code == 0, talk
         assert f"continues at step {newest} " in talk
         got = place.latest(loop)
@@ -82,13 +82,13 @@ def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
 
 
 def test_control_a_training_without_checkpoints_starts_over_after_a_kill(
-    nursery: Nursery, tiny: TinyPlace
+    fork_server: ForkServer, tiny: TinyPlace
 ) -> None:
     """What the test above would see if a kill cost what was saved."""
     kill = [(5, signal.SIGKILL)]
-    code, _ = nursery.run(tiny.command("retrain"), checkpoint_seconds=1e9, signals=kill)
+    code, _ = fork_server.run(tiny.command("retrain"), checkpoint_seconds=1e9, signals=kill)
     assert code == -signal.SIGKILL
     assert tiny.checkpoints("retrain") == []
-    code, talk = nursery.run(tiny.command("retrain"))
+    code, talk = fork_server.run(tiny.command("retrain"))
     assert code == 0, talk
     assert "continues at step" not in talk

@@ -27,7 +27,7 @@ from typing import Any, Self
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-class Nursery:
+class ForkServer:
     """The process that forks, as its user sees it. A context manager."""
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from searches import CPU, search_by
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import Place
 
-from benchmarks.search import Stepper, made_images
+from benchmarks.search import StepRunner, made_images
 from benchmarks.train import OurStepper, PlainStepper
 from d2nas.config import build_config
 from d2nas.data.images import Normalizer
@@ -136,7 +136,7 @@ def test_what_is_timed_is_computed_as_in_training(stage: str) -> None:
     config = build_config({"data": {"name": "digits"}}, [*words, "retrain.auxiliary=false"])
     data = made_images(8, 8)
     stepper = {
-        "search": lambda: Stepper(config.search, size=8),
+        "search": lambda: StepRunner(config.search, size=8),
         "retrain": lambda: OurStepper(config.retrain, data, CPU),
         "plain": lambda: PlainStepper(config.retrain, data, CPU),
     }[stage]()

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import search as bench_search
 from benchmarks.__main__ import main
-from benchmarks.pairs import Contestant, compare
-from benchmarks.search import Stepper, check_same_code, compare_methods
+from benchmarks.pairs import TimedWork, compare
+from benchmarks.search import StepRunner, check_same_code, compare_methods
 from d2nas import SPACES
 from d2nas.config import SearchConfig
 from d2nas.errors import ConfigError
@@ -236,25 +236,25 @@ def test_cuda_reads_its_allocator(small: None) -> None:
 
 
 class Clock:
-    """Time that passes only while a contestant runs."""
+    """Time that passes only while a work runs."""
 
     def __init__(self) -> None:
         self.now, self.order = 0.0, ""
 
-    def contestant(self, name: str, seconds: Sequence[float], **names: int) -> Contestant:
+    def timed(self, name: str, seconds: Sequence[float], **names: int) -> TimedWork:
         left = iter(seconds)
 
         def work() -> None:
             self.now += next(left)
             self.order += name
 
-        return Contestant(name, work, names)
+        return TimedWork(name, work, names)
 
 
 def test_pairs_alternate_and_ratios_are_within_a_pair() -> None:
     clock = Clock()
-    case = clock.contestant("a", [9, 1, 2, 30, 4], step=2, both=1)
-    against = clock.contestant("b", [9, 2, 2, 20, 5], step=1, both=1, other=3)
+    case = clock.timed("a", [9, 1, 2, 30, 4], step=2, both=1)
+    against = clock.timed("b", [9, 2, 2, 20, 5], step=1, both=1, other=3)
     rows = compare(case, against, 4, clock=lambda: clock.now)
     assert clock.order == "ab" + "ab" + "ba" + "ab" + "ba"
     step, both = rows
@@ -267,7 +267,7 @@ def test_pairs_alternate_and_ratios_are_within_a_pair() -> None:
 
 def test_no_pairs_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 pairs"):
-        compare(Contestant("a", print, {}), Contestant("b", print, {}), 0)
+        compare(TimedWork("a", print, {}), TimedWork("b", print, {}), 0)
 
 
 def tiny(**changes: Any) -> SearchConfig:
@@ -292,28 +292,28 @@ def test_methods_are_compared_per_step_and_per_pass() -> None:
     assert shared == pytest.approx(4)  # two draws in each half
 
 
-def stepper(method: str) -> Stepper:
-    return Stepper(tiny(method=method), size=8)
+def runner(method: str) -> StepRunner:
+    return StepRunner(tiny(method=method), size=8)
 
 
 def test_both_run_the_same_operation_code() -> None:
-    check_same_code(stepper("d2nas").search.method, stepper("gdas").search.method)
+    check_same_code(runner("d2nas").search.method, runner("gdas").search.method)
 
 
 def test_control_other_operation_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class OtherStep(units.ConvLayer):
         pass
 
-    ours = stepper("d2nas").search.method
+    ours = runner("d2nas").search.method
     monkeypatch.setattr("d2nas.nn.operations.ConvLayer", OtherStep)
     with pytest.raises(AssertionError, match="OtherStep"):
-        check_same_code(ours, stepper("gdas").search.method)
+        check_same_code(ours, runner("gdas").search.method)
 
 
 def test_draws_that_share_no_stem_get_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for shares in (True, False):
-        search = stepper("d2nas").search
+        search = runner("d2nas").search
         search.method.shares_stem = shares
         if not shares:
             monkeypatch.setattr(search.supernet, "share", None)  # control: it is not called

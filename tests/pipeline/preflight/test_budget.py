@@ -15,11 +15,11 @@ from pipeline.gate.timing import Latencies
 from pipeline.onnx_io.devices import CpuDevice
 from pipeline.onnx_io.latency import CpuLatency
 from pipeline.preflight import latency_budget as budget
-from pipeline.preflight.latency_budget import Taken, widest_that_fits
+from pipeline.preflight.latency_budget import UntrainedLatency, widest_that_fits
 
 
-def p99(milliseconds: float) -> Taken:
-    return Taken(milliseconds, None, "CPU Test")
+def p99(milliseconds: float) -> UntrainedLatency:
+    return UntrainedLatency(milliseconds, None, "CPU Test")
 
 
 def tried(
@@ -27,7 +27,7 @@ def tried(
 ) -> tuple[tuple[int, float] | None, list[int]]:
     widths: list[int] = []
 
-    def measure(init_channels: int) -> Taken:
+    def measure(init_channels: int) -> UntrainedLatency:
         widths.append(init_channels)
         return p99(takes(init_channels))
 
@@ -39,8 +39,8 @@ def tried(
 def test_where_time_grows_with_width_the_widest_is_found(limit: float) -> None:
     fits, widths = tried(lambda width: 0.25 * width, limit, 36)
     assert fits is not None
-    width, taken = fits
-    assert taken <= limit < 0.25 * (width + 4)
+    width, found = fits
+    assert found <= limit < 0.25 * (width + 4)
     assert len(widths) <= 4
     assert len(set(widths)) == len(widths)
 
@@ -74,7 +74,7 @@ def test_a_network_that_is_too_slow_is_not_trained(
     assert "retrain.init_channels=4 fits: p99 1 ms" in talk
     stages = {row["ref"].split("/")[1].split("@")[0] for row in place.json(capfd, "ls")}
     assert stages == {"search", "derive"}
-    # What is proposed is taken, and trained.
+    # What is proposed is found, and trained.
     trained: list[str] = []
     monkeypatch.setattr(
         "pipeline.running.runner.run_stage", lambda stage, context: trained.append(stage) or 1 / 0
@@ -127,11 +127,11 @@ def test_the_mode_that_is_held_against_the_budget_is_the_one_that_would_serve(
     monkeypatch.setattr("pipeline.onnx_io.export.export_onnx", lambda *_, **__: model)
     monkeypatch.setattr(budget, "_time", lambda session, config: records[session.mode])
     config = build_config({}, ["validate.device=cuda", "validate.max_p99_ms=5"])
-    taken = budget._measure(config, None, (1, 4, 4))  # type: ignore[arg-type]
-    assert (taken.milliseconds, taken.fastest_of) == (10.0, None)
-    found = Latencies(list(records.values()))
-    found.best_mode = timing._best_mode(found.records, 1)
-    assert found.of(1, "host").percentile_ms(99) == taken.milliseconds
+    found = budget._measure(config, None, (1, 4, 4))  # type: ignore[arg-type]
+    assert (found.milliseconds, found.fastest_of) == (10.0, None)
+    measured = Latencies(list(records.values()))
+    measured.best_mode = timing._best_mode(measured.records, 1)
+    assert measured.of(1, "host").percentile_ms(99) == found.milliseconds
     # Control: by the smallest p99 the budget would have been kept.
     monkeypatch.setattr(timing, "quickest", lambda found: found[0])
     assert budget._measure(config, None, (1, 4, 4)).milliseconds == 3.1  # type: ignore[arg-type]

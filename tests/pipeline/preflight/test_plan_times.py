@@ -75,7 +75,7 @@ class Machine:
         self.now, self.each = 0.0, each
         self.steps: list[int] = []
 
-    def stepper(self, size: int) -> Callable[[int], None]:
+    def runner(self, size: int) -> Callable[[int], None]:
         def step(_number: int) -> None:
             self.steps.append(size)
             self.now += self.each * size

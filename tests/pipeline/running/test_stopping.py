@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from campaigns import count
-from children import HELPERS, Nursery
+from children import HELPERS, ForkServer
 from faults import leftovers, memory_folder
 from stops import Sender, assert_as_undisturbed, empty_or_derived, undisturbed
 from tiny import LOOPS, TinyPlace, traced
@@ -244,14 +244,18 @@ def test_a_stop_before_the_stages_is_told_as_one_too(
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_process_stops_with_the_signals_code_and_continues(
-    nursery: Nursery, derived_folder: Path, quick_path: Path, loop: str, number: signal.Signals
+    fork_server: ForkServer,
+    derived_folder: Path,
+    quick_path: Path,
+    loop: str,
+    number: signal.Signals,
 ) -> None:
     place = empty_or_derived(loop, derived_folder, quick_path)
-    code, talk = nursery.run(place.command(loop), signals=[(5, number)])
+    code, talk = fork_server.run(place.command(loop), signals=[(5, number)])
     assert code == CODES[number], talk
     assert f"stopped at step 5, saved as tiny/{loop}-state@v1" in talk
     assert place.checkpoints(loop) == [5]
-    code, talk = nursery.run(place.command(loop))
+    code, talk = fork_server.run(place.command(loop))
     assert code == 0, talk
     version = place.latest(loop)
     assert version is not None
@@ -260,24 +264,24 @@ def test_a_process_stops_with_the_signals_code_and_continues(
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_control_without_the_handler_a_signal_ends_the_process_and_nothing_is_saved(
-    nursery: Nursery, tiny: TinyPlace, number: signal.Signals
+    fork_server: ForkServer, tiny: TinyPlace, number: signal.Signals
 ) -> None:
-    code, _ = nursery.run(tiny.command("retrain"), signals=[(5, number)], handlers=False)
+    code, _ = fork_server.run(tiny.command("retrain"), signals=[(5, number)], handlers=False)
     assert code == -number
     assert tiny.checkpoints("retrain") == []
 
 
 @pytest.mark.parametrize("helper", HELPERS)
 def test_what_fails_as_the_groups_signal_ended_another_process_is_the_stop(
-    helper: str, nursery: Nursery, tiny: TinyPlace
+    helper: str, fork_server: ForkServer, tiny: TinyPlace
 ) -> None:
     options = {"helper": helper, "helper_at": 4, "checkpoint_seconds": 0}
-    code, talk = nursery.run(tiny.command("retrain"), **options)
+    code, talk = fork_server.run(tiny.command("retrain"), **options)
     assert code == 143, talk
     assert "error: stopped in retrain, tiny/retrain-state@v4, step 4, is the last" in talk
     assert tiny.checkpoints("retrain")[-1] == 4
     # Control: where only the other process is ended, that is what is told.
-    code, talk = nursery.run(tiny.command("retrain"), **options, helper_alone=True)
+    code, talk = fork_server.run(tiny.command("retrain"), **options, helper_alone=True)
     assert code not in (0, 143), talk
     assert "stopped" not in talk
 
@@ -323,7 +327,7 @@ def operations_of_a_checkpoint(place: TinyPlace, loop: str, monkeypatch: pytest.
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_second_signal_while_saving_leaves_at_once_and_damages_nothing(
     loop: str,
-    nursery: Nursery,
+    fork_server: ForkServer,
     derived_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -338,7 +342,7 @@ def test_a_second_signal_while_saving_leaves_at_once_and_damages_nothing(
         with memory_folder(tmp_path) as folder:
             place = empty_or_derived(loop, derived_folder, folder)
             at = 1 + index * (total - 1) // max(1, rounds - 1)
-            code, talk = nursery.run(
+            code, talk = fork_server.run(
                 place.command(loop), checkpoint_seconds=0, twice_at=at, twice=number
             )
             assert code == CODES[number], (at, talk)
@@ -348,7 +352,7 @@ def test_a_second_signal_while_saving_leaves_at_once_and_damages_nothing(
             assert place.checkpoints(loop) in ([], [1]), at
             store.collect_garbage()
             assert leftovers(store) == [], at
-            code, talk = nursery.run(place.command(loop))
+            code, talk = fork_server.run(place.command(loop))
             assert code == 0, (at, talk)
             version = place.latest(loop)
             assert version is not None
