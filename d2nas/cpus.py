@@ -1,7 +1,8 @@
-"""CPUs that this process may use: by affinity, and by a container's limit."""
+"""CPUs that this process may use: by affinity, and by a container's limit; the processor's name."""
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -31,6 +32,18 @@ def cpu_limit(
         return None
     limits = [limit for line in lines for limit in _limits(groups, line)]
     return min(limits, default=None)
+
+
+def processor_name(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model of this machine's processor."""
+    try:
+        for line in cpu_info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine() or "unknown processor"
 
 
 def _limits(groups: Path, line: str) -> Iterator[float]:

@@ -1,10 +1,17 @@
-"""From the host to the device without waiting for it."""
+"""Devices: copies from the host without waiting for it, the GPU driver's version."""
 
-import torch
-from torch import Tensor
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_DRIVER_VERSION = re.compile(r"\b(\d+\.\d+(?:\.\d+)?)\b")
 
 
-def send(host: Tensor, device: torch.device) -> Tensor:
+def send(host: "Tensor", device: "torch.device") -> "Tensor":
     """Return a tensor of the host on ``device``; differentiable.
 
     A copy from ordinary memory to a GPU makes the host wait until all work before it is done; one
@@ -14,3 +21,12 @@ def send(host: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or host.device.type != "cpu":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def driver_version(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Return the version of NVIDIA's driver, None where there is none."""
+    try:
+        found = _DRIVER_VERSION.search(version_file.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None

@@ -5,10 +5,12 @@ A frozen value with canonical JSON and a digest. It is parsed strictly and never
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, shown_value
+from .errors import ConfigError, DamagedArtifactError, shown_value
 from .files.strict_json import canonical_json, digest, parse_json
+from .files.text_files import read_text
 from .spaces import CELL_TYPES, EDGES_PER_NODE, NODES, OPERATION_NAMES, PARAMETERLESS
 
 Pair = tuple[str, int]
@@ -124,6 +126,22 @@ class Genotype:
             )
         normal, reduce = PUBLISHED[name]
         return cls(_read_short(normal), _read_short(reduce))
+
+
+def read_genotype(name: str) -> Genotype:
+    """Return a published genotype, or that of a JSON file. Raises ``ConfigError``."""
+    form = f"one is written {Genotype.published('DARTS_V2').to_json().strip()}"
+    if not name.endswith(".json"):
+        if Path(name).is_file():
+            raise ConfigError(f"{name}: a genotype's file is JSON and named .json", hint=form)
+        return Genotype.published(name)
+    try:
+        return Genotype.from_json(read_text(Path(name)), what=name)
+    except DamagedArtifactError as error:
+        # A file that the user wrote, not an artifact.
+        raise ConfigError(str(error), hint=form) from None
+    except ConfigError as error:
+        raise ConfigError(str(error), hint=error.hint or form) from None
 
 
 def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:

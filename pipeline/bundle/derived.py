@@ -17,7 +17,7 @@ from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
 from ..report.genotype_drawing import draw_genotype
-from ..stages.schemas import damage_of
+from ..store.forms import damage_of
 from ..store.manifest import Manifest, parse_manifest
 from .checksums import CHECKSUMS, FILES, HINT, MODEL_NAME, damaged
 from .documents import (

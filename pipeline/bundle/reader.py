@@ -24,10 +24,9 @@ from d2nas.files.verified_folder import read_plain_file
 from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
+from ..gate.report import REPORT_SCHEMA, Report
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from ..onnx_io.preparation import PREPROCESS_KEY
-from ..stages import REPORT_SCHEMA
-from ..stages.schemas import Report
 from ..store.fsio import storage_error
 from ..store.manifest import problem_of
 from .checksums import (

@@ -20,9 +20,11 @@ from d2nas.files.strict_json import parse_json
 from d2nas.files.verified_folder import read_plain_file
 
 from ..gate.golden import PICTURE_FILE
+from ..gate.report import Report
 from ..onnx_io.model_file import MAX_MODEL_BYTES
-from ..stages.schemas import Report, damage_of, read_form, read_prepared
+from ..onnx_io.preparation import read_prepared
 from ..store import FileSystem, Version, safe_run_name
+from ..store.forms import damage_of, read_form
 from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
 from ..store.layout import names_in
 from ..store.locks import bundle_lock

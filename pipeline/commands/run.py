@@ -31,8 +31,8 @@ from ..running.inputs import (
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled
 from ..stages import run_stages
-from ..stages.schemas import damage_of
 from ..store import Store
+from ..store.forms import damage_of
 from ..study.grid import read_study
 from ..study.report import (
     COLUMNS,

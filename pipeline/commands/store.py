@@ -6,7 +6,7 @@ from pathlib import Path
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
 
 from ..console import Console
-from ..stages import PARENTS
+from ..stages import BY_NAME
 from ..store import STATE_STAGES, Store
 
 
@@ -36,7 +36,7 @@ def _refuse_no_bundle(target: str) -> None:
     from ..bundle.nearby import bundles_near, no_bundle
 
     _, slash, stage = target.partition("/")
-    if slash and stage.partition("@")[0] in (*PARENTS, *STATE_STAGES):
+    if slash and stage.partition("@")[0] in (*BY_NAME, *STATE_STAGES):
         return
     if bundles_near(Path(target)):
         raise no_bundle(Path(target))

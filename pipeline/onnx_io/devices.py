@@ -6,12 +6,12 @@ options it runs with and the place of every node.
 
 import ctypes
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from d2nas.cpus import processor_name
+from d2nas.devices import driver_version
 from d2nas.errors import ValidationFailedError
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -20,7 +20,6 @@ NO_CUDA_HINT = "d2nas doctor shows what loads here; cpu as device needs no GPU"
 
 _PROOF = object()
 _NO_OPTIONS: Mapping[str, str] = {}
-_DRIVER_VERSION = re.compile(r"\b(\d+\.\d+(?:\.\d+)?)\b")
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,9 @@ def has_gpu(index: int) -> bool:
     return _ask_driver("cuDeviceGetName", index, ctypes.CDLL) is not None
 
 
-def driver_version(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the version of NVIDIA's driver, None where there is none."""
-    try:
-        found = _DRIVER_VERSION.search(version_file.read_text(errors="replace"))
-    except OSError:
-        return None
-    return found[1] if found else None
-
-
 def describe_cpu(num_threads: int) -> CpuDevice:
     """Return this machine's processor, used with ``num_threads`` threads."""
-    return CpuDevice(_cpu_name(), num_threads)
+    return CpuDevice(processor_name(), num_threads)
 
 
 def check_provider(session: Any, provider: str) -> None:
@@ -156,17 +146,6 @@ def _check_placement(session: Any) -> None:
 
 def _short(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
-
-
-def _cpu_name(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        for line in cpu_info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return " ".join(value.split())
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine() or "unknown processor"
 
 
 def _gpu_name(index: int, load_library: Any = ctypes.CDLL) -> str:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from d2nas.errors import DamagedArtifactError
 
+MODEL_FILE = "model.onnx"
 MAX_MODEL_BYTES = 512 * 1024 * 1024
 MAX_INPUT_VALUES = 16 * 1024 * 1024
 """Values of one image; a file that asks for more would only exhaust memory."""

@@ -1,13 +1,18 @@
 """Preparation of pictures for a model: in words for ``preprocess.json``, and done."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from d2nas.data import preprocess
 from d2nas.data.decoding import Decoding, decode_image, strict_pillow
+from d2nas.files.strict_json import parse_json
+
+from ..store import Version
+from ..store.forms import Form, Number, parse_form
 
 PREPROCESS_KEY = "d2nas.preprocess"
 """Under which a model's metadata say how its pictures are prepared."""
@@ -32,6 +37,32 @@ _COLOURS = {
     1: "Colour becomes grey: floor((19595 * R + 38470 * G + 7471 * B + 32768) / 65536), ITU-R 601.",
     3: "Grey becomes colour: R = G = B.",
 }
+
+_Size = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Preprocess(Form):
+    """Preparation of a picture, ``preprocess.json``."""
+
+    channels: _Size
+    image_size: _Size
+    mean: list[Number]
+    std: list[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]]
+    class_names: list[str]
+
+    @model_validator(mode="after")
+    def _fits_its_channels(self) -> "Preprocess":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError("mean and std must have a number for each channel")
+        return self
+
+
+class Prepared(Preprocess):
+    """Preparation of a model's input: the model's own ``d2nas.preprocess``."""
+
+    fit: Literal["crop", "pad"]
+    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
+    dtype: Literal["float32", "uint8"]
 
 
 def preprocess_for(input_type: str, trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,3 +134,18 @@ def prepare_content(content: bytes, settings: Mapping[str, Any], *, what: str) -
     with strict_pillow():
         pixels = decode_image(content, decoding_of(settings), what=what)
     return prepare_pixels(pixels[None], settings)
+
+
+def read_prepared(version: Version, name: str) -> dict[str, Any]:
+    """Return how pictures are prepared for the model in the file ``name`` of an exported version.
+
+    Raises ``DamagedArtifactError`` where the model does not say so.
+    """
+    # Here, because onnx loads slowly and most commands need no model.
+    from .model_file import check_model, lineage
+
+    model = check_model(version.read(name), what=f"{version.path}: {name}")
+    text = lineage(model).get(PREPROCESS_KEY, "null")
+    values: dict[str, Any] = parse_json(text, what=f"{version.path}: {name}: {PREPROCESS_KEY}")
+    parse_form(Prepared, values, version, f"{name}: {PREPROCESS_KEY}")
+    return values

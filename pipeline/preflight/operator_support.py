@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from d2nas.config import Config
 from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 from d2nas.files.text_files import read_space
+from d2nas.genotype import read_genotype
 from d2nas.nn.operations import build_operation
 from d2nas.spaces import CELL_TYPES, SearchSpace
 
 from ..onnx_io.export import export_onnx
 from ..onnx_io.providers import cuda_problem, require_device, resolve_device
 from ..onnx_io.session import OnnxSession, open_session
-from ..stages import read_genotype
 
 COLUMNS = ("operation", "runs", "where", "nodes", "problem")
 _CHANNELS, _SIZE, _CLASSES = 4, 8, 3

@@ -168,7 +168,7 @@ class _Estimates:
     def _search(self) -> dict[str, Any]:
         from d2nas.train.search import Search, search_step
 
-        from ..stages.loop import bytes_to_write
+        from ..stages.stage import bytes_to_write
 
         config = self._config.search
         made: list[Search] = []
@@ -227,7 +227,7 @@ class _Estimates:
         from d2nas.train.loop import stem_for
         from d2nas.train.retrain import Retraining, train_step
 
-        from ..stages.loop import bytes_to_write
+        from ..stages.stage import bytes_to_write
 
         config = self._config.retrain
         made: list[Retraining] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from d2nas.config import Config
 from d2nas.errors import ConfigError, DamagedArtifactError
 
-from ..stages import CODE_SCHEMA, stage_config
+from ..stages import BY_NAME, stage_config
 from ..store import Staging, Store, Version
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def _changes(
     for role in sorted(parents):
         if newest.manifest.parents.get(role) != parents[role]:
             yield f"another {role}"
-    if newest.manifest.code_schema != CODE_SCHEMA[stage]:
-        yield f"code schema {CODE_SCHEMA[stage]}, was {newest.manifest.code_schema}"
+    if newest.manifest.code_schema != BY_NAME[stage].code_schema:
+        yield f"code schema {BY_NAME[stage].code_schema}, was {newest.manifest.code_schema}"
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class _FollowerHooks(Hooks):
 
     def resume(self) -> "TrainState | None":
         """Return the checkpoint that rank 0 continues from."""
-        from ..stages.machine import take_threads
+        from d2nas.train.machine import take_threads
 
         reference = self._ranks.from_first(None)
         if reference is None:

@@ -8,11 +8,11 @@ from typing import Any
 from d2nas.config import Config, DeriveConfig, build_config, parse_override
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json
-from d2nas.genotype import Genotype
+from d2nas.genotype import Genotype, read_genotype
 from d2nas.spaces import CELL_TYPES, SPACES
 
 from ..presets import preset_names, run_name
-from ..stages import METRICS_FILE, PARENTS, STAGES, parents_of, read_genotype
+from ..stages import BY_NAME, METRICS_FILE, STAGES, parents_of
 from ..store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
 from .events import read_last_row
 
@@ -141,7 +141,7 @@ def inputs_of(
     stages: those ran already. Raises ``ConfigError``.
     """
     _check_overrides(stage, overrides)
-    nearest = PARENTS[stage][-1]
+    nearest = BY_NAME[stage].parents[-1]
     run = target.partition("/")[0]
     if "/" in target:
         version = store.open(target)

@@ -22,16 +22,16 @@ from d2nas.data.sources import content_digest, data_folder
 from d2nas.errors import ConfigError, StoppedError
 
 from ..stages import (
-    CODE_SCHEMA,
+    BY_NAME,
     KEPT_CHECKPOINTS,
     Context,
+    checked,
     parents_of,
     reads_data,
     run_stage,
     stage_config,
     stage_key,
 )
-from ..stages.schemas import checked
 from ..store import STATE_STAGES, Store, Version
 from .checkpoints import arithmetic_warnings, given_up, library_warnings, read_state, write_state
 from .display import Display
@@ -322,7 +322,7 @@ class _Commit:
             parents=self.parents,
             config=stage_config(self.stage, self.config),
             seed=self.config.run.seed,
-            code_schema=CODE_SCHEMA[self.stage],
+            code_schema=BY_NAME[self.stage].code_schema,
             versions=library_versions(),
             facts=facts,
             note={
@@ -423,7 +423,7 @@ class _StageHooks:
         """Add floats in the same order, as far as this machine can, and tell what is different."""
         import torch
 
-        from ..stages.machine import machine_facts, take_threads
+        from d2nas.train.machine import machine_facts, take_threads
 
         before = take_threads(version.manifest.facts)
         if before is not None:
@@ -440,7 +440,7 @@ class _StageHooks:
         stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
         if not stopping and not due:
             return
-        from ..stages.machine import machine_facts
+        from d2nas.train.machine import machine_facts
 
         state = capture(step)
         facts = {"step": step, **machine_facts(state.device, self._runner.ranks)}

@@ -6,33 +6,26 @@ several cells on the architecture half; the test images are not touched.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import model_validator
 
-from d2nas.data.images import Normalizer
+from d2nas.config import Config
+from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
-from d2nas.files.tensors import decode_tensors
-from d2nas.genotype import Genotype
-from d2nas.measure.cost import MACS_CONVENTION, count_cost
-from d2nas.methods.registry import derive_for
-from d2nas.nn.network import Network, load_weights
-from d2nas.nn.sampling import ArchLogits
-from d2nas.nn.supernet import Supernet
+from d2nas.genotype import Genotype, read_genotype
 from d2nas.spaces import SearchSpace
-from d2nas.train.candidates import (
-    Candidate,
-    best,
-    rank_by_supernet,
-    rank_by_training,
-    sample_candidates,
-)
-from d2nas.train.loop import EVALUATION_BATCH, memory_errors, resolve_device, to_device
-from d2nas.train.search import build_method
 
 from ..report.genotype_drawing import draw_genotype
-from . import Context, Facts, read_genotype
-from .machine import machine_facts
+from ..store.forms import Form, require_valid
 from .search import LOGITS_FILE, SUPERNET_FILE
+from .stage import Context, Facts, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from d2nas.nn.sampling import ArchLogits
+    from d2nas.train.candidates import Candidate
 
 GENOTYPE_FILE = "genotype.json"
 COST_FILE = "cost.json"
@@ -44,6 +37,9 @@ def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
     selection step also ``candidates.json``, every candidate with its accuracy and calibrated loss.
     """
+    from d2nas.measure.cost import MACS_CONVENTION, count_cost
+    from d2nas.nn.network import Network
+
     given = context.config.derive.genotype
     genotype = _searched(context) if given is None else read_genotype(given)
     cost = count_cost(Network(genotype), (3, 32, 32))
@@ -74,6 +70,11 @@ def run(context: Context) -> Facts:
 
 def _searched(context: Context) -> Genotype:
     """Return the genotype of the search's logits."""
+    from d2nas.files.tensors import decode_tensors
+    from d2nas.methods.registry import derive_for
+    from d2nas.nn.network import load_weights
+    from d2nas.nn.sampling import ArchLogits
+
     search = context.inputs["search"]
     space = SearchSpace.from_dict(search.manifest.facts["searched_space"])
     logits = ArchLogits(space)
@@ -104,12 +105,18 @@ def _compared_on(context: Context) -> Facts:
     derive = context.config.derive
     if derive.genotype is not None or derive.candidates == 1:
         return {}
+    from d2nas.train.loop import resolve_device
+    from d2nas.train.machine import machine_facts
+
     device = resolve_device(context.config.search.device).type
     return {"device": device, **machine_facts(device, context.ranks)}
 
 
-def _select(context: Context, logits: ArchLogits) -> Genotype:
+def _select(context: Context, logits: "ArchLogits") -> Genotype:
     """Compare candidates, write them down, and return the best."""
+    from d2nas.train.candidates import best, sample_candidates
+    from d2nas.train.loop import EVALUATION_BATCH, memory_errors, resolve_device
+
     derive, seed = context.config.derive, context.config.run.seed
     genotypes = sample_candidates(logits, derive.candidates, seed=seed)
     if len(genotypes) < derive.candidates:
@@ -135,8 +142,16 @@ def _select(context: Context, logits: ArchLogits) -> Genotype:
 
 
 def _ranking(
-    context: Context, space: SearchSpace, genotypes: list[Genotype], device: torch.device
-) -> Iterator[Candidate]:
+    context: Context, space: SearchSpace, genotypes: list[Genotype], device: "torch.device"
+) -> "Iterator[Candidate]":
+    from d2nas.data.images import Normalizer
+    from d2nas.files.tensors import decode_tensors
+    from d2nas.nn.network import load_weights
+    from d2nas.nn.supernet import Supernet
+    from d2nas.train.candidates import rank_by_supernet, rank_by_training
+    from d2nas.train.loop import to_device
+    from d2nas.train.search import build_method
+
     config, data = context.config, context.data()
     if config.derive.rank_by == "training":
         epochs = config.derive.rank_epochs
@@ -163,3 +178,39 @@ def _ranking(
         Normalizer(data.mean, data.std),
         seed=config.run.seed,
     )
+
+
+def _config(config: Config) -> dict[str, Any]:
+    """Return the settings; of a given genotype the cells decide, not the path of their file."""
+    values, derive = config.to_dict(), config.derive
+    part: dict[str, Any] = {"derive": values["derive"]}
+    if derive.candidates > 1 and derive.rank_by == "training":
+        part["retrain"] = values["retrain"]
+    if derive.genotype is not None:
+        part["derive"] = {"genotype": read_genotype(derive.genotype).to_dict()}
+    return part
+
+
+class _Facts(Form):
+    genotype: dict[str, Any]
+    genotype_digest: str
+    parameterless_normal: NonNegative
+    found_by: str
+    searched_data_digest: str | None
+
+    @model_validator(mode="after")
+    def _is_a_genotype(self) -> "_Facts":
+        require_valid(Genotype.from_dict, self.genotype)
+        return self
+
+
+STAGE = Stage(
+    name="derive",
+    parents=("search",),
+    code_schema=5,
+    run=run,
+    own_config=_config,
+    reads_data=lambda config: config.derive.candidates > 1,
+    needs_parents=lambda config: config.derive.genotype is None,
+    facts=_Facts,
+)

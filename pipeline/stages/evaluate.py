@@ -3,15 +3,12 @@
 For studies, which compare networks and deploy none: no model file, no latency.
 """
 
-from d2nas.data.images import Normalizer
+from d2nas.config.section import Positive
 from d2nas.files.strict_json import canonical_json
-from d2nas.nn.network import load_network
-from d2nas.train.calibration import calibrated_loss
-from d2nas.train.loop import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
 
-from . import Context, Facts
+from ..store.forms import Form, Number, read_form
 from .retrain import PREPROCESS_FILE
-from .schemas import Preprocess, read_form
+from .stage import Context, Facts, Stage, always
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -21,6 +18,13 @@ def run(context: Context) -> Facts:
 
     The images are normalised as the retraining did it. ``retrain.device`` says where this runs.
     """
+    from d2nas.data.images import Normalizer
+    from d2nas.nn.network import load_network
+    from d2nas.train.calibration import calibrated_loss
+    from d2nas.train.loop import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
+
+    from ..onnx_io.preparation import Preprocess
+
     config = context.config
     device = resolve_device(config.retrain.device)
     data = context.data()
@@ -47,3 +51,20 @@ def run(context: Context) -> Facts:
         f"on {len(data.test)} {data.evaluation} images"
     )
     return {"device": device.type, **evaluation}
+
+
+class _Facts(Form):
+    accuracy: Number
+    calibrated_loss: Number | None = None
+    images: Positive
+    evaluation: str
+
+
+STAGE = Stage(
+    name="evaluate",
+    parents=("retrain",),
+    code_schema=3,
+    run=run,
+    reads_data=always,
+    facts=_Facts,
+)

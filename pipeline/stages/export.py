@@ -1,26 +1,18 @@
 """Export: trained weights to one ONNX file that says where it came from."""
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from d2nas._version import __version__
-from d2nas.data.images import Normalizer
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json, parse_json
-from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, Network, load_network
-from d2nas.train.loop import memory_errors
 
-from ..identity.check import GENOTYPE_KEY, NETWORK_KEY
-from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
-from ..onnx_io.model_file import check_model, describe
-from ..onnx_io.preparation import PREPROCESS_KEY, preprocess_for
-from . import Context, Facts
+from ..store.forms import Form, read_form
 from .retrain import PREPROCESS_FILE
-from .schemas import Preprocess, read_form
+from .stage import Context, Facts, Stage, section
 
-MODEL_FILE = "model.onnx"
+if TYPE_CHECKING:
+    from d2nas.nn.network import Network
 
 
 def run(context: Context) -> Facts:
@@ -28,6 +20,16 @@ def run(context: Context) -> Facts:
 
     Raises ``ConfigError`` for a genotype with ``noise``, which has no deterministic model.
     """
+    import torch
+
+    from d2nas.data.images import Normalizer
+    from d2nas.nn.network import DESCRIPTION_FILE, load_network
+    from d2nas.train.loop import memory_errors
+
+    from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
+    from ..onnx_io.model_file import MODEL_FILE, check_model, describe
+    from ..onnx_io.preparation import Preprocess
+
     retrained = context.inputs["retrain"]
     network = load_network(retrained.path)
     if network.genotype.has_noise:
@@ -64,11 +66,16 @@ def run(context: Context) -> Facts:
 
 def _lineage(
     context: Context,
-    network: Network,
+    network: "Network",
     description: Mapping[str, Any],
     preprocess: Mapping[str, Any],
 ) -> dict[str, str]:
     """Return what the file says of itself: where it came from, and how images are prepared."""
+    from d2nas.nn.network import WEIGHTS_FILE
+
+    from ..identity.check import GENOTYPE_KEY, NETWORK_KEY
+    from ..onnx_io.preparation import PREPROCESS_KEY, preprocess_for
+
     derived, retrained = context.inputs["derive"], context.inputs["retrain"]
     prepared = preprocess_for(context.config.export.input, preprocess)
     return {
@@ -83,3 +90,17 @@ def _lineage(
         NETWORK_KEY: canonical_json(description).decode().strip(),
         PREPROCESS_KEY: canonical_json(prepared).decode().strip(),
     }
+
+
+class _Facts(Form):
+    precision: Literal["fp32", "fp16"]
+
+
+STAGE = Stage(
+    name="export",
+    parents=("derive", "retrain"),
+    code_schema=5,
+    run=run,
+    own_config=section("export"),
+    facts=_Facts,
+)

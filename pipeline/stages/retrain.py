@@ -1,29 +1,32 @@
 """Retrain: the derived network from scratch, on all images that are not test images."""
 
 from dataclasses import asdict
+from typing import Any
 
-from d2nas.data.images import preprocessing
+from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
-from d2nas.files.tensors import encode_tensors
 from d2nas.genotype import Genotype
-from d2nas.measure.cost import count_cost
-from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
-from d2nas.parallel import ALONE
-from d2nas.train.loop import memory_errors, resolve_device, stem_for
-from d2nas.train.retrain import Retraining
 
 from ..report.training_curves import RETRAIN_PANELS, draw_curves
-from . import METRICS_FILE, Context, Facts
+from ..store.forms import Form
 from .derive import GENOTYPE_FILE
-from .loop import encode_rows, run_loop
-from .machine import machine_facts
 from .search import CURVES_FILE
+from .stage import METRICS_FILE, Context, Facts, Stage, always, encode_rows, run_loop, section
 
 PREPROCESS_FILE = "preprocess.json"
 
 
 def run(context: Context) -> Facts:
     """Write the weights, what builds the network, how images are prepared, and the metrics."""
+    from d2nas.data.images import preprocessing
+    from d2nas.files.tensors import encode_tensors
+    from d2nas.measure.cost import count_cost
+    from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
+    from d2nas.parallel import ALONE
+    from d2nas.train.loop import memory_errors, resolve_device, stem_for
+    from d2nas.train.machine import machine_facts
+    from d2nas.train.retrain import Retraining
+
     config = context.config
     ranks = context.ranks or ALONE
     device = ranks.device(resolve_device(ranks.own_name(config.retrain.device)))
@@ -90,3 +93,27 @@ def _warn(context: Context, genotype: Genotype, num_images: int) -> None:
         warn(f"retrain.batch_size: all {num_images} images are one batch")
     if config.warmup_epochs >= config.epochs:
         warn("retrain.warmup_epochs leaves no epoch at the full learning rate")
+
+
+class _Facts(Form):
+    data_digest: str
+    params: NonNegative
+    macs: NonNegative
+    device: str
+
+
+class _RecordedConfig(Form):
+    retrain: dict[str, Any]
+
+
+STAGE = Stage(
+    name="retrain",
+    parents=("derive",),
+    code_schema=6,
+    run=run,
+    own_config=section("retrain"),
+    reads_data=always,
+    checkpoints=True,
+    facts=_Facts,
+    recorded_config=_RecordedConfig,
+)

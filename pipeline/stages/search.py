@@ -1,17 +1,18 @@
 """Search: images to architecture logits, by D2NAS or one of its rivals."""
 
 from dataclasses import asdict
+from typing import Any
 
-from d2nas.files.tensors import encode_tensors
+from pydantic import model_validator
+
+from d2nas.config import Config
+from d2nas.config.section import NonNegative
 from d2nas.files.text_files import read_space
-from d2nas.parallel import ALONE
-from d2nas.train.loop import memory_errors, resolve_device
-from d2nas.train.search import Search
+from d2nas.spaces import SearchSpace
 
 from ..report.training_curves import SEARCH_PANELS, draw_curves
-from . import METRICS_FILE, Context, Facts
-from .loop import encode_rows, run_loop
-from .machine import machine_facts
+from ..store.forms import Form, require_valid
+from .stage import METRICS_FILE, Context, Facts, Stage, always, encode_rows, run_loop
 
 LOGITS_FILE = "logits.safetensors"
 SUPERNET_FILE = "supernet.safetensors"
@@ -25,6 +26,12 @@ def run(context: Context) -> Facts:
     """Write ``logits.safetensors``, ``metrics.jsonl`` (a row per epoch) and the supernet's weights,
     which a selection step in derive may ask.
     """
+    from d2nas.files.tensors import encode_tensors
+    from d2nas.parallel import ALONE
+    from d2nas.train.loop import memory_errors, resolve_device
+    from d2nas.train.machine import machine_facts
+    from d2nas.train.search import Search
+
     config = context.config
     ranks = context.ranks or ALONE
     device = ranks.device(resolve_device(ranks.own_name(config.search.device)))
@@ -71,3 +78,43 @@ def run(context: Context) -> Facts:
         "parameterless_normal": last["parameterless_normal"],
         "genotype": last["genotype"],
     }
+
+
+def _config(config: Config) -> dict[str, Any]:
+    """Return the search's settings; the space itself decides, not the path of its file."""
+    space = read_space(config.search.space)
+    settings = {**config.to_dict()["search"], "space": space.name}
+    return {"search": settings, "space": space.to_dict()}
+
+
+class _Facts(Form):
+    searched_space: dict[str, Any]
+    data_digest: str
+    passes: NonNegative | None = None
+    device: str | None = None
+
+    @model_validator(mode="after")
+    def _is_a_space(self) -> "_Facts":
+        require_valid(SearchSpace.from_dict, self.searched_space)
+        return self
+
+
+class _Method(Form):
+    method: str
+
+
+class _RecordedConfig(Form):
+    search: _Method
+
+
+STAGE = Stage(
+    name="search",
+    parents=(),
+    code_schema=6,
+    run=run,
+    own_config=_config,
+    reads_data=always,
+    checkpoints=True,
+    facts=_Facts,
+    recorded_config=_RecordedConfig,
+)

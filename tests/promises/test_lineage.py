@@ -8,7 +8,7 @@ import pytest
 from toy import Place
 
 from d2nas.errors import DamagedArtifactError
-from pipeline.stages import CODE_SCHEMA
+from pipeline.stages import BY_NAME
 from pipeline.store import Store, Version
 
 ROLES = ("search", "derive", "retrain", "export", "validate")
@@ -42,7 +42,7 @@ def test_every_id_of_a_report_leads_to_config_data_seed_and_code(finished: Place
     config: dict[str, Any] = {}
     for role, version in found.items():
         assert version.manifest.seed == 0
-        assert version.manifest.code_schema == CODE_SCHEMA[role]
+        assert version.manifest.code_schema == BY_NAME[role].code_schema
         assert version.manifest.versions
         for section, values in version.manifest.config.items():
             assert config.setdefault(section, values).items() <= values.items()

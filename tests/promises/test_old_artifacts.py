@@ -28,8 +28,8 @@ from d2nas.spaces import SearchSpace
 from pipeline.bundle import reader as bundle_reader
 from pipeline.bundle.reader import open_bundle
 from pipeline.bundle.writing import CHECKSUMS
+from pipeline.gate.report import REPORT_SCHEMA
 from pipeline.running.checkpoints import read_state
-from pipeline.stages import REPORT_SCHEMA
 from pipeline.store import KINDS, Store
 from pipeline.store import manifest as manifest_module
 from pipeline.store import references as references_module

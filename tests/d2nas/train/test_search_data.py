@@ -148,7 +148,7 @@ def test_the_imagenet_setting_runs_on_a_tenth_and_a_tenth_of_a_folder(
             super().__init__(*arguments, **options)
             seen.append(self)
 
-    monkeypatch.setattr("pipeline.stages.search.Search", Watched)
+    monkeypatch.setattr("d2nas.train.search.Search", Watched)
     write_large_images(tmp_path / "data")
     small = {key: value for key, value in SMALL.items() if key != "search.draws"}
     where = ["--data-root", str(tmp_path / "data")]

@@ -8,7 +8,7 @@ from toy import Place
 
 from d2nas import Genotype
 from pipeline.identity import check as identity
-from pipeline.stages import export as export_stage
+from pipeline.onnx_io import export
 
 
 def other_genotype(genotype: Genotype) -> Genotype:
@@ -20,7 +20,7 @@ def other_genotype(genotype: Genotype) -> Genotype:
 
 def lying(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the export write the true network and another genotype."""
-    sound = export_stage.export_onnx
+    sound = export.export_onnx
 
     def exported(network: Any, *, metadata: dict[str, str], **options: Any) -> bytes:
         wrong = other_genotype(network.genotype)
@@ -31,7 +31,7 @@ def lying(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return sound(network, metadata={**metadata, **claimed}, **options)
 
-    monkeypatch.setattr(export_stage, "export_onnx", exported)
+    monkeypatch.setattr(export, "export_onnx", exported)
 
 
 def test_a_model_of_another_genotype_ends_in_exit_3_and_leaves_no_version(
@@ -47,10 +47,12 @@ def test_a_model_of_another_genotype_ends_in_exit_3_and_leaves_no_version(
     rows = finished.json(capfd, "ls")
     assert [row["ref"] for row in rows if row["kind"] == "validate"] == ["toy/validate@v1"]
     # Control: a stage that does not look at the graph lets the model pass.
-    from pipeline.stages import validate
+    from pipeline.gate import validation
 
     monkeypatch.setattr(
-        validate, "_check_architecture", lambda context, model: identity.IdentityReport("", 4, 1, 1)
+        validation,
+        "_check_architecture",
+        lambda context, model: identity.IdentityReport("", 4, 1, 1),
     )
     assert finished.run("validate", "toy/export@v2") == 0
 
@@ -58,10 +60,10 @@ def test_a_model_of_another_genotype_ends_in_exit_3_and_leaves_no_version(
 def test_a_true_claim_of_another_genotype_than_was_derived_is_refused(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.stages import validate
+    from pipeline.gate import validation
 
     monkeypatch.setattr(
-        validate, "check_identity", lambda model: identity.IdentityReport("0" * 64, 4, 1, 1)
+        validation, "check_identity", lambda model: identity.IdentityReport("0" * 64, 4, 1, 1)
     )
     assert finished.run("validate", "toy", "--fresh") == 3
     assert "another genotype's network than toy/derive@v1" in capfd.readouterr().err

@@ -10,8 +10,8 @@ import safetensors.numpy
 from toy import Place
 
 from pipeline.bundle.triton import triton_config
+from pipeline.gate import validation
 from pipeline.onnx_io.session import open_session
-from pipeline.stages import validate
 
 
 def bundle_of(place: Place) -> Path:
@@ -116,15 +116,15 @@ def test_accuracy_below_the_floor_is_3(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parity may pass and accuracy may not: one of many images tips over."""
-    real = validate.accuracy_of
+    real = validation.accuracy_of
     answers = iter([1.0, 0.99])
-    monkeypatch.setattr(validate, "accuracy_of", lambda logits, labels: next(answers))
+    monkeypatch.setattr(validation, "accuracy_of", lambda logits, labels: next(answers))
     words = ("validate", "toy", "--fresh")
     assert finished.run(*words) == 3
     assert "accuracy 0.9900 is below 0.9990, 99.9 % of PyTorch's 1.0000" in capfd.readouterr().err
     answers = iter([1.0, 0.99])
     assert finished.run(*words, "--set", "validate.accuracy_floor=0.99") == 0
-    monkeypatch.setattr(validate, "accuracy_of", real)
+    monkeypatch.setattr(validation, "accuracy_of", real)
 
 
 def test_one_answer_for_all_images_is_inconclusive_and_3(
@@ -150,7 +150,7 @@ def test_an_accuracy_that_may_be_chance_is_told_everywhere(
     assert finished.run(*words) == 0
     assert "chance" not in capfd.readouterr().err
     assert "chance" not in (bundle_of(finished) / "MODEL_CARD.md").read_text()
-    monkeypatch.setattr(validate, "is_near_chance", lambda *_: True)
+    monkeypatch.setattr(validation, "is_near_chance", lambda *_: True)
     assert finished.run(*words) == 0
     told = capfd.readouterr()
     assert "warning: accuracy " in told.err

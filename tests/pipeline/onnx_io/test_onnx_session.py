@@ -14,7 +14,8 @@ import pytest
 from fake_runtime import CPU, CUDA, TENSORRT, Fail, FakeRuntime, Situation
 from onnx_models import hand_made_model
 
-from d2nas.cpus import usable_cpus
+from d2nas.cpus import processor_name, usable_cpus
+from d2nas.devices import driver_version
 from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
 from pipeline.onnx_io import devices, runtime
 from pipeline.onnx_io.devices import CpuDevice, placement
@@ -228,15 +229,15 @@ def test_processor_name_is_read_where_linux_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: AMD  EPYC 9\n\nmodel name: x\n"
     )
-    assert devices._cpu_name(tmp_path / "cpuinfo") == "AMD EPYC 9"
-    assert devices._cpu_name(tmp_path / "absent")
+    assert processor_name(tmp_path / "cpuinfo") == "AMD EPYC 9"
+    assert processor_name(tmp_path / "absent")
 
 
 def test_driver_version_is_read_where_the_driver_keeps_it(tmp_path: Path) -> None:
     text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n"
     (tmp_path / "version").write_text(text)
-    assert devices.driver_version(tmp_path / "version") == "580.65.06"
-    assert devices.driver_version(tmp_path / "absent") is None
+    assert driver_version(tmp_path / "version") == "580.65.06"
+    assert driver_version(tmp_path / "absent") is None
 
 
 def test_gpu_name_comes_from_the_driver_or_is_general() -> None:

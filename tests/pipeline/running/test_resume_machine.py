@@ -11,10 +11,9 @@ from stops import stop_at
 from tiny import LOOPS, STEPS, TinyPlace
 
 from d2nas.parallel import Ranks
-from d2nas.train import precision
+from d2nas.train import machine, precision
+from d2nas.train.machine import THREAD_VARIABLES, machine_facts, take_threads
 from pipeline.running import checkpoints, runner
-from pipeline.stages import machine
-from pipeline.stages.machine import THREAD_VARIABLES, machine_facts, take_threads
 from pipeline.stages.search import SUPERNET_FILE
 
 LATE = STEPS - 1

@@ -123,9 +123,7 @@ def test_another_genotype_starts_over_and_is_named(stopped: dict[str, TinyPlace]
 def test_other_code_starts_over_and_is_named(
     stopped: dict[str, TinyPlace], monkeypatch: pytest.MonkeyPatch, loop: str
 ) -> None:
-    newer = {**stages.CODE_SCHEMA, loop: 99}
-    for module in (stages, checkpoints, runner):
-        monkeypatch.setattr(module, "CODE_SCHEMA", newer)
+    monkeypatch.setitem(stages.BY_NAME, loop, replace(stages.BY_NAME[loop], code_schema=99))
     seen, said = continued_from(stopped[loop], loop)
     assert seen == [None]
     assert "code schema 99, was" in said

@@ -31,11 +31,11 @@ from d2nas.errors import (
 from d2nas.train.loop import Loop
 from d2nas.train.retrain import Retraining
 from d2nas.train.state import Trained
+from pipeline.gate import validation
+from pipeline.onnx_io import model_file
 from pipeline.running import runner
 from pipeline.running.runner import Runner
 from pipeline.running.signals import StopFlag, signals_handled
-from pipeline.stages import export as export_stage
-from pipeline.stages import validate as validate_stage
 from pipeline.store import FileSystem, Store
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -387,7 +387,7 @@ def test_an_interrupt_during_export_ends_it_whole(
     before = exported.content()
     with monkeypatch.context() as once:
         sender = Sender("in the export", 0, signal.SIGINT)
-        sender.before(once, export_stage, "check_model", "in the export")
+        sender.before(once, model_file, "check_model", "in the export")
         assert exported.run("export", "tiny", "--fresh") == 130
         assert sender.sent == 1
     assert "stopped after export, which is done" in capfd.readouterr().err
@@ -401,7 +401,7 @@ def test_an_interrupt_during_validation_leaves_nothing_and_the_next_one_passes(
     for where in ("check_parity", "self_test", "measure_all"):
         with monkeypatch.context() as once:
             sender = Sender(where, 0, signal.SIGINT)
-            sender.before(once, validate_stage, where, where)
+            sender.before(once, validation, where, where)
             assert exported.run("validate", "tiny") == 130
             assert sender.sent == 1
         assert "stopped in validate, which starts over" in capfd.readouterr().err

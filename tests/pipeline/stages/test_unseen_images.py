@@ -8,7 +8,7 @@ from toy import Place
 
 from d2nas.config import build_config
 from d2nas.errors import ConfigError
-from pipeline.stages import validate
+from pipeline.gate import validation
 
 
 @pytest.mark.parametrize("setting", ["run.seed=9", "data.split_seed=5", "data.test_fraction=0.5"])
@@ -24,7 +24,7 @@ def test_another_split_than_the_trainings_is_refused(
 def test_control_without_the_comparison_it_is_judged_by_what_it_learned(
     finished: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validate, "_require_unseen", lambda *_: None)
+    monkeypatch.setattr(validation, "_require_unseen", lambda *_: None)
     assert finished.run("validate", "toy", "--set", "run.seed=9") == 0
 
 
@@ -35,7 +35,7 @@ def check(trained: dict[str, Any], now: dict[str, Any], **data: str) -> None:
         inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config(now)
     )
     images = {"digest": "a", "name": "digits", "evaluation": "test"} | data
-    validate._require_unseen(context, SimpleNamespace(**images))  # type: ignore[arg-type]
+    validation._require_unseen(context, SimpleNamespace(**images))  # type: ignore[arg-type]
 
 
 def test_the_same_split_however_it_is_said_is_taken() -> None:
@@ -52,7 +52,7 @@ def test_a_version_from_before_a_key_was_there_counts_as_its_default() -> None:
         inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config({})
     )
     images = SimpleNamespace(digest="a", name="digits", evaluation="test")
-    validate._require_unseen(context, images)  # type: ignore[arg-type]
+    validation._require_unseen(context, images)  # type: ignore[arg-type]
 
 
 def test_other_images_and_held_out_ones_are_refused() -> None:

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 
-from d2nas.cpus import usable_cpus
-from d2nas.parallel import ALONE, Ranks
-from d2nas.train import precision
-
-from ..onnx_io.devices import describe_cpu, driver_version
-from . import Facts
+from ..cpus import processor_name, usable_cpus
+from ..devices import driver_version
+from ..parallel import ALONE, Ranks
+from . import precision
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """How users say how many threads PyTorch takes; launchers of several processes say so, too."""
 
 
-def machine_facts(device: str, ranks: Ranks | None) -> Facts:
+def machine_facts(device: str, ranks: Ranks | None) -> dict[str, Any]:
     """Return the number of processes, and what else it is on a ``device`` (cpu, cuda).
 
     Processes exchange by gloo on CPUs and by NCCL on GPUs, which both come with PyTorch.
@@ -28,8 +26,7 @@ def machine_facts(device: str, ranks: Ranks | None) -> Facts:
     processes = (ranks or ALONE).size
     cpu = gpu = None
     if device == "cpu":
-        threads = torch.get_num_threads()
-        cpu = precision.cpu_arithmetic() | {"processor": describe_cpu(threads).name}
+        cpu = precision.cpu_arithmetic() | {"processor": processor_name()}
     elif torch.cuda.is_available():
         gpu = {
             "name": torch.cuda.get_device_name(),
