@@ -1,4 +1,4 @@
-"""Variables of torchrun, PyTorch's launcher; the hint for a training that lost a process."""
+"""Variables of torchrun, PyTorch's launcher, which ours sets too; the hint for a lost process."""
 
 import os
 
@@ -15,9 +15,9 @@ def is_torchrun() -> bool:
     return _RUN in os.environ
 
 
-def is_follower() -> bool:
-    """Whether this process is a rank above 0: rank 0 shows what there is to show."""
-    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+def is_first_rank() -> bool:
+    """Whether this process trains alone or is rank 0, which shows what there is to show."""
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 def after_a_loss() -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2nas.errors import D2NasError, StoppedError, StorageError
+from d2nas.errors import D2NasError, StorageError
 
 from .commands import deploy as cli_deploy
 from .commands.bench import bench
@@ -39,7 +39,7 @@ from .commands.options import (
 )
 from .commands.serve import serve_command
 from .commands.show import show_command
-from .foreign_errors import explained
+from .foreign_errors import exit_code_of, explained
 from .streams import guarded_streams, lost_output
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _run(arguments: list[str], application: typer.Typer) -> int:
         if _debug:
             traceback.print_exc()
         _console().error(str(error), error.hint, error.details)
-        return error.shell_code if isinstance(error, StoppedError) else error.exit_code
+        return exit_code_of(error)
     except (typer.Abort, KeyboardInterrupt):
         _console().error("stopped", None)
         return INTERRUPTED

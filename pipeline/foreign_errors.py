@@ -14,6 +14,7 @@ from d2nas.errors import (
     ConfigError,
     D2NasError,
     OutOfMemoryError,
+    StoppedError,
     StorageError,
     system_hint,
 )
@@ -48,6 +49,14 @@ def explained(error: BaseException) -> D2NasError | None:
             hint="set HOME to a folder that can be written to",
         )
     return None
+
+
+def exit_code_of(error: Exception) -> int:
+    """Return the exit code of an error that ends a command."""
+    own = error if isinstance(error, D2NasError) else explained(error)
+    if isinstance(own, StoppedError):
+        return own.shell_code
+    return 1 if own is None else own.exit_code
 
 
 def is_out_of_memory(error: BaseException) -> bool:

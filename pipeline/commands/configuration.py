@@ -6,7 +6,7 @@ from typing import Any
 from d2nas.config import Config, build_config, override_key
 from d2nas.config.effects import effect_line, without_effect
 from d2nas.files.text_files import read_space
-from d2nas.torchrun import is_follower
+from d2nas.torchrun import is_first_rank
 
 from ..console import Console
 from ..presets import keys_of_own_files, read_preset
@@ -32,7 +32,7 @@ def tell_unread(
 
     The user's are those of ``settings``, ``data_root`` and, where ``preset`` is a file, its own.
     """
-    if is_follower():
+    if not is_first_rank():
         return {}
     keys = [] if preset is None else keys_of_own_files(preset)
     keys += [override_key(setting) for setting in settings or ()]

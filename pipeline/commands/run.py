@@ -15,11 +15,10 @@ from d2nas.config import Config
 from d2nas.errors import ConfigError, LostRankError, StoppedError
 from d2nas.files.strict_json import parse_json
 from d2nas.genotype import Genotype
-from d2nas.torchrun import is_follower
+from d2nas.torchrun import is_first_rank
 
 from ..bundle.writing import check_place, write_bundle
 from ..console import Console, report_rows
-from ..running.follower import Follower, leave_to_the_launcher
 from ..running.inputs import (
     check_takes_genotype,
     describe,
@@ -28,6 +27,8 @@ from ..running.inputs import (
     given_genotype,
     inputs_of,
 )
+from ..running.launch import leave_to_the_launcher, say_at_once
+from ..running.other_ranks import runner_of
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled
 from ..stages import run_stages
@@ -193,7 +194,7 @@ def show_run(result: RunResult, exported: Path, *, as_json: bool) -> None:
 
 def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
     """Show the version of one stage."""
-    if is_follower():
+    if not is_first_rank():
         return
     version = result.versions[stage]
     if as_json:
@@ -338,12 +339,11 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
     try:
         with contextlib.ExitStack() as stack:
             with signals_handled(signal.SIG_DFL):  # at once: nothing is lost while they meet
-                stack.enter_context(connected(ranks))
+                say = console.say if ranks.rank == 0 else say_at_once
+                stack.enter_context(connected(ranks, say))
             stop = stack.enter_context(StopFlag().installed())
-            stack.enter_context(_stops_told(stop, wait=ranks.rank > 0))
-            if ranks.rank > 0:
-                return action(Follower(Store(store), stop, ranks))
-            return action(Runner(Store(store), console, stop, ranks=ranks))
+            stack.enter_context(_stops_told(stop, wait=True))
+            return action(runner_of(ranks, store, console, stop))
     except LostRankError as error:
         leave_to_the_launcher(error)
         raise

@@ -6,6 +6,7 @@ They find each other by the variables that torchrun sets, so that the same comma
 
 import contextlib
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -21,7 +22,6 @@ from d2nas.torchrun import AGAIN
 
 from ..own_process import own_command, own_environment
 from ..scratch import scratch_file
-from .follower import LAST_WORDS
 from .signals import signals_handled
 
 GRACE_SECONDS = 15.0
@@ -29,6 +29,31 @@ GRACE_SECONDS = 15.0
 KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+LAST_WORDS = "D2NAS_LAST_WORDS"
+"""Variable with the number of the open file that a rank's launcher reads."""
+OWN_STDERR = "D2NAS_STDERR"
+"""Variable with the number of the launcher's stderr, for a rank whose own is a file."""
+
+
+def leave_to_the_launcher(error: LostRankError) -> None:
+    """End this process with the error's code, where a launcher tells it: the launcher knows better
+    which rank ended and why. Returns where there is none.
+    """
+    number = os.environ.get(LAST_WORDS, "")
+    if number.isdecimal():
+        os.write(int(number), f"{error}\n{error.hint or ''}\n".encode())
+        raise SystemExit(error.exit_code)
+
+
+def say_at_once(line: str) -> None:
+    """Show a line of a rank other than 0, also where a launcher keeps what it says."""
+    number = os.environ.get(OWN_STDERR, "")
+    if not number.isdecimal():
+        sys.stderr.write(f"{line}\n")
+        return
+    with contextlib.suppress(OSError):  # who listens decides nothing
+        os.write(int(number), f"{line}\n".encode())
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
@@ -54,22 +79,34 @@ def _start(
     count: int, arguments: Sequence[str], talk: Sequence[IO[bytes]]
 ) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
-    return [
-        subprocess.Popen(
-            own_command(*arguments),
-            env=_environment(rank, count, port)
-            | ({LAST_WORDS: str(talk[0].fileno())} if rank == 0 else {}),
+    children = []
+    with contextlib.ExitStack() as files:
+        loud = files.enter_context(_own_stderr())
+        for rank in range(count):
             # Rank 0 speaks for all, but not of a rank that is gone: this process knows which, and
-            # why. What another one says is shown if it alone has failed.
-            pass_fds=[talk[0].fileno()] if rank == 0 else [],
-            stdout=None if rank == 0 else subprocess.DEVNULL,
-            stderr=None if rank == 0 else talk[rank],
-            # Ctrl-C reaches a whole process group: they would get it twice.
-            start_new_session=True,
-            preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,
-        )
-        for rank in range(count)
-    ]
+            # why. What another one says is shown if it alone has failed; at once if it waits.
+            name, file = (LAST_WORDS, talk[0]) if rank == 0 else (OWN_STDERR, loud)
+            children.append(
+                subprocess.Popen(
+                    own_command(*arguments),
+                    env=_environment(rank, count, port) | {name: str(file.fileno())},
+                    pass_fds=[file.fileno()],
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=None if rank == 0 else talk[rank],
+                    # Ctrl-C reaches a whole process group: they would get it twice.
+                    start_new_session=True,
+                    preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,
+                )
+            )
+    return children
+
+
+def _own_stderr() -> IO[bytes]:
+    """Return this process's stderr under another number; where it is closed, nowhere."""
+    try:
+        return os.fdopen(os.dup(2), "wb", buffering=0)
+    except OSError:
+        return open(os.devnull, "wb", buffering=0)
 
 
 def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:

@@ -2,6 +2,22 @@
 
 The only place that commits. A stage whose key (its config, its parents' ids, the data's digest,
 its code schema) is in the store is not run again.
+
+In a parallel training every rank executes this module line for line. The contract:
+
+- Rank 0 decides, in ``Runner.decide``, alone: it holds the run's lock; sets the images' size and
+  digest, and reads them first (it may download them); finds what is up to date and where to
+  continue; refuses for want of room, or after a signal; commits versions and checkpoints.
+- All do, with what was decided: open the versions, read the images, run the stage, take its steps.
+- All agree, in ``agree``, after every step: a signal, or a checkpoint that is due, on any rank is
+  one on all.
+- A rank other than 0 has other objects, no other program (``other_ranks``): a display that is
+  silent, a store that only reads. Rank 0 tells what there is to tell, errors of its own decisions
+  too; the others then end silently with the same exit code. An error that is a rank's own ends
+  that rank, and so all: they have lost it.
+
+What stands in a function given to ``decide`` runs on rank 0 alone and must not decide itself; what
+stands outside runs everywhere and must not write to the store.
 """
 
 import platform
@@ -13,7 +29,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2nas._version import __version__
 from d2nas.config import Config, DataConfig
@@ -21,6 +37,7 @@ from d2nas.cpus import allowed_cpus, cpu_limit
 from d2nas.data.sources import content_digest, data_folder
 from d2nas.errors import ConfigError, StoppedError
 
+from ..foreign_errors import exit_code_of
 from ..stages import (
     BY_NAME,
     KEPT_CHECKPOINTS,
@@ -59,6 +76,9 @@ _RECORDED_LIBRARIES = (
 )
 
 
+Value = TypeVar("Value")
+
+
 class Reuse(Enum):
     """Versions that a run may take from the store."""
 
@@ -87,9 +107,10 @@ class Runner:
         stop: StopFlag,
         clock: Callable[[], float] = time.monotonic,
         ranks: "Ranks | None" = None,
+        events: type[Events] = Events,
     ) -> None:
         self.store, self.display, self.stop, self.clock = store, display, stop, clock
-        self.ranks = ranks
+        self.ranks, self.events = ranks, events
         self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
         self._sizes: dict[tuple[str | None, str, float], int] = {}
         self._will_retrain = False
@@ -114,27 +135,75 @@ class Runner:
         stage raises; finished stages stay committed.
         """
         self._will_retrain = "retrain" in (*stages, *then)
-        with self.store.lock_run(run):
-            needed = any(reads_data(stage, config) for stage in stages)
-            if needed:
-                config = self.settled(config)
-            digest = self.data_digest(config) if needed else None
+        with ExitStack() as held:
+            self.decide("the run's lock", lambda: held.enter_context(self.store.lock_run(run)))
+            digest = None
+            if any(reads_data(stage, config) for stage in stages):
+                config, digest = self._images_decided(config)
             versions = {stage: checked(version) for stage, version in (given or {}).items()}
             executed: list[str] = []
             for stage in stages:
                 parents = {role: versions[role] for role in parents_of(stage, config)}
-                found = None
-                if reuse is Reuse.EVERYTHING:
-                    found = self.current(run, stage, config, parents, digest)
-                self.tell(None if found is None else found.reference)
+                found = self._finished(run, stage, config, parents, digest, reuse)
                 if found is None:
                     found = self._execute(run, stage, config, parents, digest, reuse)
-                    self.tell(found.reference)
                     executed.append(stage)
                 else:
                     self.display.stage_current(stage, str(found.reference))
                 versions[stage] = found
             return RunResult(run, versions, executed)
+
+    def decide(self, what: str, make: Callable[[], Value]) -> Value:
+        """Return on every rank what ``make`` returns on rank 0, where alone it is called (JSON)."""
+        if self.ranks is None:
+            return make()
+        decided: Value = self.ranks.decide(what, make, self._exit_code)
+        return decided
+
+    def _exit_code(self, error: Exception) -> int:
+        if self.stop.explains(error, wait=True):
+            assert self.stop.signal_number is not None
+            return StoppedError(self.stop.signal_number, "").shell_code
+        return exit_code_of(error)
+
+    def version_for_all(self, what: str, make: Callable[[], Version | None]) -> Version | None:
+        """Return the version that ``make`` finds or makes on rank 0, opened on every rank."""
+        own: list[Version | None] = []
+
+        def reference() -> str | None:
+            own.append(make())
+            return None if own[0] is None else own[0].reference
+
+        decided = self.decide(what, reference)
+        if own:
+            return own[0]
+        return None if decided is None else self.store.open(decided)
+
+    def _images_decided(self, config: Config) -> tuple[Config, str]:
+        """Return the configuration with the images' size, and their digest."""
+
+        def size_and_digest() -> tuple[int | None, str]:
+            settled = self.settled(config)
+            return settled.data.image_size, self.data_digest(settled)
+
+        size, digest = self.decide("the images' size and digest", size_and_digest)
+        return _with_image_size(config, size), digest
+
+    def _finished(
+        self,
+        run: str,
+        stage: str,
+        config: Config,
+        parents: Mapping[str, Version],
+        digest: str | None,
+        reuse: Reuse,
+    ) -> Version | None:
+        if reuse is not Reuse.EVERYTHING:
+            return None
+        return self.version_for_all(
+            f"whether {stage} is up to date",
+            lambda: self.current(run, stage, config, parents, digest),
+        )
 
     def current(
         self,
@@ -182,8 +251,7 @@ class Runner:
                 return config  # whoever reads the images names all that is wrong with them
             self.display.say(f"image size {found.size}: {found.why} (data.image_size sets another)")
             self._sizes[place] = found.size
-        settled = data.model_copy(update={"image_size": self._sizes[place]})
-        return config.model_copy(update={"data": settled})
+        return _with_image_size(config, self._sizes[place])
 
     def resumable_step(
         self,
@@ -209,14 +277,13 @@ class Runner:
         with FileHashes(self.store) as cache:
             return content_digest(config.data, default_root=root, cache=cache, progress=progress)
 
-    def tell(self, what: str | None) -> None:
-        """Let the other ranks, if there are any, know what was decided here."""
-        if self.ranks is not None:
-            self.ranks.from_first(what)
-
     def _load_data(self, config: Config, digest: str | None) -> "ImageData":
+        def read() -> None:
+            self._own_data(config, digest)
+
+        self.decide("the images of rank 0", read)  # from here on nothing needs to be downloaded
         data = self._own_data(config, digest)
-        self.tell("read")  # from here on nothing needs to be downloaded
+        self.decide("the images of every rank", lambda: None)
         return data
 
     def _own_data(self, config: Config, digest: str | None) -> "ImageData":
@@ -261,13 +328,7 @@ class Runner:
         ids = {role: version.id for role, version in parents.items()}
         commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
         hooks = _StageHooks(self, commit, self.clock)
-        if self.before_first is not None:
-            check, self.before_first = self.before_first, None
-            check(stage)
-        if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
-            self.store.drop_states(run, f"{stage}-state")
-        self.check_stop(f"before {stage}")
-        self.store.try_writing(run, stage)
+        self.decide(f"the start of {stage}", lambda: self._begin(run, stage, reuse))
         started = self.clock()
         with self.store.stage() as work, hooks.events, hooks.threads:
             context = Context(
@@ -279,13 +340,27 @@ class Runner:
                 if self.stop.explains(error, wait=True):
                     raise hooks.stopped_by(error) from error
                 raise
-            version = commit.make(self.store, work, stage, stage, facts, hooks.seconds())
+            version = self.version_for_all(
+                f"the version of {stage}",
+                lambda: commit.make(self.store, work, stage, stage, facts, hooks.seconds()),
+            )
+        assert version is not None
         self.display.stage_ends(stage, str(version.reference), self.clock() - started)
-        self.check_stop(f"after {stage}, which is done")
+        self.decide(f"the end of {stage}", lambda: self.check_stop(f"after {stage}, which is done"))
         return version
 
+    def _begin(self, run: str, stage: str, reuse: Reuse) -> None:
+        """Clear the way for a stage, or refuse it."""
+        if self.before_first is not None:
+            check, self.before_first = self.before_first, None
+            check(stage)
+        if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
+            self.store.drop_states(run, f"{stage}-state")
+        self.check_stop(f"before {stage}")
+        self.store.try_writing(run, stage)
+
     def check_stop(self, when: str) -> None:
-        """Raise ``StoppedError`` if a signal asked for a stop."""
+        """Raise ``StoppedError`` if a signal asked this process for a stop."""
         if self.stop.signal_number is not None:
             raise StoppedError(
                 self.stop.signal_number,
@@ -346,7 +421,7 @@ class _StageHooks:
         self._earlier: float | None = 0.0
         self._saved: str | None = None
         folder = runner.store.root / "events" / commit.run / commit.stage
-        self.events = Events(folder, runner.display.warn)
+        self.events = runner.events(folder, runner.display.warn)
         self.threads = ExitStack()
         """Gives PyTorch back the number of threads that it had before the stage."""
 
@@ -375,7 +450,8 @@ class _StageHooks:
         self._runner.display.warn(line)
 
     def reserve(self, num_bytes: int) -> None:
-        self._runner.store.require_space(num_bytes, what=self._commit.stage)
+        stage, store = self._commit.stage, self._runner.store
+        self._runner.decide(f"room for {stage}", lambda: store.require_space(num_bytes, what=stage))
 
     def begin(self, total: int, done: int, unit: str, images: int = 0, epochs: int = 0) -> None:
         self._runner.display.stage_begins(self._commit.stage, total, done, unit, images, epochs)
@@ -387,20 +463,15 @@ class _StageHooks:
         self.events.add(done, row)
 
     def pause(self) -> None:
-        self._runner.check_stop(f"in {self._commit.stage}, which starts over")
+        when = f"in {self._commit.stage}, which starts over"
+        self._runner.decide(f"a stop {when}", lambda: self._runner.check_stop(when))
 
     def stalled(self, seconds: float) -> None:
         if self._runner.stop.signal_number is not None and seconds >= STALL_SECONDS:
             raise self.stopped_by(TimeoutError(f"{seconds:.0f} s without a batch of images"))
 
     def resume(self) -> "TrainState | None":
-        version = self._runner.store.find(
-            self._commit.run, f"{self._commit.stage}-state", self._commit.key
-        )
-        if version is not None:
-            for line in library_warnings(version, library_versions()):
-                self.warn(line)
-        self._runner.tell(None if version is None else version.reference)
+        version = self._runner.version_for_all("the checkpoint to continue from", self._last_state)
         state = None if version is None else read_state(version)
         rows = self.events.begin([] if state is None else state.metrics)
         if rows is not None:
@@ -419,6 +490,16 @@ class _StageHooks:
         self.say(f"continues at step {state.step} ({version.reference})")
         return state
 
+    def _last_state(self) -> Version | None:
+        """Return the checkpoint to continue from. Raises ``ConfigError`` for one that is not to."""
+        version = self._runner.store.find(
+            self._commit.run, f"{self._commit.stage}-state", self._commit.key
+        )
+        if version is not None:
+            for line in library_warnings(version, library_versions()):
+                self.warn(line)
+        return version
+
     def _as_at_the_checkpoint(self, version: Version, state: "TrainState") -> None:
         """Add floats in the same order, as far as this machine can, and tell what is different."""
         import torch
@@ -436,10 +517,26 @@ class _StageHooks:
             self.warn(line)
 
     def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
+        runner, stage = self._runner, f"{self._commit.stage}-state"
         due = self._clock() - self._last_checkpoint >= CHECKPOINT_SECONDS
-        stopping, due = agree(self._runner.ranks, self._runner.stop, due=due)
+        what = f"whether to stop or save at step {step}"
+        stopping, due = agree(runner.ranks, runner.stop, what, due=due)
         if not stopping and not due:
             return
+        saved = runner.decide(f"the checkpoint at step {step}", lambda: self._save(step, capture))
+        self._saved = f"{saved}, step {step},"
+        runner.decide(
+            "the older checkpoints",
+            lambda: runner.store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS),
+        )
+        self._last_checkpoint = self._clock()
+        if stopping or runner.ranks is None:
+            # A signal that came while this was saved: other ranks are told at the next step.
+            when = f"at step {step}, saved as {saved}"
+            runner.decide(f"the stop at step {step}", lambda: runner.check_stop(when))
+
+    def _save(self, step: int, capture: "Callable[[int], TrainState]") -> str | None:
+        """Commit a checkpoint and return its name."""
         from d2nas.train.machine import machine_facts
 
         state = capture(step)
@@ -447,16 +544,10 @@ class _StageHooks:
         store, stage = self._runner.store, f"{self._commit.stage}-state"
         with store.stage() as work:
             write_state(work, state)
-            version = self._commit.make(store, work, stage, "state", facts, self.seconds())
-        self._saved = f"{version.reference}, step {step},"
-        store.retain_states(self._commit.run, stage, KEPT_CHECKPOINTS)
-        self._last_checkpoint = self._clock()
-        if stopping or self._runner.ranks is None:
-            # A signal that came while this was saved: other ranks are told at the next step.
-            self._runner.check_stop(f"at step {step}, saved as {version.reference}")
+            return self._commit.make(store, work, stage, "state", facts, self.seconds()).reference
 
 
-def agree(ranks: "Ranks | None", stop: StopFlag, *, due: bool) -> tuple[bool, bool]:
+def agree(ranks: "Ranks | None", stop: StopFlag, what: str, *, due: bool) -> tuple[bool, bool]:
     """Return whether to stop, and whether a checkpoint is due: on any rank is on all.
 
     A signal that comes while the ranks agree is kept, and counts the next time: what the others
@@ -464,10 +555,15 @@ def agree(ranks: "Ranks | None", stop: StopFlag, *, due: bool) -> tuple[bool, bo
     """
     if ranks is None:
         return stop.signal_number is not None, due
-    number, is_due = ranks.largest(stop.signal_number or 0, int(due))
+    number, is_due = ranks.largest(what, stop.signal_number or 0, int(due))
     if number:
         stop.signal_number = number
     return bool(number), bool(is_due)
+
+
+def _with_image_size(config: Config, size: int | None) -> Config:
+    data = config.data.model_copy(update={"image_size": size})
+    return config.model_copy(update={"data": data})
 
 
 def library_versions() -> dict[str, str]:

@@ -23,7 +23,6 @@ from streaming import BATCH, SIZE, digest, no_workers_of_other_tests, stream  # 
 from d2nas.data import workers as image_workers
 from d2nas.data.batches import _Decoder
 from d2nas.errors import D2NasError, OutOfMemoryError, StoppedError, StorageError
-from pipeline.running import follower
 from pipeline.running.runner import _StageHooks
 from pipeline.running.signals import STALL_SECONDS, StopFlag
 
@@ -215,12 +214,10 @@ def test_a_stop_ends_a_step_that_waits_long_enough() -> None:
     hooks._runner = Runner()  # type: ignore[assignment]
     hooks._saved = None
     hooks._commit = type("Commit", (), {"stage": "search"})()
-    other = follower._FollowerHooks(None, Runner.stop, None)  # type: ignore[arg-type]
-    for one in (hooks, other):
-        Runner.stop.signal_number = None
-        one.stalled(1e6)
-        Runner.stop.signal_number = int(signal.SIGTERM)
-        one.stalled(STALL_SECONDS / 2)  # the step may still come to its end, and be saved
-        with pytest.raises(StoppedError) as caught:
-            one.stalled(STALL_SECONDS)
-        assert caught.value.shell_code == 143
+    Runner.stop.signal_number = None
+    hooks.stalled(1e6)
+    Runner.stop.signal_number = int(signal.SIGTERM)
+    hooks.stalled(STALL_SECONDS / 2)  # the step may still come to its end, and be saved
+    with pytest.raises(StoppedError) as caught:
+        hooks.stalled(STALL_SECONDS)
+    assert caught.value.shell_code == 143

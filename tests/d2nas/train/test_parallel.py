@@ -171,8 +171,8 @@ def messages_here(ranks: Ranks, folder: str) -> None:
     """What ranks tell each other, checked on both."""
     mean = ranks.mean(torch.tensor([1.0, 4.0 * ranks.rank]))
     assert mean.tolist() == [1.0, 2.0]
-    assert ranks.largest(3 - ranks.rank, 5 * ranks.rank) == [3, 5]
-    assert ranks.from_first({"a": [ranks.rank, None, "b"]}) == {"a": [0, None, "b"]}
+    assert ranks.largest("both", 3 - ranks.rank, 5 * ranks.rank) == [3, 5]
+    assert ranks.decide("a value", lambda: {"a": [ranks.rank, None, "b"]}) == {"a": [0, None, "b"]}
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2).double())]
     unused = torch.nn.Parameter(torch.zeros(4))
     for parameter in parameters:
@@ -188,18 +188,21 @@ def long_preparation_here(ranks: Ranks, folder: str) -> None:
     short = datetime.timedelta(seconds=1)
     training = distributed.distributed_c10d._get_default_group()
     training._get_backend(CPU)._set_default_timeout(short)
-    if ranks.rank == 0:
+
+    def prepare() -> dict[str, int]:
         time.sleep(3)
-    assert ranks.from_first({"images": 1}) == {"images": 1}
-    ranks.largest(0)  # together again
+        return {"images": 1}
+
+    assert ranks.decide("the images", prepare) == {"images": 1}
+    ranks.largest("together again", 0)
     # Control: with the patience of training, a rank would have given up.
-    parallel._decisions = None
+    parallel._connection()._group = training
     if ranks.rank == 0:
         time.sleep(3)
         save(folder, ranks, {"waited": torch.ones(1)})
         return
     with pytest.raises(LostRankError, match=r"[Tt]imed out"):
-        ranks.from_first(None)
+        ranks.decide("the images", prepare)
     save(folder, ranks, {"waited": torch.ones(1)})
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy import Place
 
 from d2nas import parallel
@@ -20,8 +21,7 @@ from d2nas.errors import ConfigError, LostRankError, StoppedError
 from d2nas.parallel import Ranks
 from pipeline.cli import run
 from pipeline.running import launch as launch_module
-from pipeline.running.follower import LAST_WORDS, leave_to_the_launcher
-from pipeline.running.launch import launch, without_nproc
+from pipeline.running.launch import LAST_WORDS, launch, leave_to_the_launcher, without_nproc
 from pipeline.running.runner import agree
 from pipeline.running.signals import StopFlag
 from pipeline.store import Store
@@ -161,22 +161,22 @@ class Meeting:
     def __init__(self, *meetings: Callable[[], int]) -> None:
         self.meetings = list(meetings)
 
-    def largest(self, number: int, due: int) -> list[int]:
+    def largest(self, what: str, number: int, due: int) -> list[int]:
         return [max(number, self.meetings.pop(0)()), due]
 
 
 def test_a_signal_that_comes_while_ranks_agree_is_not_lost() -> None:
     with StopFlag().installed() as stop:
         ranks: Any = Meeting(lambda: signal.raise_signal(signal.SIGTERM) or 0, lambda: 0)
-        assert agree(ranks, stop, due=True) == (False, True)
-        assert agree(ranks, stop, due=False) == (True, False)
+        assert agree(ranks, stop, "step 1", due=True) == (False, True)
+        assert agree(ranks, stop, "step 1", due=False) == (True, False)
     assert stop.signal_number == signal.SIGTERM
 
 
 def test_a_ranks_own_signal_after_anothers_is_no_second_one() -> None:
     with StopFlag().installed() as stop:
         ranks: Any = Meeting(lambda: signal.SIGTERM)
-        assert agree(ranks, stop, due=False) == (True, False)
+        assert agree(ranks, stop, "step 1", due=False) == (True, False)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StoppedError):  # control: the second of its own
             signal.raise_signal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def test_the_code_is_that_of_who_failed_first_on_its_own(
 LOST = """
 import os, sys
 from d2nas.errors import LostRankError
-from pipeline.running.follower import leave_to_the_launcher
+from pipeline.running.launch import leave_to_the_launcher
 if os.environ["RANK"] != "0":
     sys.stderr.write("error: this rank's own\\n")
     raise SystemExit(int(sys.argv[1]))
@@ -368,7 +368,7 @@ def test_who_lost_a_process_is_told_what_helps(
 
     monkeypatch.setattr(parallel.distributed, "all_reduce", lose)
     with pytest.raises(LostRankError) as caught:
-        Ranks(0, 2).largest(1)
+        Ranks(0, 2).mean(torch.ones(1))
     assert hint in str(caught.value.hint)
     monkeypatch.setattr(parallel.distributed, "init_process_group", lose)
     with pytest.raises(LostRankError) as caught, parallel.connected(Ranks(0, 2)):

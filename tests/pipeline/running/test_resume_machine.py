@@ -1,5 +1,6 @@
 """A training continued on another machine: sums in the same order, or the difference is told."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from d2nas.parallel import Ranks
 from d2nas.train import machine, precision
 from d2nas.train.machine import THREAD_VARIABLES, machine_facts, take_threads
 from pipeline.running import checkpoints, runner
+from pipeline.running.other_ranks import Silence, runner_of
 from pipeline.stages.search import SUPERNET_FILE
 
 LATE = STEPS - 1
@@ -84,16 +86,15 @@ def test_threads_are_taken_where_nobody_said_otherwise_and_they_can_be(
 def test_a_rank_takes_them_too(
     by_default: pytest.MonkeyPatch, derived_folder: Path, quick_path: Path
 ) -> None:
-    from pipeline.running.follower import _FollowerHooks
-    from pipeline.store import Store
-
     place = TinyPlace(quick_path)
     stop_at(place, "search", step=1)
     reference = place.latest("search-state")
     assert reference is not None
-    ranks: Any = SimpleNamespace(from_first=lambda _: reference.reference)
+    ranks: Any = SimpleNamespace(rank=1, size=2, decide=lambda *_: reference.reference)
     torch.set_num_threads(2)
-    hooks = _FollowerHooks(Store(place.store), runner.StopFlag(), ranks)
+    other = runner_of(ranks, place.store, Silence(), runner.StopFlag())
+    commit: Any = SimpleNamespace(run="tiny", stage="search")
+    hooks = runner._StageHooks(other, commit, time.monotonic)
     state = hooks.resume()
     assert state is not None
     assert (state.step, torch.get_num_threads()) == (1, 1)

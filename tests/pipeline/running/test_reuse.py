@@ -18,7 +18,7 @@ from d2nas.config import Config
 from pipeline import stages
 from pipeline.commands.configuration import configure
 from pipeline.running import runner
-from pipeline.running.follower import Silence
+from pipeline.running.other_ranks import Silence
 from pipeline.running.runner import Reuse, Runner, RunResult
 from pipeline.running.signals import StopFlag
 from pipeline.stages import STAGES, Context, Facts
