@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .config import DataConfig, RetrainConfig, SearchConfig
     from .data.images import ImageData, load_data
+    from .data.sets import Arrays, DataSet, register_data_set
     from .genotype import Genotype
     from .measure.cost import Cost, count_cost, peak_memory
     from .methods.base import Method
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ArchLogits": "d2nas.nn.sampling",
+    "Arrays": "d2nas.data.sets",
     "Branch": "d2nas.nn.supernet",
     "Cost": "d2nas.measure.cost",
     "DataConfig": "d2nas.config",
+    "DataSet": "d2nas.data.sets",
     "DropPath": "d2nas.nn.network",
     "Genotype": "d2nas.genotype",
     "ImageData": "d2nas.data.images",
@@ -58,6 +61,7 @@ _HOMES = {
     "load_data": "d2nas.data.images",
     "load_network": "d2nas.nn.network",
     "peak_memory": "d2nas.measure.cost",
+    "register_data_set": "d2nas.data.sets",
     "retrain": "d2nas.train.retrain",
     "run": "pipeline.api",
     "sample": "d2nas.nn.sampling",
@@ -67,9 +71,11 @@ _HOMES = {
 __all__ = [
     "SPACES",
     "ArchLogits",
+    "Arrays",
     "Branch",
     "Cost",
     "DataConfig",
+    "DataSet",
     "DropPath",
     "Genotype",
     "ImageData",
@@ -91,6 +97,7 @@ __all__ = [
     "load_data",
     "load_network",
     "peak_memory",
+    "register_data_set",
     "retrain",
     "run",
     "sample",

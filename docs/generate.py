@@ -14,6 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from d2nas.config import Config
+from d2nas.config.registry import data_sets
 from pipeline.cli import app
 
 FOLDER = Path(__file__).resolve().parent
@@ -76,8 +77,20 @@ def configuration() -> str:
         ]
         for key, part in section.model_fields.items():  # type: ignore[union-attr]
             lines.append(_key(part.alias or key, part))
-        lines.append("")
+        lines += ["", *(_data_sets() if name == "data" else ())]
     return "\n".join(lines)
+
+
+def _data_sets() -> Iterator[str]:
+    yield "| data set | | images | test images | classes | channels x pixels |"
+    yield "|---|---|---|---|---|---|"
+    for name in data_sets.names():
+        found = data_sets.find(name)
+        size = "" if found.size is None else f"{found.channels} x {found.size} x {found.size}"
+        counts = ("" if one is None else f"{one:,}" for one in (found.num_train, found.num_test))
+        cells = [f"`{name}`", found.title, *counts, str(found.num_classes or ""), size]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 def _key(name: str, field: FieldInfo) -> str:

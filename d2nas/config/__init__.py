@@ -8,14 +8,15 @@ leaves open "ours" or with the code they are taken from.
 import difflib
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError, shown_value
 from .deployment import ExportConfig, ValidateConfig
+from .registry import Registry, data_sets
 from .section import (
     MAX_TEXT,
     Batch,
@@ -40,9 +41,6 @@ from .section import (
     Text,
 )
 
-DATA_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder")
-
-
 MethodName = Literal[
     "d2nas",
     "entangled",
@@ -56,6 +54,27 @@ MethodName = Literal[
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 
+class _NameError(ValueError):
+    """A name that cannot be found or loaded, as pydantic passes it on, with the hint."""
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__(str(error))
+        self.hint = error.hint
+
+
+def _named_in(registry: Registry[Any]) -> Callable[[str], str]:
+    """Return the check of a field that names a registered thing."""
+
+    def check(name: str) -> str:
+        try:
+            registry.find(name)
+        except ConfigError as error:
+            raise _NameError(error) from None
+        return name
+
+    return check
+
+
 class RunConfig(Section):
     """Settings of the whole run."""
 
@@ -66,9 +85,9 @@ class DataConfig(Section):
     """Images: their source, size, splits and augmentation."""
 
     name: Annotated[
-        Literal["digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder"],
-        Source("ours: needs no download"),
+        Text, AfterValidator(_named_in(data_sets)), Source("ours: needs no download")
     ] = "digits"
+    """A data set of the table below, or one that other code registers."""
     root: Text | None = None
     """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
     digest is)."""
@@ -126,8 +145,8 @@ class DataConfig(Section):
         if self.crop == "shift" and not self.color_jitter:
             return self
         key = "crop=resized" if self.crop == "resized" else "color_jitter"
-        if self.name not in ("imagenet", "folder") or self.stream == "never":
-            raise ValueError(f"data.{key} is for streamed image files (imagenet, folder)")
+        if not data_sets.find(self.name).is_folder or self.stream == "never":
+            raise ValueError(f"data.{key} is for streamed image files (data.name=folder)")
         return self
 
 
@@ -454,14 +473,14 @@ def _unknown(key: str, known: Iterable[str], what: str) -> ConfigError:
 
 
 def _first_problem(error: ValidationError, what: str) -> ConfigError:
-    problem = error.errors(include_url=False, include_context=False)[0]
+    problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"][:2])
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     section, _, field = where.partition(".")
     if not field or isinstance(given, Mapping):
         return ConfigError(f"{what}: {where}{': ' if field else ''}{message}")
-    hint = None
+    hint = getattr(problem.get("ctx", {}).get("error"), "hint", None)
     if problem["type"] == "literal_error" and isinstance(given, str):
         close = difflib.get_close_matches(given[:MAX_TEXT], _words(section, field), n=1)
         hint = f"did you mean {close[0]}?" if close else None

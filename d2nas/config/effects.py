@@ -1,15 +1,14 @@
 """Keys of the configuration that another key's value makes unread."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from . import Config, SearchConfig
+from .registry import data_sets
 
 _GIVEN = object()
 """Stands for any value but none."""
 
-_FILES = ("data.on_error", "data.stream", "data.workers")
-_PUBLISHED = (*_FILES, "data.test_fraction")
 _SEARCH = tuple(f"search.{field}" for field in SearchConfig.model_fields)
 _SAMPLES = (  # of the paper's own supernet, K at a time
     "search.draws",
@@ -19,16 +18,8 @@ _SAMPLES = (  # of the paper's own supernet, K at a time
 )
 _MIXES = (*_SAMPLES, "search.temperature_start", "search.temperature_end")
 
-UNREAD: Mapping[str, Mapping[Any, Collection[str]]] = {
-    "data.name": {
-        "digits": ("data.root", *_FILES),
-        "fashion-mnist": _PUBLISHED,
-        "cifar10": _PUBLISHED,
-        "cifar100": _PUBLISHED,
-        "svhn": _PUBLISHED,
-        "imagenet": ("data.test_fraction",),
-        "folder": (),
-    },
+UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[str]]] = {
+    "data.name": lambda name: data_sets.find(name).unread,
     "data.stream": {"never": ("data.workers",)},
     "data.evaluation": {"test": ("data.held_out_images",)},
     "data.fit": {"pad": ("data.crop_fraction",)},
@@ -50,7 +41,8 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]]] = {
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }
-"""Key to its values, each with the keys that are not read where it holds."""
+"""Key to its values, each with the keys that are not read where it holds; or to a function that
+says them."""
 
 
 def without_effect(
@@ -65,13 +57,19 @@ def without_effect(
     for choice, unread in UNREAD.items():
         section, _, field = choice.partition(".")
         value = values[section][field]
-        names: Collection[str] = unread.get(value, ())
-        if value is not None and _GIVEN in unread:
-            names = unread[_GIVEN]
-        _take(asked, names, f"{choice}={value}", found)
+        _take(asked, _names(unread, value), f"{choice}={value}", found)
     if streams is False:
         _take(asked, ("data.workers",), "the images fit into memory", found)
     return found
+
+
+def _names(
+    unread: Mapping[Any, Collection[str]] | Callable[[Any], Collection[str]], value: Any
+) -> Collection[str]:
+    if callable(unread):
+        return unread(value)
+    given = _GIVEN if value is not None and _GIVEN in unread else value
+    return unread.get(given, ())
 
 
 def effect_line(found: Mapping[str, Collection[str]]) -> str | None:

@@ -4,64 +4,29 @@ Every source becomes a ``Pool``: labels and the published parts at once, pixels 
 order asked for. So a split needs no second copy of the images.
 """
 
-import contextlib
-import gzip
-import hashlib
-import http.client
-import os
-import socket
-import struct
-import sys
-import tempfile
-import urllib.error
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..config import DataConfig
-from ..errors import ConfigError, StorageError
+from ..config.registry import data_sets
+from ..errors import ConfigError
 from .decoding import Decoding, check_decodes, fit_image, is_grey, read_each, strict_pillow
 from .faults import Faults
 from .files import ImageFiles, channels_first, file_states, read_files
+from .folders import FolderListing
+from .official import official_files
+from .sets import Arrays, DataSet
 from .sizes import ImageSize, folder_image_size
-from .sources import (
-    PUBLISHED,
-    DigestCache,
-    FolderListing,
-    check_md5_files,
-    content_digest,
-    damaged_file,
-    data_root,
-    find_published,
-    how_to_get,
-    listing_digest,
-    not_there,
-    published_digest,
-    shown,
-    usable_images,
-)
+from .sources import DigestCache, arrays_digest, data_root, listing_digest, usable_images
 
 MAX_TENSOR_BYTES = 8 * 2**30
 TRAIN, VALIDATION, TEST = range(3)
-
-# The largest official file has 47 MB; what is cut off here fails its checksum.
-_MAX_UNZIPPED_BYTES = 2**26
-_NETWORK_TIMEOUT_SECONDS = 30.0
-_NETWORK_ERRORS = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    TimeoutError,
-    ConnectionError,
-    RuntimeError,  # what torchvision raises for a failed or damaged download
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,169 +59,50 @@ def open_pool(config: DataConfig, *, default_root: Path, cache: DigestCache | No
     Raises ``ConfigError`` for data that cannot be used or fetched, ``DamagedArtifactError`` for a
     published file with the wrong checksum, ``StorageError`` when reading or writing fails.
     """
-    if config.name == "digits":
-        return _digits(config, default_root)
-    if config.name in PUBLISHED:
-        return _published(config, default_root)
-    return _folder(config, usable_images(config, default_root, cache=cache))
+    data_set = data_sets.find(config.name)
+    if data_set.read is None:
+        return _folder(config, usable_images(config, default_root, cache=cache))
+    root = data_root(config, default_root)
+    is_users = config.root is not None
+    files = official_files(data_set, root, is_users=is_users, default_root=default_root)
+    arrays = data_set.read(files)
+    _check_facts(data_set, arrays)
+    return _array_pool(config, data_set, arrays)
 
 
-def _digits(config: DataConfig, default_root: Path) -> Pool:
-    from sklearn.datasets import load_digits
+def _check_facts(data_set: DataSet, arrays: Arrays) -> None:
+    """Raise ``ConfigError`` where arrays are not what their data set's record says."""
+    size, num_classes = data_set.size or 0, data_set.num_classes or 0
+    num = (data_set.num_train or 0) + (data_set.num_test or 0)
+    shape = (num, size, size) if data_set.channels == 1 else (num, size, size, 3)
+    labels = arrays.labels
+    for fact, said, found in (
+        ("shape of images", shape, arrays.images.shape),
+        ("type of pixels", "uint8", str(arrays.images.dtype)),
+        ("labels", (num,), labels.shape),
+        ("classes", num_classes, len(set(arrays.class_names))),
+        ("labels from 0 on", True, bool(((labels >= 0) & (labels < num_classes)).all())),
+    ):
+        if said != found:
+            raise ConfigError(f"{data_set.name}: {fact}: {found}, not {said} as its record says")
 
-    digest = content_digest(config, default_root=default_root)
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    class_names = tuple(str(name) for name in digits.target_names)
-    return _array_pool(config, class_names, images, labels, torch.zeros_like(labels), digest)
 
-
-def _array_pool(
-    config: DataConfig,
-    class_names: tuple[str, ...],
-    images: NDArray[np.uint8],
-    labels: Tensor,
-    parts: Tensor,
-    digest: str,
-) -> Pool:
-    """Make a pool of square uint8 images in memory: N x size x size, or N x size x size x 3."""
-    own_size, own_channels = images.shape[1], 1 if images.ndim == 3 else 3
-    size, channels = config.image_size or own_size, config.channels or own_channels
+def _array_pool(config: DataConfig, data_set: DataSet, arrays: Arrays) -> Pool:
+    images, own = arrays.images, (data_set.size or 0, data_set.channels or 1)
+    size, channels = config.image_size or own[0], config.channels or own[1]
+    labels = torch.from_numpy(arrays.labels.astype(np.int64))
+    parts = torch.full_like(labels, TRAIN)
+    parts[data_set.num_train :] = TEST
+    digest = arrays_digest(data_set, arrays)
 
     def read(order: Tensor) -> tuple[Tensor, str]:
         chosen = images[order.numpy()]
-        if (size, channels, config.crop_fraction) != (own_size, own_channels, 1.0):
+        if (size, channels) != own or config.crop_fraction != 1.0:
             decoding = _decoding(config, size, channels)
             chosen = np.stack([fit_image(Image.fromarray(one), decoding) for one in chosen])
         return channels_first(chosen), digest
 
-    return Pool(config.name, class_names, labels, parts, size, channels, read)
-
-
-def _published(config: DataConfig, default_root: Path) -> Pool:
-    root = data_root(config, default_root)
-    files = find_published(config.name, root)
-    if len(files) < len(PUBLISHED[config.name]):
-        if config.root is not None:
-            # A folder of the user's is read, never filled: it may be misspelt, or not theirs.
-            raise not_there(config.name, root, default_root)
-        _download(config.name, root)
-        files = find_published(config.name, root)
-    missing = [file.path for file in PUBLISHED[config.name] if file.path not in files]
-    if missing:
-        raise ConfigError(
-            f"{config.name}: {missing[0]} is not under {shown(root)}", hint=how_to_get(config.name)
-        )
-    if config.name == "fashion-mnist":
-        class_names, parts = _read_fashion_mnist(files)
-    else:
-        check_md5_files(config.name, files)
-        class_names, parts = _read_with_torchvision(config.name, root)
-    (train_images, train_labels), (test_images, test_labels) = parts
-    labels = torch.from_numpy(np.concatenate([train_labels, test_labels]).astype(np.int64))
-    part_of = torch.full_like(labels, TRAIN)
-    part_of[len(train_labels) :] = TEST
-    images = np.concatenate([train_images, test_images])
-    digest = published_digest(config.name)
-    return _array_pool(config, class_names, images, labels, part_of, digest)
-
-
-def _read_with_torchvision(name: str, root: Path) -> tuple[tuple[str, ...], list[Any]]:
-    """Return class names and (images N x H x W x 3, labels) of train and test.
-
-    CIFAR's files are pickles, which run code when read: call ``check_md5_files`` first.
-    """
-    from torchvision import datasets
-
-    if name == "svhn":
-        splits = [datasets.SVHN(root, split) for split in ("train", "test")]
-        parts = [(split.data.transpose(0, 2, 3, 1), split.labels) for split in splits]
-        return tuple(str(digit) for digit in range(10)), parts
-    reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    halves = [reader(root, train=train) for train in (True, False)]
-    return tuple(halves[0].classes), [(half.data, half.targets) for half in halves]
-
-
-def _read_fashion_mnist(files: dict[str, Path]) -> tuple[tuple[str, ...], list[Any]]:
-    from torchvision import datasets
-
-    contents = {}
-    for path, checksum in PUBLISHED["fashion-mnist"]:
-        content = _unzipped(files[path])
-        if checksum != f"sha256-unzipped:{hashlib.sha256(content).hexdigest()}":
-            raise damaged_file("fashion-mnist", files[path])
-        contents[path.rpartition("/")[2]] = content
-    parts = [
-        (
-            _idx_values(contents[f"{part}-images-idx3-ubyte.gz"]),
-            _idx_values(contents[f"{part}-labels-idx1-ubyte.gz"]),
-        )
-        for part in ("train", "t10k")
-    ]
-    return tuple(datasets.FashionMNIST.classes), parts
-
-
-def _unzipped(path: Path) -> bytes:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read(_MAX_UNZIPPED_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise damaged_file("fashion-mnist", path) from None
-    except OSError as error:
-        raise StorageError(f"{shown(path)}: {error.strerror or error}") from error
-
-
-def _idx_values(content: bytes) -> NDArray[np.uint8]:
-    """Return the bytes of an IDX file as an array: lengths are big-endian, their number byte 3."""
-    num_lengths = content[3]
-    lengths = struct.unpack_from(f">{num_lengths}I", content, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_lengths).reshape(lengths)
-
-
-def _download(name: str, root: Path) -> None:
-    """Fetch the official files with torchvision; they appear in ``root`` complete or not at all."""
-    from torchvision import datasets
-
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch,
-            contextlib.redirect_stdout(sys.stderr),
-            _network_timeout(),
-        ):
-            if name == "svhn":
-                for split in ("train", "test"):
-                    datasets.SVHN(scratch, split, download=True)
-            else:
-                readers = {
-                    "fashion-mnist": datasets.FashionMNIST,
-                    "cifar10": datasets.CIFAR10,
-                    "cifar100": datasets.CIFAR100,
-                }
-                readers[name](scratch, download=True)
-            for path, file in find_published(name, Path(scratch)).items():
-                target = root / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
-    except _NETWORK_ERRORS as error:
-        raise ConfigError(
-            f"{name}: not under {shown(root)}, and the download failed ({type(error).__name__})",
-            hint=how_to_get(name),
-        ) from error
-    except OSError as error:
-        raise StorageError(f"{shown(root)}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _network_timeout() -> Iterator[None]:
-    # torchvision sets none: a host that never answers would stop the run for ever.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_NETWORK_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    return Pool(config.name, arrays.class_names, labels, parts, size, channels, read)
 
 
 def _folder(config: DataConfig, listing: FolderListing) -> Pool:
@@ -316,9 +162,10 @@ def _refuse_damaged(root: Path, paths: Sequence[str], check: Callable[[Path], ob
 
 def streams(config: DataConfig, num_bytes: int) -> bool:
     """Whether images stay on disk that would take so many bytes in memory."""
-    if config.name not in ("folder", "imagenet") or config.stream == "never":
+    data_set = data_sets.find(config.name)
+    if not data_set.is_folder or config.stream == "never":
         return False
-    if config.stream == "always" or config.name == "imagenet":
+    if config.stream == "always" or data_set.always_streams:
         return True
     return config.crop == "resized" or config.color_jitter > 0 or num_bytes > MAX_TENSOR_BYTES
 

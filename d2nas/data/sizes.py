@@ -10,6 +10,7 @@ from statistics import median_low
 from typing import Any
 
 from ..config import DataConfig
+from ..config.registry import data_sets
 from ..errors import ConfigError
 from .decoding import Header, read_header, strict_pillow
 from .folders import FolderListing
@@ -24,15 +25,6 @@ LOOKED_AT = 500
 """Pictures whose headers are read at most, spread over all. Half of the looked at are at least as
 large as their median; of all pictures, 45 to 55 % are, 19 times in 20.
 """
-OWN_SIZES = {
-    "digits": 8,
-    "fashion-mnist": 28,
-    "cifar10": 32,
-    "cifar100": 32,
-    "svhn": 32,
-    "imagenet": 224,
-}
-"""Published sets have a size, or (imagenet) one that everybody uses."""
 RULE = (
     "by its pictures: the largest of 8 to 32, "
     f"{', '.join(str(size) for size in SIZES if size > 32)} that enlarges at most half of them"
@@ -181,7 +173,7 @@ def image_size(config: DataConfig, default_root: Path) -> ImageSize:
 
     Raises ``ConfigError`` for a folder that cannot be used.
     """
-    if config.name in ("folder", "imagenet"):
+    if data_sets.find(config.name).is_folder:
         return folder_image_size(config, list_config(config, default_root))
     return _decided(config, None)
 
@@ -244,11 +236,12 @@ def _colour_notes(config: DataConfig, pictures: Pictures) -> list[str]:
 def _decided(
     config: DataConfig, pictures: Pictures | None, listed: tuple[str, ...] = ()
 ) -> ImageSize:
+    data_set = data_sets.find(config.name)
     if config.image_size is not None:
         size, why = config.image_size, "set by data.image_size"
-    elif config.name in OWN_SIZES:
-        size = OWN_SIZES[config.name]
-        why = "ImageNet's usual" if config.name == "imagenet" else "the data set's own"
+    elif data_set.size is not None:
+        size = data_set.size
+        why = f"{data_set.title}'s usual" if data_set.is_folder else "the data set's own"
     else:
         assert pictures is not None
         size = choose_size(config, pictures)

@@ -5,6 +5,7 @@ from typing import Any
 
 from d2nas.config import Config, build_config, override_key
 from d2nas.config.effects import effect_line, without_effect
+from d2nas.config.registry import data_sets
 from d2nas.files.text_files import read_space
 from d2nas.torchrun import is_first_rank
 
@@ -47,7 +48,8 @@ def tell_unread(
 
 def _streams(config: Config) -> bool | None:
     """Whether a folder's files will be read while training; None where it has no files."""
-    if config.data.name != "folder":
+    data_set = data_sets.find(config.data.name)
+    if not data_set.is_folder or data_set.always_streams:
         return None
     from d2nas.data.readers import streams
 

@@ -64,6 +64,7 @@ def show_config(
     follows from them and the data.
     """
     from d2nas.config import override_key, sources_of
+    from d2nas.config.registry import data_sets
     from d2nas.data.sizes import RULE, image_size
     from d2nas.data.sources import data_folder
 
@@ -77,7 +78,7 @@ def show_config(
     if data_root is not None:
         given["data.root"] = "--data-root"
     console, data = Console(), None
-    if config.data.name not in ("folder", "imagenet") or config.data.root is not None:
+    if not data_sets.find(config.data.name).is_folder or config.data.root is not None:
         try:
             data = image_size(config.data, data_folder()).to_dict()
         except (ConfigError, StorageError) as error:  # the configuration can be shown all the same

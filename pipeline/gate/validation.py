@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from d2nas.config import Config
 from d2nas.config.deployment import ValidateConfig
+from d2nas.config.registry import data_sets
 from d2nas.data.images import ImageData
-from d2nas.data.sources import PUBLISHED
 from d2nas.data.subsample import SAMPLE_RULE
 from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
 from d2nas.files.strict_json import canonical_json
@@ -299,7 +299,8 @@ def _require_unseen(context: "Context", data: ImageData) -> None:
     changed += [f"data.{key}" for key in keys if was["data"][key] != now["data"][key]]
     if _split_seed(was) != _split_seed(now):
         changed.append("data.split_seed" if now["data"]["split_seed"] is not None else "run.seed")
-    is_drawn = data.name not in PUBLISHED or data.evaluation == "held-out"
+    data_set = data_sets.find(data.name)
+    is_drawn = data_set.is_folder or not data_set.num_test or data.evaluation == "held-out"
     if changed and (is_drawn or not set(changed) <= _DRAWS):
         raise ConfigError(
             f"the network was trained with other {', '.join(changed)}: it may have learned from "

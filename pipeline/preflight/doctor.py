@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d2nas._version import __version__
-from d2nas.config import DATA_NAMES
+from d2nas.config.registry import data_sets
 from d2nas.data.sources import data_folder, on_disk
 from d2nas.errors import ConfigError, D2NasError, system_hint
 
@@ -27,7 +27,6 @@ _LIBRARIES = (
     "onnxscript",
     "onnxruntime-gpu",
     "onnxruntime",
-    "scikit-learn",
     "safetensors",
 )
 
@@ -57,7 +56,8 @@ def examine(store: Path, data_root: str | None) -> list[Finding]:
         advice = "set HOME, or name a folder with --data-root"
         findings.append(Finding("data", "problem", str(error), advice))
     else:
-        findings += [_data(name, root) for name in DATA_NAMES if name != "folder" or data_root]
+        for name in data_sets.names():
+            findings += _data(name, root, is_users=data_root is not None)
     findings.append(_space(store))
     return findings
 
@@ -200,17 +200,18 @@ def _shared_memory() -> list[Finding]:
     ]
 
 
-def _data(name: str, root: Path) -> Finding:
+def _data(name: str, root: Path, *, is_users: bool) -> list[Finding]:
+    subject = f"data {name}"
     try:
+        if data_sets.find(name).is_any_folder and not is_users:
+            return []
         status = on_disk(name, root)
     except OSError as error:
-        return _refused(f"data {name}", root, error, "--data-root")
-    return Finding(
-        f"data {name}",
-        "ok" if status.present else "absent",
-        status.where,
-        None if status.present else status.advice,
-    )
+        return [_refused(subject, root, error, "--data-root")]
+    except ConfigError as error:  # another package's, which cannot be loaded
+        return [Finding(subject, "problem", str(error), error.hint)]
+    state = "ok" if status.present else "absent"
+    return [Finding(subject, state, status.where, status.advice)]
 
 
 def _refused(subject: str, folder: Path, error: OSError, option: str) -> Finding:

@@ -11,6 +11,7 @@ from typing import Any
 
 from d2nas.config import Config, DataConfig
 from d2nas.config.effects import without_effect
+from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
 from d2nas.data.sources import data_folder, list_config, usable_images
 from d2nas.spaces import SearchSpace
@@ -24,14 +25,6 @@ COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
 MEASURED_PIXELS = 2**13
 """Pixels of a measured batch; a larger configured batch is scaled from it and a quarter of it."""
 
-_KNOWN_SHAPES = {
-    # training images, channels, classes
-    "fashion-mnist": (60_000, 1, 10),
-    "cifar10": (50_000, 3, 10),
-    "cifar100": (50_000, 3, 100),
-    "svhn": (73_257, 3, 10),
-}
-_NUM_DIGITS = 1_797
 _EXPORT_SECONDS_PER_CELL = 0.8
 
 
@@ -50,11 +43,11 @@ def data_shape(config: DataConfig) -> DataShape:
 
     Raises ``ConfigError`` for a folder that cannot be used.
     """
-    if config.name == "digits":
-        held = round(_NUM_DIGITS * config.test_fraction)
-        num_train, channels, num_classes = _NUM_DIGITS - held, 1, 10
-    elif config.name in _KNOWN_SHAPES:
-        num_train, channels, num_classes = _KNOWN_SHAPES[config.name]
+    data_set = data_sets.find(config.name)
+    if not data_set.is_folder:
+        num_train = data_set.num_train or 0
+        num_train -= 0 if data_set.num_test else round(num_train * config.test_fraction)
+        channels, num_classes = data_set.channels or 0, data_set.num_classes or 0
     else:
         listing = list_config(config, data_folder())
         num_train = len(listing.train)
@@ -104,7 +97,7 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
 def _data(runner: Runner, config: DataConfig, sizes: ImageSize) -> dict[str, Any]:
     """Return what is told of the pictures, the damaged ones left out among it."""
     told = sizes.to_dict()
-    if config.name in ("folder", "imagenet") and config.on_error == "skip":
+    if data_sets.find(config.name).is_folder and config.on_error == "skip":
         # Which they are is known since the digest: nothing is decoded again.
         listing = usable_images(config, data_folder(), cache=FileHashes(runner.store))
         told["notes"] += [line for line in (listing.damaged_line(),) if line is not None]

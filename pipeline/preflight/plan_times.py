@@ -8,6 +8,7 @@ from typing import Any
 
 from d2nas.config import Config
 from d2nas.config.effects import without_effect
+from d2nas.config.registry import data_sets
 
 from ..presets import read_preset
 
@@ -184,7 +185,11 @@ def shorter_lines(plan: Mapping[str, Any], name: str) -> list[str]:
                 f"(now {row['instead_of']:,})"
             )
         else:
-            where = "--data-root DIR" if name == "folder" else f"--set data.name={name}"
+            where = (
+                "--data-root DIR"
+                if data_sets.find(name).is_any_folder
+                else f"--set data.name={name}"
+            )
             lines.append(f"d2nas run small {where} takes about {duration(row['seconds'])}")
     return lines
 

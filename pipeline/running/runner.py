@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2nas._version import __version__
 from d2nas.config import Config, DataConfig
+from d2nas.config.registry import data_sets
 from d2nas.cpus import allowed_cpus, cpu_limit
 from d2nas.data.sources import content_digest, data_folder
 from d2nas.errors import ConfigError, StoppedError
@@ -239,7 +240,7 @@ class Runner:
         ``image_size`` found them, where they are known.
         """
         data = config.data
-        if data.name != "folder" or data.image_size is not None:
+        if data_sets.find(data.name).size is not None or data.image_size is not None:
             return config
         place = data.root, data.fit, data.crop_fraction
         if place not in self._sizes:

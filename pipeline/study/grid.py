@@ -29,7 +29,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, build_config
+from d2nas.config import METHOD_NAMES, Config, build_config
+from d2nas.config.registry import data_sets
 from d2nas.config.section import Section, Seed
 from d2nas.errors import ConfigError
 from d2nas.files.strict_json import digest
@@ -240,7 +241,7 @@ def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) ->
         axes[axis] = values
     for axis, kind, known in (
         ("methods", "method", METHOD_NAMES),
-        ("data", "data set", DATA_NAMES),
+        ("data", "data set", data_sets.names()),
     ):
         for name in axes[axis]:
             if name not in known:

@@ -9,9 +9,10 @@ from image_files import write_classes, write_fashion_mnist, write_image
 from searches import config_of, search_by
 from toy import Place
 
-from d2nas.config import DATA_NAMES, METHOD_NAMES, Config, SearchConfig, build_config
+from d2nas.config import METHOD_NAMES, Config, SearchConfig, build_config
 from d2nas.config import effects as config_effects
 from d2nas.config.effects import UNREAD, effect_line, without_effect
+from d2nas.config.registry import data_sets
 from d2nas.data.images import load_data
 from d2nas.data.sources import content_digest
 from d2nas.spaces import SearchSpace
@@ -53,15 +54,17 @@ def is_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bo
 
 
 def test_every_choice_is_in_the_table() -> None:
-    assert set(UNREAD["data.name"]) == set(DATA_NAMES)
     assert set(UNREAD["search.method"]) == set(METHOD_NAMES)
     keys = {
         f"{section}.{field}" for section, fields in Config().to_dict().items() for field in fields
     }
     assert set(UNREAD) <= keys
-    for values in UNREAD.values():
-        for unread in values.values():
-            assert set(unread) <= keys
+    by_data_set = [data_sets.find(name).unread for name in data_sets.names()]
+    by_value = [
+        keys for values in UNREAD.values() if not callable(values) for keys in values.values()
+    ]
+    for unread in (*by_data_set, *by_value):
+        assert set(unread) <= keys
 
 
 @pytest.mark.parametrize(

@@ -273,10 +273,10 @@ def test_control_what_is_allowed_is_not_reported(planted: str) -> None:
 def test_the_wheel_installs_exactly_two_packages(tmp_path: Path) -> None:
     copy_of_sources(tmp_path / "source")
     source = tmp_path / "source"
-    extras = [*ROOT.glob("pipeline/presets/*.toml")]
+    extras = [*ROOT.glob("pipeline/presets/*.toml"), *ROOT.glob("d2nas/data/sets/digits.*[tz]")]
     extras += [path for ending in ("css", "j2") for path in ROOT.glob(f"pipeline/**/*.{ending}")]
     for path in extras:
-        (source / path.relative_to(ROOT)).write_text(path.read_text())
+        (source / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     for name in ("README.md", "d2nas/py.typed", "pipeline/py.typed"):
         (source / name).write_text((ROOT / name).read_text())
     for stray in ("exported", "benchmarks", "tests"):
@@ -301,7 +301,8 @@ def test_the_wheel_installs_exactly_two_packages(tmp_path: Path) -> None:
     packaged = {name for name in names if name.endswith(".py")}
     assert packaged == {path.relative_to(ROOT).as_posix() for path in SOURCES}
     assert {path.relative_to(ROOT).as_posix() for path in extras} <= set(names)
-    assert {"pipeline/presets/quickstart.toml", "pipeline/report/page.css"} <= set(names)
+    some = {"pipeline/presets/quickstart.toml", "pipeline/report/page.css"}
+    assert {*some, "d2nas/data/sets/digits.csv.gz", "d2nas/data/sets/digits.txt"} <= set(names)
 
 
 def test_importing_the_library_loads_neither_torch_nor_the_application() -> None:

@@ -4,14 +4,16 @@ import gzip
 import hashlib
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from d2nas.data import sources as data_sources
-from d2nas.data.sources import PublishedFile
+from d2nas.config.registry import data_sets
+from d2nas.data.sets import DataSet, OfficialFile
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -39,6 +41,18 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, **facts: Any) -> None:
+    """Have other facts of a data set taken for the published ones."""
+    found = data_sets.find(name)
+    monkeypatch.setitem(data_sets._known, name, replace(found, **facts))
+
+
+def official() -> list[DataSet]:
+    """The data sets of d2nas that have official files outside of the package."""
+    found = [data_sets.find(name) for name in data_sets.names()]
+    return [data_set for data_set in found if data_set.files and data_set.folder is None]
+
+
 def _idx(values: np.ndarray) -> bytes:
     return bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
 
@@ -56,8 +70,8 @@ def write_fashion_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, *, num: int
             path = folder / f"{part}-{kind}-ubyte.gz"
             path.write_bytes(gzip.compress(content, mtime=0))
             checksum = f"sha256-unzipped:{hashlib.sha256(content).hexdigest()}"
-            table.append(PublishedFile(f"FashionMNIST/raw/{path.name}", checksum))
-    monkeypatch.setitem(data_sources.PUBLISHED, "fashion-mnist", tuple(table))
+            table.append(OfficialFile(f"FashionMNIST/raw/{path.name}", checksum))
+    publish(monkeypatch, "fashion-mnist", files=tuple(table), num_train=num, num_test=num)
     return arrays
 
 
@@ -74,6 +88,7 @@ def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, *, num: int = 20)
     names = [f"class{label}" for label in range(10)]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     publish_cifar10(root, monkeypatch)
+    publish(monkeypatch, "cifar10", num_train=5 * num, num_test=num)
     return arrays
 
 
@@ -88,10 +103,10 @@ def publish_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
     table = [
-        PublishedFile(f"{folder.name}/{name}", f"md5:{sums[name]}")
+        OfficialFile(f"{folder.name}/{name}", f"md5:{sums[name]}")
         for name in (*names, "test_batch", "batches.meta")
     ]
-    monkeypatch.setitem(data_sources.PUBLISHED, "cifar10", tuple(table))
+    publish(monkeypatch, "cifar10", files=tuple(table))
 
 
 def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch, *, num: int = 20):
@@ -106,8 +121,8 @@ def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch, *, num: int = 20):
         images, digits = noise(seed, 32, 32, 3, num), np.arange(num)[:, None] % 10 + 1
         savemat(path, {"X": images, "y": digits.astype(np.uint8)})
         arrays[part] = (images.transpose(3, 2, 0, 1), digits.ravel() % 10)
-        table.append(PublishedFile(path.name, f"md5:{md5(path)}"))
+        table.append(OfficialFile(path.name, f"md5:{md5(path)}"))
         splits[part] = ["", path.name, md5(path)]
     monkeypatch.setattr(SVHN, "split_list", splits)
-    monkeypatch.setitem(data_sources.PUBLISHED, "svhn", tuple(table))
+    publish(monkeypatch, "svhn", files=tuple(table), num_train=num, num_test=num)
     return arrays

@@ -5,7 +5,7 @@ python tests/support/without_training.py COMMAND ...
 
 import sys
 
-TRAINS = ("torch", "torchvision", "sklearn", "scipy", "onnxscript", "onnx_ir", "tensorboard")
+TRAINS = ("torch", "torchvision", "scipy", "onnxscript", "onnx_ir", "tensorboard")
 
 if __name__ == "__main__":
     for name in TRAINS:

@@ -14,8 +14,9 @@ from d2nas.data import faults as image_faults
 from d2nas.data import readers as data_readers
 from d2nas.data import sources as data_sources
 from d2nas.data.files import ImageFiles
+from d2nas.data.folders import find_images
 from d2nas.data.images import load_data
-from d2nas.data.sources import content_digest, find_images
+from d2nas.data.sources import content_digest
 from d2nas.errors import ConfigError
 from pipeline.cli import run
 from pipeline.stages import stage_key

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_files import md5, write_cifar10, write_fashion_mnist, write_svhn
+from image_files import md5, official, write_cifar10, write_fashion_mnist, write_svhn
 from torchvision import datasets
 
 from d2nas.config import DataConfig
-from d2nas.data import readers as data_readers
+from d2nas.config.registry import data_sets
+from d2nas.data import official as official_files
 from d2nas.data.readers import open_pool
-from d2nas.data.sources import PUBLISHED
 from d2nas.errors import ConfigError, StorageError
 
+OFFICIAL = [data_set.name for data_set in official()]
 WRITERS = {"fashion-mnist": write_fashion_mnist, "cifar10": write_cifar10, "svhn": write_svhn}
 
 
@@ -83,14 +84,14 @@ def test_a_missing_set_is_downloaded_once(name, tmp_path, monkeypatch, capsys):
     assert torch.equal(images, expected[0])
     assert digest == expected[1]
     found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    assert found == sorted(file.path for file in PUBLISHED[name])
+    assert found == sorted(file.path for file in data_sets.find(name).files)
     assert capsys.readouterr().out == ""
     assert socket.getdefaulttimeout() is None
-    monkeypatch.setattr(data_readers, "_download", None)
+    monkeypatch.setattr(official_files, "_download", None)
     assert torch.equal(read_all(opened(name, root))[0], images)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_without_a_network_the_advice_is_to_bring_the_files(name, tmp_path):
     with pytest.raises(ConfigError, match=f"{name}: .*download failed") as raised:
         opened(name, tmp_path)
@@ -119,10 +120,10 @@ INNER = {
 @pytest.mark.parametrize(("name", "inner"), [(n, i) for n, inner in INNER.items() for i in inner])
 def test_an_inner_folder_or_file_is_told_from_its_parent(name, inner, tmp_path, monkeypatch):
     root = tmp_path / "data"
-    for file in PUBLISHED[name]:
+    for file in data_sets.find(name).files:
         (root / file.path).parent.mkdir(parents=True, exist_ok=True)
         (root / file.path).touch()
-    monkeypatch.setattr(data_readers, "_download", None)
+    monkeypatch.setattr(official_files, "_download", None)
     files = sorted(root.rglob("*"))
     error = refused(name, root / inner, tmp_path / "default")
     # Fashion-MNIST's files may lie directly in the folder that is named.
@@ -131,14 +132,14 @@ def test_an_inner_folder_or_file_is_told_from_its_parent(name, inner, tmp_path, 
     assert sorted(root.rglob("*")) == files
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_nothing_is_downloaded_into_a_folder_of_the_users(name, tmp_path, monkeypatch):
     """It is said what is missing, and where a download would go."""
-    monkeypatch.setattr(data_readers, "_download", None)
+    monkeypatch.setattr(official_files, "_download", None)
     root = tmp_path / "a" / "b" / "mine"
     root.mkdir(parents=True)
     error = refused(name, root, tmp_path / "default")
-    files = PUBLISHED[name]
+    files = data_sets.find(name).files
     assert f"{len(files)} of {len(files)} files are not under {root}, first" in str(error)
     assert files[0].path in str(error)
     assert f"without --data-root they are downloaded to {tmp_path / 'default'}" in error.hint
@@ -180,7 +181,7 @@ def test_a_download_straight_into_the_root_would_leave_a_part(tmp_path, monkeypa
     def no_scratch_folder(prefix, dir):
         yield dir
 
-    monkeypatch.setattr(data_readers.tempfile, "TemporaryDirectory", no_scratch_folder)
+    monkeypatch.setattr(official_files.tempfile, "TemporaryDirectory", no_scratch_folder)
     with pytest.raises(ConfigError, match="download failed"):
         opened("fashion-mnist", tmp_path / "root")
     assert [path.stat().st_size for path in (tmp_path / "root").rglob("*.gz")] == [100]

@@ -21,12 +21,14 @@ from PIL import Image
 from torchvision import datasets
 
 from d2nas.config import DataConfig
+from d2nas.config.registry import data_sets
 from d2nas.data import files as image_files
 from d2nas.data import readers as data_readers
 from d2nas.data import sizes as image_sizes
 from d2nas.data import sources as data_sources
+from d2nas.data.folders import find_images
 from d2nas.data.readers import TEST, TRAIN, VALIDATION, open_pool
-from d2nas.data.sources import PUBLISHED, content_digest
+from d2nas.data.sources import content_digest
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError
 
 
@@ -50,17 +52,19 @@ def read_all(pool):
 def test_the_cifar_checksums_are_torchvisions(name, reader):
     lines = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
     expected = {(f"{reader.base_folder}/{path}", f"md5:{checksum}") for path, checksum in lines}
-    assert set(PUBLISHED[name]) == expected
+    assert set(data_sets.find(name).files) == expected
 
 
 def test_the_svhn_checksums_are_torchvisions():
     lines = [datasets.SVHN.split_list[part][1:] for part in ("train", "test")]
-    assert set(PUBLISHED["svhn"]) == {(path, f"md5:{checksum}") for path, checksum in lines}
+    assert set(data_sets.find("svhn").files) == {
+        (path, f"md5:{checksum}") for path, checksum in lines
+    }
 
 
 def test_the_fashion_mnist_files_are_torchvisions():
     expected = {f"FashionMNIST/raw/{path}" for path, _ in datasets.FashionMNIST.resources}
-    assert {file.path for file in PUBLISHED["fashion-mnist"]} == expected
+    assert {file.path for file in data_sets.find("fashion-mnist").files} == expected
 
 
 # --- published formats --------------------------------------------------------------------------
@@ -109,7 +113,7 @@ def test_cifar10_is_read_exactly(tmp_path, monkeypatch):
         assert images[part].numpy().tolist() == pixels.tolist()
         assert pool.labels[part].tolist() == labels
     assert pool.parts.tolist() == [TRAIN] * 100 + [TEST] * 20
-    assert digest == data_sources.published_digest("cifar10")
+    assert digest == data_sources.arrays_digest(data_sets.find("cifar10"))
 
 
 def test_svhn_is_read_exactly(tmp_path, monkeypatch):
@@ -154,7 +158,7 @@ WRITERS = {"fashion-mnist": write_fashion_mnist, "cifar10": write_cifar10, "svhn
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_damaged_file_is_named(name, tmp_path, monkeypatch):
     WRITERS[name](tmp_path, monkeypatch)
-    for file in PUBLISHED[name]:
+    for file in data_sets.find(name).files:
         path = tmp_path / file.path
         good = path.read_bytes()
         changed = bytearray(good)
@@ -213,7 +217,7 @@ def test_a_folder_is_read_file_by_file_into_its_place(tmp_path):
     order = torch.randperm(13, generator=torch.Generator().manual_seed(1))
     images, digest = pool.read(order)
     assert digest == content_digest(config, default_root=tmp_path)
-    paths = [file.path for file in data_sources.find_images(tmp_path).files]
+    paths = [file.path for file in find_images(tmp_path).files]
     for image, index in zip(images, order.tolist(), strict=True):
         original = Image.open(tmp_path / paths[index]).crop((1, 0, 11, 10))
         assert image.permute(1, 2, 0).flatten().tolist() == list(original.tobytes())

@@ -8,12 +8,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from image_files import write_classes
+from image_files import official, publish, write_classes
 
-from d2nas.config import DATA_NAMES, DataConfig
+from d2nas.config import DataConfig
+from d2nas.config.registry import data_sets
 from d2nas.data import sources as data_sources
-from d2nas.data.sources import PUBLISHED, content_digest, on_disk
+from d2nas.data.sources import content_digest, on_disk
 from d2nas.errors import ConfigError, StorageError
+
+OFFICIAL = [data_set.name for data_set in official()]
 
 
 def folder_config(root: Path, name: str = "folder") -> DataConfig:
@@ -39,14 +42,15 @@ def test_asking_for_digests_and_states_imports_nothing_heavy(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from d2nas.config import DATA_NAMES, DataConfig
+from d2nas.config import DataConfig
+from d2nas.config.registry import data_sets
 from d2nas.data.sources import content_digest, on_disk
 root = Path({str(tmp_path)!r})
-for name in DATA_NAMES:
+for name in data_sets.names():
     on_disk(name, root)
 for name in ("digits", "cifar10", "fashion-mnist", "folder"):
     content_digest(DataConfig(name=name, root=str(root)), default_root=root)
-print([name for name in ("torch", "sklearn", "torchvision", "numpy", "PIL", "scipy")
+print([name for name in ("torch", "torchvision", "numpy", "PIL", "scipy")
        if name in sys.modules])
 """
     done = subprocess.run(
@@ -66,17 +70,15 @@ def test_a_folder_without_a_root_is_refused():
 
 
 def test_the_digits_digest_is_that_of_the_file():
-    expected = hashlib.sha256(data_sources.digits_file().read_bytes()).hexdigest()
+    digits = data_sets.find("digits")
+    expected = hashlib.sha256((digits.folder / digits.files[0].path).read_bytes()).hexdigest()
     assert content_digest(DataConfig(), default_root=Path("unused")) == expected
 
 
-def test_digits_without_scikit_learn_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(data_sources.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="scikit-learn is not installed") as raised:
-        content_digest(DataConfig(), default_root=tmp_path)
-    assert raised.value.hint == "pip install scikit-learn"
+def test_digits_without_their_file_say_so(monkeypatch, tmp_path):
+    publish(monkeypatch, "digits", folder=tmp_path)
     status = on_disk("digits", tmp_path)
-    assert (status.present, status.advice) == (False, "pip install scikit-learn")
+    assert (status.present, status.advice) == (False, "install the package that brings it again")
 
 
 def test_a_folder_digest_is_the_same_elsewhere(tmp_path):
@@ -118,7 +120,7 @@ def test_a_cached_digest_reads_no_file(tmp_path, monkeypatch):
     def unreadable(path, algorithm):
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(data_sources, "_hash_of", unreadable)
+    monkeypatch.setattr(data_sources, "hash_file", unreadable)
     assert folder_digest(root, cache) == expected
 
 
@@ -153,7 +155,7 @@ def test_a_cache_by_path_alone_would_not_notice(tmp_path, monkeypatch):
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path, monkeypatch):
     root = write_classes(tmp_path, {"cat": 4, "dog": 4})
     changing = root / "cat" / "000.png"
-    hash_of = data_sources._hash_of
+    hash_of = data_sources.hash_file
 
     def hash_and_change(path, algorithm):
         result = hash_of(path, algorithm)
@@ -161,7 +163,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path, monkey
             path.write_bytes(b"longer than before" * 1000)
         return result
 
-    monkeypatch.setattr(data_sources, "_hash_of", hash_and_change)
+    monkeypatch.setattr(data_sources, "hash_file", hash_and_change)
     cache = MemoryCache()
     folder_digest(root, cache)
     assert len(cache) == 7
@@ -195,14 +197,14 @@ def test_files_are_read_by_several_threads(tmp_path, monkeypatch):
     """Two that wait for each other: one thread alone would stay with the first."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     root = write_classes(tmp_path, {"cat": 4, "dog": 4})
-    expected, hash_of = folder_digest(root), data_sources._hash_of
+    expected, hash_of = folder_digest(root), data_sources.hash_file
     both = threading.Barrier(2, timeout=30)
 
     def together(path, algorithm):
         both.wait()
         return hash_of(path, algorithm)
 
-    monkeypatch.setattr(data_sources, "_hash_of", together)
+    monkeypatch.setattr(data_sources, "hash_file", together)
     assert folder_digest(root) == expected
     assert not both.broken
 
@@ -214,20 +216,20 @@ def test_an_unreadable_file_is_a_storage_error(tmp_path):
         list(data_sources._file_hashes([tmp_path / "gone.png"], MemoryCache(), None))
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_a_published_digest_needs_no_files_and_covers_every_checksum(name, tmp_path, monkeypatch):
     digests = {content_digest(DataConfig(name=name), default_root=tmp_path / "none")}
-    files = PUBLISHED[name]
+    files = data_sets.find(name).files
     for index, file in enumerate(files):
         changed = list(files)
         changed[index] = file._replace(checksum=file.checksum[:-1] + "x")
-        monkeypatch.setitem(PUBLISHED, name, tuple(changed))
+        publish(monkeypatch, name, files=tuple(changed))
         digests.add(content_digest(DataConfig(name=name), default_root=tmp_path))
     assert len(digests) == len(files) + 1
 
 
 def test_every_data_set_has_its_own_digest(tmp_path):
-    names = ["digits", *PUBLISHED]
+    names = ["digits", *OFFICIAL]
     assert (
         len({content_digest(DataConfig(name=name), default_root=tmp_path) for name in names}) == 5
     )
@@ -247,7 +249,7 @@ def test_imagenet_needs_splits(tmp_path):
     assert on_disk("imagenet", split).present
 
 
-@pytest.mark.parametrize("name", sorted(set(DATA_NAMES) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(data_sets.names()) - {"digits"}))
 def test_a_missing_data_set_comes_with_advice(name, tmp_path):
     status = on_disk(name, tmp_path)
     assert (status.name, status.present) == (name, False)
@@ -255,9 +257,9 @@ def test_a_missing_data_set_comes_with_advice(name, tmp_path):
     assert "\n" not in status.advice
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_published_files_are_found_where_torchvision_puts_them(name, tmp_path):
-    for index, file in enumerate(PUBLISHED[name]):
+    for index, file in enumerate(data_sets.find(name).files):
         assert not on_disk(name, tmp_path).present, index
         (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file.path).touch()
@@ -268,7 +270,7 @@ def test_published_files_are_found_where_torchvision_puts_them(name, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_fashion_mnist_is_found_in_a_flat_folder_too(tmp_path, suffix):
-    for file in PUBLISHED["fashion-mnist"]:
+    for file in data_sets.find("fashion-mnist").files:
         (tmp_path / (Path(file.path).stem + suffix)).touch()
     assert on_disk("fashion-mnist", tmp_path).present
 

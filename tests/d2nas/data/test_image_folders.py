@@ -11,8 +11,8 @@ from d2nas.config import DataConfig
 from d2nas.data import faults as image_faults
 from d2nas.data import folders as image_folders
 from d2nas.data import preprocess
+from d2nas.data.folders import find_images
 from d2nas.data.images import load_data
-from d2nas.data.sources import find_images
 from d2nas.errors import ConfigError
 from pipeline.cli import run
 

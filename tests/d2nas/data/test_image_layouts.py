@@ -7,8 +7,8 @@ from image_files import write_classes
 
 from d2nas.config import DataConfig
 from d2nas.data import folders as image_folders
+from d2nas.data.folders import find_images
 from d2nas.data.images import load_data
-from d2nas.data.sources import find_images
 from d2nas.errors import ConfigError
 
 CLASSES = {"cat": 4, "dog": 4}

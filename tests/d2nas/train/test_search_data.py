@@ -11,6 +11,7 @@ import torch
 from image_files import (
     md5,
     noise,
+    publish,
     write_cifar10,
     write_classes,
     write_fashion_mnist,
@@ -20,8 +21,7 @@ from image_files import (
 from torchvision.datasets import CIFAR100
 
 from d2nas import SPACES, Genotype
-from d2nas.data import sources as data_sources
-from d2nas.data.sources import PublishedFile
+from d2nas.data.sets import OfficialFile
 from d2nas.nn.operations import ImageNetStem
 from d2nas.spaces import CELL_TYPES, NODE_EDGES
 from d2nas.train.search import Search
@@ -45,8 +45,8 @@ def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
     monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
     monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
-    table = [PublishedFile(f"{folder.name}/{name}", f"md5:{sums[name]}") for name in sums]
-    monkeypatch.setitem(data_sources.PUBLISHED, "cifar100", tuple(table))
+    table = [OfficialFile(f"{folder.name}/{name}", f"md5:{sums[name]}") for name in sums]
+    publish(monkeypatch, "cifar100", files=tuple(table), num_train=200, num_test=100)
 
 
 def write_folder(root: Path, _: pytest.MonkeyPatch) -> None:

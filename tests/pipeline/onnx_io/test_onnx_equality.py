@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 from onnx_models import torch_answer
-from sklearn.datasets import load_digits
 from torch import nn
 
 from d2nas import Genotype, Network
+from d2nas.config.registry import data_sets
 from d2nas.randomness import generator
 from pipeline.onnx_io.export import export_onnx
 from pipeline.onnx_io.session import open_session
 
 GENOTYPES = ("DARTS_V1", "DARTS_V2", "GDAS_V1")
 BATCHES = (1, 2, 3, 7, 96)
-IMAGES = (load_digits().images[:1000, None] / 8.0 - 1.0).astype(np.float32)
+DIGITS = np.loadtxt(data_sets.find("digits").folder / "digits.csv.gz", delimiter=",", max_rows=1000)
+IMAGES = (DIGITS[:, :-1].reshape(-1, 1, 8, 8) / 8.0 - 1.0).astype(np.float32)
 
 
 def settled(genotype: str) -> nn.Module:

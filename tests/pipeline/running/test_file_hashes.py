@@ -38,13 +38,13 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read for their hash."""
-    real, names = data_sources._hash_of, []
+    real, names = data_sources.hash_file, []
 
     def counted(path: Path, algorithm: str) -> str:
         names.append(path.name)
         return real(path, algorithm)
 
-    monkeypatch.setattr(data_sources, "_hash_of", counted)
+    monkeypatch.setattr(data_sources, "hash_file", counted)
     return names
 
 

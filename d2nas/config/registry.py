@@ -1,0 +1,108 @@
+"""Registry of named things that code registers where it defines them.
+
+A name that nobody registered yet is looked for in the modules of a package, then among the entry
+points of installed packages. Modules are imported by name when one is asked for, as the
+configuration asks and must load no more than it needs.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ..errors import ConfigError, shown_value
+
+if TYPE_CHECKING:
+    from ..data.sets import DataSet
+
+Kind = TypeVar("Kind")
+
+
+class Registry(Generic[Kind]):
+    """Things of one kind by name.
+
+    ``what`` they are in messages, the ``package`` whose modules register some, the ``group`` of the
+    entry points that lead to the modules that register others.
+    """
+
+    def __init__(self, what: str, *, package: str, group: str) -> None:
+        self._what, self._package, self._group = what, package, group
+        self._known: dict[str, Kind] = {}
+
+    def add(self, name: str, thing: Kind) -> Kind:
+        """Register a thing. Raises ``ConfigError`` for a name that is taken or not of letters a to
+        z, digits and hyphens.
+        """
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            what = f"invalid name of a {self._what}: {shown_value(name)}"
+            raise ConfigError(what, hint="use a-z, 0-9 and hyphens")
+        if self._known.setdefault(name, thing) is not thing:
+            raise ConfigError(f"the {self._what} {name} is there already")
+        return thing
+
+    def find(self, name: str) -> Kind:
+        """Return a thing. Raises ``ConfigError`` for an unknown name, and where its code cannot be
+        loaded.
+        """
+        broken = self._import_modules(until=name)
+        if name not in self._known:
+            for point in entry_points(group=self._group, name=name):
+                self._load(point)
+        if name not in self._known:
+            names = self.names()
+            close = difflib.get_close_matches(name, names, n=1)
+            raise ConfigError(
+                "; ".join([f"unknown {self._what} {shown_value(name)}", *broken]),
+                hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}",
+            )
+        return self._known[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Return all names, sorted; things of other packages are not loaded."""
+        self._import_modules()
+        others = (point.name for point in entry_points(group=self._group))
+        return tuple(sorted({*self._known, *others}))
+
+    def _import_modules(self, until: str | None = None) -> list[str]:
+        """Import the modules of the package, or as many as give the name ``until``; return what is
+        wrong with those that cannot be imported.
+        """
+        broken = []
+        for module in self._modules(until or ""):
+            if until in self._known:
+                break
+            try:
+                import_module(module)
+            except Exception as error:
+                if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+                    raise  # what a serving installation lacks is told by the command
+                broken.append(f"{module} cannot be imported: {type(error).__name__}: {error}")
+        return broken
+
+    def _modules(self, wanted: str) -> Iterator[str]:
+        """Yield the modules of the package, first those whose names begin as the wanted one."""
+        names = [module.name for module in iter_modules(import_module(self._package).__path__)]
+        begins = wanted.partition("-")[0]
+        for name in sorted(names, key=lambda name: (not name.startswith(begins), name)):
+            yield f"{self._package}.{name}"
+
+    def _load(self, point: EntryPoint) -> None:
+        """Import the module of another package that registers a thing."""
+        try:
+            point.load()
+            if point.name not in self._known:
+                raise LookupError(f"it registers no {point.name}")
+        except Exception as error:
+            raise ConfigError(
+                f"the {self._what} {point.name} ({point.value}, an entry point {self._group}) "
+                f"cannot be loaded: {type(error).__name__}: {error}",
+                hint="repair or remove the package that declares it",
+            ) from error
+
+
+data_sets: "Registry[DataSet]" = Registry(
+    "data set", package="d2nas.data.sets", group="d2nas.datasets"
+)

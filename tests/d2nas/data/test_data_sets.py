@@ -1,0 +1,219 @@
+"""Data sets: one record each, found where it lies; a new one is one file."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import publish
+from toy import Place
+
+from d2nas.config import DataConfig, build_config
+from d2nas.config import registry as registry_module
+from d2nas.config.registry import data_sets
+from d2nas.data import readers as data_readers
+from d2nas.data import sets
+from d2nas.data.images import load_data
+from d2nas.data.sets import Arrays, DataSet, register_data_set
+from d2nas.data.sources import content_digest, on_disk
+from d2nas.errors import ConfigError, DamagedArtifactError
+from pipeline.preflight.doctor import examine
+
+ROOT = Path(__file__).resolve().parents[3]
+(EXAMPLE,) = re.findall(
+    r"```python\n(.*?register_data_set.*?)```", (ROOT / "d2nas/README.md").read_text(), re.DOTALL
+)
+MODULE = "d2nas.data.sets.toy"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose files count as those of d2nas/data/sets; what they register goes again."""
+    place = tmp_path / "sets"
+    place.mkdir()
+    monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(place)])
+    monkeypatch.setattr(data_sets, "_known", dict(data_sets._known))
+    yield place
+    sys.modules.pop(MODULE, None)
+    vars(sets).pop("toy", None)
+
+
+def own() -> list[DataSet]:
+    return [data_sets.find(name) for name in data_sets.names()]
+
+
+def test_the_sets_of_d2nas_are_found_with_their_facts() -> None:
+    names = ["cifar10", "cifar100", "digits", "fashion-mnist", "folder", "imagenet", "svhn"]
+    assert [data_set.name for data_set in own()] == names
+    for data_set in own():
+        assert len(data_set.title) > 3
+        facts = data_set.num_train, data_set.channels, data_set.size, data_set.num_classes
+        assert all(facts) is (data_set.name != "folder")
+        assert data_set.is_folder is (data_set.name in ("folder", "imagenet"))
+        assert bool(data_set.files) is not data_set.is_folder
+
+
+# --- digits -------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_that_scikit_learn_gave() -> None:
+    """The SHA-256 were taken from scikit-learn 1.9.1's file and its scaled arrays."""
+    digits = data_sets.find("digits")
+    assert digits.folder is not None
+    assert digits.read is not None
+    arrays = digits.read({"digits.csv.gz": digits.folder / "digits.csv.gz"})
+    content = arrays.images.tobytes() + arrays.labels.astype("<i8").tobytes()
+    assert (
+        hashlib.sha256(content).hexdigest()
+        == "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"
+    )
+    assert content_digest(DataConfig(), default_root=Path("unused")) == (
+        "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+    )
+
+
+def test_their_source_and_licence_lie_beside_them() -> None:
+    folder = data_sets.find("digits").folder
+    assert folder is not None
+    text = (folder / "digits.txt").read_text()
+    assert "CC BY 4.0" in text
+    assert "UCI Machine Learning Repository" in text
+
+
+def test_a_damaged_file_of_a_package_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits.csv.gz").write_bytes(b"0,0,5")
+    publish(monkeypatch, "digits", folder=tmp_path)
+    with pytest.raises(DamagedArtifactError, match=r"digits\.csv\.gz: not the published") as found:
+        load_data()
+    assert found.value.hint == "install the package that brings it again"
+    (tmp_path / "digits.csv.gz").unlink()
+    with pytest.raises(ConfigError, match="digits"):
+        load_data()
+
+
+# --- a data set of one's own --------------------------------------------------------------------
+
+
+def test_the_readmes_data_set_is_one_file(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "toy.py").write_text(EXAMPLE)
+    data = load_data("toy")
+    assert (len(data.train), len(data.test), data.image_size, data.channels) == (96, 24, 8, 1)
+    assert data.digest == content_digest(DataConfig(name="toy"), default_root=tmp_path)
+    assert "toy" in data_sets.names()
+    assert on_disk("toy", tmp_path).present
+    with pytest.raises(ConfigError, match="unknown data set 'toi'") as found:
+        build_config({"data": {"name": "toi"}})
+    assert found.value.hint == "did you mean toy?"
+    place = Place(tmp_path)
+    plan = place.json(capfd, "run", str(place.preset), "--plan", "--set", "data.name=toy")
+    assert plan["data"]["image_size"] == 8
+    assert plan["executes"] == ["search", "derive", "retrain", "export", "validate"]
+
+
+def test_control_without_the_file_there_is_no_such_data_set(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path)
+    assert place.run("run", str(place.preset), "--plan", "--set", "data.name=toy") == 2
+    assert "data.name='toy': unknown data set 'toy'" in capfd.readouterr().err
+
+
+def test_other_images_have_another_digest(folder: Path, tmp_path: Path) -> None:
+    exec(EXAMPLE, {})  # noqa: S102 - registered by a program
+    digest = content_digest(DataConfig(name="toy"), default_root=tmp_path)
+    publish(pytest.MonkeyPatch(), "toy", read=lambda _: stripes(images=120 * [np.eye(8)]))
+    assert content_digest(DataConfig(name="toy"), default_root=tmp_path) != digest
+
+
+def entry_point(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Have an installed package declare the data set toy."""
+    points = EntryPoints([EntryPoint("toy", value, "d2nas.datasets")])
+    monkeypatch.setattr(registry_module, "entry_points", points.select)
+
+
+def test_a_package_brings_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy_of_another_package.py").write_text(EXAMPLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry_point(monkeypatch, "toy_of_another_package")
+    assert "toy" in data_sets.names()
+    assert "toy_of_another_package" not in sys.modules  # only when it is asked for
+    assert len(load_data("toy").train) == 96
+    sys.modules.pop("toy_of_another_package")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [("missing_package", "ModuleNotFoundError"), ("json", "registers no toy")]
+)
+def test_a_package_that_cannot_be_loaded_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, reason: str
+) -> None:
+    entry_point(monkeypatch, value)
+    with pytest.raises(ConfigError, match=reason) as found:
+        data_sets.find("toy")
+    assert value in str(found.value)
+    states = {finding.subject: finding.state for finding in examine(tmp_path, None)}
+    assert states["data toy"] == "problem"
+    assert states["data digits"] == "ok"
+
+
+def test_a_broken_module_hides_no_other(folder: Path) -> None:
+    (folder / "toy.py").write_text("import d2nas.nowhere")
+    assert data_sets.find("digits").name == "digits"
+    with pytest.raises(ConfigError, match=r"unknown data set 'toy'; d2nas\.data\.sets\.toy cannot"):
+        data_sets.find("toy")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("digits", "is there already"), ("My Set", "invalid name")]
+)
+def test_a_name_is_taken_once_and_plain(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        register_data_set(DataSet(name=name, title="another"))
+
+
+# --- a record and its arrays --------------------------------------------------------------------
+
+
+def stripes(**changes: object) -> Arrays:
+    images = np.zeros((120, 8, 8), np.uint8)
+    arrays = Arrays(("lying", "standing"), images, np.arange(120) % 2)
+    arrays = arrays._replace(**changes)
+    return arrays._replace(images=np.asarray(arrays.images))
+
+
+WRONG = {
+    "shape of images": {"images": np.zeros((119, 8, 8), np.uint8)},
+    "type of pixels": {"images": np.zeros((120, 8, 8), np.float32)},
+    "labels": {"labels": np.arange(119) % 2},
+    "classes": {"class_names": ("same", "same")},
+    "labels from 0 on": {"labels": np.arange(120) % 2 + 1},
+}
+
+
+@pytest.mark.parametrize("fact", WRONG)
+def test_arrays_that_are_not_as_their_record_says_are_refused(folder: Path, fact: str) -> None:
+    exec(EXAMPLE, {})  # noqa: S102 - registered by a program
+    publish(pytest.MonkeyPatch(), "toy", read=lambda _: stripes())
+    load_data("toy")
+    publish(pytest.MonkeyPatch(), "toy", read=lambda _: stripes(**WRONG[fact]))
+    with pytest.raises(ConfigError, match=f"toy: {fact}: .* as its record says"):
+        load_data("toy")
+
+
+def test_control_unchecked_a_missing_class_would_be_trained_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_readers, "_check_facts", lambda *_: None)
+    exec(EXAMPLE, {})  # noqa: S102 - registered by a program
+    publish(monkeypatch, "toy", read=lambda _: stripes(class_names=("same", "same")))
+    assert load_data("toy").class_names == ("same", "same")
