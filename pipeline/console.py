@@ -24,9 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from d2nas.data.faults import shown
-from d2nas.genotype import Genotype
 
-from .report.facts import Content, chance_caveat, gate_result
 from .streams import optional_output, output_has_ended
 
 LINE_SECONDS = 5.0
@@ -259,75 +257,6 @@ class Console:
         """Show ``facts`` that close a command: what counts is in files, so they may be lost."""
         with optional_output():
             self.facts(title, rows)
-
-
-def report_rows(report: Mapping[str, Any], bundle: str) -> list[tuple[str, str]]:
-    """Return the closing table of a run as (name, value) rows."""
-    genotype = Genotype.from_dict(report["genotype"])
-    accuracy, parity, data = report["accuracy"], report["parity"], report["data"]
-    retrain, content = report["retrain"], Content("", 0, report, {})
-    rows = [
-        ("normal cell", genotype.describe("normal")),
-        ("reduction cell", genotype.describe("reduce")),
-        ("parameterless", f"{report['parameterless_normal']} of 8 operations in the normal cell"),
-        ("network", f"{retrain['num_cells']} cells x {retrain['init_channels']} channels"),
-        ("parameters", f"{report['params']:,}"),
-        ("MACs", f"{report['macs']:,} ({report['macs_convention']})"),
-        (
-            "data",
-            f"{data['name']}: {data['train']} training images, "
-            f"{data['test']} {data['evaluation']} images",
-        ),
-        (
-            f"{data['evaluation']} accuracy",
-            f"{100 * accuracy['onnx']:.2f} % (torch {100 * accuracy['torch']:.2f} %), last epoch",
-        ),
-        *((("caution", f"accuracy {chance}"),) if (chance := chance_caveat(content)) else ()),
-        (
-            "parity",
-            f"{parity['verdict']}: relative L2 {parity['relative_l2']:.1e}, "
-            f"max {parity['max_abs']:.1e}",
-        ),
-    ]
-    rows += [
-        (
-            f"latency, batch {entry['batch']}",
-            f"{_percentiles(entry)} ({entry['samples']} runs"
-            f"{'' if entry['stable'] else ', unstable'})",
-        )
-        for entry in report["latency"]
-    ]
-    gate = gate_result(content)
-    rows += [("latency gate", f"passed: {gate}")] if gate is not None else []
-    rows += _eager_rows(report)
-    return [
-        *rows,
-        ("model", f"{report['model']['precision']}, takes {report['model']['input_type']}"),
-        ("device", f"{report['device']['label']} ({report['device']['provider']})"),
-        ("bundle", bundle),
-    ]
-
-
-def _eager_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say how PyTorch compares at the smallest batch size, where it was timed."""
-    batch = min(entry["batch"] for entry in report["latency"])
-    (runtime,) = (entry for entry in report["latency"] if entry["batch"] == batch)
-    found = [
-        f"{entry['runtime'].removeprefix('PyTorch eager, ')} {entry['mean_ms']:.2f} ms "
-        f"({entry['mean_ms'] / runtime['mean_ms']:.1f}x)"
-        for entry in report["eager"]
-        if entry["batch"] == batch and entry["stable"] and runtime["stable"]
-    ]
-    return [(f"PyTorch, batch {batch}", f"mean: {', '.join(found)}")] if found else []
-
-
-def _percentiles(entry: Mapping[str, Any]) -> str:
-    known = [
-        f"{name} {entry[f'{name}_ms']:.2f} ms"
-        for name in ("p50", "p90", "p95", "p99")
-        if entry.get(f"{name}_ms") is not None
-    ]
-    return ", ".join(known) or f"mean {entry['mean_ms']:.2f} ms"
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:

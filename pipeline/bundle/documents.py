@@ -32,7 +32,8 @@ def write_card(name: str, number: int, files: Mapping[str, bytes]) -> bytes:
     """Return the model card of version ``number``, of a bundle's other files."""
     golden = decode_arrays(files["golden.safetensors"], what="golden.safetensors")
     report, preprocess = (_parsed(files, path) for path in ("report.json", "preprocess.json"))
-    return model_card(name, number, report, preprocess, golden).encode()
+    manifests = _parsed(files, MANIFESTS) if MANIFESTS in files else {}
+    return model_card(name, number, report, preprocess, golden, manifests).encode()
 
 
 def write_config(name: str, number: int, files: Mapping[str, bytes]) -> bytes:
@@ -62,7 +63,8 @@ def writer() -> dict[str, str]:
     and templates' text, since between two releases the words change and the version does not.
     """
     package = resources.files("pipeline")
-    own = [package / "bundle" / name for name in ("card.py", "documents.py", "triton.py")]
+    names = ("MODEL_CARD.md.j2", "card.py", "documents.py", "triton.py")
+    own = [package / "bundle" / name for name in names]
     page = sorted(package.joinpath("report").iterdir(), key=lambda path: path.name)
     kinds = (".py", ".j2", ".css")
     text = b"".join(path.read_bytes() for path in [*own, *page] if path.name.endswith(kinds))

@@ -18,11 +18,11 @@ from d2nas.genotype import Genotype
 from d2nas.torchrun import is_first_rank
 
 from ..bundle.writing import check_place, write_bundle
-from ..console import Console, report_rows
+from ..console import Console
+from ..report.terminal import fact_rows, report_rows
 from ..running.inputs import (
     check_takes_genotype,
     describe,
-    fact_rows,
     genotype_run_name,
     given_genotype,
     inputs_of,

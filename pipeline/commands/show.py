@@ -47,7 +47,8 @@ def show_command(
 def show_target(target: str, store: Path, *, as_json: bool) -> None:
     """Show a version: metrics, lineage, files, configuration."""
     from ..console import Console
-    from ..running.inputs import describe_target, fact_rows
+    from ..report.terminal import fact_rows
+    from ..running.inputs import describe_target
     from ..store import Store
 
     described = describe_target(Store(store), target)
@@ -70,7 +71,7 @@ def show_config(
 
     from ..console import Console
     from ..presets import preset_sources
-    from ..running.inputs import config_rows
+    from ..report.terminal import config_rows
     from .configuration import configure, say_data
 
     config = configure(preset, settings, data_root)

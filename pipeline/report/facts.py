@@ -1,48 +1,65 @@
-"""Facts of the report's page, and sentences that several of its sections share."""
+"""Facts of a bundle in words, each once: for its page, its model card and the terminal.
 
-from collections.abc import Mapping
+Read from stored data alone. What is not known is None, and not shown.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from .html import Html, count, find, milliseconds, percent, size, tag
+from .words import Marked, Row, Word, count, find, milliseconds, percent, size, tiny
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+STAGES = ("search", "derive", "retrain", "export", "validate")
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 DeviceKind = Literal["CPU", "GPU", "unknown device"]
 
 
-@dataclass(frozen=True)
-class Content:
-    """Stored data of one bundle. Any part may miss keys: what is not known is not shown.
+class Verdict(NamedTuple):
+    """The gate's verdict with its device: the headline, what it means, whether all is well."""
 
-    ``report`` and ``preprocess`` are the bundle's JSON files, ``curves`` the SVGs of the search
-    and the retraining, ``manifests`` the manifests by stage, ``files`` the bundle's other files.
+    headline: str
+    meaning: str
+    is_good: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of version ``number`` of the bundle ``name``.
+
+    ``report`` and ``preprocess`` are the bundle's JSON files, ``manifests`` the manifests of the
+    versions behind it by stage. Any of them may miss keys.
     """
 
     name: str
     number: int
     report: Mapping[str, Any]
-    preprocess: Mapping[str, Any]
-    genotype_svg: bytes | None = None
-    curves: Mapping[str, bytes] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
     manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def get(self, *path: str) -> Any:
         """Return a value of the report, or None."""
         return find(self.report, *path)
 
-    def items(self, *path: str) -> list[Any]:
-        """Return a list of the report; none is empty."""
+    def records(self, *path: str) -> list[Mapping[str, Any]]:
+        """Return the mappings in a list of the report."""
         found = self.get(*path)
-        return list(found) if isinstance(found, list | tuple) else []
+        return [one for one in found or [] if isinstance(one, Mapping)]
 
     def made(self, stage: str, *path: str) -> Any:
         """Return a value of a stage's manifest, or None."""
         return find(self.manifests, stage, *path)
+
+    # What the model is
+
+    @property
+    def lead(self) -> str:
+        """The model in one sentence."""
+        origin = "." if self.origin is None else f"; its architecture was {self.origin}."
+        return f"Image classifier for {count(self.num_classes)} classes{origin}"
 
     @property
     def class_names(self) -> list[str]:
@@ -55,14 +72,329 @@ class Content:
         return len(self.class_names) or self.get("model", "num_classes")
 
     @property
-    def evaluation(self) -> str:
-        """Name of the images that the accuracy is of."""
-        return str(self.get("data", "evaluation") or "test")
+    def origin(self) -> str | None:
+        """Where the architecture comes from."""
+        found_by = self.get("found_by")
+        if found_by is None:
+            return None
+        if str(found_by).startswith("given: "):
+            return f"not searched here ({found_by})"
+        if found_by == "random":
+            return "drawn at random, without a look at any data"
+        where = "the data it classifies" if self.get("found_on_this_data") else "other data"
+        return f"found by a search ({found_by}) on {where}"
+
+    @property
+    def architecture(self) -> list[Row]:
+        """The network and what it costs."""
+        cells, channels = self.get("retrain", "num_cells"), self.get("retrain", "init_channels")
+        params, macs, convention = map(self.get, ("params", "macs", "macs_convention"))
+        return [
+            ("origin", self.origin),
+            (
+                "network",
+                None if cells is None else f"{cells} cells, {channels} channels at the start",
+            ),
+            ("parameters", None if params is None else count(params)),
+            (
+                "multiply-adds",
+                None if macs is None else count(macs) + (f" ({convention})" if convention else ""),
+            ),
+            ("model file", self.model_file),
+        ]
+
+    @property
+    def model_file(self) -> str | None:
+        """The ONNX file."""
+        writers: tuple[tuple[str, Callable[[Any], str]], ...] = (
+            ("bytes", size),
+            ("opset", "ONNX opset {}".format),
+            ("num_nodes", "{:,} nodes".format),
+            ("precision", lambda name: f"computes in {_PRECISIONS.get(str(name), str(name))}"),
+            ("input_type", "takes {}".format),
+        )
+        found = [(write, self.get("model", key)) for key, write in writers]
+        return ", ".join(write(value) for write, value in found if value is not None) or None
+
+    @property
+    def input(self) -> Marked | None:
+        """The model's input: its name, type and shape."""
+        made = self.preprocess
+        side, channels = made.get("image_size"), made.get("channels")
+        if side is None or channels is None:
+            return None
+        layout = made.get("layout", "NCHW")
+        axes = f"{side}, {side}, {channels}" if layout == "NHWC" else f"{channels}, {side}, {side}"
+        return Marked(f"images: {made.get('dtype')} [batch, {axes}]", "code", f" ({layout})")
+
+    @property
+    def output(self) -> Marked | None:
+        """The model's output."""
+        if self.num_classes is None:
+            return None
+        shape = f"logits: float32 [batch, {self.num_classes}]"
+        return Marked(shape, "code", ", one for each class in the order of labels.txt")
+
+    # Whether it passed, and where
 
     @property
     def passed(self) -> bool:
         """Whether the gate let the model through and was itself shown to reject faulty ones."""
         return self.get("parity", "passed") is True and self.get("self_test", "passed") is True
+
+    @property
+    def device_kind(self) -> DeviceKind:
+        """The kind of device that the model was validated on."""
+        return device_kind(self.get("device") or {})
+
+    @property
+    def device(self) -> str:
+        """The device that the model was validated on."""
+        device = self.get("device") or {}
+        provider = device.get("provider", "provider not recorded")
+        return f"{device.get('label', 'device not recorded')} ({provider})"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gate's verdict."""
+        if not self.passed:
+            refused = f"The gate did not pass this model on {self.device}. Do not deploy it."
+            return Verdict("Not validated", refused, is_good=False)
+        scope = {
+            "CPU": "Every figure of time below is a CPU figure; nothing was measured on a GPU.",
+            "GPU": "Provider and place of every node were checked; nothing fell back to the CPU.",
+        }.get(self.device_kind, "The device is not recorded: figures of time cannot be relied on.")
+        chance = self.chance is not None
+        headline = f"Validated on {self.device_kind}"
+        return Verdict(
+            headline + (", but its accuracy may be chance" if chance else ""),
+            f"{self.device}. {scope}",
+            is_good=not chance and self.device_kind != "unknown device",
+        )
+
+    @property
+    def caveats(self) -> list[Word]:
+        """What a person must know before relying on the figures."""
+        found: list[Word] = []
+        if self.chance:
+            learned = (
+                ". Validation shows that the file computes what the network computes, not that "
+                "the network has learned."
+            )
+            found.append(Marked(f"Its accuracy of {self.chance}", "bad", learned))
+        if self.get("latency_gate", "stable") is False:
+            passed = ": it passed on a figure that was not shown to be steady."
+            found.append(Marked("The gate's latency is UNSTABLE", rest=passed))
+        if self.reduced:
+            found.append(Marked("Reduced protocol", rest=f": {'; '.join(self.reduced)}."))
+        unstable = [record for record in self.records("latency") if not is_stable(record)]
+        if unstable:
+            sizes = ", ".join(str(record.get("batch")) for record in unstable)
+            again = f" at batch {sizes}: measure again."
+            found.append(Marked("Latency is UNSTABLE", rest=again))
+        found += [Marked("Data", rest=f": {line}.") for line in self.data_warnings]
+        return [
+            *found,
+            f"Measured on one set of {self.images} and one device.",
+            "It assigns one of its classes to every image, including images unlike its training "
+            "data.",
+        ]
+
+    # What was measured
+
+    @property
+    def evaluation(self) -> str:
+        """Name of the images that the accuracy is of."""
+        return str(self.get("data", "evaluation") or "test")
+
+    @property
+    def images(self) -> str:
+        """The images that the accuracy is of."""
+        return "held-out training images" if self.evaluation == "held-out" else "test images"
+
+    @property
+    def accuracy(self) -> str | None:
+        """The accuracies of the exported model and of the network."""
+        found = self.get("accuracy") or {}
+        told = [
+            f"{percent(found[key])} ({runtime})"
+            for key, runtime in (("onnx", "ONNX Runtime"), ("torch", "PyTorch"))
+            if found.get(key) is not None
+        ]
+        images = f"on {count(found.get('test_images'))} {self.images}"
+        return ", ".join([*told, images]) if told else None
+
+    @property
+    def chance(self) -> str | None:
+        """That the accuracy may be that of always answering one class; None if it is not."""
+        accuracy = self.get("accuracy") or {}
+        if accuracy.get("near_chance") is not True:
+            return None
+        return (
+            f"{percent(accuracy.get('onnx'))} may be chance: always answering the largest class "
+            f"reaches {percent(accuracy.get('largest_class_share'))}"
+        )
+
+    @property
+    def conditions(self) -> list[Row]:
+        """What the accuracy is of: images, weights, training, protocol."""
+        accuracy = self.get("accuracy") or {}
+        number, floor = accuracy.get("test_images"), accuracy.get("floor")
+        required = floor and f"at least {100 * floor:g} % of PyTorch's accuracy was required"
+        protocol: Word | None = None
+        if self.reduced:
+            protocol = Marked("reduced protocol", rest=f": {'; '.join(self.reduced)}")
+        elif self.made("retrain", "config", "data") is not None:
+            protocol = "all training images that are not test images"
+        return [
+            ("images", f"{self.images} that neither search nor training read"),
+            ("weights", "of the last epoch; none was chosen by these images"),
+            ("training", self._training),
+            ("protocol", protocol),
+            ("floor", required or None),
+            ("resolution", f"one image is {100 / number:.2g} points" if number else None),
+        ]
+
+    @property
+    def _training(self) -> str | None:
+        epochs, images = self.get("retrain", "epochs"), self.get("data", "train")
+        if epochs is None or images is None:
+            return None
+        where = {"cpu": " on a CPU", "cuda": " on a GPU"}.get(str(self.get("trained_on")), "")
+        return f"{epochs:,} epochs on {images:,} training images{where}"
+
+    @property
+    def reduced(self) -> list[str]:
+        """In what the accuracy is not that of the whole data set's protocol."""
+        reasons = []
+        kept = self.made("retrain", "config", "data", "train_images")
+        if kept is not None:
+            reasons.append(f"only {kept:,} training images were kept")
+        if self.evaluation == "held-out":
+            reasons.append("accuracy is on held-out training images, the test images are unread")
+        return reasons
+
+    @property
+    def parity(self) -> str | None:
+        """How far the exported model is from the network."""
+        parity = self.get("parity")
+        if not isinstance(parity, Mapping):
+            return None
+        words = (
+            ("relative L2", "relative_l2", tiny),
+            ("largest difference", "max_abs", tiny),
+            ("top-1 agreement", "top1_agreement", percent),
+        )
+        told = [f"{name} {write(parity.get(key))}" for name, key, write in words]
+        return f"{parity.get('verdict')}: {', '.join(told)}"
+
+    @property
+    def self_test(self) -> tuple[Word, list[str]] | None:
+        """What the gate did with faulty copies of the model, and which ones."""
+        found = self.get("self_test")
+        if not isinstance(found, Mapping):
+            return None
+        rejected, accepted = found.get("rejected") or [], found.get("accepted") or []
+        if accepted:
+            told = f"The gate let {len(accepted)} faulty copies through:"
+            return Marked(told, "bad"), [str(one) for one in accepted]
+        told = (
+            f"The same gate was shown {len(rejected)} deliberately faulty copies of the model and "
+            "rejected every one:"
+        )
+        return told, [str(one) for one in rejected]
+
+    @property
+    def gate(self) -> str | None:
+        """What the gate on latency allowed and what was measured; None without a gate."""
+        gate = self.get("latency_gate")
+        if not isinstance(gate, Mapping):
+            return None
+        what = f"p99 of batch {gate.get('batch')}"
+        what += ", from host to host" if gate.get("transfers") == "host" else ""
+        what += f", mode {gate['mode']}" if gate.get("mode") else ""
+        told = f"{what}, at most {milliseconds(gate.get('max_p99_ms'))} ms"
+        if gate.get("p99_ms") is not None:
+            told += f": {milliseconds(gate['p99_ms'])} ms on {device_kind(gate)}"
+        return told + (", UNSTABLE" if gate.get("stable") is False else "")
+
+    # What it was made of
+
+    @property
+    def data(self) -> list[Row]:
+        """The data set, and how many images served for what."""
+        data = self.get("data")
+        if not isinstance(data, Mapping):
+            return []
+        side, line, halves = data.get("image_size"), find(data, "pictures", "line"), None
+        colours = {1: "grey", 3: "colour"}
+        if self._searched_here and data.get("weight_half") is not None:
+            halves = (
+                f"{count(data['weight_half'])} for the weights, {count(data.get('arch_half'))} "
+                "for the architecture; the final training sees all"
+            )
+        channels = data.get("channels") or 0
+        return [
+            ("data set", Marked(str(data["name"]), "name") if "name" in data else None),
+            (
+                "images",
+                None
+                if side is None
+                else f"{side} x {side} pixels, {colours.get(channels, f'{channels} channels')}",
+            ),
+            ("pictures", None if line is None else Marked(str(line), "name")),
+            ("training", _images(data.get("train"))),
+            ("in the search", halves),
+            (self.evaluation, _images(data.get("test"))),
+            ("reduced", "; ".join(self.reduced) or None),
+            ("digest", Marked(str(data["digest"]), "digest") if "digest" in data else None),
+            ("warnings", [Marked(line, "name") for line in self.data_warnings] or "none"),
+        ]
+
+    @property
+    def images_used(self) -> str | None:
+        """The data set and its images in a line."""
+        data = self.get("data")
+        if not isinstance(data, Mapping):
+            return None
+        train, test = count(data.get("train")), count(data.get("test"))
+        return f"{data.get('name')}: {train} training images, {test} {self.images}"
+
+    @property
+    def data_warnings(self) -> list[str]:
+        """What is wrong with the images."""
+        found = self.get("data", "warnings")
+        return [str(line) for line in found or []]
+
+    @property
+    def _searched_here(self) -> bool:
+        """Whether a search read this data set's training images: a random draw reads none."""
+        return bool(self.get("found_on_this_data")) and self.get("found_by") != "random"
+
+    @property
+    def lineage(self) -> list[tuple[str, str, Marked]]:
+        """Each stage, how it made its version, and the version's id."""
+        lineage = self.get("lineage")
+        if not isinstance(lineage, Mapping):
+            return []
+        known = [stage for stage in STAGES if stage in lineage]
+        stages = known + sorted(stage for stage in lineage if stage not in STAGES)
+        return [
+            (stage, _how_made(self, stage), Marked(str(lineage[stage]), "digest"))
+            for stage in stages
+        ]
+
+    @property
+    def provenance(self) -> list[Row]:
+        """The genotype's digest, and the libraries that the last stage ran with."""
+        genotype, made_with = self.get("genotype_digest"), None
+        libraries = self.made(self.lineage[-1][0], "versions") if self.lineage else None
+        if isinstance(libraries, Mapping):
+            made_with = ", ".join(f"{name} {one}" for name, one in sorted(libraries.items()))
+        return [
+            ("genotype", Marked(str(genotype), "digest") if genotype else None),
+            ("made with", made_with),
+        ]
 
 
 def device_kind(record: Mapping[str, Any]) -> DeviceKind:
@@ -79,93 +411,63 @@ def device_kind(record: Mapping[str, Any]) -> DeviceKind:
     return "GPU" if says == {"GPU"} else "unknown device"
 
 
-def reduced_protocol(content: Content) -> list[str]:
-    """Say in what the accuracy is not that of the whole data set's protocol."""
-    reasons = []
-    kept = content.made("retrain", "config", "data", "train_images")
-    if kept is not None:
-        reasons.append(f"only {kept:,} training images were kept")
-    if content.evaluation == "held-out":
-        reasons.append("accuracy is on held-out training images, the test images are unread")
-    return reasons
+def is_stable(record: Mapping[str, Any]) -> bool:
+    """Whether a measurement was shown to be steady."""
+    return record.get("stable") is True
 
 
-def isolated(value: str) -> Html:
-    """Return a name that somebody else chose, so that its direction stays its own."""
-    return tag("bdi", value)
+def _images(number: int | None) -> str | None:
+    return None if number is None else f"{count(number)} images"
 
 
-def spaced(word: str) -> str:
-    """Write a configured word as people do."""
-    return {"held-out": "held-out training"}.get(word, word)
+def _how_made(facts: Facts, stage: str) -> str:
+    device = facts.get("device", "label")
+    words = {
+        "search": lambda: _searched(facts),
+        "derive": lambda: _derived(facts),
+        "retrain": lambda: _retrained(facts),
+        "export": lambda: facts.model_file or "to ONNX",
+        "validate": lambda: f"passed on {facts.device_kind}: {device}",
+    }
+    return words[stage]() if stage in words else ""
 
 
-def origin_of(content: Content) -> str | None:
-    """Say in words where the architecture comes from; None where it is not recorded."""
-    found_by = content.get("found_by")
-    if found_by is None:
-        return None
-    if str(found_by).startswith("given: "):
-        return f"not searched here ({found_by})"
+def _searched(facts: Facts) -> str:
+    config, found_by = facts.made("search", "config", "search"), facts.get("found_by")
+    if not isinstance(config, Mapping):
+        return f"by {found_by}"
     if found_by == "random":
-        return "drawn at random, without a look at any data"
-    where = "the data it classifies" if content.get("found_on_this_data") else "other data"
-    return f"found by a search ({found_by}) on {where}"
+        told = f"drawn at random from {config.get('space')}, nothing was trained"
+    else:
+        told = (
+            f"by {found_by} in {config.get('space')}: {config.get('num_cells')} cells x "
+            f"{config.get('init_channels')} channels, {config.get('epochs')} epochs"
+        )
+    return told + _seed(facts, "search")
 
 
-def chance_caveat(content: Content) -> str | None:
-    """Say that the accuracy may be that of always answering one class; None if it is not."""
-    accuracy = content.get("accuracy") or {}
-    if accuracy.get("near_chance") is not True:
-        return None
-    return (
-        f"{percent(accuracy.get('onnx'))} may be chance: always answering the largest class "
-        f"reaches {percent(accuracy.get('largest_class_share'))}"
-    )
+def _derived(facts: Facts) -> str:
+    found_by = str(facts.get("found_by") or "")
+    if found_by.startswith("given: "):
+        return f"no search; the genotype was {found_by}"
+    candidates = facts.made("derive", "facts", "candidates") or 1
+    if candidates > 1:
+        return f"the best of {candidates} candidate cells on the architecture half"
+    if found_by == "random":
+        return "the genotype that was drawn"
+    return "the genotype that the search's logits say"
 
 
-def gate_result(content: Content) -> str | None:
-    """Say what the gate on latency allowed and what was measured; None without a gate."""
-    gate = content.get("latency_gate")
-    if not isinstance(gate, Mapping):
-        return None
-    what = f"p99 of batch {gate.get('batch')}"
-    what += ", from host to host" if gate.get("transfers") == "host" else ""
-    what += f", mode {gate['mode']}" if gate.get("mode") else ""
-    told = f"{what}, at most {milliseconds(gate.get('max_p99_ms'))} ms"
-    if gate.get("p99_ms") is not None:
-        told += f": {milliseconds(gate['p99_ms'])} ms on {device_kind(gate)}"
-    return told + (", UNSTABLE" if gate.get("stable") is False else "")
+def _retrained(facts: Facts) -> str:
+    precision = facts.made("retrain", "facts", "precision")
+    images = count(facts.get("data", "train"))
+    told = f"from scratch, {facts.get('retrain', 'epochs')} epochs of {images} images"
+    told += f" on {facts.get('trained_on')}" if facts.get("trained_on") else ""
+    told += f" in {_PRECISIONS.get(precision, precision)}" if precision else ""
+    return told + _seed(facts, "retrain")
 
 
-def pictures_line(content: Content) -> str | None:
-    """Return what sizes the pictures of a folder have and what was made of them; None where that is
-    not recorded.
-    """
-    line = content.get("data", "pictures", "line")
-    return None if line is None else str(line)
-
-
-def searched_here(content: Content) -> bool:
-    """Whether a search read this data set's training images: a random draw reads none."""
-    return bool(content.get("found_on_this_data")) and content.get("found_by") != "random"
-
-
-def model_file(content: Content) -> str | None:
-    """Describe the ONNX file; None where nothing of it is recorded."""
-    parts = []
-    if content.get("model", "bytes") is not None:
-        parts.append(size(content.get("model", "bytes")))
-    if content.get("model", "opset") is not None:
-        parts.append(f"ONNX opset {content.get('model', 'opset')}")
-    if content.get("model", "num_nodes") is not None:
-        parts.append(f"{count(content.get('model', 'num_nodes'))} nodes")
-    precision = content.get("model", "precision")
-    if precision is not None:
-        parts.append(f"computes in {PRECISIONS.get(str(precision), str(precision))}")
-    return ", ".join(parts) or None
-
-
-def digest(value: str) -> Html:
-    """Return a digest or id in full."""
-    return tag("code", value, class_="hash")
+def _seed(facts: Facts, stage: str) -> str:
+    seed = facts.made(stage, "config", stage, "seed")
+    seed = facts.made(stage, "seed") if seed is None else seed
+    return "" if seed is None else f", seed {seed}"

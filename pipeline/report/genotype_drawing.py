@@ -5,10 +5,10 @@ from the left in two rows of its own, so that no line runs through a box and lin
 right angles; a dot says where one branches off.
 """
 
-from html import escape
-
 from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, NUM_INPUTS, PARAMETERLESS
+
+from . import svg
 
 _WIDTH, _CELL_HEIGHT = 706, 424
 _INPUTS = {38: "c(k-2)", 104: "c(k-1)"}
@@ -21,30 +21,30 @@ _BOX_WIDTH, _BOX_HEIGHT = 58, 26
 _OPERATION_WIDTH = 98
 _ARROW = 16
 _OUTPUT_Y = 386
-_STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #1c2026; text-anchor: middle }
+_RULES = """
+text { font: 12px system-ui, sans-serif; fill: $ink; text-anchor: middle }
 .title { font-size: 15px; font-weight: 600; text-anchor: start }
-.legend { fill: #59616e; text-anchor: end }
-.paper { fill: #fff }
-.edge, .plain, .out { fill: none; stroke: #2f6690; stroke-width: 1.6 }
-.plain { stroke: #79828f; stroke-dasharray: 5 4 }
-.out { stroke: #b9c0ca; stroke-width: 1.2 }
-.dot { fill: #2f6690 }
-.box { fill: #f2f4f7; stroke: #79828f }
-.operation { fill: #e3eef6; stroke: #2f6690 }
-.free { fill: #fff; stroke: #79828f; stroke-dasharray: 5 4 }
-@media screen and (prefers-color-scheme: dark) {
-text { fill: #e4e7ec }
-.legend { fill: #a2abb8 }
-.paper { fill: #15181d }
-.edge, .operation { stroke: #7ab3dc }
-.plain, .free, .box { stroke: #8b94a2 }
-.out { stroke: #4b535f }
-.dot { fill: #7ab3dc }
-.box { fill: #22272f }
-.operation { fill: #1d3344 }
-.free { fill: #15181d }
-}
+.legend { fill: $soft; text-anchor: end }
+.paper { fill: $paper }
+.edge, .plain, .out { fill: none; stroke: $accent; stroke-width: 1.6 }
+.plain { stroke: $middle; stroke-dasharray: 5 4 }
+.out { stroke: $faint; stroke-width: 1.2 }
+.dot { fill: $accent }
+.box { fill: $tint; stroke: $middle }
+.operation { fill: $wash; stroke: $accent }
+.free { fill: $paper; stroke: $middle; stroke-dasharray: 5 4 }
+"""
+_DARK_RULES = """
+text { fill: $ink }
+.legend { fill: $soft }
+.paper { fill: $paper }
+.edge, .operation { stroke: $accent }
+.plain, .free, .box { stroke: $middle }
+.out { stroke: $faint }
+.dot { fill: $accent }
+.box { fill: $tint }
+.operation { fill: $wash }
+.free { fill: $paper }
 """
 
 
@@ -55,11 +55,7 @@ def draw_genotype(genotype: Genotype) -> str:
         f'<g transform="translate(0 {_CELL_HEIGHT * index})">{_draw_cell(genotype, cell)}</g>'
         for index, cell in enumerate(CELL_TYPES)
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" role="img" aria-label="genotype">'
-        f'<style>{_STYLE}</style><rect class="paper" width="100%" height="100%"/>{cells}</svg>\n'
-    )
+    return svg.document(_WIDTH, height, "genotype", _RULES, _DARK_RULES, cells)
 
 
 def _draw_cell(genotype: Genotype, cell_type: str) -> str:
@@ -119,7 +115,7 @@ def _draw_edge(operation: str, source: int, index: int) -> str:
         f'<path class="{line}" d="M{right} {lane} Q{bend} {lane} {end} {middle}"/>'
         f'<rect class="{box}" x="{left}" y="{lane - _BOX_HEIGHT // 2}" width="{_OPERATION_WIDTH}" '
         f'height="{_BOX_HEIGHT}" rx="13"/>'
-        f'<text x="{left + _OPERATION_WIDTH // 2}" y="{lane + 4}">{escape(operation)}</text>'
+        f'<text x="{left + _OPERATION_WIDTH // 2}" y="{lane + 4}">{svg.text(operation)}</text>'
     )
 
 
@@ -127,7 +123,7 @@ def _draw_box(x: int, y: int, text: str) -> str:
     return (
         f'<rect class="box" x="{x - _BOX_WIDTH // 2}" y="{y - _BOX_HEIGHT // 2}" '
         f'width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="5"/>'
-        f'<text x="{x}" y="{y + 4}">{escape(text)}</text>'
+        f'<text x="{x}" y="{y + 4}">{svg.text(text)}</text>'
     )
 
 

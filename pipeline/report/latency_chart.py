@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .html import Html, join, milliseconds, tag
+from . import svg
+from .words import milliseconds
 
 _LEFT, _RIGHT = 19.0, 78.0
 """Where the scale begins and ends, in per cent of the width."""
@@ -16,14 +17,14 @@ _MAX_TICKS = 5
 _SPAN = ("p99_ms", "p95_ms", "p90_ms")
 
 
-def latency_chart(records: Sequence[Mapping[str, Any]], label: str) -> Html:
+def latency_chart(records: Sequence[Mapping[str, Any]], label: str) -> str:
     """Return a row for each record: fastest to slowest run, p50 to the highest percentile known.
 
     The scale is logarithmic. Nothing for records without times.
     """
     rows = [record for record in records if _is_drawable(record)]
     if not rows:
-        return Html("")
+        return ""
     low = min(record["min_ms"] for record in rows) / 1.2
     high = max(record["max_ms"] for record in rows) * 1.2
     bottom = _TOP + _ROW * len(rows)
@@ -37,14 +38,9 @@ def latency_chart(records: Sequence[Mapping[str, Any]], label: str) -> Html:
         f"{milliseconds(record['max_ms'])} ms, {_name(record)} {milliseconds(_middle(record))} ms"
         for record in rows
     )
-    return tag(
-        "svg",
-        *parts,
-        class_="chart",
-        role="img",
-        aria_label=f"{label}. {spoken}",
-        width="100%",
-        height=bottom + _BELOW,
+    return (
+        f'<svg class="chart" role="img" aria-label="{svg.text(f"{label}. {spoken}")}" width="100%" '
+        f'height="{bottom + _BELOW}">{"".join(parts)}</svg>'
     )
 
 
@@ -78,34 +74,32 @@ def _ticks(low: float, high: float) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / _MAX_TICKS)]
 
 
-def _draw_tick(value: float, x: float, bottom: int) -> Html:
-    return join(
-        (
-            tag("line", class_="grid", x1=f"{x:.2f}%", x2=f"{x:.2f}%", y1=_TOP, y2=bottom),
-            tag("text", f"{value:g} ms", class_="axis", x=f"{x:.2f}%", y=bottom + 18),
-        )
+def _draw_tick(value: float, x: float, bottom: int) -> str:
+    return (
+        f'<line class="grid" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_TOP}" y2="{bottom}" />'
+        f'<text class="axis" x="{x:.2f}%" y="{bottom + 18}">{value:g} ms</text>'
     )
 
 
-def _draw_row(record: Mapping[str, Any], low: float, high: float, y: float) -> Html:
+def _draw_row(record: Mapping[str, Any], low: float, high: float, y: float) -> str:
     slowest_known = next((record[key] for key in _SPAN if record.get(key) is not None), None)
+    middle, steady = _middle(record), record.get("stable") is True
     parts = [
-        tag("text", f"batch {record['batch']}", class_="name", x="0", y=f"{y + 4:.1f}"),
+        f'<text class="name" x="0" y="{y + 4:.1f}">batch {svg.text(record["batch"])}</text>',
         _draw_line("whole", record["min_ms"], record["max_ms"], (low, high), y),
     ]
-    middle = _middle(record)
     if slowest_known is not None and slowest_known >= middle:
         parts.append(_draw_line("span", middle, slowest_known, (low, high), y))
-    x = f"{_x(middle, low, high):.2f}%"
-    parts.append(tag("circle", class_="dot", cx=x, cy=f"{y:.1f}", r=5))
-    said = f"{milliseconds(middle)} ms"
-    steady = record.get("stable") is True
-    parts.append(tag("text", said, class_="value", x="100%", y=f"{y + (4 if steady else -3):.1f}"))
+    parts.append(
+        f'<circle class="dot" cx="{_x(middle, low, high):.2f}%" cy="{y:.1f}" r="5" />'
+        f'<text class="value" x="100%" y="{y + (4 if steady else -3):.1f}">'
+        f"{milliseconds(middle)} ms</text>"
+    )
     if not steady:
-        parts.append(tag("text", "UNSTABLE", class_="value warn", x="100%", y=f"{y + 12:.1f}"))
-    return tag("g", *parts, class_=None if steady else "unstable")
+        parts.append(f'<text class="value warn" x="100%" y="{y + 12:.1f}">UNSTABLE</text>')
+    return f'<g class="{"steady" if steady else "unstable"}">{"".join(parts)}</g>'
 
 
-def _draw_line(class_: str, start: float, end: float, scale: tuple[float, float], y: float) -> Html:
+def _draw_line(class_: str, start: float, end: float, scale: tuple[float, float], y: float) -> str:
     x1, x2 = (f"{_x(value, *scale):.2f}%" for value in (start, end))
-    return tag("line", class_=class_, x1=x1, x2=x2, y1=f"{y:.1f}", y2=f"{y:.1f}")
+    return f'<line class="{class_}" x1="{x1}" x2="{x2}" y1="{y:.1f}" y2="{y:.1f}" />'

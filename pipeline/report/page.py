@@ -1,41 +1,27 @@
 """``report.html``: everything a person needs to decide on deployment, in one page.
 
-A function of stored data: no clock, host or path. It needs no network and no script; every text is
-escaped by the template, and stored drawings are embedded as images, which cannot run anything. A
+A function of stored data: no clock, host or path. It needs no network and no script; the template
+escapes every text, and stored drawings are embedded as images, which cannot run anything. A
 content security policy forbids the rest.
 """
 
-from collections.abc import Callable, Mapping
+from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from .architecture import architecture_section, training_section
-from .data import data_section, preprocessing_section
-from .evidence import accuracy_section, parity_section
-from .facts import Content
-from .html import Html, writable
-from .latency import latency_section
-from .lineage import configuration_section, files_section, lineage_section
-from .verdict import header
+from . import sections
+from .facts import Facts
+from .latency import MAX_DRIFT, MAX_VARIATION, latency_section
+from .latency_chart import latency_chart
+from .templates import read_template
+from .words import writable
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 _FOLDER = resources.files(__package__)
-STYLE = _FOLDER.joinpath("page.css").read_text("utf-8")
-_SECTIONS: tuple[tuple[str, str, Callable[[Content], Html]], ...] = (
-    ("accuracy", "Accuracy", accuracy_section),
-    ("parity", "Parity", parity_section),
-    ("latency", "Latency", latency_section),
-    ("architecture", "Architecture", architecture_section),
-    ("training", "Training", training_section),
-    ("data", "Data", data_section),
-    ("preprocessing", "Preprocessing", preprocessing_section),
-    ("lineage", "Lineage", lineage_section),
-    ("configuration", "Configuration", configuration_section),
-    ("files", "Files", files_section),
-)
 
 
 def report_page(
@@ -56,30 +42,47 @@ def report_page(
     other files by path. What is missing from any of them is not shown; equal arguments give equal
     bytes.
     """
-    content = Content(
-        name, number, report, preprocess, genotype_svg, curves, manifests or {}, files or {}
+    facts = Facts(name, number, report, preprocess, manifests or {})
+    latency = latency_section(facts)
+    page = page_template().render(
+        css=style_sheet(),
+        facts=facts,
+        figures=sections.figures(facts),
+        accuracy=sections.accuracy_table(facts),
+        parity=sections.parity_section(facts),
+        latency=latency,
+        chart=latency_chart(
+            facts.records("latency"), f"Latency by batch size on {latency['kinds']}"
+        )
+        if latency
+        else "",
+        limits={"drift": MAX_DRIFT, "variation": MAX_VARIATION},
+        network=sections.network_section(facts),
+        genotype=_embedded(genotype_svg),
+        curves=[
+            (_embedded(curves[stage]), title, sections.last_epoch(facts, stage))
+            for stage, title in (("search", "Search"), ("retrain", "Final training"))
+            if stage in curves
+        ],
+        classes=sections.class_counts(facts),
+        preprocessing=sections.preprocessing(facts),
+        configuration=sections.configuration(facts),
+        files=sections.files_section(files or {}),
     )
-    sections = [
-        (key, title, body) for key, title, section in _SECTIONS if (body := section(content))
-    ]
-    return (
-        _template()
-        .render(name=name, number=number, css=STYLE, header=header(content), sections=sections)
-        .encode()
-    )
+    return page.encode()
+
+
+def style_sheet() -> str:
+    """Return the page's style sheet, which is written into it."""
+    return (_FOLDER / "page.css").read_text("utf-8")
+
+
+def _embedded(svg: bytes | None) -> str | None:
+    """Return the address of an SVG as an image: as such it runs no script, and loads nothing."""
+    return None if svg is None else "data:image/svg+xml;base64," + b64encode(svg).decode()
 
 
 @cache
-def _template() -> "Template":
-    # Here, because commands that write no page start without it.
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True,
-        finalize=lambda value: writable(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.from_string(_FOLDER.joinpath("page.html.j2").read_text("utf-8"))
+def page_template() -> "Template":
+    """Return the page's template; every value in it is escaped, unless it says ``safe``."""
+    return read_template(_FOLDER / "page.html.j2", lambda value: writable(str(value)))

@@ -1,36 +1,37 @@
 """A training's rows as a picture: loss and accuracy by epoch as one SVG."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
+
+from . import svg
 
 _WIDTH, _HEIGHT, _MARGIN = 430, 220, 56
 """Of a panel, and of the room left of it for numbers, in pixels: two stand side by side."""
 _RIGHT = 12
 _LETTER = 6.6
 """About the width of a letter in a line's name."""
-_STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #59616e }
-.title { font-size: 14px; font-weight: 600; fill: #1c2026 }
+_RULES = """
+text { font: 12px system-ui, sans-serif; fill: $soft }
+.title { font-size: 14px; font-weight: 600; fill: $ink }
 .name { fill: currentColor }
-.paper { fill: #fff }
-.grid { stroke: #dfe3e9; stroke-width: 1 }
+.paper { fill: $paper }
+.grid { stroke: $rule; stroke-width: 1 }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }
-.c0 { color: #2f6690 }
-.c1 { color: #b3481f }
-.c2 { color: #3d7562 }
-.c3 { color: #7b568f }
-@media screen and (prefers-color-scheme: dark) {
-text { fill: #a2abb8 }
-.title { fill: #e4e7ec }
+.c0 { color: $accent }
+.c1 { color: $second }
+.c2 { color: $third }
+.c3 { color: $fourth }
+"""
+_DARK_RULES = """
+text { fill: $soft }
+.title { fill: $ink }
 .name { fill: currentColor }
-.paper { fill: #15181d }
-.grid { stroke: #323842 }
-.c0 { color: #7ab3dc }
-.c1 { color: #f0a07c }
-.c2 { color: #86c9b0 }
-.c3 { color: #c5a3d8 }
-}
+.paper { fill: $paper }
+.grid { stroke: $rule }
+.c0 { color: $accent }
+.c1 { color: $second }
+.c2 { color: $third }
+.c3 { color: $fourth }
 """
 _NUM_COLOURS = 4
 
@@ -51,11 +52,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[
         f'<g transform="translate(0 {_HEIGHT * index})">{_panel(title, rows, lines)}</g>'
         for index, (title, lines) in enumerate(panels.items())
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" role="img" aria-label="training curves">'
-        f'<style>{_STYLE}</style><rect class="paper" width="100%" height="100%"/>{drawn}</svg>\n'
-    )
+    return svg.document(_WIDTH, height, "training curves", _RULES, _DARK_RULES, drawn)
 
 
 def _panel(title: str, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, str]) -> str:
@@ -63,7 +60,7 @@ def _panel(title: str, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, st
     known = [value for column in columns.values() for value in column if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     high = high if high > low else low + 1.0
-    parts = [f'<text class="title" x="8" y="24">{escape(title.capitalize())}</text>']
+    parts = [f'<text class="title" x="8" y="24">{svg.text(title.capitalize())}</text>']
     for share in (0.0, 0.5, 1.0):
         y = _y(share)
         parts.append(f'<path class="grid" d="M{_MARGIN} {y:.1f} H{_WIDTH - _RIGHT}"/>')
@@ -75,7 +72,7 @@ def _panel(title: str, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, st
         path = _path([None if v is None else (v - low) / (high - low) for v in column])
         parts.append(
             f'<g class="c{index % _NUM_COLOURS}"><path class="line" d="{path}"/>'
-            f'<text class="name" x="{end:.0f}" y="24" text-anchor="end">{escape(name)}</text></g>'
+            f'<text class="name" x="{end:.0f}" y="24" text-anchor="end">{svg.text(name)}</text></g>'
         )
     below = _y(0) + 18
     if len(rows) > 1:

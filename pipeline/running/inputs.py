@@ -8,10 +8,10 @@ from typing import Any
 from d2nas.config import Config, DeriveConfig, build_config, parse_override
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json
-from d2nas.genotype import Genotype, read_genotype
-from d2nas.spaces import CELL_TYPES, SPACES
+from d2nas.genotype import read_genotype
 
 from ..presets import preset_names, run_name
+from ..report.terminal import in_words
 from ..stages import BY_NAME, METRICS_FILE, STAGES, parents_of
 from ..store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
 from .events import read_last_row
@@ -32,7 +32,7 @@ def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
             "kind": "state" if reference.stage in STATE_STAGES else reference.stage,
             "created": str(reference.note.get("created", "")),
             "facts": _facts_of(reference),
-            "metrics": _in_words(_facts_of(reference)),
+            "metrics": in_words(_facts_of(reference)),
         }
         for reference in references
     ]
@@ -265,99 +265,6 @@ def _no_run(store: Store, run: str) -> ConfigError:
     return ConfigError(f"no run {run!r} in the store {store.root}", hint=hint)
 
 
-def fact_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a description as (name, value) rows."""
-    unfinished = described.get("unfinished")
-    so_far = [] if unfinished is None else _so_far_rows(unfinished)
-    if "facts" not in described:
-        return [("run", described["run"]), *so_far]
-    rows = [(key, str(described[key])) for key in ("ref", "id", "path") if described.get(key)]
-    rows += so_far
-    rows += [(name, _fact(name, value)) for name, value in described["facts"].items()]
-    rows += [
-        (f"from {entry['role']}", f"{entry['ref']} {entry['id']}")
-        for entry in described.get("lineage", [])
-    ]
-    rows += [(f"file {name}", f"{size:,} bytes") for name, size in described["files"].items()]
-    for section, values in described["config"].items():
-        rows.append((f"config {section}", _fact(section, values)))
-    rows.append(("seed", str(described["seed"])))
-    rows.append(("libraries", _value(described["libraries"])))
-    rows += [(name, _value(value)) for name, value in described["note"].items()]
-    return rows
-
-
-def _so_far_rows(unfinished: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the last epoch of a training that has not finished as rows, its cell last."""
-    row = dict(unfinished["row"])
-    genotype = row.pop("genotype", None)
-    rows = [(f"{unfinished['stage']}, not finished", _value(row))]
-    if genotype is not None:
-        try:
-            rows.append(("genotype so far", _fact("genotype", genotype)))
-        except ConfigError:  # not what d2nas writes; it is shown all the same
-            rows.append(("genotype so far", _value(genotype)))
-    return rows
-
-
-def config_rows(config: Config, sources: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Return every configuration key with its value and where that comes from."""
-    return [
-        (f"{section}.{field}", _value(value), sources[f"{section}.{field}"])
-        for section, fields in config.to_dict().items()
-        for field, value in fields.items()
-    ]
-
-
-def _fact(name: str, value: Any) -> str:
-    """Return a value as text: a search space by its name, a genotype by its cells."""
-    if name in ("space", "searched_space"):
-        known = [space.to_dict() for one in SPACES.values() for space in (one, one.with_none())]
-        return str(value["name"]) if value in known else _value(value)
-    if name == "genotype":
-        genotype = Genotype.from_dict(value)
-        return "; ".join(f"{cell} {genotype.describe(cell)}" for cell in CELL_TYPES)
-    return _value(value)
-
-
 def _facts_of(reference: Reference) -> dict[str, Any]:
     facts = reference.note.get("facts")
     return facts if isinstance(facts, dict) else {}
-
-
-def _in_words(facts: Mapping[str, Any]) -> str:
-    try:
-        return _formatted(facts)
-    except (KeyError, TypeError, ValueError):  # not what d2nas writes; it is shown all the same
-        return _value(facts)
-
-
-def _formatted(facts: Mapping[str, Any]) -> str:
-    known = (
-        ("step", "step {}"),
-        ("arch_accuracy", "architecture half {:.3f}"),
-        ("parameterless_normal", "parameterless {} of 8"),
-        ("train_accuracy", "training accuracy {:.4f}"),
-        ("params", "{:,} parameters"),
-        ("num_nodes", "{} nodes"),
-        ("relative_l2", "parity {:.1e}"),
-    )
-    words = [text.format(facts[key]) for key, text in known if facts.get(key) is not None]
-    if isinstance(facts.get("accuracy"), dict):
-        words.insert(
-            0, f"{facts.get('evaluation', 'test')} accuracy {facts['accuracy']['onnx']:.4f}"
-        )
-    elif "evaluation" in facts:
-        images = f"{facts['images']:,} {facts['evaluation']} images"
-        words.insert(0, f"accuracy {facts['accuracy']:.4f} on {images}")
-    return ", ".join(words)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={_value(item)}" for key, item in value.items())
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    return str(value)

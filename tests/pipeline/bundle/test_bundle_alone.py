@@ -400,7 +400,7 @@ def test_class_names_are_never_code() -> None:
 
 
 def test_control_class_names_as_they_are_would_be_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.bundle.card._text", str)
+    monkeypatch.setattr("pipeline.bundle.card.markdown", str)
     assert markup_in(card_of(HOSTILE_NAMES)) == ["\n# no heading", "<b>", "|x|", "```"]
 
 

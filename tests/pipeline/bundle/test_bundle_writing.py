@@ -25,7 +25,7 @@ from pipeline.bundle.card import model_card
 from pipeline.bundle.reader import open_bundle
 from pipeline.bundle.writing import write_bundle
 from pipeline.commands import run as commands
-from pipeline.console import report_rows
+from pipeline.report.terminal import report_rows
 from pipeline.store import locks
 
 
@@ -291,7 +291,7 @@ def test_an_accuracy_that_may_be_chance_is_told() -> None:
     accuracy = {"torch": 0.52, "onnx": 0.52, "test_images": 359, **chance}
     card, rows = told(accuracy=accuracy)
     line = "52.00 % may be chance: always answering the largest class reaches 50.00 %"
-    assert f"- **Its accuracy of {line}**\n" in card
+    assert f"- **Its accuracy of {line}**. " in card
     assert rows["caution"] == f"accuracy {line}"
     card, rows = told(accuracy=accuracy | {"near_chance": False})
     assert "chance" not in card
@@ -300,5 +300,5 @@ def test_an_accuracy_that_may_be_chance_is_told() -> None:
 
 def test_the_card_claims_no_data_for_a_random_draw() -> None:
     card, _ = told(found_by="random")
-    assert "its architecture was\ndrawn at random, without a look at any data.\n" in card
+    assert "its architecture was drawn at random, without a look at any data.\n" in card
     assert "it classifies" not in card

@@ -12,10 +12,9 @@ from toy import Place
 
 from pipeline.gate.modes import is_near_chance
 from pipeline.onnx_io.latency import MAX_DRIFT, MAX_VARIATION, MIN_SAMPLES
-from pipeline.report import evidence
-from pipeline.report import html as page_html
 from pipeline.report import latency as page_latency
-from pipeline.report.page import STYLE
+from pipeline.report.page import style_sheet
+from pipeline.report.sections import interval
 from pipeline.store import Store
 
 HOSTILE = (
@@ -68,6 +67,15 @@ def dangers(text: str) -> list[str]:
 FORBIDDEN = {"script", "iframe", "object", "embed", "link", "base", "form", "foreignObject"}
 
 
+class Markup(str):
+    """Text that a template takes for markup."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+
 def hostile_page() -> str:
     report = a_report(latency=[latency(1, 0.4, device=HOSTILE[1])])
     report["data"] |= {"name": HOSTILE[0], "warnings": list(HOSTILE)}
@@ -91,7 +99,7 @@ def test_hostile_names_are_text() -> None:
 
 
 def test_control_without_escaping_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_html, "escape", lambda text, quote: text)
+    monkeypatch.setattr("pipeline.report.page.writable", Markup)
     with pytest.raises(ElementTree.ParseError):
         dangers(hostile_page())
     only_script = {"class_names": [HOSTILE[0]]}
@@ -150,7 +158,7 @@ def test_the_page_is_accessible() -> None:
 def test_letters_stand_out_from_the_paper(theme: int) -> None:
     colours = [
         {**dict(re.findall(r"--([a-z-]+): #([0-9a-f]{6})", block))}
-        for block in STYLE.split("* { box-sizing")[0].split("@media")
+        for block in style_sheet().split("* { box-sizing")[0].split("@media")
     ][theme]
 
     def luminance(colour: str) -> float:
@@ -375,7 +383,7 @@ def test_an_accuracy_that_may_be_chance_is_not_shown_in_green() -> None:
 
 def test_chance_is_judged_by_the_interval_that_the_page_shows() -> None:
     for share, images in ((0.52, 359), (0.6, 359), (0.112, 359), (0.95, 40), (1.0, 12)):
-        shown = float(evidence._interval(share, images).split(" ")[0]) / 100
+        shown = float(interval(share, images).split(" ")[0]) / 100
         assert is_near_chance(share, images, shown + 0.001)
         assert not is_near_chance(share, images, shown - 0.001)
 
