@@ -244,13 +244,13 @@ class Console:
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Show named values: a table on a terminal, ``name: value`` lines elsewhere."""
         if not self._out.is_terminal:
-            sys.stdout.writelines(f"{name}: {_one_line(value)}\n" for name, value in rows)
+            sys.stdout.writelines(f"{_one_line(': '.join(row))}\n" for row in rows)
             return
         table = Table(title=title, title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(Text(name), Text(_printable(value)))
+            table.add_row(Text(_one_line(name)), Text(_printable(value)))
         self._out.print(table)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -19,7 +19,9 @@ from .checksums import CHECKSUMS, MODEL_NAME
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|~&])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|~&@]|:(?=//)|(?<=www)\.)")
+"""Characters with a meaning for Markdown, and those that make a link of an address."""
+_SPACE = re.compile(r"\s+")
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 """Characters that turn the direction of all that follows them."""
 
@@ -83,11 +85,11 @@ def markdown(value: Value | int) -> str:
     else:
         text = markdown(value.text)
         text = f"**{text}**" if value.kind in ("strong", "warn", "bad") else text
-    return text + _MARKUP.sub(r"\\\1", writable(value.rest))
+    return text + markdown(value.rest)
 
 
 def _line(value: object) -> str:
-    return _TURNS.sub("\N{REPLACEMENT CHARACTER}", writable(" ".join(str(value).split())))
+    return _TURNS.sub("\N{REPLACEMENT CHARACTER}", writable(_SPACE.sub(" ", str(value))))
 
 
 def _settings(preprocess: Mapping[str, Any]) -> Marked:

@@ -172,6 +172,32 @@ def a_report(**changes: Any) -> dict[str, Any]:
     return copy.deepcopy(REPORT) | changes
 
 
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></title><svg onload=alert(1)>",
+    "]]>&amp;<!--",
+    "'; x=\u202eevil",
+    "\x00\x1b[31m\ud800",
+    "`|\n\n# heading\n- [x](http://example.org) www.example.org a@b.org *a* _b_ ~~c~~",
+)
+"""Names that somebody else chose: markup, a script, control characters, the end of a line."""
+
+
+def hostile_report(names: tuple[str, ...] = HOSTILE) -> dict[str, Any]:
+    """A report with these names wherever a name of others can stand."""
+    report = a_report(latency=[latency(1, 0.4, device=names[1])], eager=[])
+    report |= {"found_by": f"given: {names[2]}", "parameterless_normal": 2}
+    report["data"] |= {"name": names[0], "warnings": list(names)}
+    report["data"] |= {"class_counts": dict.fromkeys(names, 3), "pictures": {"line": names[5]}}
+    report["self_test"]["rejected"] = list(names)
+    report["device"]["label"] = names[1]
+    report["lineage"][names[2]] = names[0]
+    report["retrain"][names[0]] = names[1]
+    report["genotype"]["normal"][0] = [names[0], 1]
+    return report
+
+
 def page(report: dict[str, Any] | None = None, **changes: Any) -> str:
     """The page of a report, with other arguments where named."""
     arguments: dict[str, Any] = {

@@ -4,27 +4,34 @@ import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from importlib import resources
 from typing import Any
 
 import pytest
-from page_facts import CPU, DIGEST, GPU, PREPROCESS, REPORT, a_report, latency, on_gpu, page
+from page_facts import (
+    CPU,
+    DIGEST,
+    GPU,
+    HOSTILE,
+    PREPROCESS,
+    REPORT,
+    a_report,
+    hostile_report,
+    latency,
+    on_gpu,
+    page,
+)
 from toy import Place
 
 from pipeline.gate.modes import is_near_chance
 from pipeline.onnx_io.latency import MAX_DRIFT, MAX_VARIATION, MIN_SAMPLES
 from pipeline.report import latency as page_latency
+from pipeline.report import svg
+from pipeline.report.latency_chart import latency_chart
 from pipeline.report.page import style_sheet
 from pipeline.report.sections import interval
+from pipeline.report.words import writable
 from pipeline.store import Store
-
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</style></title><svg onload=alert(1)>",
-    "]]>&amp;<!--",
-    "'; x=\u202eevil",
-    "\x00\x1b[31m\ud800",
-)
 
 
 def parsed(text: str) -> ElementTree.Element:
@@ -77,17 +84,9 @@ class Markup(str):
 
 
 def hostile_page() -> str:
-    report = a_report(latency=[latency(1, 0.4, device=HOSTILE[1])])
-    report["data"] |= {"name": HOSTILE[0], "warnings": list(HOSTILE)}
-    report["data"]["class_counts"] = dict.fromkeys(HOSTILE, 3)
-    report["self_test"]["rejected"] = list(HOSTILE)
-    report["found_by"] = f"given: {HOSTILE[2]}"
-    report["device"]["label"] = HOSTILE[1]
-    report["lineage"][HOSTILE[2]] = HOSTILE[0]
-    report["retrain"][HOSTILE[0]] = HOSTILE[1]
-    report["genotype"]["normal"][0] = [HOSTILE[0], 1]
     preprocess = PREPROCESS | {"class_names": list(HOSTILE), "formula": HOSTILE[1]}
-    return page(report, preprocess=preprocess, name=HOSTILE[1], files={HOSTILE[0]: b""})
+    files = {HOSTILE[0]: b""}
+    return page(hostile_report(), preprocess=preprocess, name=HOSTILE[1], files=files)
 
 
 def test_hostile_names_are_text() -> None:
@@ -99,7 +98,7 @@ def test_hostile_names_are_text() -> None:
 
 
 def test_control_without_escaping_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.report.page.writable", Markup)
+    monkeypatch.setattr("pipeline.report.page.writable", lambda text: Markup(writable(text)))
     with pytest.raises(ElementTree.ParseError):
         dangers(hostile_page())
     only_script = {"class_names": [HOSTILE[0]]}
@@ -175,6 +174,32 @@ def test_letters_stand_out_from_the_paper(theme: int) -> None:
     for letters, paper in (("good", "good-tint"), ("bad", "bad-tint"), ("ink", "good-tint")):
         assert contrast(letters, paper) >= 4.5
     assert contrast("rule", "paper") < 4.5  # the control: what is no letter may be faint
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_drawings_have_the_pages_colours(theme: int) -> None:
+    block = style_sheet().split("* { box-sizing")[0].split("@media")[theme]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block))
+    drawn = (svg.LIGHT, svg.DARK)[theme]
+    for name in ("paper", "ink", "soft", "rule", "accent"):
+        assert drawn[name].replace("#fff", "#ffffff") == colours[name]
+
+
+def test_nothing_is_markup_but_the_style_and_a_drawing() -> None:
+    for template, safe in (
+        ("report/page.html.j2", ["css | safe", "chart | safe"]),
+        ("bundle/MODEL_CARD.md.j2", ["steps | safe"]),
+    ):
+        text = resources.files("pipeline").joinpath(template).read_text("utf-8")
+        assert re.findall(r"\w+ *\| *safe", text) == safe
+        assert "autoescape" not in text
+
+
+def test_a_drawings_words_are_text() -> None:
+    drawn = latency_chart([latency(1, 0.4) | {"batch": HOSTILE[0]}], HOSTILE[1])
+    texts = [words(one) for one in ElementTree.fromstring(drawn).iter("text")]
+    assert f"batch {HOSTILE[0]}" in texts
+    assert "script" not in [one.tag for one in ElementTree.fromstring(drawn).iter()]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
