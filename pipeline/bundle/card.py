@@ -19,8 +19,8 @@ from .checksums import CHECKSUMS, MODEL_NAME
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|~&@]|:(?=//)|(?<=www)\.)")
-"""Characters with a meaning for Markdown, and those that make a link of an address."""
+_MARKUP = re.compile(r"([\\`*\[\]<>#|~&@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.)")
+"""Characters with a meaning for Markdown (a ``_`` at an end of a word), or that make a link."""
 _SPACE = re.compile(r"\s+")
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 """Characters that turn the direction of all that follows them."""

@@ -179,7 +179,7 @@ HOSTILE = (
     "]]>&amp;<!--",
     "'; x=\u202eevil",
     "\x00\x1b[31m\ud800",
-    "`|\n\n# heading\n- [x](http://example.org) www.example.org a@b.org *a* _b_ ~~c~~",
+    "`|\n\n# heading\n- [x](http://example.org) www.example.org a@b.org *a* _b_ __c__ ~~d~~",
 )
 """Names that somebody else chose: markup, a script, control characters, the end of a line."""
 

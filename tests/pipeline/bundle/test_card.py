@@ -25,7 +25,11 @@ def markup_in(text: str) -> list[str]:
     """What stands in a card beside letters: marks that are no text, and how lines begin."""
     inside = re.sub(r"`[^`\n]+`", "code", text.replace("```", "FENCE"))
     shown = re.sub(r"\\[^A-Za-z0-9\s]", "", inside)
-    return re.findall(r"^ *(?:#+|-|\d+\.|>|FENCE)|[*<>|`~\[\]&@]|://|www\.", shown, re.MULTILINE)
+    return re.findall(
+        r"^ *(?:#+|-|\d+\.|>|FENCE)|[*<>|`~\[\]&@]|(?<![a-z0-9])_|_(?![a-z0-9])|://|www\.",
+        shown,
+        re.MULTILINE,
+    )
 
 
 def test_names_are_text() -> None:
