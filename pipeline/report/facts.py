@@ -11,7 +11,6 @@ from .words import Marked, Row, Word, count, find, milliseconds, percent, size, 
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
-STAGES = ("search", "derive", "retrain", "export", "validate")
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -377,11 +376,14 @@ class Facts:
         lineage = self.get("lineage")
         if not isinstance(lineage, Mapping):
             return []
-        known = [stage for stage in STAGES if stage in lineage]
-        stages = known + sorted(stage for stage in lineage if stage not in STAGES)
+        others = sorted(stage for stage in lineage if stage not in _MADE)
         return [
-            (stage, _how_made(self, stage), Marked(str(lineage[stage]), "digest"))
-            for stage in stages
+            (
+                stage,
+                _MADE[stage](self) if stage in _MADE else "",
+                Marked(str(lineage[stage]), "digest"),
+            )
+            for stage in [*(stage for stage in _MADE if stage in lineage), *others]
         ]
 
     @property
@@ -420,18 +422,6 @@ def _images(number: int | None) -> str | None:
     return None if number is None else f"{count(number)} images"
 
 
-def _how_made(facts: Facts, stage: str) -> str:
-    device = facts.get("device", "label")
-    words = {
-        "search": lambda: _searched(facts),
-        "derive": lambda: _derived(facts),
-        "retrain": lambda: _retrained(facts),
-        "export": lambda: facts.model_file or "to ONNX",
-        "validate": lambda: f"passed on {facts.device_kind}: {device}",
-    }
-    return words[stage]() if stage in words else ""
-
-
 def _searched(facts: Facts) -> str:
     config, found_by = facts.made("search", "config", "search"), facts.get("found_by")
     if not isinstance(config, Mapping):
@@ -450,8 +440,10 @@ def _derived(facts: Facts) -> str:
     found_by = str(facts.get("found_by") or "")
     if found_by.startswith("given: "):
         return f"no search; the genotype was {found_by}"
-    candidates = facts.made("derive", "facts", "candidates") or 1
-    if candidates > 1:
+    candidates = facts.made("derive", "facts", "candidates")
+    if facts.made("derive") is None:
+        return ""
+    if candidates is not None and candidates > 1:
         return f"the best of {candidates} candidate cells on the architecture half"
     if found_by == "random":
         return "the genotype that was drawn"
@@ -471,3 +463,13 @@ def _seed(facts: Facts, stage: str) -> str:
     seed = facts.made(stage, "config", stage, "seed")
     seed = facts.made(stage, "seed") if seed is None else seed
     return "" if seed is None else f", seed {seed}"
+
+
+_MADE: Mapping[str, Callable[[Facts], str]] = {
+    "search": _searched,
+    "derive": _derived,
+    "retrain": _retrained,
+    "export": lambda facts: facts.model_file or "to ONNX",
+    "validate": lambda facts: f"passed on {facts.device_kind}: {facts.get('device', 'label')}",
+}
+"""How each stage made its version, in the order of a run."""

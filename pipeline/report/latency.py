@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .facts import Facts, device_kind, is_stable
+from .latency_chart import latency_chart
 from .words import NOT_APPLICABLE, Marked, Row, Table, Value, Word, count, find, milliseconds
 
 NEEDED_RUNS = {"p50_ms": 11, "p90_ms": 64, "p95_ms": 130, "p99_ms": 662}
@@ -37,8 +38,11 @@ def latency_section(facts: Facts) -> Mapping[str, Any] | None:
     return {
         "kinds": kinds,
         "where": f"{where} ({providers}); {how}",
+        "chart": latency_chart(records, f"Latency by batch size on {kinds}"),
         "table": _table(f"Latency on {kinds}, ms", records),
-        "unstable": not all(map(is_stable, records)),
+        "is_stable": all(map(is_stable, records)),
+        "max_drift": f"{100 * MAX_DRIFT:.0f} %",
+        "max_variation": f"{100 * MAX_VARIATION:.0f} %",
         "modes": _modes(facts, records),
         "eager": _eager(facts, records),
         "gpu": _gpu_state(facts),

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import sections
 from .facts import Facts
-from .latency import MAX_DRIFT, MAX_VARIATION, latency_section
-from .latency_chart import latency_chart
+from .latency import latency_section
 from .templates import read_template
 from .words import writable
 
@@ -43,20 +42,13 @@ def report_page(
     bytes.
     """
     facts = Facts(name, number, report, preprocess, manifests or {})
-    latency = latency_section(facts)
     page = page_template().render(
         css=style_sheet(),
         facts=facts,
         figures=sections.figures(facts),
         accuracy=sections.accuracy_table(facts),
         parity=sections.parity_section(facts),
-        latency=latency,
-        chart=latency_chart(
-            facts.records("latency"), f"Latency by batch size on {latency['kinds']}"
-        )
-        if latency
-        else "",
-        limits={"drift": MAX_DRIFT, "variation": MAX_VARIATION},
+        latency=latency_section(facts),
         network=sections.network_section(facts),
         genotype=_embedded(genotype_svg),
         curves=[

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,19 @@ def test_an_extra_version_is_compared_with_its_model_and_told(
             path.unlink()
     seal(bundle)
     assert "it has none" in checks_of(bundle).not_checked["2/"]
+
+
+@pytest.mark.parametrize(
+    "path", ["report/facts.py", "report/page.css", "report/page.html.j2", "bundle/MODEL_CARD.md.j2"]
+)
+def test_who_wrote_a_bundle_is_told_by_words_and_looks(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(str(resources.files("pipeline")))
+    for folder in ("bundle", "report"):
+        shutil.copytree(package / folder, tmp_path / folder)
+    before = documents.writer()
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    assert documents.writer.__wrapped__() == before  # control
+    (tmp_path / path).write_text((tmp_path / path).read_text() + " ")
+    assert documents.writer.__wrapped__() != before
