@@ -15,15 +15,19 @@ import typer
 from d2nas.config import Config, SearchConfig, build_config, parse_override
 from d2nas.errors import ConfigError
 from pipeline.cli import run
-from pipeline.commands.options import BundleArgument, FullOption, JsonOption, SetOption
+from pipeline.commands.options import (
+    BundleArgument,
+    DeviceOption,
+    FullOption,
+    JsonOption,
+    SetOption,
+    ThreadsOption,
+)
 from pipeline.console import Console
 
 _TOP_OPERATORS = 20
 PairsOption = Annotated[
     int, typer.Option("--pairs", min=1, max=10_000, help="Pairs per comparison.")
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: PyTorch's.")
 ]
 
 app = typer.Typer(
@@ -88,7 +92,7 @@ def bench_serve_command(
     requests: Annotated[
         int, typer.Option("--requests", min=1, max=1_000_000, help="Of each client.")
     ] = 500,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Time requests to ``d2nas serve`` against direct calls of the same session."""

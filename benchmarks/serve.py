@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, ValidationFailedError
 from pipeline.own_process import own_command, own_environment
-from pipeline.serving.command import check_extra
+from pipeline.serving.lifecycle import check_extra
 from pipeline.serving.protocol import HEADER_LENGTH, INPUT_NAME, encode_json
 from pipeline.serving.service import signature_of
 
@@ -49,7 +49,7 @@ def compare_serving(
 
     ``p50_ms`` and ``p99_ms`` are of single requests of one image, all blocks together;
     ``requests_per_second`` is the median over blocks, with the least and the most. Raises as
-    ``serve_bundle`` does, and ``ValidationFailedError`` if an answer is not the session's.
+    ``d2nas serve`` does, and ``ValidationFailedError`` if an answer is not the session's.
     """
     if requests < BLOCKS:
         raise ConfigError(f"{requests} requests: at least {BLOCKS} are needed, one for each block")

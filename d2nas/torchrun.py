@@ -20,6 +20,11 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
+def is_one_of_several() -> bool:
+    """Whether this process trains with others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def after_a_loss() -> str:
     """Return the hint for a training that lost one of its processes."""
     if not is_torchrun():

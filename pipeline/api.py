@@ -130,7 +130,6 @@ def run(
     from .commands.configuration import configure
     from .commands.run import bring_up_to_date
     from .presets import run_name
-    from .running.runner import Reuse
 
     given = (
         [f"{key}={_in_toml(value)}" for key, value in settings.items()]
@@ -139,10 +138,9 @@ def run(
     )
     named = str(preset)
     config = configure(named, given, None if data_root is None else str(data_root))
-    reuse = Reuse.NOTHING if fresh else Reuse.EVERYTHING
     title = name or run_name(named)
     check_place(Path(exported), title)
-    result = bring_up_to_date(title, config, Path(store), reuse)
+    result = bring_up_to_date(title, config, Path(store), fresh=fresh)
     return load_bundle(write_bundle(Path(exported), result.run, result.versions))
 
 

@@ -6,39 +6,29 @@ Everything heavy is imported inside the commands, so that ``--help`` answers at 
 """
 
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from d2nas.errors import D2NasError, StorageError
 
-from .commands import deploy as cli_deploy
 from .commands.bench import bench
+from .commands.derive import derive_command
 from .commands.doctor import doctor_command
+from .commands.evaluate import evaluate_command
+from .commands.export import export_command
 from .commands.gc import gc_command
 from .commands.ls import ls_command
-from .commands.options import (
-    DEFAULT_EXPORTED,
-    DEFAULT_STORE,
-    DataRootOption,
-    ExportedOption,
-    FreshOption,
-    GateBatchOption,
-    GenotypeOption,
-    ImageSizeOption,
-    JsonOption,
-    MaxP99Option,
-    NameOption,
-    PresetArgument,
-    ProcessesOption,
-    SetOption,
-    StoreOption,
-    TargetArgument,
-    reuse_of,
-    with_options,
-)
+from .commands.predict import predict_command
+from .commands.retrain import retrain_command
+from .commands.run import run_command
+from .commands.search import search_command
 from .commands.serve import serve_command
 from .commands.show import show_command
+from .commands.study import study_command
+from .commands.validate import validate_command
+from .commands.verify import verify_command
 from .foreign_errors import exit_code_of, explained
 from .streams import guarded_streams, lost_output
 
@@ -55,8 +45,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-_debug = False
-_arguments: list[str] = []
 
 
 def run(arguments: list[str], application: typer.Typer = app) -> int:
@@ -78,18 +66,19 @@ def run(arguments: list[str], application: typer.Typer = app) -> int:
 
 
 def _run(arguments: list[str], application: typer.Typer) -> int:
-    global _arguments, _debug
-    _arguments, _debug = arguments, False
+    is_debugging = False
     command = typer.main.get_command(application)
     try:
         # Not ``main``: it takes every EOFError for an interrupt, and leaves at any broken pipe.
-        with command.make_context(application.info.name, [*arguments]) as context:
+        # ``obj`` is for a command that starts itself again, in several processes.
+        with command.make_context(application.info.name, [*arguments], obj=arguments) as context:
+            is_debugging = context.params.get("debug", False)
             result = command.invoke(context)
         return result if isinstance(result, int) else 0
     except typer.Exit as exit:
         return int(exit.exit_code)
     except D2NasError as error:
-        if _debug:
+        if is_debugging:
             traceback.print_exc()
         _console().error(str(error), error.hint, error.details)
         return exit_code_of(error)
@@ -97,17 +86,17 @@ def _run(arguments: list[str], application: typer.Typer) -> int:
         _console().error("stopped", None)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the boundary: what arrives here is a usage error or a bug
-        return _usage_or_bug(error)
+        return _usage_or_bug(error, is_debugging=is_debugging)
 
 
-def _usage_or_bug(error: Exception) -> int:
+def _usage_or_bug(error: Exception, *, is_debugging: bool) -> int:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         context = getattr(error, "ctx", None)
         command = "d2nas" if context is None else context.command_path
         _console().error(format_message(), f"{command} --help shows how")
         return 2
-    if _debug:
+    if is_debugging:
         traceback.print_exc()
     told = explained(error)
     if told is not None:
@@ -127,8 +116,6 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    global _debug
-    _debug = debug
     if version:
         from d2nas._version import __version__
 
@@ -138,165 +125,27 @@ def _main(
         typer.echo(context.get_help())
 
 
-@app.command("run")
-def run_command(
-    preset: PresetArgument,
-    name: NameOption = None,
-    max_p99_ms: MaxP99Option = None,
-    batch: GateBatchOption = None,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    exported: ExportedOption = DEFAULT_EXPORTED,
-    data_root: DataRootOption = None,
-    image_size: ImageSizeOption = None,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
-) -> None:
-    """Search, derive, retrain, export and validate; continues where it was interrupted."""
-    from .commands.configuration import configure, tell_unread
-    from .commands.run import run_all, show_plan
-    from .presets import run_name
-
-    short = {
-        "data.image_size": image_size,
-        "validate.max_p99_ms": max_p99_ms,
-        "validate.gate_batch": batch,
-    }
-    settings = with_options(settings, short)
-    config = configure(preset, settings, data_root)
-    unread = tell_unread(config, settings, data_root, preset)
-    run_title = run_name(preset) if name is None else name
-    if plan:
-        show_plan(run_title, config, store, as_json=as_json, unread=unread)
-    else:
-        run_all(run_title, config, store, exported, reuse=reuse_of(fresh), as_json=as_json)
-
-
-@app.command("search")
-def search_command(
-    preset: PresetArgument,
-    method: Annotated[
-        str | None, typer.Option("--method", help="d2nas, darts, gdas, ... (search.method).")
-    ] = None,
-    name: NameOption = None,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    data_root: DataRootOption = None,
-    image_size: ImageSizeOption = None,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-    nproc: ProcessesOption = 1,
-) -> int:
-    """Search an architecture: writes architecture logits."""
-    if nproc > 1:
-        return _launch(nproc)
-    from .commands.configuration import configure, tell_unread
-    from .commands.run import run_search
-    from .presets import run_name
-
-    short = {"data.image_size": image_size, "search.method": method}
-    settings = with_options(settings, short)
-    config = configure(preset, settings, data_root)
-    tell_unread(config, settings, data_root, preset)
-    run_search(
-        run_name(preset) if name is None else name,
-        config,
-        store,
-        reuse=reuse_of(fresh),
-        as_json=as_json,
-    )
-    return 0
-
-
-@app.command("derive")
-def derive_command(
-    target: TargetArgument,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-) -> None:
-    """Derive the genotype from a search's logits."""
-    from .commands.run import run_stage_on, show_stage
-
-    result = run_stage_on("derive", target, settings, store, reuse=reuse_of(fresh))
-    show_stage(result, "derive", as_json=as_json)
-
-
-@app.command("retrain")
-def retrain_command(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RUN|PRESET]",
-            help="A run or RUN/derive@vN; with --genotype a preset (default: cifar10).",
-        ),
-    ] = None,
-    genotype: GenotypeOption = None,
-    name: NameOption = None,
-    settings: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    data_root: DataRootOption = None,
-    image_size: ImageSizeOption = None,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-    nproc: ProcessesOption = 1,
-) -> int:
-    """Train the derived network from scratch, or with --genotype a known one without a search."""
-    if nproc > 1:
-        return _launch(nproc)
-    from .commands.run import retrain
-
-    retrain(
-        target,
-        genotype,
-        name,
-        with_options(settings, {"data.image_size": image_size}),
-        store,
-        reuse=reuse_of(fresh),
-        data_root=data_root,
-        as_json=as_json,
-    )
-    return 0
-
-
-cli_deploy.add_to(app)
-
-
-@app.command("study")
-def study_command(
-    study: Annotated[
-        str, typer.Argument(metavar="STUDY", help="table-1, -2, -3, -5, or a TOML file's path.")
-    ],
-    store: StoreOption = DEFAULT_STORE,
-    data_root: DataRootOption = None,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Show the trials, and stop.")] = False,
-) -> int:
-    """Compare methods, spaces and seeds, with random cells beside; continues trial by trial."""
-    from .commands.run import plan_study, run_study
-
-    if plan:
-        plan_study(study, store, data_root, as_json=as_json)
-        return 0
-    return run_study(study, store, data_root, reuse=reuse_of(fresh), as_json=as_json)
-
-
-app.command("ls")(ls_command)
-app.command("show")(show_command)
-app.command("gc")(gc_command)
-app.command("doctor")(doctor_command)
-app.command("serve")(serve_command)
-# Declared last in --help, as what a user needs least.
-app.add_typer(bench)
-
-
-def _launch(count: int) -> int:
-    from .running.launch import launch, without_nproc
-
-    return launch(count, without_nproc(_arguments))
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "run": run_command,
+    "search": search_command,
+    "derive": derive_command,
+    "retrain": retrain_command,
+    "export": export_command,
+    "validate": validate_command,
+    "verify": verify_command,
+    "predict": predict_command,
+    "evaluate": evaluate_command,
+    "study": study_command,
+    "ls": ls_command,
+    "show": show_command,
+    "gc": gc_command,
+    "doctor": doctor_command,
+    "serve": serve_command,
+}
+"""In the order of ``--help``."""
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+app.add_typer(bench)  # a group, which --help puts last
 
 
 def _console() -> "Console":

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError
 
@@ -42,12 +41,22 @@ def count_cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     if len(input_shape) not in (3, 4):
         raise ConfigError(f"input shape {tuple(input_shape)} is not (C, H, W)")
     twin = copy.deepcopy(module).to("meta").eval()
+    macs = 0
+
+    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        nonlocal macs
+        if isinstance(layer, nn.Conv2d):
+            macs += output.numel() * layer.weight[0].numel()
+        elif isinstance(layer, nn.Linear):
+            macs += output.numel() * layer.in_features
+
+    for layer in twin.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
     parameter = next(twin.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+    with torch.no_grad():
         twin(torch.empty((1, *input_shape[-3:]), dtype=dtype, device="meta"))
-    # PyTorch counts a multiply-add as two operations, convolutions and matrix products alone.
-    macs = counted.get_total_flops() // 2
     return Cost(sum(parameter.numel() for parameter in module.parameters()), macs)
 
 

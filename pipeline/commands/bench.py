@@ -1,15 +1,11 @@
-"""The command ``bench``: measurements of this machine."""
+"""``d2nas bench``: measurements of this machine."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_STORE, FullOption, JsonOption, StoreOption
-
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: PyTorch's.")
-]
+from .options import DEFAULT_STORE, FullOption, JsonOption, StoreOption, ThreadsOption
 
 bench = typer.Typer(
     name="bench", help="Measure memory and time on this machine.", rich_markup_mode=None
@@ -30,10 +26,43 @@ def bench_memory_command(
     full: FullOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The paper's Table 4 beside what is measured: peak bytes of a search step, per method."""
-    from ..bench.commands import bench_memory
+    """Measure the peak memory of a search step, method by method.
 
-    bench_memory(device, full=full, as_json=as_json)
+    The paper's Table 4 stands beside.
+    """
+    from d2nas.train.loop import resolve_device
+
+    from ..bench.memory import measure_all
+    from ..bench.memory_cases import cases
+    from ..bench.memory_report import (
+        COLUMNS,
+        GOAL_COLUMNS,
+        NOTE,
+        goals,
+        rows_of,
+        table_rows,
+        unexpected_worst,
+    )
+    from ..console import Console
+
+    console = Console()
+    wanted = cases(full=full)
+    rows = []
+    for index, measurement in enumerate(measure_all(wanted, resolve_device(device)), start=1):
+        rows += rows_of(measurement)
+        peak = rows[-1]["peak_bytes"] / 2**20
+        console.say(f"{index}/{len(wanted)} {measurement.case.describe()}: {peak:,.0f} MiB")
+    found = goals(rows)
+    if as_json:
+        console.data(rows)
+        for goal in found:
+            console.say("  ".join(goal.cells()))
+    else:
+        console.table("peak memory of a search step", COLUMNS, table_rows(rows), note=NOTE)
+        console.table("goals", GOAL_COLUMNS, [goal.cells() for goal in found])
+    name = unexpected_worst(rows)
+    if name is not None:
+        console.warn(f"the worst draw is {name!r}: use --full for the worst of larger networks")
 
 
 @bench.command("profile")
@@ -47,7 +76,25 @@ def bench_profile_command(
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an exported model's time on the CPU by cell, by edge, by operation."""
-    from ..bench.commands import bench_profile
+    """Show where an exported model's time on the CPU goes.
 
-    bench_profile(target, store, batch=batch, threads=threads, svg=svg, as_json=as_json)
+    By cell, by edge, by operation.
+    """
+    from ..bench.profile import attribution_note, draw, find_model, tables
+    from ..console import Console
+    from ..onnx_io.profile import profile_model
+    from ..store import FileSystem
+
+    name, model = find_model(target, store)
+    if svg is not None:
+        FileSystem().try_file(svg.absolute())
+    profile = profile_model(model, batch=batch, num_threads=threads)
+    if svg is not None:
+        FileSystem().replace_file(svg.absolute(), draw(profile, name).encode())
+    console = Console()
+    if as_json:
+        console.data({"model": name, **profile.to_dict()})
+        return
+    for title, columns, rows in tables(profile):
+        console.table(title, columns, rows)
+    console.note(f"{name} on {profile.device.label}, {attribution_note(profile)}")

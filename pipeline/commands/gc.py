@@ -22,7 +22,7 @@ def gc_command(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what interrupted commands left, and versions without names."""
+    """Remove what interrupted commands left, and unnamed versions."""
     from ..console import Console
     from ..store import Store
     from ..streams import optional_output

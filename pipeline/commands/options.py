@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from ..running.runner import Reuse
+DEFAULT_STORE = Path(".d2nas")
+DEFAULT_EXPORTED = Path("exported")
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
 ExportedOption = Annotated[
@@ -40,6 +40,10 @@ TargetArgument = Annotated[
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder: exported/NAME.")
 ]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: PyTorch's.")
+]
 ProcessesOption = Annotated[
     int,
     typer.Option(
@@ -51,8 +55,6 @@ GenotypeOption = Annotated[
     str | None,
     typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
 ]
-DEFAULT_STORE = Path(".d2nas")
-DEFAULT_EXPORTED = Path("exported")
 MaxP99Option = Annotated[
     float | None,
     typer.Option("--max-p99-ms", help="Gate: longest p99 from host to host (validate.max_p99_ms)."),
@@ -69,10 +71,3 @@ def with_options(
     """Return ``settings`` with the options that were given, which are short for keys."""
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     return [*(settings or []), *given]
-
-
-def reuse_of(fresh: bool) -> "Reuse":
-    """Return what ``--fresh`` means."""
-    from ..running.runner import Reuse
-
-    return Reuse.NOTHING if fresh else Reuse.EVERYTHING

@@ -1,4 +1,4 @@
-"""The command ``serve``: a bundle behind HTTP."""
+"""``d2nas serve``: a bundle behind HTTP."""
 
 from typing import Annotated
 
@@ -17,7 +17,9 @@ def serve_command(
         str, typer.Option("--device", help="auto (as it was validated), cpu, cuda or cuda:N.")
     ] = "auto",
 ) -> None:
-    """Serve a bundle by the Open Inference Protocol v2; SIGTERM or Ctrl+C ends it in order.
+    """Serve a bundle by the Open Inference Protocol v2.
+
+    SIGTERM or Ctrl+C ends it in order.
 
     At most 1024 connections (those that ask for nothing are closed first), and 384 MiB of memory
     for all of them, their requests and answers: 256 MiB, or twice the longest request, and 128 KiB
@@ -26,6 +28,18 @@ def serve_command(
     most gives way first. Behind a reverse proxy all clients have one address: it should hold
     requests until they are whole.
     """
-    from ..serving.command import serve_bundle
+    from ..bundle.reader import open_bundle
+    from ..console import Console
+    from ..serving.lifecycle import ServerSocket, Serving, check_extra, open_service
 
-    serve_bundle(bundle, host=host, port=port, device=device)
+    check_extra()
+    console = Console()
+    opened = open_bundle(bundle)
+    service = open_service(opened, device, console.warn)
+    with ServerSocket(host, port) as listener:
+        console.say(f"{opened.name}, version {opened.number}, on {service.device}")
+        console.say(f"listening on {listener.url}")
+        if not listener.is_loopback:
+            console.warn("anyone who reaches this address can ask: no TLS, no passwords")
+        Serving(service, listener, say=console.say).run()
+    console.say("stopped")

@@ -134,20 +134,6 @@ def _run(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
     return _outcome(children, failed)
 
 
-def without_nproc(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments without ``--nproc N``: each process is one."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument == "--nproc":
-            skip = True
-        elif not argument.startswith("--nproc="):
-            kept.append(argument)
-    return kept
-
-
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
     threads = str(max(1, usable_cpus() // count))
     return {

@@ -17,7 +17,6 @@ from d2nas.data.images import load_data
 from d2nas.data.sources import content_digest
 from d2nas.spaces import SearchSpace
 from d2nas.train.search import search_step
-from pipeline.commands import run as commands
 from pipeline.stages import run_stages
 
 SEARCH_VALUES = {
@@ -168,8 +167,9 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = {"run": "toy", "data": data, "stages": [], "executes": [], "seconds": 0.0}
     monkeypatch.setattr("pipeline.preflight.plan.make_plan", lambda *_: plan)
     monkeypatch.setattr("pipeline.preflight.plan.plan_rows", lambda _: [])
-    monkeypatch.setattr(commands, "run_all", lambda *_, **__: None)
-    monkeypatch.setattr(commands, "run_search", lambda *_, **__: None)
+    monkeypatch.setattr("pipeline.commands.run.run_all", lambda *_, **__: None)
+    for name in ("with_runner", "show_stage"):
+        monkeypatch.setattr(f"pipeline.commands.execution.{name}", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("command", [["run"], ["run", "--plan"], ["search"]])

@@ -305,7 +305,7 @@ def test_control_another_error_is_a_bug() -> None:
 NO_TEMPORARY_FOLDER = """
 import sys, tempfile
 tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
-from pipeline.serving.command import Serving
+from pipeline.serving.lifecycle import Serving
 Serving.run = lambda _: None  # ready, and stopped at once
 from pipeline.cli import run
 sys.exit(max(run(words.split()) for words in sys.argv[1:]))

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str]) -> None:
     from onnx_models import hand_made_model
     from served import cold_service
 
-    from pipeline.serving.command import ServerSocket, Serving
+    from pipeline.serving.lifecycle import ServerSocket, Serving
     from pipeline.serving.limits import Limits
 
     given = {

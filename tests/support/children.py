@@ -88,7 +88,7 @@ def serve() -> None:
     """Load everything once, then fork and wait as asked."""
     import torch
 
-    for name in ("commands.run", "stages.search", "stages.derive", "stages.retrain"):
+    for name in ("commands.execution", "stages.search", "stages.derive", "stages.retrain"):
         import_module(f"pipeline.{name}")
     from d2nas import Genotype, Network, count_cost
     from d2nas.config import DataConfig

@@ -21,7 +21,7 @@ from onnx_models import hand_made_model
 from pipeline.bundle.reader import Bundle
 from pipeline.onnx_io.model_file import check_model, describe
 from pipeline.onnx_io.session import OnnxSession, open_session
-from pipeline.serving.command import ServerSocket, Serving
+from pipeline.serving.lifecycle import ServerSocket, Serving
 from pipeline.serving.limits import Limits
 from pipeline.serving.protocol import HEADER_LENGTH
 from pipeline.serving.service import InferenceService

@@ -100,3 +100,21 @@ def end_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
         real(runner, when)
 
     monkeypatch.setattr(Runner, "check_stop", stop)
+
+
+def expect_error(
+    capfd: pytest.CaptureFixture[str], place: Place, code: int, *arguments: str
+) -> str:
+    """Run; expect the code, one error line with one hint line, nothing on stdout, no version."""
+    capfd.readouterr()
+    assert place.run(*arguments) == code
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sum(line.startswith("hint: ") for line in lines) <= 1
+    assert "Traceback" not in captured.err
+    versions = place.store / "versions"
+    assert not versions.exists() or not list(versions.iterdir())
+    return captured.err

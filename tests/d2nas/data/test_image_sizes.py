@@ -55,8 +55,7 @@ def test_image_size_is_short_for_its_key(
         seen.append(configure(preset, settings, data_root).data)
         raise ConfigError("enough")
 
-    for module in ("configuration", "run"):
-        monkeypatch.setattr(f"pipeline.commands.{module}.configure", looked_at)
+    monkeypatch.setattr("pipeline.commands.configuration.configure", looked_at)
     genotype = ["--genotype", "DARTS_V2"] if words[0] == "retrain" else []
     root = ["--data-root", str(tmp_path)]
     place = Place(tmp_path)

@@ -478,7 +478,7 @@ def test_another_arithmetic_is_noticed_by_the_golden_picture(
     assert finished.run("verify", str(bundle)) == 3
     assert "golden.png is prepared otherwise here" in capfd.readouterr().err
     # Control: the golden inputs alone do not notice.
-    monkeypatch.setattr("pipeline.commands.bundle.check_preparation", lambda _: True)
+    monkeypatch.setattr("pipeline.bundle.prediction.check_preparation", lambda _: True)
     assert finished.run("verify", str(bundle)) == 0
 
 

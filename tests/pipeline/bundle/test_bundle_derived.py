@@ -21,7 +21,6 @@ from pipeline.bundle import reader as bundle_reader
 from pipeline.bundle.derived import Checks, check_derived
 from pipeline.bundle.reader import open_bundle
 from pipeline.cli import run
-from pipeline.commands import bundle as commands
 
 Change = Callable[[Path], object]
 
@@ -187,7 +186,7 @@ def test_verify_says_what_it_found_and_what_it_did_not_check(
     assert run(["verify", str(bundle)]) == 4
     assert "MODEL_CARD.md: is not what the other files say" in capfd.readouterr().err
     with monkeypatch.context() as patch:  # control
-        patch.setattr(commands, "check_derived", lambda *_, **__: Checks())
+        patch.setattr("pipeline.bundle.derived.check_derived", lambda *_, **__: Checks())
         assert run(["verify", str(bundle)]) == 0
     capfd.readouterr()
     all_of(from_elsewhere, without_manifests)(bundle)
@@ -281,7 +280,7 @@ def test_control_without_the_comparisons_a_forged_report_passes(
         monkeypatch.setattr(bundle_reader, "_has_our_schema", lambda _: True)
     else:
         monkeypatch.setattr(bundle_reader, "_reports", lambda *_: True)
-    monkeypatch.setattr(commands, "check_derived", lambda *_, **__: Checks())
+    monkeypatch.setattr("pipeline.bundle.derived.check_derived", lambda *_, **__: Checks())
     assert run(["verify", str(bundle)]) == 0
 
 

@@ -20,7 +20,7 @@ from d2nas.errors import ConfigError
 from d2nas.measure.scores import NUM_BINS, Scores, wilson_interval
 from pipeline.bundle import evaluation
 from pipeline.cli import run
-from pipeline.commands.bundle import class_rows
+from pipeline.commands.evaluate import class_rows
 from pipeline.store import Store
 
 

@@ -24,7 +24,7 @@ from pipeline.bundle import writing
 from pipeline.bundle.card import model_card
 from pipeline.bundle.reader import open_bundle
 from pipeline.bundle.writing import write_bundle
-from pipeline.commands import run as commands
+from pipeline.commands import execution
 from pipeline.report.terminal import report_rows
 from pipeline.store import locks
 
@@ -239,7 +239,7 @@ def test_a_report_of_other_values_is_damage_and_no_bug(
     assert "report.json: holds values that d2nas does not write" in told.err
     assert "hint: rebuild it with: d2nas validate toy --fresh" in told.err
     assert told.out == ""
-    for module in (writing, commands):  # control
+    for module in (writing, execution):  # control
         monkeypatch.setattr(module, "damage_of", lambda *_: contextlib.nullcontext())
     assert finished.run(*command) == 1
 

@@ -275,7 +275,7 @@ def test_hostile_file_names_are_text(
     words = [command, str(bundle_of(finished)), str(tmp_path)]
     capfd.readouterr()
     if way == "control":
-        for place in ("pipeline.console", "pipeline.commands.bundle", "d2nas.data.decoding"):
+        for place in ("pipeline.console", "d2nas.data.faults", "d2nas.data.decoding"):
             monkeypatch.setattr(f"{place}.shown", str)
         assert run(words) == 2
         captured = capfd.readouterr()

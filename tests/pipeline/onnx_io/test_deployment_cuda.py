@@ -15,7 +15,7 @@ from toy import TRAINING_BEGINS, Place, end_before_training
 from pipeline.bundle.reader import open_bundle
 from pipeline.cli import run
 from pipeline.onnx_io.providers import cuda_problem
-from pipeline.serving.command import open_service
+from pipeline.serving.lifecycle import open_service
 
 pytestmark = pytest.mark.gpu
 

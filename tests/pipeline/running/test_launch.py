@@ -21,7 +21,7 @@ from d2nas.errors import ConfigError, LostRankError, StoppedError
 from d2nas.parallel import Ranks
 from pipeline.cli import run
 from pipeline.running import launch as launch_module
-from pipeline.running.launch import LAST_WORDS, launch, leave_to_the_launcher, without_nproc
+from pipeline.running.launch import LAST_WORDS, launch, leave_to_the_launcher
 from pipeline.running.runner import agree
 from pipeline.running.signals import StopFlag
 from pipeline.store import Store
@@ -259,9 +259,23 @@ def test_other_commands_do_not_run_in_several_processes(
     assert "only d2nas search and d2nas retrain" in capfd.readouterr().err
 
 
-def test_the_number_of_processes_is_left_out_for_each() -> None:
-    words = ["retrain", "--nproc", "2", "toy", "--nproc=4", "--name", "x"]
-    assert without_nproc(words) == ["retrain", "toy", "--name", "x"]
+@pytest.mark.parametrize("command", [["search"], ["retrain", "--genotype", "DARTS_V2"]])
+def test_each_process_gets_the_same_words_and_launches_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    launched: list[tuple[int, list[str]]] = []
+    ran: list[bool] = []
+    monkeypatch.setattr(launch_module, "launch", lambda *given: launched.append(given) or 3)
+    monkeypatch.setattr(
+        "pipeline.commands.execution.with_runner", lambda *_, parallel: ran.append(parallel)
+    )
+    monkeypatch.setattr("pipeline.commands.execution.show_stage", lambda *_, **__: None)
+    words = [*place.arguments(*command, "--nproc", "4", "--nproc=2"), "--", "cifar10"]
+    assert run(words) == 3
+    assert (launched, ran) == ([(2, words)], [])
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as the launcher and torchrun set it
+    assert run(words) == 0
+    assert (launched, ran) == ([(2, words)], [True])
 
 
 @pytest.mark.parametrize(

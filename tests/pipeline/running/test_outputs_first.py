@@ -88,7 +88,8 @@ def test_a_place_for_bundles_is_tried_before_the_work(
     (tmp_path / "out").mkdir() if obstacle != "a file above" else None
     OBSTACLES[obstacle](target, monkeypatch)
     if way == "control":
-        monkeypatch.setattr("pipeline.commands.run.check_place", lambda exported, run: None)
+        for module in ("bundle.writing", "commands.execution"):
+            monkeypatch.setattr(f"pipeline.{module}.check_place", lambda exported, run: None)
     before = everything_in(tmp_path)
     words = [str(exported.preset), "--set", "run.seed=5"] if command == "run" else ["tiny"]
     exported.exported = target

@@ -26,8 +26,8 @@ from served import (
 )
 
 from pipeline.serving import connection as server_connection
-from pipeline.serving.command import ServerSocket, Serving
 from pipeline.serving.connection import Connection
+from pipeline.serving.lifecycle import ServerSocket, Serving
 from pipeline.serving.limits import MAX_HEADERS, Limits
 from pipeline.serving.protocol import HEADER_LENGTH
 

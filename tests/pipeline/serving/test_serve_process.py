@@ -30,7 +30,7 @@ from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError, Validation
 from pipeline.bundle.prediction import open_model, serving_mode
 from pipeline.cli import run
 from pipeline.onnx_io.session import MODE_OPTIONS
-from pipeline.serving.command import ServerSocket, Serving, open_service
+from pipeline.serving.lifecycle import ServerSocket, Serving, open_service
 from pipeline.serving.limits import Limits
 
 INFER = "/v2/models/toy/infer"

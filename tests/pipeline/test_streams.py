@@ -340,7 +340,7 @@ def test_class_names_are_the_same_in_a_c_locale(way: str, tmp_path: Path) -> Non
         [sys.executable, str(script), way, str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, **C_LOCALE, "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, **C_LOCALE, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     if way == "control":
         assert "set PYTHONUTF8=1" in repr(done.stderr) or "is not printable" in done.stderr

@@ -1,4 +1,4 @@
-"""``d2nas serve``: a bundle on a device, an address to listen on, and an orderly end.
+"""Life of a server: a bundle on a device, an address to listen on, and an orderly end.
 
 SIGTERM and SIGINT end the server the same way: no new connections, running requests are answered,
 exit code 0, which is what a supervisor expects of a server it stopped and a person of Ctrl+C. A
@@ -14,13 +14,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from d2nas.errors import ConfigError, StoppedError
 
-from ..console import Console
 from ..running.signals import signals_handled
 from .limits import BACKLOG
 
@@ -36,28 +34,6 @@ _LOOPBACK = ("127.", "::1")
 _OTHER_FILES = 64
 """Open files of a server beside its connections, with those that it is about to accept."""
 _HURRY_SECONDS = 0.05
-
-
-def serve_bundle(folder: Path, *, host: str, port: int, device: str) -> None:
-    """Serve the bundle in ``folder`` until a signal ends it.
-
-    Raises ``ConfigError`` (no bundle, the extra is missing, no such device or address),
-    ``DamagedArtifactError`` and whatever ``open_session`` raises, all before it listens; a failed
-    warm-up; and ``StoppedError`` after a second signal.
-    """
-    check_extra()
-    from ..bundle.reader import open_bundle
-
-    console = Console()
-    bundle = open_bundle(folder)
-    service = open_service(bundle, device, console.warn)
-    with ServerSocket(host, port) as listener:
-        console.say(f"{bundle.name}, version {bundle.number}, on {service.device}")
-        console.say(f"listening on {listener.url}")
-        if not listener.is_loopback:
-            console.warn("anyone who reaches this address can ask: no TLS, no passwords")
-        Serving(service, listener, say=console.say).run()
-    console.say("stopped")
 
 
 def check_extra() -> None:

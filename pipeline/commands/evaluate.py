@@ -1,0 +1,103 @@
+"""``d2nas evaluate``: a bundle's scores on a labelled folder."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from .options import BundleArgument, DeviceOption, JsonOption
+
+WORST_SHOWN = 20
+"""Classes in the table."""
+
+
+def evaluate_command(
+    bundle: BundleArgument,
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Pictures in folders named as the classes.")
+    ],
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> int:
+    """Evaluate a bundle on labelled pictures, DIR/<class>/*.
+
+    Shown are accuracy with interval, and scores per class. Pictures without an answer are named
+    and not counted; the exit code is that of the first.
+    """
+    from d2nas.data.faults import shown
+    from d2nas.data.folders import left_out_line
+
+    from ..bundle.evaluation import evaluate, labelled_folder
+    from ..bundle.nearby import named
+    from ..console import Console
+    from .answering import Problems, checked_model
+
+    opened, session = checked_model(bundle, device)
+    labelled = labelled_folder(opened, folder)
+    console = Console()
+    line = left_out_line(labelled.left_out, folder)
+    if line is not None:
+        console.say(line)
+    problems = Problems(console)
+    try:
+        console.stage_begins("evaluate", labelled.num_pictures, 0, "picture")
+        found = evaluate(
+            opened,
+            session,
+            labelled,
+            problems.tell,
+            lambda done: console.stage_advances("evaluate", done, None),
+        )
+    finally:
+        console.close()
+    if found["without_images"]:
+        console.say(f"classes without answered pictures: {named(found['without_images'])}")
+    if as_json:
+        console.data(found)
+        return problems.exit_code
+    console.facts(
+        f"{opened.name} on {shown(folder)}", _score_rows(found, opened.report["accuracy"])
+    )
+    rows = class_rows(found)
+    more = len(rows) - WORST_SHOWN
+    note = f"{more} more classes; --json has all, and the confusion matrix" if more > 0 else ""
+    columns = ("class", "images", "recall", "precision", "F1", "mostly taken for")
+    console.table("classes, worst first", columns, rows[:WORST_SHOWN], note)
+    return problems.exit_code
+
+
+def _score_rows(found: Mapping[str, Any], validated: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from d2nas.measure.scores import NUM_BINS
+
+    low, high = found["accuracy_interval"]
+    rows = [
+        (
+            "accuracy",
+            f"{_percent(found['accuracy'])} ({found['correct']} of {found['images']}; "
+            f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
+        ),
+        ("balanced accuracy", _percent(found["balanced_accuracy"])),
+        ("calibration error", f"{_percent(found['ece'])} (ECE, {NUM_BINS} bins)"),
+        ("when validated", f"{_percent(validated['onnx'])} of {validated['test_images']} images"),
+        ("device", found["device"]),
+    ]
+    if found["unanswered"]:
+        rows.insert(1, ("without an answer", f"{len(found['unanswered'])}, not counted"))
+    return rows
+
+
+def class_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of a table of classes: lowest recall first, those without pictures last."""
+    rows = []
+    for index, row in enumerate(found["per_class"]):
+        wrong = [0 if other == index else n for other, n in enumerate(found["confusion"][index])]
+        most = max(wrong)
+        taken = f"{found['labels'][wrong.index(most)]} ({most})" if most else ""
+        shares = (_percent(row[key]) for key in ("recall", "precision", "f1"))
+        recall = 2.0 if row["recall"] is None else row["recall"]
+        rows.append((recall, (row["class"], f"{row['images']:,}", *shares, taken)))
+    return [cells for _, cells in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.2f} %"

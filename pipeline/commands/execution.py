@@ -1,0 +1,161 @@
+"""Execution of stages for a command: the runner of this process, and what came out shown."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from d2nas.config import Config
+from d2nas.errors import ConfigError, LostRankError, StoppedError
+from d2nas.files.strict_json import parse_json
+from d2nas.torchrun import is_first_rank, is_one_of_several
+
+from ..bundle.writing import check_place, write_bundle
+from ..console import Console
+from ..report.terminal import fact_rows, report_rows
+from ..running.inputs import describe, inputs_of
+from ..running.launch import leave_to_the_launcher, say_at_once
+from ..running.other_ranks import runner_of
+from ..running.runner import Reuse, Runner, RunResult
+from ..running.signals import StopFlag, signals_handled
+from ..store import Store, Version
+from ..store.forms import damage_of
+from .configuration import tell_unread
+
+FOLLOWING = {"search": "derive", "derive": "retrain", "retrain": "export", "export": "validate"}
+"""What comes after each stage that is run alone."""
+
+Result = TypeVar("Result")
+
+
+def with_runner(
+    store: Path, action: Callable[[Runner], Result], *, parallel: bool = False
+) -> Result:
+    """Run ``action`` with the runner of this process: in a ``parallel`` training, of its rank."""
+    if is_one_of_several():
+        if not parallel:
+            what = "only d2nas search and d2nas retrain run in several processes"
+            raise ConfigError(what, hint="start this command without torchrun")
+        return _with_ranks(store, action)
+    console = Console()
+    try:
+        with StopFlag().installed() as stop, _stops_told(stop):
+            return action(Runner(Store(store), console, stop))
+    finally:
+        console.close()
+
+
+@contextlib.contextmanager
+def _stops_told(stop: StopFlag, *, wait: bool = False) -> Iterator[None]:
+    """Tell a failure that a stop made outside of the stages as the stop."""
+    try:
+        yield
+    except Exception as error:
+        if not stop.explains(error, wait=wait):
+            raise
+        assert stop.signal_number is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StoppedError(stop.signal_number, f"stopped ({reason[:200]})") from error
+
+
+def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
+    from d2nas.parallel import connected, environment_ranks
+
+    ranks = environment_ranks()
+    console = Console()
+    try:
+        with contextlib.ExitStack() as stack:
+            with signals_handled(signal.SIG_DFL):  # at once: nothing is lost while they meet
+                say = console.say if ranks.rank == 0 else say_at_once
+                stack.enter_context(connected(ranks, say))
+            stop = stack.enter_context(StopFlag().installed())
+            stack.enter_context(_stops_told(stop, wait=True))
+            return action(runner_of(ranks, store, console, stop))
+    except LostRankError as error:
+        leave_to_the_launcher(error)
+        raise
+    finally:
+        console.close()
+
+
+def run_stage(
+    stage: str,
+    target: str,
+    settings: Sequence[str] | None,
+    store: Path,
+    *,
+    fresh: bool,
+    data_root: str | None = None,
+    exported: Path | None = None,
+) -> RunResult:
+    """Run a later stage on a run's newest version, or on the version that ``target`` names.
+
+    ``exported`` is where its bundle will be written, if it gets one.
+    """
+    run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
+    if exported is not None:
+        check_place(exported, run)
+    tell_unread(config, settings, data_root)
+    return execute(run, config, (stage,), store, fresh=fresh, given=parents)
+
+
+def execute(
+    run: str,
+    config: Config,
+    stages: Sequence[str],
+    store: Path,
+    *,
+    fresh: bool,
+    given: Mapping[str, Version] | None = None,
+) -> RunResult:
+    """Run some stages of a run, the first on the versions that are ``given``."""
+    return with_runner(
+        store,
+        lambda runner: runner.run(run, config, stages, reuse_of(fresh), given=given),
+        parallel=stages[-1] in ("search", "retrain"),
+    )
+
+
+def reuse_of(fresh: bool) -> Reuse:
+    """Return what ``--fresh`` means."""
+    return Reuse.NOTHING if fresh else Reuse.EVERYTHING
+
+
+def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
+    """Show the version of one stage."""
+    if not is_first_rank():
+        return
+    version = result.versions[stage]
+    if as_json:
+        Console().data({**_references(result), **describe(version)})
+    else:
+        console = Console()
+        console.summary(str(version.reference), fact_rows(describe(version)))
+        console.say(f"next: d2nas {FOLLOWING[stage]} {result.run}")
+
+
+def publish(result: RunResult, exported: Path, *, as_json: bool) -> None:
+    """Write the bundle of a validated run, and show the closing table or its data."""
+    folder = write_bundle(exported, result.run, result.versions)
+    validated = result.versions["validate"]
+    report = parse_json(validated.read("report.json"), what="report.json")
+    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
+    latency = ("latency", "latency_gate", "latency_modes")
+    with damage_of(f"{validated.path}: report.json", validated.content.hint):
+        rows = report_rows(report, str(folder))
+        told = {key: report[key] for key in (*keys, *latency)}
+    if as_json:
+        Console().data({**_references(result), **told, "bundle": str(folder)})
+        return
+    console = Console()
+    console.summary(f"run {result.run}", rows)
+    console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
+
+
+def _references(result: RunResult) -> dict[str, Any]:
+    return {
+        "run": result.run,
+        "versions": {stage: version.reference for stage, version in result.versions.items()},
+        "executed": result.executed,
+    }

@@ -1,0 +1,56 @@
+"""``d2nas run``: what it refuses at once, and its plan."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from toy import Place, expect_error
+
+from d2nas.config import METHOD_NAMES
+
+
+def test_a_folder_with_one_class_is_refused(
+    capfd: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    (images / "cat").mkdir(parents=True)
+    for index in range(6):
+        Image.new("RGB", (9, 12), (index, 0, 0)).save(images / "cat" / f"{index}.png")
+    error = expect_error(capfd, place, 2, "run", "folder", "--data-root", str(images))
+    assert "class" in error
+
+
+def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) -> None:
+    plan = place.json(capfd, "run", str(place.preset), "--plan")
+    assert plan["executes"] == ["search", "derive", "retrain", "export", "validate"]
+    search, retrain = plan["stages"][0], plan["stages"][2]
+    assert search["steps"] == 2 * (719 // 128)
+    assert retrain["steps"] == 3 * (1438 // 128)
+    for row in (search, retrain):
+        assert row["seconds"] > 0
+        assert row["peak_bytes"] > 0
+        assert row["disk_bytes"] > 0
+    assert not (place.store / "versions").exists()
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_plan_knows_what_the_search_will_do(
+    capfd: pytest.CaptureFixture[str], place: Place, method: str
+) -> None:
+    sets = [
+        f"search.method={method}",
+        "search.init_channels=8",
+        "search.warmup_epochs=1",
+        "search.image_fraction=0.5",
+        "data.train_images=600",
+        "data.evaluation=held-out",
+        "data.held_out_images=500",
+    ]
+    sets = [word for setting in sets for word in ("--set", setting)]
+    plan = place.json(capfd, "run", str(place.preset), "--plan", *sets)
+    planned, retrain = plan["stages"][0], plan["stages"][2]
+    assert retrain["steps"] == 3 * (600 // 128)
+    version = place.json(capfd, "search", str(place.preset), *sets)
+    assert planned["steps"] == version["facts"]["steps"]
+    assert planned.get("passes", 0) == version["facts"]["passes"]
+    assert (planned.get("peak_bytes", 0) > 0) == (method != "random")
