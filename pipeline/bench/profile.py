@@ -7,7 +7,7 @@ from d2nas.errors import ConfigError
 from ..bundle.nearby import bundles_near, is_bundle, no_bundle
 from ..bundle.reader import open_bundle
 from ..onnx_io.profile import Profile, operation_of
-from ..store import Store
+from ..stages import open_store
 from .profile_drawing import draw_profile
 
 MODEL_FILE = "model.onnx"
@@ -35,7 +35,7 @@ def find_model(target: str, store: Path) -> tuple[str, bytes]:
             return str(path), path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from None
-    versions = Store(store)
+    versions = open_store(store)
     version = versions.open(target) if "/" in target else versions.latest(target, "export")
     if version is None or version.manifest.kind != "export":
         raise ConfigError(

@@ -17,6 +17,7 @@ from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
 from ..report.genotype_drawing import draw_genotype
+from ..stages import KINDS
 from ..store.forms import damage_of
 from ..store.manifest import Manifest, parse_manifest
 from .checksums import CHECKSUMS, FILES, HINT, MODEL_NAME, damaged
@@ -119,7 +120,7 @@ def _manifests(bundle: Bundle) -> dict[str, Manifest]:
         if digest(manifest) != lineage.get(stage):
             raise damaged(bundle.folder, MANIFESTS, f"has another {stage[:80]!r} than report.json")
         what = f"{bundle.folder}: {MANIFESTS}: {stage}"
-        found[stage] = parse_manifest(manifest, what=what, hint=HINT)
+        found[stage] = parse_manifest(manifest, KINDS, what=what, hint=HINT)
         if found[stage].kind != stage or found[stage].parents.items() - lineage.items():
             raise damaged(bundle.folder, MANIFESTS, f"has a {stage} that is none, or of others")
     return found

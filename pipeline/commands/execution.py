@@ -19,7 +19,8 @@ from ..running.launch import leave_to_the_launcher, say_at_once
 from ..running.other_ranks import runner_of
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled
-from ..store import Store, Version
+from ..stages import open_store
+from ..store import Version
 from ..store.forms import damage_of
 from .configuration import tell_unread
 
@@ -41,7 +42,7 @@ def with_runner(
     console = Console()
     try:
         with StopFlag().installed() as stop, _stops_told(stop):
-            return action(Runner(Store(store), console, stop))
+            return action(Runner(open_store(store), console, stop))
     finally:
         console.close()
 
@@ -93,7 +94,7 @@ def run_stage(
 
     ``exported`` is where its bundle will be written, if it gets one.
     """
-    run, config, parents = inputs_of(Store(store), stage, target, settings or (), data_root)
+    run, config, parents = inputs_of(open_store(store), stage, target, settings or (), data_root)
     if exported is not None:
         check_place(exported, run)
     tell_unread(config, settings, data_root)

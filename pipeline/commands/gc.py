@@ -24,10 +24,10 @@ def gc_command(
 ) -> None:
     """Remove what interrupted commands left, and unnamed versions."""
     from ..console import Console
-    from ..store import Store
+    from ..stages import open_store
     from ..streams import optional_output
 
-    opened, console = Store(store), Console()
+    opened, console = open_store(store), Console()
     act = opened.find_garbage if dry_run else opened.collect_garbage
     garbage = act(everything_unnamed=everything_unnamed)
     if not garbage:

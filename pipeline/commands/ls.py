@@ -15,9 +15,9 @@ def ls_command(
     """List runs and versions."""
     from ..console import Console
     from ..running.inputs import list_rows
-    from ..store import Store
+    from ..stages import open_store
 
-    rows, console = list_rows(Store(store), run), Console()
+    rows, console = list_rows(open_store(store), run), Console()
     if not rows:
         console.say(f"no versions in {store}; d2nas run quickstart makes the first ones")
     if as_json:

@@ -85,15 +85,15 @@ def train_given(
 ) -> "RunResult":
     """Train the network of a given genotype as ``preset`` says."""
     from ..running.inputs import check_takes_genotype, genotype_run_name, given_genotype
-    from ..store import Store
+    from ..stages import open_store
     from .configuration import configure, tell_unread
     from .execution import execute
 
     config = configure(preset, settings, data_root)
     # Of what a file says for the search, which does not run, nothing is told.
     tell_unread(config, settings, data_root, preset)
-    config, given = given_genotype(Store(store), genotype, config)
+    config, given = given_genotype(open_store(store), genotype, config)
     stages = ("retrain",) if given else ("derive", "retrain")
     run = genotype_run_name(preset, genotype) if name is None else name
-    check_takes_genotype(Store(store), run, config, given)
+    check_takes_genotype(open_store(store), run, config, given)
     return execute(run, config, stages, store, fresh=fresh, given=given)

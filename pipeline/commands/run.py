@@ -77,13 +77,13 @@ def show_plan(
     from ..preflight.plan_times import busy_line, shorter_lines
     from ..running.runner import Runner
     from ..running.signals import StopFlag
-    from ..store import Store
+    from ..stages import open_store
     from .configuration import say_data
 
     console = Console()
     busy = busy_line()
     console.say("timing a few steps of each stage that would run ...")
-    plan = make_plan(Runner(Store(store), console, StopFlag()), run, config)
+    plan = make_plan(Runner(open_store(store), console, StopFlag()), run, config)
     if as_json:
         console.data({**plan, "without_effect": dict(unread)})
     else:

@@ -49,9 +49,9 @@ def show_target(target: str, store: Path, *, as_json: bool) -> None:
     from ..console import Console
     from ..report.terminal import fact_rows
     from ..running.inputs import describe_target
-    from ..store import Store
+    from ..stages import open_store
 
-    described = describe_target(Store(store), target)
+    described = describe_target(open_store(store), target)
     if as_json:
         Console().data(described)
     else:

@@ -38,13 +38,13 @@ def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) 
     from ..console import Console
     from ..running.runner import Runner
     from ..running.signals import StopFlag
-    from ..store import Store
+    from ..stages import open_store
     from ..study.grid import read_study
     from ..study.run import StudyRun
 
     console = Console()
     study = read_study(name, data_root=data_root)
-    rows = StudyRun(Runner(Store(store), console, StopFlag()), study).plan()
+    rows = StudyRun(Runner(open_store(store), console, StopFlag()), study).plan()
     if as_json:
         console.data(rows)
         return

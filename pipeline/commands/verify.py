@@ -53,11 +53,10 @@ def verify_command(
 def _refuse_no_bundle(target: str) -> None:
     """Raise ``ConfigError`` for what is neither a bundle's folder nor can be a version."""
     from ..bundle.nearby import bundles_near, no_bundle
-    from ..stages import BY_NAME
-    from ..store import STATE_STAGES
+    from ..stages import KINDS
 
     _, slash, stage = target.partition("/")
-    if slash and stage.partition("@")[0] in (*BY_NAME, *STATE_STAGES):
+    if slash and KINDS.is_stage(stage.partition("@")[0]):
         return
     if bundles_near(Path(target)):
         raise no_bundle(Path(target))
@@ -74,14 +73,14 @@ def verify_versions(targets: Sequence[str], store: Path, *, as_json: bool) -> in
     Raises ``ConfigError`` where there is no store: nothing checked is not nothing damaged.
     """
     from ..console import Console
-    from ..store import Store
+    from ..stages import open_store
 
     if not store.is_dir():
         raise ConfigError(
             f"there is no store at {store}",
             hint="--store names the folder of all versions; d2nas run quickstart makes one",
         )
-    report = Store(store).verify(targets)
+    report = open_store(store).verify(targets)
     damaged = [
         {
             "name": entry.name,

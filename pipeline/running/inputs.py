@@ -13,7 +13,7 @@ from d2nas.genotype import read_genotype
 from ..presets import preset_names, run_name
 from ..report.terminal import in_words
 from ..stages import BY_NAME, METRICS_FILE, STAGES, parents_of
-from ..store import STATE_STAGES, Reference, Store, Version, is_id, is_run_name
+from ..store import Reference, Store, Version, is_id, is_run_name, kind_of
 from .events import read_last_row
 
 
@@ -29,7 +29,7 @@ def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
             "ref": reference.name,
             "id": reference.id,
             "path": str(store.root / "versions" / reference.id),
-            "kind": "state" if reference.stage in STATE_STAGES else reference.stage,
+            "kind": kind_of(reference.stage),
             "created": str(reference.note.get("created", "")),
             "facts": _facts_of(reference),
             "metrics": in_words(_facts_of(reference)),

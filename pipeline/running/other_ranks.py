@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..stages import ALL, open_store
 from ..store import Staging, Store
 from .display import Display
 from .events import Events
@@ -51,5 +52,5 @@ class ReadingStore(Store):
 def runner_of(ranks: "Ranks", store: Path, display: Display, stop: StopFlag) -> Runner:
     """Return the runner of this process in a parallel training."""
     if ranks.rank == 0:
-        return Runner(Store(store), display, stop, ranks=ranks)
-    return Runner(ReadingStore(store), Silence(), stop, ranks=ranks, events=NoEvents)
+        return Runner(open_store(store), display, stop, ranks=ranks)
+    return Runner(ReadingStore(store, kinds=ALL), Silence(), stop, ranks=ranks, events=NoEvents)

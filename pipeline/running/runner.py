@@ -50,7 +50,7 @@ from ..stages import (
     stage_config,
     stage_key,
 )
-from ..store import STATE_STAGES, Store, Version
+from ..store import Store, Version
 from .checkpoints import arithmetic_warnings, given_up, library_warnings, read_state, write_state
 from .display import Display
 from .events import Events
@@ -263,7 +263,7 @@ class Runner:
         data_digest: str | None,
     ) -> int:
         """Return the step at which a stage's last checkpoint continues; 0 without one."""
-        if f"{stage}-state" not in STATE_STAGES:
+        if not BY_NAME[stage].checkpoints:
             return 0
         config = self.settled(config) if reads_data(stage, config) else config
         ids = {role: version.id for role, version in parents.items()}
@@ -355,7 +355,7 @@ class Runner:
         if self.before_first is not None:
             check, self.before_first = self.before_first, None
             check(stage)
-        if reuse is Reuse.NOTHING and f"{stage}-state" in STATE_STAGES:
+        if reuse is Reuse.NOTHING and BY_NAME[stage].checkpoints:
             self.store.drop_states(run, f"{stage}-state")
         self.check_stop(f"before {stage}")
         self.store.try_writing(run, stage)

@@ -4,11 +4,12 @@ A new stage is a module beside these, and a place in ``ALL``.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from d2nas.config import Config
 
-from ..store import Version
+from ..store import Kinds, Store, Version
 from ..store.forms import parse_form
 from . import derive, evaluate, export, retrain, search, validate
 from .stage import KEPT_CHECKPOINTS, METRICS_FILE, Context, Facts, Hooks, Stage, StateFacts
@@ -26,6 +27,7 @@ __all__ = [
     "Hooks",
     "Stage",
     "checked",
+    "open_store",
     "parents_of",
     "reads_data",
     "run_stage",
@@ -46,8 +48,13 @@ ALL = (
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in ALL}
 
-KINDS = (*BY_NAME, "state")
-"""Kinds of versions: each stage's, and checkpoints."""
+KINDS = Kinds(ALL)
+"""Kinds of version: each stage's, and checkpoints."""
+
+
+def open_store(root: Path) -> Store:
+    """Return the store of the stages' versions below a folder."""
+    return Store(root, kinds=ALL)
 
 
 def run_stages(config: Config) -> tuple[str, ...]:

@@ -67,4 +67,5 @@ STAGE = Stage(
     run=run,
     reads_data=always,
     facts=_Facts,
+    rebuild="run {run} is of a study, rebuild it with: d2nas study FILE --fresh",
 )

@@ -12,6 +12,7 @@ from d2nas.config import Config
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json, digest
 
+from ..store import Kind
 from ..store.forms import Form
 
 if TYPE_CHECKING:
@@ -106,11 +107,10 @@ def never(config: Config) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Stage:
+@dataclass(frozen=True, kw_only=True)
+class Stage(Kind):
     """Facts of a stage; each stands in the stage's module, ready without torch."""
 
-    name: str
     parents: tuple[str, ...]
     """Stages whose versions it reads; the last one is the version it continues from."""
     code_schema: int
@@ -122,8 +122,6 @@ class Stage:
     reads_data: Callable[[Config], bool] = never
     """Whether it looks at the images."""
     needs_parents: Callable[[Config], bool] = always
-    checkpoints: bool = False
-    """Whether it can be interrupted and continued."""
     facts: type[Form] = Form
     """Form of its versions' facts, as far as later stages rely on them."""
     recorded_config: type[Form] = Form

@@ -1,9 +1,9 @@
 """The store of versions: whole or absent, never modified, verified at every opening.
 
-``commit`` is the commit protocol, ``fsio`` the only module that changes the disk, ``manifest``
-what an id is computed from, ``references`` the human names, ``name_records`` which names a version
-has, ``version`` and ``targets`` opening, ``audit`` verifying, ``garbage`` removing, ``locks`` the
-locks, ``codec`` tensors (the only one that loads torch, and not loaded from here).
+``kinds`` is what it holds, ``commit`` the commit protocol, ``fsio`` the only module that changes
+the disk, ``manifest`` what an id is computed from, ``references`` the human names,
+``name_records`` which names a version has, ``version`` and ``targets`` opening, ``audit``
+verifying, ``garbage`` removing, ``locks`` the locks, ``forms`` what is relied on in a version.
 """
 
 import json
@@ -21,16 +21,14 @@ from .cache import read_cache, write_cache
 from .commit import Staging, commit_version
 from .fsio import FileSystem, is_run_name, require_space, safe_name, safe_run_name
 from .garbage import Garbage, collect_garbage, drop_states, find_garbage, retain_states
+from .kinds import Kind, Kinds, kind_of, state_of
 from .layout import Layout
 from .locks import run_lock
-from .manifest import KINDS, FileEntry, Manifest, read_back
+from .manifest import FileEntry, Manifest, read_back
 from .references import (
-    STAGES,
-    STATE_STAGES,
     Damage,
     Reference,
     all_places,
-    kind_of,
     places,
     read_reference,
     scan,
@@ -39,13 +37,12 @@ from .targets import is_id, resolve
 from .version import Version, open_version
 
 __all__ = [
-    "KINDS",
-    "STAGES",
-    "STATE_STAGES",
     "Damage",
     "FileEntry",
     "FileSystem",
     "Garbage",
+    "Kind",
+    "Kinds",
     "Manifest",
     "Reference",
     "Staging",
@@ -54,21 +51,26 @@ __all__ = [
     "Version",
     "is_id",
     "is_run_name",
+    "kind_of",
     "safe_name",
     "safe_run_name",
+    "state_of",
 ]
 
 
 class Store:
-    """All versions below one folder, which is made at the first write.
+    """All versions below one folder, which is made at the first write; of these kinds, by default
+    of any.
 
     Every method may raise ``StorageError`` (the operating system refused) and, where it opens
     something, ``DamagedArtifactError``.
     """
 
-    def __init__(self, root: Path, file_system: FileSystem | None = None) -> None:
+    def __init__(
+        self, root: Path, file_system: FileSystem | None = None, kinds: Sequence[Kind] = ()
+    ) -> None:
         self.root = Path(os.path.abspath(root))
-        self._layout = Layout(self.root)
+        self._layout = Layout(self.root, Kinds(kinds))
         self._file_system = file_system or FileSystem()
 
     # Writing
@@ -101,7 +103,7 @@ class Store:
         strict JSON or do not fit together.
         """
         safe_run_name(run)
-        if stage not in STAGES or kind != kind_of(stage):
+        if not self._layout.kinds.is_stage(stage) or kind != kind_of(stage):
             raise ValueError(f"a version of kind {kind!r} cannot be the stage {stage!r}")
         manifest = read_back(
             Manifest.model_validate(
@@ -132,8 +134,8 @@ class Store:
         """Raise ``StorageError`` where a version of this stage could not be written or named, or
         its checkpoints: before the time is spent that they take.
         """
-        stages = [stage, *({f"{stage}-state"} & set(STATE_STAGES))]
-        names = [self._layout.reference_file(run, name, 1).parent for name in stages]
+        stages = self._layout.kinds.in_order((stage, state_of(stage)))
+        names = [self._layout.run(run) / name for name in stages]
         for folder in (self._layout.versions, self._layout.name_records, *names):
             self._file_system.try_writing(folder)
 

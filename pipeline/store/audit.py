@@ -125,7 +125,7 @@ def _open(layout: Layout, version_id: str, references: list[Reference]) -> Versi
         version = open_version(layout, version_id, newest)
         for reference in references[:-1]:
             name = reference.name
-            as_version(version.content, reference)
+            as_version(layout, version.content, reference)
     except (DamagedArtifactError, StorageError) as error:
         return [Damage.of(name, layout.versions / version_id, error)]
     return version

@@ -113,13 +113,13 @@ def commit_version(
     encode_reference(draft)  # a note that cannot be written fails here, before anything is
     file_system.write_file(staging.folder / MANIFEST_NAME, manifest.to_bytes())
     file_system.sync_folder(staging.folder)
-    hint = hint_for(draft)
+    hint = hint_for(layout, draft)
     staged = read_verified(staging.folder, expected_id=manifest.id, hint=hint)
     with store_lock(layout, file_system):
         content = _put_in_place(layout, file_system, staged)
         reference = _name(layout, file_system, draft)
         add_name(layout, file_system, reference.id, reference.name)
-    return as_version(replace(content, hint=hint), reference)
+    return as_version(layout, replace(content, hint=hint), reference)
 
 
 def _put_in_place(

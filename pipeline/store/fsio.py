@@ -26,9 +26,14 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
+def is_safe_name(name: str) -> bool:
+    """Whether ``name`` can be one part of a path."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
 def safe_name(name: str, *, what: str = "name") -> str:
     """Return ``name`` if it can be one part of a path; ``ConfigError`` if not."""
-    if not _SAFE_NAME.fullmatch(name):
+    if not is_safe_name(name):
         raise ConfigError(
             f"{what} {name!r} cannot be used",
             hint="use 1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit",

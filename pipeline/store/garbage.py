@@ -16,11 +16,12 @@ from d2nas.errors import DamagedArtifactError, StorageError
 from d2nas.files.verified_folder import is_digest, read_manifest
 
 from .fsio import TEMPORARY_PREFIX, FileSystem, is_there, storage_error
+from .kinds import STATE, kind_of
 from .layout import Layout, names_in
 from .locks import REMOVED_PREFIX, is_live, staging_lock_name, store_lock
 from .manifest import parse_manifest
 from .name_records import add_name, read_record, recorded_ids, remove_name, remove_record
-from .references import STATE_STAGES, Place, Reference, places, read_reference, scan
+from .references import Place, Reference, places, read_reference, scan
 from .version import hint_for, open_version
 
 
@@ -161,7 +162,7 @@ def reachable(layout: Layout, references: Sequence[Reference]) -> set[str]:
 
     Raises ``DamagedArtifactError`` if a manifest on the way cannot be read.
     """
-    return ancestry(layout, {reference.id: hint_for(reference) for reference in references})
+    return ancestry(layout, {reference.id: hint_for(layout, reference) for reference in references})
 
 
 def ancestry(layout: Layout, hints: Mapping[str, str]) -> set[str]:
@@ -177,7 +178,8 @@ def ancestry(layout: Layout, hints: Mapping[str, str]) -> set[str]:
             if version_id in reached:
                 continue
             folder = layout.version(version_id)
-            manifest = parse_manifest(read_manifest(folder, hint=hint), what=str(folder), hint=hint)
+            values = read_manifest(folder, hint=hint)
+            manifest = parse_manifest(values, layout.kinds, what=str(folder), hint=hint)
             reached.add(version_id)
             waiting += manifest.parents.values()
     return reached
@@ -254,7 +256,7 @@ def drop_states(layout: Layout, file_system: FileSystem, run: str, stage: str) -
 
 
 def _state_places(layout: Layout, run: str, stage: str) -> list[Place]:
-    if stage not in STATE_STAGES:
+    if not layout.kinds.is_stage(stage) or kind_of(stage) != STATE:
         raise ValueError(f"{stage} has no checkpoints")
     return places(layout, run, stage)
 

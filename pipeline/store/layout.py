@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .fsio import inside, is_there, safe_name, safe_run_name, storage_error
+from .kinds import Kinds
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,8 @@ class Layout:
     """The paths of one store; no path leads out of ``root``, not even through a link."""
 
     root: Path
+    kinds: Kinds
+    """What stands there."""
 
     @property
     def versions(self) -> Path:
@@ -49,6 +52,10 @@ class Layout:
     def version(self, version_id: str) -> Path:
         """Folder of one version."""
         return inside(self.root, "versions", version_id)
+
+    def run(self, run: str) -> Path:
+        """Folder of one run's references. Raises ``ConfigError`` for what is no run's name."""
+        return inside(self.root, "runs", safe_run_name(run))
 
     def reference_file(self, run: str, stage: str, number: int) -> Path:
         """File of one reference. Raises ``ConfigError`` for a name that is no part of a path."""

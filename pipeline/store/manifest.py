@@ -4,6 +4,7 @@ It holds no clock, host or path, so equal work has an equal id on every machine.
 """
 
 import hashlib
+from collections.abc import Container
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,7 +14,6 @@ from d2nas.files.strict_json import canonical_json, parse_json
 from d2nas.files.verified_folder import MANIFEST_NAME, is_file_name
 
 SCHEMA: Literal[1] = 1
-KINDS = ("search", "derive", "retrain", "evaluate", "export", "validate", "state")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -37,7 +37,7 @@ class Manifest(Record):
     """Schema 1."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
-    kind: Literal["search", "derive", "retrain", "evaluate", "export", "validate", "state"]
+    kind: Role
     key: Digest
     """Digest of all that decides whether the stage must run again."""
     files: dict[str, FileEntry]
@@ -75,8 +75,10 @@ class Manifest(Record):
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
-def parse_manifest(values: Any, *, what: str, hint: str | None = None) -> Manifest:
-    """Check a manifest read from a file; ``what`` names it.
+def parse_manifest(
+    values: Any, kinds: Container[str], *, what: str, hint: str | None = None
+) -> Manifest:
+    """Check a manifest read from a file, of a version of one of these kinds; ``what`` names it.
 
     Raises ``DamagedArtifactError``; for another schema it names both.
     """
@@ -87,11 +89,14 @@ def parse_manifest(values: Any, *, what: str, hint: str | None = None) -> Manife
             hint="use the d2nas that wrote it, or run the stage again",
         )
     try:
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values)
     except ValidationError as error:
-        raise DamagedArtifactError(
-            f"{what}: {MANIFEST_NAME}: {problem_of(error)}", hint=hint
-        ) from None
+        problem = problem_of(error)
+    else:
+        if manifest.kind in kinds:
+            return manifest
+        problem = f"kind: {manifest.kind} is not supported"
+    raise DamagedArtifactError(f"{what}: {MANIFEST_NAME}: {problem}", hint=hint)
 
 
 def read_back(manifest: Manifest) -> Manifest:
@@ -101,7 +106,8 @@ def read_back(manifest: Manifest) -> Manifest:
     """
     data = manifest.to_bytes()
     try:
-        return parse_manifest(parse_json(data, what=MANIFEST_NAME), what="new version")
+        values = parse_json(data, what=MANIFEST_NAME)
+        return parse_manifest(values, {manifest.kind}, what="new version")
     except DamagedArtifactError as error:
         raise ValueError(str(error)) from None
 

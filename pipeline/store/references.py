@@ -19,33 +19,8 @@ from .layout import Layout, names_in
 from .manifest import Digest, Record, problem_of
 
 SCHEMA: Literal[1] = 1
-STATE_STAGES = ("search-state", "retrain-state")
-STAGES = (
-    "search-state",
-    "search",
-    "derive",
-    "retrain-state",
-    "retrain",
-    "evaluate",
-    "export",
-    "validate",
-)
-"""In the order of a run; evaluate is part of a study only."""
-
 _MAX_BYTES = 4 * 1024 * 1024
 _FILE_NAME = re.compile(r"v([1-9][0-9]{0,8})\.json")
-
-
-def kind_of(stage: str) -> str:
-    """Return the kind of version that a stage name refers to."""
-    return "state" if stage in STATE_STAGES else stage
-
-
-def rebuild_hint(run: str, stage: str) -> str:
-    """Return the line that says how a damaged version is made again."""
-    if stage == "evaluate":
-        return f"run {run} is of a study, rebuild it with: d2nas study FILE --fresh"
-    return f"rebuild it with: d2nas {stage.removesuffix('-state')} {run} --fresh"
 
 
 @dataclass(frozen=True)
@@ -56,6 +31,8 @@ class Place:
     stage: str
     number: int
     path: Path
+    hint: str
+    """How a damaged version of this name is made again."""
 
     @property
     def name(self) -> str:
@@ -133,17 +110,16 @@ def read_reference(place: Place) -> Reference:
 
     Raises ``DamagedArtifactError`` naming the file, or ``StorageError``.
     """
-    hint = rebuild_hint(place.run, place.stage)
-    data = read_plain_file(place.path, max_bytes=_MAX_BYTES, hint=hint)
+    data = read_plain_file(place.path, max_bytes=_MAX_BYTES, hint=place.hint)
     try:
         values = parse_json(data, what=str(place.path))
     except DamagedArtifactError as error:
-        raise DamagedArtifactError(str(error), hint=hint) from None
+        raise DamagedArtifactError(str(error), hint=place.hint) from None
     if not _agrees_with_its_digest(values, data):
-        raise _broken(place, "the reference differs from its own digest", hint)
-    body = _parse_body(values["body"], place, hint)
+        raise _broken(place, "the reference differs from its own digest")
+    body = _parse_body(values["body"], place)
     if (body.run, body.stage, body.number) != (place.run, place.stage, place.number):
-        raise _broken(place, f"is the reference {body.run}/{body.stage}@v{body.number}", hint)
+        raise _broken(place, f"is the reference {body.run}/{body.stage}@v{body.number}")
     return Reference(body.run, body.stage, body.number, body.id, body.key, body.note)
 
 
@@ -156,7 +132,7 @@ def _agrees_with_its_digest(values: Any, data: bytes) -> bool:
         return False
 
 
-def _parse_body(values: Any, place: Place, hint: str) -> _Body:
+def _parse_body(values: Any, place: Place) -> _Body:
     schema = values.get("schema") if isinstance(values, dict) else None
     if type(schema) is int and schema != SCHEMA:
         raise _broken(
@@ -167,11 +143,11 @@ def _parse_body(values: Any, place: Place, hint: str) -> _Body:
     try:
         return _Body.model_validate(values)
     except ValidationError as error:
-        raise _broken(place, problem_of(error), hint) from None
+        raise _broken(place, problem_of(error)) from None
 
 
-def _broken(place: Place, problem: str, hint: str) -> DamagedArtifactError:
-    return DamagedArtifactError(f"{place.path}: {problem}", hint=hint)
+def _broken(place: Place, problem: str, hint: str | None = None) -> DamagedArtifactError:
+    return DamagedArtifactError(f"{place.path}: {problem}", hint=hint or place.hint)
 
 
 def places(layout: Layout, run: str, stage: str) -> list[Place]:
@@ -180,11 +156,12 @@ def places(layout: Layout, run: str, stage: str) -> list[Place]:
     Raises ``ConfigError`` for a run or stage that is no part of a path.
     """
     folder = layout.reference_file(run, stage, 1).parent
+    hint = layout.kinds.rebuild_hint(run, stage)
     found = []
     for file_name in names_in(folder):
         match = _FILE_NAME.fullmatch(file_name)
         if match:
-            found.append(Place(run, stage, int(match[1]), folder / file_name))
+            found.append(Place(run, stage, int(match[1]), folder / file_name, hint))
     return sorted(found, key=lambda place: place.number)
 
 
@@ -203,8 +180,7 @@ def all_places(layout: Layout, run: str | None = None, stage: str | None = None)
 
 def _stages_of(layout: Layout, run: str) -> list[str]:
     """Return the stages that a run has a folder for, in the order of a run."""
-    present = names_in(layout.reference_file(run, STAGES[0], 1).parent.parent)
-    return [stage for stage in STAGES if stage in present]
+    return layout.kinds.in_order(names_in(layout.run(run)))
 
 
 def scan(
@@ -229,7 +205,7 @@ def strays(layout: Layout) -> list[Damage]:
             found.append(Damage(run, folder, f"{folder}: is not a run"))
             continue
         for stage in _visible(folder):
-            if stage not in STAGES or not (folder / stage).is_dir():
+            if not layout.kinds.is_stage(stage) or not (folder / stage).is_dir():
                 path = folder / stage
                 found.append(Damage(f"{run}/{stage}", path, f"{path}: is not a stage"))
                 continue

@@ -6,7 +6,7 @@ import re
 from d2nas.errors import ConfigError
 
 from .layout import Layout, names_in
-from .references import STAGES, Place, all_places, places
+from .references import Place, all_places, places
 
 _NAME = re.compile(r"([^/@]{1,64})/([^/@]{1,64})(?:@v([1-9][0-9]{0,8}))?")
 _ID = re.compile(r"[0-9a-f]{8,64}")
@@ -20,7 +20,7 @@ def resolve(layout: Layout, target: str) -> Place | str:
     name = _NAME.fullmatch(target)
     if name:
         run, stage, number = name.groups()
-        known = places(layout, run, stage) if stage in STAGES else []
+        known = places(layout, run, stage) if layout.kinds.is_stage(stage) else []
         if number is not None:
             known = [place for place in known if place.number == int(number)]
         if known:

@@ -7,9 +7,10 @@ from typing import Any
 from d2nas.errors import DamagedArtifactError
 from d2nas.files.verified_folder import VerifiedFolder, read_verified
 
+from .kinds import kind_of
 from .layout import Layout
 from .manifest import Manifest, parse_manifest
-from .references import Reference, kind_of, rebuild_hint
+from .references import Reference
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Version:
         return self.content.read(name)
 
 
-def hint_for(reference: Reference | None) -> str:
+def hint_for(layout: Layout, reference: Reference | None) -> str:
     """Return the line that says how the version is made again."""
     if reference is None:
         return "d2nas verify lists what is damaged; d2nas run RUN makes it again"
-    return rebuild_hint(reference.run, reference.stage)
+    return layout.kinds.rebuild_hint(reference.run, reference.stage)
 
 
 def open_version(layout: Layout, version_id: str, reference: Reference | None) -> Version:
@@ -60,17 +61,18 @@ def open_version(layout: Layout, version_id: str, reference: Reference | None) -
     """
     folder = layout.version(version_id)
     try:
-        content = read_verified(folder, expected_id=version_id, hint=hint_for(reference))
-        return as_version(content, reference)
+        content = read_verified(folder, expected_id=version_id, hint=hint_for(layout, reference))
+        return as_version(layout, content, reference)
     except DamagedArtifactError as error:
         if reference is None:
             raise
         raise DamagedArtifactError(f"{reference.name}: {error}", hint=error.hint) from None
 
 
-def as_version(content: VerifiedFolder, reference: Reference | None) -> Version:
+def as_version(layout: Layout, content: VerifiedFolder, reference: Reference | None) -> Version:
     """Return the version whose folder was verified. Raises ``DamagedArtifactError``."""
-    manifest = parse_manifest(content.manifest, what=str(content.folder), hint=content.hint)
+    what = str(content.folder)
+    manifest = parse_manifest(content.manifest, layout.kinds, what=what, hint=content.hint)
     if reference is None:
         return Version(manifest, content)
     if manifest.kind != kind_of(reference.stage) or manifest.key != reference.key:

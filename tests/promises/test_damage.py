@@ -21,7 +21,8 @@ from d2nas.files import verified_folder
 from d2nas.files.tensors import encode_state
 from d2nas.files.verified_folder import MANIFEST_NAME
 from pipeline.bundle.reader import open_bundle
-from pipeline.store import KINDS, Store
+from pipeline.stages import KINDS
+from pipeline.store import Store, kind_of
 
 
 class Target(NamedTuple):
@@ -56,7 +57,9 @@ def targets(finished: Place) -> list[Target]:
             return error_of(lambda: store.open(name))
 
         found += [Target(path, refused) for path in (*paths, place)]
-    assert {store.open(reference.name).manifest.kind for reference in references} == set(KINDS)
+    assert {store.open(reference.name).manifest.kind for reference in references} == set(
+        map(kind_of, KINDS.names)
+    )
     bundle = finished.exported / "toy"
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     assert len(files) >= 11

@@ -30,7 +30,8 @@ from pipeline.bundle.reader import open_bundle
 from pipeline.bundle.writing import CHECKSUMS
 from pipeline.gate.report import REPORT_SCHEMA
 from pipeline.running.checkpoints import read_state
-from pipeline.store import KINDS, Store
+from pipeline.stages import KINDS
+from pipeline.store import Store, kind_of
 from pipeline.store import manifest as manifest_module
 from pipeline.store import references as references_module
 
@@ -63,11 +64,10 @@ def test_every_version_verifies_and_every_kind_is_there(
     report = store.verify()
     assert report.damaged == []
     assert report.checked == len(store.references()) == 11
-    assert {store.open(reference.name).manifest.kind for reference in store.references()} == set(
-        KINDS
-    )
+    kinds = set(map(kind_of, KINDS.names))
+    assert {store.open(reference.name).manifest.kind for reference in store.references()} == kinds
     rows = old.json(capfd, "ls")
-    assert {row["kind"] for row in rows} == set(KINDS)
+    assert {row["kind"] for row in rows} == kinds
     for row in rows:
         assert old.json(capfd, "show", row["ref"])["id"] == row["id"]
     assert old.run("verify") == 0

@@ -17,7 +17,8 @@ from toy import Place
 
 from pipeline.bundle import writing
 from pipeline.bundle.checksums import CHECKSUMS
-from pipeline.store import FileSystem, Store
+from pipeline.stages import open_store
+from pipeline.store import FileSystem
 
 STAGES = ("search", "derive", "retrain", "export", "validate")
 
@@ -41,7 +42,7 @@ class OtherModel:
 
 def versions_in(root: Path) -> dict[str, Any]:
     """The newest versions of the toy's stages."""
-    store = Store(root)
+    store = open_store(root)
     return {stage: store.open(f"toy/{stage}") for stage in STAGES}
 
 

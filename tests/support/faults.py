@@ -17,6 +17,7 @@ from typing import Any
 
 from d2nas.errors import DamagedArtifactError
 from d2nas.files.verified_folder import MANIFEST_NAME
+from pipeline.stages import ALL
 from pipeline.store import FileSystem, Manifest, Staging, Store, Version
 from pipeline.store.fsio import TEMPORARY_PREFIX
 
@@ -250,7 +251,7 @@ def named_ids(root: Path) -> set[str]:
 
 def lineage_in(root: Path) -> Store:
     """Return a store with search@v1, search@v2, and derive@v1 made from the second."""
-    store = Store(root, FaultyFileSystem())
+    store = Store(root, FaultyFileSystem(), kinds=ALL)
     commit(store, contents(1), key=OTHER_KEY)
     newer = commit(store, contents(2))
     commit(store, contents(3), stage="derive", parents={"search": newer.id})

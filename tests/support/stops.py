@@ -16,6 +16,7 @@ from d2nas.train.retrain import Retraining
 from d2nas.train.search import Search
 from pipeline.running import runner
 from pipeline.running.runner import Runner
+from pipeline.stages import open_store
 from pipeline.store import Store
 
 
@@ -99,8 +100,8 @@ def assert_as_undisturbed(place: TinyPlace, loop: str, trace: Trace, derived: Pa
     version = place.latest(loop)
     assert version is not None
     assert version.id == version_id
-    assert Store(place.store).verify().damaged == []
-    assert leftovers(Store(place.store)) == []
+    assert open_store(place.store).verify().damaged == []
+    assert leftovers(open_store(place.store)) == []
 
 
 STOP = 5

@@ -21,7 +21,8 @@ from d2nas.data.batches import Batches
 from d2nas.files.tensors import encode_state
 from d2nas.train.loop import Loop, StepReport
 from d2nas.train.state import TrainState
-from pipeline.store import Store, Version
+from pipeline.stages import open_store
+from pipeline.store import Version
 
 STEPS, STEPS_PER_EPOCH = 12, 3
 LOOPS = ("search", "retrain")
@@ -82,11 +83,11 @@ class TinyPlace(Place):
 
     def latest(self, stage: str) -> Version | None:
         """The newest version of a stage, checkpoints included."""
-        return Store(self.store).latest("tiny", stage)
+        return open_store(self.store).latest("tiny", stage)
 
     def checkpoints(self, stage: str) -> list[int]:
         """The steps at which the stage's checkpoints continue, oldest first; all verified."""
-        store = Store(self.store)
+        store = open_store(self.store)
         found = store.references("tiny", f"{stage}-state")
         return [int(store.open(reference.name).manifest.facts["step"]) for reference in found]
 

@@ -23,6 +23,7 @@ from faults import (
 from store_children import holder
 
 from d2nas.errors import ConfigError, DamagedArtifactError
+from pipeline.stages import open_store
 from pipeline.store import FileSystem, Store, garbage, safe_name
 from pipeline.store.fsio import safe_run_name
 
@@ -31,7 +32,7 @@ GOLDEN_ID = "6101579099684cffca407f7a48362fa9cd87f7cab21879ff34ae35bd50a143ed"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+    return open_store(tmp_path / "store")
 
 
 @pytest.fixture

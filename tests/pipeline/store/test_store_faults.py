@@ -25,10 +25,10 @@ from faults import (
 )
 
 from d2nas.errors import DamagedArtifactError, StorageError
-from pipeline.store import KINDS, STAGES, FileSystem, Store
-from pipeline.store.references import kind_of
+from pipeline.stages import ALL, KINDS
+from pipeline.store import FileSystem, Store, kind_of
 
-STAGE_OF_KIND = {kind_of(stage): stage for stage in STAGES}
+STAGE_OF_KIND = {kind_of(stage): stage for stage in KINDS.names}
 """One stage for each kind of version."""
 
 
@@ -169,10 +169,10 @@ def test_control_careless_writer_breaks_the_store(quick_path: Path) -> None:
 
 
 def test_every_kind_of_version_is_among_the_actions() -> None:
-    assert set(STAGE_OF_KIND) == set(KINDS)
+    assert set(STAGE_OF_KIND) == {"state", *(stage.name for stage in ALL)}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", KINDS.names)
 def test_order_on_disk_and_control(stage: str, quick_path: Path) -> None:
     def second_commit(file_system: FaultyFileSystem) -> list[tuple[str, Path]]:
         root = quick_path / str(len(list(quick_path.iterdir())))
