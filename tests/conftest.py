@@ -11,6 +11,7 @@ import pytest
 import torch
 from children import ForkServer
 from faults import memory_folder
+from made_once import keep_traces, made_once, shared_root
 from tiny import TinyPlace
 from toy import Place
 
@@ -42,26 +43,33 @@ def fork_server() -> Iterator[ForkServer]:
         yield fork_server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _traces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    keep_traces(shared_root(tmp_path_factory) / "traces")
+
+
 @pytest.fixture(scope="session")
-def derived_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def derived_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run's search and derivation. Copy it before changing anything."""
-    with memory_folder(tmp_path_factory.mktemp("derived")) as folder:
+
+    def make(folder: Path) -> None:
         place = TinyPlace(folder)
         for stage in ("search", "derive"):
             assert place.run(*place.words(stage)) == 0
-        yield folder
+
+    return made_once(tmp_path_factory, "derived", make)
 
 
 @pytest.fixture(scope="session")
-def exported_folder(
-    derived_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def exported_folder(derived_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, trained and exported too."""
-    with memory_folder(tmp_path_factory.mktemp("exported")) as folder:
+
+    def make(folder: Path) -> None:
         place = TinyPlace(derived_folder).copy(folder)
         for stage in ("retrain", "export"):
             assert place.run(*place.words(stage)) == 0
-        yield folder
+
+    return made_once(tmp_path_factory, "exported", make)
 
 
 @pytest.fixture
@@ -98,9 +106,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished toy run. Copy it (see ``finished``) before changing anything."""
-    place = Place(tmp_path_factory.mktemp("finished"))
-    assert place.run("run", str(place.preset)) == 0
-    return place.folder
+
+    def make(folder: Path) -> None:
+        place = Place(folder)
+        assert place.run("run", str(place.preset)) == 0
+
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture

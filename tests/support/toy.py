@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_once import traced_once
 
 from d2nas.errors import ValidationFailedError
 from pipeline.cli import run
@@ -65,7 +66,8 @@ class Place:
 
     def run(self, command: str, *arguments: str) -> int:
         """Run a command in this process and return its exit code."""
-        return run(self.arguments(command, *arguments))
+        with traced_once():
+            return run(self.arguments(command, *arguments))
 
     def signalled(self, stop_after: int, number: int, command: str, *arguments: str) -> int:
         """Run a command in a process of its own that gets a signal after some finished steps."""

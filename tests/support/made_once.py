@@ -1,0 +1,80 @@
+"""Costly things that many tests begin with, made once and shared by all test processes.
+
+A folder of a finished run is shared with ``made_once``; of what commands trace for ONNX, which is
+a function of the network and the opset alone, ``traced_once`` keeps the answers. Runs of
+``pytest -m long`` trace each network again. The exporter's own tests do not use it.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import campaigns
+import onnx
+import pytest
+import torch
+from faults import memory_folder
+
+from d2nas.nn.network import Network
+from pipeline.onnx_io import export
+
+_real_trace, _real_export = export._traced, torch.onnx.export
+_traces: Path | None = None
+
+
+def shared_root(factory: pytest.TempPathFactory) -> Path:
+    """The folder that all test processes of this session have in common."""
+    root = factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the folder of this name, which the first who asks for it has filled with ``make``."""
+    target = shared_root(factory) / name
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, and with the process
+        if not target.exists():
+            with memory_folder(factory.mktemp(name)) as folder:
+                make(folder)
+                unfinished = Path(tempfile.mkdtemp(dir=target.parent)) / name
+                shutil.copytree(folder, unfinished)
+            unfinished.rename(target)
+    return target
+
+
+def keep_traces(folder: Path) -> None:
+    """Let ``traced_once`` keep its answers in a folder."""
+    global _traces
+    folder.mkdir(exist_ok=True)
+    _traces = folder
+
+
+def _trace(network: torch.nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
+    if type(network) is not Network or torch.onnx.export is not _real_export or _traces is None:
+        return _real_trace(network, example, opset)
+    asked = hashlib.sha256(repr((network, network.genotype, example.shape, opset)).encode())
+    for name, tensor in network.state_dict().items():
+        asked.update(name.encode() + tensor.cpu().numpy().tobytes())
+    known = _traces / asked.hexdigest()
+    if not known.exists():
+        model = _real_trace(network, example, opset)
+        with tempfile.NamedTemporaryFile(dir=_traces, delete=False) as file:
+            file.write(model.SerializeToString())
+        Path(file.name).rename(known)
+    return onnx.ModelProto.FromString(known.read_bytes())
+
+
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """Trace networks that were traced before, in this or another test process, no second time."""
+    if campaigns.LONG:
+        yield
+    else:
+        with mock.patch.object(export, "_traced", _trace):
+            yield
