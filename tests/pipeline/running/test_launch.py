@@ -21,6 +21,7 @@ from d2nas.errors import ConfigError, LostRankError, StoppedError
 from d2nas.parallel import Ranks
 from pipeline.cli import run
 from pipeline.running import launch as launch_module
+from pipeline.running.events import ROWS_FILE
 from pipeline.running.launch import LAST_WORDS, launch, leave_to_the_launcher
 from pipeline.running.runner import agree
 from pipeline.running.signals import StopFlag
@@ -30,10 +31,23 @@ LONG = ("--set", "retrain.epochs=2000", "--set", "retrain.warmup_epochs=0")
 SHORT = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
 
 
-def start(place: Place, *arguments: str) -> subprocess.Popen[str]:
+LAUNCHER = """
+import sys
+from d2nas.__main__ import main
+from pipeline.running import launch
+rank = (
+    "from d2nas.__main__ import main; from pipeline.running import runner; "
+    f"runner.CHECKPOINT_SECONDS = {sys.argv.pop(1)}; main()"
+)
+launch.own_command = lambda *words: [sys.executable, "-P", "-c", rank, *words]
+main()
+"""
+
+
+def start(place: Place, *arguments: str, checkpoint_seconds: float) -> subprocess.Popen[str]:
     words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2", *arguments)
     return subprocess.Popen(
-        [sys.executable, "-m", "d2nas", *words, "--nproc", "2"],
+        [sys.executable, "-c", LAUNCHER, str(checkpoint_seconds), *words, "--nproc", "2"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -56,10 +70,9 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     return sorted(int(pid) for pid in children)
 
 
-def steps_of(place: Place) -> bool:
-    """Whether training has begun: events are written once an epoch."""
-    metrics = place.store / "versions"
-    return metrics.is_dir() and any("derive" in str(p) for p in (place.store / "runs").rglob("*"))
+def has_finished_an_epoch(place: Place) -> bool:
+    rows = place.store / "events" / "toy-darts-v2" / "retrain" / ROWS_FILE
+    return rows.is_file() and rows.stat().st_size > 0
 
 
 def test_two_processes_make_one_version(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
@@ -116,8 +129,7 @@ def test_the_same_command_under_torchrun_on_two_machines(
 def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_processes(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    process = start(place, *LONG)
-    wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
+    process = start(place, *LONG, checkpoint_seconds=0.5)
     states = place.store / "runs" / "toy-darts-v2" / "retrain-state"
     wait_for(lambda: states.is_dir() and any(states.iterdir()), process)
     began = time.monotonic()
@@ -141,9 +153,8 @@ def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_proces
 def test_a_signal_stops_all_ranks_at_the_same_step_with_one_checkpoint(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    process = start(place, *LONG)
-    wait_for(lambda: steps_of(place) and len(ranks_of(process)) == 2, process)
-    time.sleep(8)
+    process = start(place, *LONG, checkpoint_seconds=1e9)
+    wait_for(lambda: has_finished_an_epoch(place), process)
     process.send_signal(signal.SIGTERM)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 143, talk
