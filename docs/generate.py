@@ -50,6 +50,8 @@ def _parameter(parameter: Any) -> str:
         return ""
     if parameter.param_type_name == "argument":
         name = parameter.metavar or parameter.name.upper()
+        name = name if parameter.required else f"[{name}]"
+        name += "..." if parameter.nargs == -1 else ""
     else:
         name = ", ".join(parameter.opts)
     default = parameter.default

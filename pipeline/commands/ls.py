@@ -8,7 +8,7 @@ from .options import DEFAULT_STORE, JsonOption, StoreOption
 
 
 def ls_command(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:

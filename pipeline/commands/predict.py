@@ -16,7 +16,7 @@ def predict_command(
     pictures: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Picture files, folders of them (with all inside), or - for one on stdin.",
         ),
     ],

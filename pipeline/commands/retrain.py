@@ -35,7 +35,7 @@ def retrain_command(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN|PRESET]",
+            metavar="RUN|PRESET",
             help="A run or RUN/derive@vN; with --genotype a preset (default: cifar10).",
         ),
     ] = None,

@@ -21,7 +21,7 @@ from .options import (
 
 def show_command(
     target: Annotated[
-        str | None, typer.Argument(metavar="[TARGET]", help="RUN, RUN/STAGE@vN or an id.")
+        str | None, typer.Argument(metavar="TARGET", help="RUN, RUN/STAGE@vN or an id.")
     ] = None,
     config: Annotated[
         str | None, typer.Option("--config", metavar="PRESET", help="Show a preset's values.")

@@ -18,7 +18,7 @@ def verify_command(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TARGET]...",
+            metavar="TARGET",
             help="Versions and all they were made from; or bundles: exported/NAME.",
         ),
     ] = None,

@@ -10,6 +10,7 @@ import typer
 from toy import Place, expect_error
 
 from d2nas.config import build_config
+from d2nas.errors import ConfigError
 from pipeline.cli import app, run
 from pipeline.commands import run as commands
 
@@ -30,6 +31,11 @@ def test_the_commands_and_their_options_are_these() -> None:
         assert len(options) <= MAX_OPTIONS, name
 
 
+def test_a_command_is_found_in_the_module_of_its_name() -> None:
+    for name, command in typer.main.get_command(app).commands.items():
+        assert command.callback.__module__ == f"pipeline.commands.{name}"
+
+
 @pytest.mark.parametrize(
     "command", [[], *[[name] for name in COMMANDS], *[["bench", name] for name in BENCH_COMMANDS]]
 )
@@ -45,6 +51,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
     assert "Usage: d2nas" in done.stdout
+    assert "[[" not in done.stdout
 
 
 def test_help_shows_what_each_command_does_whole(
@@ -69,6 +76,20 @@ def test_an_interrupt_outside_of_the_stages_is_told(
     monkeypatch.setattr("pipeline.commands.show.show_config", interrupt)
     assert run(["show", "--config", "quickstart"]) == 130
     assert capfd.readouterr().err == "error: stopped\n"
+
+
+def test_tracebacks_are_shown_on_request_and_only_then(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (ConfigError("not so"), RuntimeError("a bug")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("pipeline.commands.show.show_config", fail)
+        for words, shows in (([], False), (["--debug"], True), ([], False)):
+            run([*words, "show", "--config", "quickstart"])
+            assert ("Traceback" in capfd.readouterr().err) == shows
 
 
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
