@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .data.sets import Arrays, DataSet, register_data_set
     from .genotype import Genotype
     from .measure.cost import Cost, count_cost, peak_memory
-    from .methods.base import Method
+    from .methods.base import Method, register_method
     from .methods.derivation import derive_darts, derive_genotype
     from .nn.mixed_supernet import MixedSupernet
     from .nn.network import DropPath, Network, load_network
@@ -62,6 +62,7 @@ _HOMES = {
     "load_network": "d2nas.nn.network",
     "peak_memory": "d2nas.measure.cost",
     "register_data_set": "d2nas.data.sets",
+    "register_method": "d2nas.methods.base",
     "retrain": "d2nas.train.retrain",
     "run": "pipeline.api",
     "sample": "d2nas.nn.sampling",
@@ -98,6 +99,7 @@ __all__ = [
     "load_network",
     "peak_memory",
     "register_data_set",
+    "register_method",
     "retrain",
     "run",
     "sample",

@@ -14,7 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from d2nas.config import Config
-from d2nas.config.registry import data_sets
+from d2nas.config.registry import data_sets, search_methods
 from pipeline.cli import app
 
 FOLDER = Path(__file__).resolve().parent
@@ -69,6 +69,7 @@ def configuration() -> str:
         "`d2nas show --config PRESET` shows a preset's values and where each comes from.",
         "",
     ]
+    tables = {"data": _data_sets, "search": _search_methods}
     for name, field in Config.model_fields.items():
         section = field.annotation
         lines += [
@@ -79,7 +80,7 @@ def configuration() -> str:
         ]
         for key, part in section.model_fields.items():  # type: ignore[union-attr]
             lines.append(_key(part.alias or key, part))
-        lines += ["", *(_data_sets() if name == "data" else ())]
+        lines += ["", *tables.get(name, list)()]
     return "\n".join(lines)
 
 
@@ -92,6 +93,17 @@ def _data_sets() -> Iterator[str]:
         counts = ("" if one is None else f"{one:,}" for one in (found.num_train, found.num_test))
         cells = [f"`{name}`", found.title, *counts, str(found.num_classes or ""), size]
         yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _search_methods() -> Iterator[str]:
+    yield "| method | | its own defaults |"
+    yield "|---|---|---|"
+    for name in search_methods.names():
+        method = search_methods.find(name)
+        about = _escaped(str(method.__doc__).partition("\n")[0])
+        own = ", ".join(f"`{key}={value}`" for key, value in method.settings({}).items())
+        yield f"| `{name}` | {_cell(about)} | {_cell(own)} |"
     yield ""
 
 

@@ -9,14 +9,14 @@ import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError, shown_value
 from .deployment import ExportConfig, ValidateConfig
-from .registry import Registry, data_sets
+from .registry import data_sets, search_methods
 from .section import (
     MAX_TEXT,
     Batch,
@@ -41,17 +41,19 @@ from .section import (
     Text,
 )
 
-MethodName = Literal[
-    "d2nas",
-    "entangled",
-    "darts",
-    "darts-second-order",
-    "gdas",
-    "pc-darts-4",
-    "pc-darts-2",
-    "random",
-]
-METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
+if TYPE_CHECKING:
+    from ..methods.base import Method
+
+DEFAULT_METHOD = "d2nas"
+"""The method whose settings are the fields' defaults: no method's code is loaded to check them."""
+
+
+def other_method(name: str) -> "type[Method] | None":
+    """Return a method's facts; None for the default one, whose are the fields' own.
+
+    Raises ``ConfigError`` for a method that cannot be found or loaded.
+    """
+    return None if name == DEFAULT_METHOD else search_methods.find(name)
 
 
 class _NameError(ValueError):
@@ -62,12 +64,12 @@ class _NameError(ValueError):
         self.hint = error.hint
 
 
-def _named_in(registry: Registry[Any]) -> Callable[[str], str]:
+def _found_by(find: Callable[[str], object]) -> Callable[[str], str]:
     """Return the check of a field that names a registered thing."""
 
     def check(name: str) -> str:
         try:
-            registry.find(name)
+            find(name)
         except ConfigError as error:
             raise _NameError(error) from None
         return name
@@ -85,7 +87,7 @@ class DataConfig(Section):
     """Images: their source, size, splits and augmentation."""
 
     name: Annotated[
-        Text, AfterValidator(_named_in(data_sets)), Source("ours: needs no download")
+        Text, AfterValidator(_found_by(data_sets.find)), Source("ours: needs no download")
     ] = "digits"
     """A data set of the table below, or one that other code registers."""
     root: Text | None = None
@@ -152,16 +154,17 @@ class DataConfig(Section):
 
 def _warmup_epochs(search: dict[str, Any]) -> int:
     """Return the default for the values of a search that stand before it."""
-    warms_up = search.get("method") in ("d2nas", "entangled", "pc-darts-4", "pc-darts-2")
-    return 3 * search.get("epochs", 0) // 10 if warms_up else 0
+    return 3 * int(search.get("epochs", 0)) // 10
 
 
 class SearchConfig(Section):
     """The search. Defaults: the paper's CIFAR-10 setting."""
 
-    method: Annotated[MethodName, Source("D2NAS")] = "d2nas"
-    """d2nas, entangled (= ROME), or a rival: darts, darts-second-order, gdas, pc-darts-4 (a quarter
-    of the channels), pc-darts-2, random (uniform, nothing trained)."""
+    method: Annotated[Text, AfterValidator(_found_by(other_method)), Source("D2NAS")] = (
+        DEFAULT_METHOD
+    )
+    """A search method of the table below, or one that another package registers. Defaults are
+    d2nas's; a method may have its own."""
     space: Annotated[Text, Source("DARTS's code, without none as ROME 3.3")] = "S0"
     """S0 to S4, or the path of a TOML file."""
     num_cells: Annotated[Cells, Source("DARTS's code, ROME 4")] = 8
@@ -187,7 +190,8 @@ class SearchConfig(Section):
         EpochsOrNone, Source("PC-DARTS's code: 15 of 50; that d2nas has it too is ours")
     ] = Field(default_factory=_warmup_epochs)
     """Epochs before the architecture moves. Default: three tenths of all, rounded down (PC-DARTS's
-    share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 for other methods."""
+    share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 for methods that do
+    not warm up."""
     batch_size: Annotated[Batch, Source("DARTS's code; D2NAS's memory table")] = 64
     image_fraction: Annotated[float, Field(gt=0.0, le=1.0), Source("ours: all")] = 1.0
     """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
@@ -213,18 +217,21 @@ class SearchConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _entangled_spans_all_cells(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("method") != "entangled":
-            return values
-        length = values.get("branch_length", "num_cells")
-        if length not in (
-            "num_cells",
-            values.get("num_cells", cls.model_fields["num_cells"].default),
-        ):
-            raise ValueError(
-                f"search.branch_length ({length}) is for method d2nas: entangled spans all cells"
-            )
-        return {**values, "branch_length": "num_cells"}
+    def _over_the_methods_own_defaults(cls, values: Any) -> Any:
+        name = values.get("method", DEFAULT_METHOD) if isinstance(values, Mapping) else None
+        try:
+            method = other_method(name) if isinstance(name, str) else None
+        except ConfigError:
+            return values  # the field tells it
+        return values if method is None else method.settings(values)
+
+    @model_validator(mode="after")
+    def _method_computes_in(self) -> "SearchConfig":
+        method = other_method(self.method)
+        if method is not None and self.precision not in method.precisions:
+            supported = " or ".join(method.precisions)
+            raise ValueError(f"search.precision must be {supported} for {self.method}")
+        return self
 
 
 class DeriveConfig(Section):
@@ -317,13 +324,11 @@ class Config(Section):
             )
         if self.derive.candidates > 1 and self.derive.genotype is not None:
             raise ValueError("derive.candidates compares cells of a search; derive.genotype is one")
-        if self.derive.candidates > 1 and self.search.method not in ("d2nas", "entangled"):
+        method = other_method(self.search.method)
+        if self.derive.candidates > 1 and method is not None and not method.learns_distribution:
             raise ValueError(
                 f"derive.candidates: {self.search.method} learns no distribution to sample from"
             )
-        if self.search.method == "darts-second-order" and self.search.precision != "fp32":
-            # Eq. 8's step is smaller than bf16 can add to a weight.
-            raise ValueError("search.precision must be fp32 for darts-second-order")
         if self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
         length = self.search.branch_length
@@ -478,8 +483,10 @@ def _first_problem(error: ValidationError, what: str) -> ConfigError:
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     section, _, field = where.partition(".")
-    if not field or isinstance(given, Mapping):
-        return ConfigError(f"{what}: {where}{': ' if field else ''}{message}")
+    if not field:
+        return ConfigError(f"{what}: {message}")  # it names the keys itself
+    if isinstance(given, Mapping):
+        return ConfigError(f"{what}: {where}: {message}")
     hint = getattr(problem.get("ctx", {}).get("error"), "hint", None)
     if problem["type"] == "literal_error" and isinstance(given, str):
         close = difflib.get_close_matches(given[:MAX_TEXT], _words(section, field), n=1)

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from . import Config, SearchConfig
+from . import Config, SearchConfig, other_method
 from .registry import data_sets
 
 _GIVEN = object()
 """Stands for any value but none."""
 
 _SEARCH = tuple(f"search.{field}" for field in SearchConfig.model_fields)
-_SAMPLES = (  # of the paper's own supernet, K at a time
-    "search.draws",
-    "search.branch_length",
-    "search.branch_head",
-    "search.edge_gate_scale",
-)
-_MIXES = (*_SAMPLES, "search.temperature_start", "search.temperature_end")
+
+
+def _unread_by_method(name: str) -> list[str]:
+    method = other_method(name)
+    return [] if method is None else [f"search.{field}" for field in method.unread]
+
 
 UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[str]]] = {
     "data.name": lambda name: data_sets.find(name).unread,
@@ -24,18 +23,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "data.evaluation": {"test": ("data.held_out_images",)},
     "data.fit": {"pad": ("data.crop_fraction",)},
     "data.crop": {"shift": ("data.color_jitter",)},
-    "search.method": {
-        "d2nas": (),
-        "entangled": (),
-        "darts": _MIXES,
-        "darts-second-order": _MIXES,
-        "pc-darts-4": _MIXES,
-        "pc-darts-2": _MIXES,
-        "gdas": _SAMPLES,  # one draw; K only numbers its random numbers, as a seed would
-        "random": [
-            key for key in _SEARCH if key not in ("search.method", "search.space", "search.device")
-        ],
-    },
+    "search.method": _unread_by_method,
     "derive.genotype": {_GIVEN: _SEARCH},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},

@@ -17,6 +17,7 @@ from ..errors import ConfigError, shown_value
 
 if TYPE_CHECKING:
     from ..data.sets import DataSet
+    from ..methods.base import Method
 
 Kind = TypeVar("Kind")
 
@@ -106,3 +107,8 @@ class Registry(Generic[Kind]):
 data_sets: "Registry[DataSet]" = Registry(
     "data set", package="d2nas.data.sets", group="d2nas.datasets"
 )
+
+search_methods: "Registry[type[Method]]" = Registry(
+    "search method", package="d2nas.methods", group="d2nas.methods"
+)
+"""Most need torch, so the configuration asks for any method but its default one."""

@@ -1,22 +1,33 @@
-"""Interface of a search method: a supernet, logits, and two gradients.
+"""Interface of a search method: facts on itself, a supernet, logits, and two gradients.
 
-The loop (``search``) owns data, optimizers, schedules and checks. A method says how a batch of the
-architecture half becomes a gradient of the logits, and one of the weight half a gradient of the
-weights. One sub-network's forward and backward on one batch is a *pass*, the unit in which
-searches of different methods are compared.
+The loop (``train.search``) owns data, optimizers, schedules and checks. A method says how a batch
+of the architecture half becomes a gradient of the logits, and one of the weight half a gradient of
+the weights. One sub-network's forward and backward on one batch is a *pass*, the unit in which
+searches of different methods are compared. Nothing here loads torch.
 """
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
+from ..config import SearchConfig
+from ..config.registry import search_methods
 from ..genotype import Genotype
-from ..nn.sampling import ArchLogits
+from ..spaces import SPACES, SearchSpace
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ..nn.sampling import ArchLogits
+
+_R_DARTS_SPACES = tuple(SPACES[name] for name in ("S1", "S2", "S3", "S4"))
+
+D2NAS_KEYS = ("draws", "branch_length", "branch_head", "edge_gate_scale")
+"""Keys of ``search.*`` that only D2NAS and its entangled form read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +82,69 @@ class Sizes:
 class Method:
     """One way to search: base of all.
 
-    ``passes``: sub-network passes of a step's architecture and weight half. ``weights_first``:
-    the order of the halves. ``none_too``: whether ``none``, where a space has it, is chosen from.
-    ``learns_edges``: whether the edge logits take part; those of other methods stay as they began.
+    The facts, set in the class: ``passes``, sub-network passes of a step's architecture and weight
+    half; ``weights_first``, the order of the halves; ``warms_up``, whether by default the
+    architecture rests at first; ``searches_none``, whether ``none`` is among the candidates, as in
+    DARTS's own S0; ``learns_edges``, whether the edge logits take part (those of other methods
+    stay as they began); ``learns_distribution``, whether sub-networks can be sampled from the
+    logits, as ``derive.candidates`` does; ``several_processes``, whether it can run on several;
+    ``precisions``, those that it can compute in; ``recipe``, defaults of ``search.*`` where its
+    own differ from d2nas's; ``unread``, keys of ``search.*`` that it does not read.
     """
+
+    name = ""
+    """Given by ``register_method``."""
+    passes: tuple[int, int]
+    weights_first = False
+    warms_up = False
+    searches_none = False
+    learns_edges = True
+    learns_distribution = False
+    several_processes = True
+    precisions: Collection[str] = ("fp32", "tf32", "bf16")
+    recipe: Mapping[str, Any] = {}
+    unread: Collection[str] = ()
 
     supernet: nn.Module
     logits: ArchLogits
-    passes: tuple[int, int]
-    weights_first = False
-    none_too = False
-    learns_edges = True
+
+    @classmethod
+    def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the ``search.*`` that a user gave over the method's own defaults.
+
+        Raises ``ValueError`` for what contradicts the method.
+        """
+        rest = {} if cls.warms_up else {"warmup_epochs": 0}
+        return {**rest, **cls.recipe, **given}
+
+    @classmethod
+    def searched_space(cls, space: SearchSpace) -> SearchSpace:
+        """Return the space that it searches in: with ``none``, where it searches that.
+
+        S1 to S4 are searched by every method as R-DARTS published them.
+        """
+        with_none = cls.searches_none and space not in _R_DARTS_SPACES
+        return space.with_none() if with_none else space
+
+    @classmethod
+    def branch_cells(cls, config: SearchConfig) -> int | None:
+        """Return how many cells one branch spans; None for a method without branches."""
+        return None
+
+    @classmethod
+    def build(
+        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
+    ) -> Method:
+        """Return the method before its first step; ``generator`` draws the logits' start.
+
+        ``space`` is a searched one. The weights are initialized by the caller.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def genotype_of(cls, logits: ArchLogits) -> Genotype:
+        """Return the genotype that logits stand for by the method's own rule."""
+        raise NotImplementedError
 
     @cached_property
     def weights(self) -> list[nn.Parameter]:
@@ -99,23 +162,24 @@ class Method:
         raise NotImplementedError
 
     def derive(self) -> Genotype:
-        """Return the genotype that the logits stand for by the method's own rule."""
-        raise NotImplementedError
+        """Return the genotype of its logits as they are."""
+        return self.genotype_of(self.logits)
 
 
-@contextlib.contextmanager
-def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Compute no gradient of these parameters: less to keep, and a third less to compute."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+_MethodClass = TypeVar("_MethodClass", bound=type[Method])
 
 
-def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy, with its graph, and the accuracy of logits (N, classes)."""
-    correct = (logits.detach().argmax(dim=1) == labels).double().mean()
-    return F.cross_entropy(logits, labels), correct
+def register_method(name: str) -> Callable[[_MethodClass], _MethodClass]:
+    """Register the class that follows as a search method.
+
+    Raises ``ConfigError`` for an invalid name and for one that is taken.
+    """
+
+    def register(kind: _MethodClass) -> _MethodClass:
+        if not kind.__module__.startswith("d2nas.methods."):
+            search_methods.names()  # so that those of d2nas itself are there, and taken
+        search_methods.add(name, kind)
+        kind.name = name
+        return kind
+
+    return register

@@ -10,32 +10,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..config import SearchConfig
 from ..genotype import Genotype
 from ..nn.mixed_supernet import MixedSupernet
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.sampling import ArchLogits
 from ..spaces import SearchSpace
-from .base import Batch, Measured, Method, Sizes, StepContext, frozen, measure
+from .base import D2NAS_KEYS, Batch, Measured, Method, Sizes, StepContext, register_method
 from .derivation import derive_darts
+from .passes import frozen, measure
 
 FINITE_DIFFERENCE = 0.01
 """Eq. 8's epsilon times the norm of the gradient it goes along."""
 
 
+@register_method("darts")
 class Darts(Method):
-    """DARTS of first order; with ``channel_divisor`` above 1, PC-DARTS (arXiv 1907.05737)."""
+    """DARTS of first order: every operation computed, by Eq. 5."""
 
+    channel_divisor = 1
+    """The part of the channels that an edge computes, as PC-DARTS; 1: all of them."""
     passes = (1, 1)
-    none_too = True
+    searches_none = True
+    learns_edges = False
+    unread = (*D2NAS_KEYS, "temperature_start", "temperature_end")
 
     def __init__(
-        self,
-        space: SearchSpace,
-        sizes: Sizes,
-        generator: torch.Generator,
-        *,
-        channel_divisor: int,
-        recompute: str,
+        self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
     ) -> None:
         self.supernet = MixedSupernet(
             space,
@@ -44,12 +45,23 @@ class Darts(Method):
             num_classes=sizes.num_classes,
             in_channels=sizes.in_channels,
             stem=sizes.stem,
-            channel_divisor=channel_divisor,
+            channel_divisor=self.channel_divisor,
             recompute=recompute,
         )
-        self.learns_edges = channel_divisor > 1
         self._noises = noises_in(self.supernet)
         self.logits = ArchLogits(space, generator=generator)
+
+    @classmethod
+    def build(
+        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
+    ) -> Method:
+        """Return the method with a fresh mixed supernet."""
+        return cls(space, sizes, generator, recompute=config.recompute)
+
+    @classmethod
+    def genotype_of(cls, logits: ArchLogits) -> Genotype:
+        """Return the genotype by the rule of the published code."""
+        return derive_darts(logits, logits.space)
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss at the weights as they are."""
@@ -63,20 +75,35 @@ class Darts(Method):
         with frozen(list(self.logits.parameters())):
             return self._backward(batch)
 
-    def derive(self) -> Genotype:
-        """Return the genotype by the rule of the published code."""
-        return derive_darts(self.logits, self.logits.space)
-
     def _backward(self, batch: Batch) -> Measured:
         loss, accuracy = measure(self.supernet(batch.images, self.logits), batch.labels)
         torch.autograd.backward(loss)
         return Measured(loss.detach(), accuracy, loss.detach())
 
 
+@register_method("pc-darts-4")
+class PcDarts4(Darts):
+    """PC-DARTS (arXiv 1907.05737) on a quarter of the channels, with edge logits."""
+
+    channel_divisor = 4
+    warms_up = True
+    learns_edges = True
+
+
+@register_method("pc-darts-2")
+class PcDarts2(PcDarts4):
+    """PC-DARTS on half of the channels."""
+
+    channel_divisor = 2
+
+
+@register_method("darts-second-order")
 class DartsSecondOrder(Darts):
-    """DARTS of second order: five passes a step."""
+    """DARTS of second order: a weight step looked ahead (Eq. 7-8), five passes a step."""
 
     passes = (4, 1)
+    several_processes = False  # the look ahead would be at each rank's own images
+    precisions = ("fp32",)  # Eq. 8's step is smaller than bf16 can add to a weight
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss after one weight step, through that step (Eq. 7).

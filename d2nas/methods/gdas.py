@@ -8,20 +8,24 @@ rule, because the published one can put both edges of a node on the same predece
 
 import torch
 
+from ..config import SearchConfig
 from ..genotype import Genotype
-from ..nn.sampling import Draw, sample_operations
+from ..nn.sampling import ArchLogits, Draw, sample_operations
 from ..spaces import SearchSpace
-from .base import Sizes
+from .base import D2NAS_KEYS, Method, Sizes, register_method
 from .derivation import derive_darts
 from .single_path import SinglePath
 
 
+@register_method("gdas")
 class Gdas(SinglePath):
-    """GDAS with the operations, and so the kernels, of D2NAS."""
+    """GDAS: one sampled operation on all 14 edges, with the kernels of D2NAS."""
 
     weights_first = True
-    none_too = True
+    searches_none = True
     learns_edges = False
+    all_edges = True
+    unread = D2NAS_KEYS  # one draw; K only numbers its random numbers, as a seed would
 
     def __init__(
         self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
@@ -39,6 +43,14 @@ class Gdas(SinglePath):
         """Return all edges with one operation each."""
         return sample_operations(self.logits, temperature, generator)
 
-    def derive(self) -> Genotype:
+    @classmethod
+    def build(
+        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
+    ) -> Method:
+        """Return the method with a fresh supernet."""
+        return cls(space, sizes, generator, recompute=config.recompute)
+
+    @classmethod
+    def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the genotype by DARTS's rule."""
-        return derive_darts(self.logits, self.logits.space)
+        return derive_darts(logits, logits.space)

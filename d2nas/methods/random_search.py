@@ -1,26 +1,40 @@
 """Random search: one genotype, uniform over the space, without any training.
 
 Two different predecessors per node and one operation per edge, each with equal chance: what a
-search has to beat.
+search has to beat. Every study has some, and a finished study is shown without loading torch, so
+torch is imported by the search alone.
 """
 
-import torch
-from torch import nn
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ..config import SearchConfig
 from ..genotype import Genotype
-from ..nn.sampling import ArchLogits, draw_noise
 from ..spaces import CELL_TYPES, SearchSpace
-from .base import Method
-from .derivation import derive_genotype
+from .base import Method, Sizes, register_method
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..nn.sampling import ArchLogits
 
 
+@register_method("random")
 class RandomSearch(Method):
-    """Logits that are one draw of Gumbel noise: their largest ones are a uniform choice."""
+    """One uniform genotype, nothing trained: logits that are one draw of Gumbel noise."""
 
     passes = (0, 0)
+    unread = tuple(
+        field for field in SearchConfig.model_fields if field not in ("method", "space", "device")
+    )
 
     def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
-        self.supernet = nn.Module()
+        import torch
+
+        from ..nn.sampling import ArchLogits, draw_noise
+
+        self.supernet = torch.nn.Module()
         self.logits = ArchLogits(space)
         with torch.no_grad():
             for cell_type in CELL_TYPES:
@@ -28,6 +42,16 @@ class RandomSearch(Method):
                 self.logits.ops(cell_type).copy_(noise.ops)
                 self.logits.edges(cell_type).copy_(noise.edges)
 
-    def derive(self) -> Genotype:
-        """Return the drawn genotype."""
-        return derive_genotype(self.logits, self.logits.space)
+    @classmethod
+    def build(
+        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
+    ) -> Method:
+        """Return the method with its draw made."""
+        return cls(space, generator)
+
+    @classmethod
+    def genotype_of(cls, logits: ArchLogits) -> Genotype:
+        """Return the drawn genotype: the largest logits are a uniform choice."""
+        from .derivation import derive_genotype
+
+        return derive_genotype(logits, logits.space)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..config import DataConfig, SearchConfig
+from ..config.registry import search_methods
 from ..data.batches import Batches
 from ..data.images import ImageData, Images, Normalizer
 from ..data.images import steps_per_epoch as count_steps
@@ -28,7 +29,6 @@ from ..files.text_files import read_space
 from ..genotype import Genotype
 from ..measure.cost import LiveBytes
 from ..methods.base import Batch, Measured, Method, Sizes, StepContext
-from ..methods.registry import METHODS, searched_space
 from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
@@ -55,12 +55,14 @@ def search(
     *,
     seed: int = 0,
     augmentation: DataConfig | None = None,
+    method: Method | None = None,
     on_epoch: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Genotype:
     """Search an architecture on images and return the genotype that the method derives.
 
-    ``config`` names method, space, device and length; its defaults are the paper's. ``on_epoch``
-    is called with the row of each finished epoch (losses, entropies, the genotype so far). Raises
+    ``config`` names method, space, device and length; its defaults are the paper's. ``method`` is
+    searched by in place of the one it names. ``on_epoch`` is called with the row of each finished
+    epoch (losses, entropies, the genotype so far). Raises
     ``ConfigError`` for settings that do not fit the data, ``NonFiniteError``,
     ``OutOfMemoryError``.
     """
@@ -72,6 +74,7 @@ def search(
         seed=seed,
         device=resolve_device(config.device),
         augmentation=augmentation or DataConfig(),
+        method=method,
     )
     for report in searched.run():
         if on_epoch is not None and report.metrics is not None:
@@ -82,7 +85,8 @@ def search(
 class Search(Loop):
     """A search in progress: a method's supernet and logits, both optimizers, and the data.
 
-    Logits and weights are disjoint: Adam moves the former, SGD the latter.
+    Logits and weights are disjoint: Adam moves the former, SGD the latter. ``method`` takes the
+    place of the one that ``config`` names, with the weights and in the space that it comes with.
     """
 
     def __init__(
@@ -94,12 +98,13 @@ class Search(Loop):
         seed: int,
         device: torch.device,
         augmentation: DataConfig,
+        method: Method | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        if ranks.size > 1 and config.method == "darts-second-order":
-            # Its look ahead would be at each rank's own images.
+        self.method = method or build_method(config, data, space, seed=seed)
+        if ranks.size > 1 and not self.method.several_processes:
             raise ConfigError(
-                "darts-second-order searches in one process", hint="leave out --nproc"
+                f"{self.method.name} searches in one process", hint="leave out --nproc"
             )
         self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
@@ -116,7 +121,6 @@ class Search(Loop):
             )
             for half, purpose in _halves(config, data, seed)
         )
-        self.method = build_method(config, data, space, seed=seed)
         self.supernet, self.logits = self.method.supernet, self.method.logits
         self.space = self.logits.space
         to_device(self.supernet, device)
@@ -223,8 +227,10 @@ class Search(Loop):
         the edge entropy of a method that learns no edges.
         """
         genotype = self.method.derive()
-        none_too = self.method.none_too
-        entropies = {cell: self.logits.entropy(cell, none_too=none_too) for cell in CELL_TYPES}
+        entropies = {
+            cell: self.logits.entropy(cell, none_too=self.method.searches_none)
+            for cell in CELL_TYPES
+        }
         trained: dict[str, Any] = {**means} if self.trains else {}
         if trained:
             trained["peak_bytes"] = round(trained["peak_bytes"])
@@ -273,13 +279,10 @@ def build_method(config: SearchConfig, data: ImageData, space: SearchSpace, *, s
         in_channels=data.channels,
         stem=stem_for(config.stem, data.image_size),
     )
+    kind = search_methods.find(config.method)
+    logits_generator = generator(seed, "architecture-logits")
     with torch.random.fork_rng(devices=[]):
-        method = METHODS[config.method](
-            config,
-            searched_space(config.method, space),
-            sizes,
-            generator(seed, "architecture-logits"),
-        )
+        method = kind.build(config, kind.searched_space(space), sizes, logits_generator)
     initialize(method.supernet, generator(seed, "supernet-weights"))
     return method
 

@@ -20,11 +20,12 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from d2nas.config.registry import search_methods
 from d2nas.measure.allocation import Uncomputed
 from d2nas.measure.cost import LiveBytes
-from d2nas.methods.base import Batch, Method, Sizes, StepContext, measure
+from d2nas.methods.base import Batch, Sizes, StepContext
 from d2nas.methods.darts import DartsSecondOrder
-from d2nas.methods.registry import METHODS, searched_space
+from d2nas.methods.passes import measure
 from d2nas.methods.single_path import SinglePath
 from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
 from d2nas.nn.units import keep_everything
@@ -33,7 +34,7 @@ from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
 from d2nas.train.loop import sgd, to_device
 from d2nas.train.precision import compute_type
 
-from .memory_cases import HEAVIEST, HEAVY, RANDOM, SAMPLED, Case, Measurement
+from .memory_cases import HEAVIEST, HEAVY, RANDOM, Case, Measurement
 
 IMAGE_SIZE, CLASSES, CHANNELS = 32, 10, 3
 RANDOM_DRAWS = 16
@@ -61,9 +62,7 @@ def measure_all(cases: Sequence[Case], device: torch.device) -> Iterator[Measure
 def _effort(case: Case) -> int:
     """Return how long a case takes, roughly: operations computed, twice with recomputation."""
     config = case.config
-    operations = config.num_cells * (
-        100 if config.method not in SAMPLED else len(draws_of(case)) * 8
-    )
+    operations = config.num_cells * (len(draws_of(case)) * 8 if case.is_sampled else 100)
     return operations * (1 if config.recompute == "none" else 2)
 
 
@@ -102,12 +101,11 @@ class _Bench:
 
     def __init__(self, case: Case, device: torch.device) -> None:
         config, self.case, self.device = case.config, case, device
-        space = searched_space(config.method, SPACES[config.space])
+        kind = search_methods.find(config.method)
+        space = kind.searched_space(SPACES[config.space])
         sizes = Sizes(config.num_cells, config.init_channels, CLASSES, CHANNELS, "cifar")
         with torch.random.fork_rng(devices=[]):
-            self.method: Method = METHODS[config.method](
-                config, space, sizes, torch.Generator().manual_seed(0)
-            )
+            self.method = kind.build(config, space, sizes, torch.Generator().manual_seed(0))
         supernet = self.method.supernet.train()
         if case.published:
             keep_everything(supernet)
@@ -203,27 +201,27 @@ def draws_of(case: Case) -> dict[str, Draw | None]:
     the deepest chain (GDAS runs all 14): there the worst is looked for. And 16 random ones, of
     which the mean is taken. A method that samples nothing has one entry, None.
     """
-    method = case.config.method
-    if method not in SAMPLED:
+    kind = search_methods.find(case.config.method)
+    if not issubclass(kind, SinglePath):
         return {"": None}
-    space = searched_space(method, SPACES[case.config.space])
+    space = kind.searched_space(SPACES[case.config.space])
     draws: dict[str, Draw | None] = {}
     if case.draws != "random":
         some = {"heavy": HEAVY, "heaviest": HEAVIEST}
-        draws |= _uniform_draws(method, space, some.get(case.draws))
+        draws |= _uniform_draws(kind, space, some.get(case.draws))
     if case.draws != "heaviest":
-        draws |= _random_draws(method, space)
+        draws |= _random_draws(kind, space)
     return draws
 
 
 def _uniform_draws(
-    method: str, space: SearchSpace, operations: Sequence[str] | None
+    kind: type[SinglePath], space: SearchSpace, operations: Sequence[str] | None
 ) -> dict[str, Draw]:
     shapes = {
         "from the inputs": _entering(lambda node: (0, 1)),
         "in a chain": _entering(lambda node: (node - 2, node - 1)),
     }
-    if method == "gdas":
+    if kind.all_edges:
         shapes = {"on all edges": tuple(range(len(EDGES)))}
     known = dict.fromkeys(name for edge in space.normal for name in edge)
     return {
@@ -249,9 +247,9 @@ def _uniform(space: SearchSpace, operation: str, edges: tuple[int, ...]) -> Draw
     return Draw(normal, reduce)
 
 
-def _random_draws(method: str, space: SearchSpace) -> dict[str, Draw]:
+def _random_draws(kind: type[SinglePath], space: SearchSpace) -> dict[str, Draw]:
     logits = ArchLogits(space, generator=generator(0, "architecture-logits"))
-    draw = sample_operations if method == "gdas" else sample
+    draw = sample_operations if kind.all_edges else sample
     return {
         f"{RANDOM} {index}": draw(
             logits, _TEMPERATURE, generator(0, "bench-memory-draw", index)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from d2nas.config import SearchConfig
+from d2nas.config.registry import search_methods
 
 PAPER = SearchConfig(
     method="d2nas",
@@ -27,9 +28,6 @@ PAPER_GB = {
     "d2nas": 2.1,
 }
 """What Table 4 prints. Its ROME is here the entangled search."""
-
-SAMPLED = ("d2nas", "entangled", "gdas")
-"""Methods that run sampled sub-networks."""
 
 HEAVIEST = ("sep_conv_3x3", "sep_conv_5x5")
 """The operations that need most memory in fp32, where nothing is recomputed."""
@@ -61,10 +59,12 @@ class Case:
     @property
     def branch_length(self) -> int | None:
         """Cells per branch; None for a method without branches."""
-        config = self.config
-        if config.method == "d2nas" and config.branch_length != "num_cells":
-            return config.branch_length
-        return config.num_cells if config.method in SAMPLED else None
+        return search_methods.find(self.config.method).branch_cells(self.config)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the method runs sampled sub-networks: those have branches."""
+        return self.branch_length is not None
 
     @property
     def identity(self) -> tuple[Any, ...]:

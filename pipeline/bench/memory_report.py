@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .memory_cases import HEAVIEST, PAPER, RANDOM, SAMPLED, Case, Measurement
+from .memory_cases import HEAVIEST, PAPER, RANDOM, Case, Measurement
 
 MIB, GIB = 2**20, 2**30
 
@@ -37,7 +37,7 @@ def rows_of(measurement: Measurement) -> list[dict[str, Any]]:
     """
     case, peaks = measurement.case, measurement.peaks
     at_random = [peak for name, peak in peaks.items() if name.startswith(RANDOM)]
-    if case.config.method not in SAMPLED:
+    if not case.is_sampled:
         return [_row(measurement, None, max(peaks.values()), peaks)]
     rows = []
     if case.draws != "random":

@@ -332,7 +332,7 @@ class _Estimates:
             method = build_method(config, data, read_space(config.space), seed=0)
             if not isinstance(method, SinglePath):
                 return method.supernet, lambda images: (method.supernet(images, method.logits),)
-            draw = _heavy_draw(method.logits.space, all_edges=config.method == "gdas")
+            draw = _heavy_draw(method.logits.space, all_edges=method.all_edges)
             return method.supernet, lambda images: (
                 branch.logits for branch in method.supernet.branches(images, draw)
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 from d2nas.config import Config
+from d2nas.config.registry import search_methods
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
 from d2nas.genotype import Genotype, read_genotype
@@ -71,7 +72,6 @@ def run(context: Context) -> Facts:
 def _searched(context: Context) -> Genotype:
     """Return the genotype of the search's logits."""
     from d2nas.files.tensors import decode_tensors
-    from d2nas.methods.registry import derive_for
     from d2nas.nn.network import load_weights
     from d2nas.nn.sampling import ArchLogits
 
@@ -83,7 +83,8 @@ def _searched(context: Context) -> Genotype:
     if context.config.derive.candidates > 1:
         return _select(context, logits)
     context.hooks.begin(1, 0, "genotype")
-    genotype = derive_for(search.manifest.config["search"]["method"], logits)
+    method = search_methods.find(search.manifest.config["search"]["method"])
+    genotype = method.genotype_of(logits)
     context.hooks.advance(1, None)
     return genotype
 

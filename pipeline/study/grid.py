@@ -22,14 +22,14 @@ Paths in it are taken from the working directory, as everywhere.
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from d2nas.config import METHOD_NAMES, Config, build_config
+from d2nas.config import Config, build_config, other_method
 from d2nas.config.registry import data_sets
 from d2nas.config.section import Section, Seed
 from d2nas.errors import ConfigError
@@ -128,8 +128,7 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     if data_root is not None:
         base.setdefault("data", {})["root"] = data_root
     for method in file.method:
-        if method not in METHOD_NAMES:
-            raise _unknown(what, "method", method, METHOD_NAMES)
+        _check_name(other_method, method, what)
     variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
     drafts = [
         _draft(variant, method, space, data, seed)
@@ -222,6 +221,13 @@ def _unknown(what: str, kind: str, name: str, known: Iterable[str]) -> ConfigErr
     return ConfigError(f"{what}: unknown {kind} {name!r}", hint=hint)
 
 
+def _check_name(find: Callable[[str], object], name: str, what: str) -> None:
+    try:
+        find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}", hint=error.hint) from None
+
+
 def _variants(file: _File, what: str) -> list[_Variant]:
     names = [variant.name for variant in file.variant]
     _require_unique(names, f"{what}: variant")
@@ -239,13 +245,10 @@ def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) ->
             raise ConfigError(f"{where}: {axis} is missing", hint=_EXAMPLE)
         _require_unique(values, f"{where}: {axis}")
         axes[axis] = values
-    for axis, kind, known in (
-        ("methods", "method", METHOD_NAMES),
-        ("data", "data set", data_sets.names()),
-    ):
-        for name in axes[axis]:
-            if name not in known:
-                raise _unknown(where, kind, name, known)
+    for method in axes["methods"]:
+        _check_name(other_method, method, where)
+    for name in axes["data"]:
+        _check_name(data_sets.find, name, where)
     for space in axes["spaces"]:
         read_space(space)
     merged = copy.deepcopy(base)

@@ -9,10 +9,10 @@ from image_files import write_classes, write_fashion_mnist, write_image
 from searches import config_of, search_by
 from toy import Place
 
-from d2nas.config import METHOD_NAMES, Config, SearchConfig, build_config
+from d2nas.config import Config, SearchConfig, build_config
 from d2nas.config import effects as config_effects
-from d2nas.config.effects import UNREAD, effect_line, without_effect
-from d2nas.config.registry import data_sets
+from d2nas.config.effects import UNREAD, _unread_by_method, effect_line, without_effect
+from d2nas.config.registry import data_sets, search_methods
 from d2nas.data.images import load_data
 from d2nas.data.sources import content_digest
 from d2nas.spaces import SearchSpace
@@ -53,24 +53,25 @@ def is_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bo
 
 
 def test_every_choice_is_in_the_table() -> None:
-    assert set(UNREAD["search.method"]) == set(METHOD_NAMES)
     keys = {
         f"{section}.{field}" for section, fields in Config().to_dict().items() for field in fields
     }
     assert set(UNREAD) <= keys
     by_data_set = [data_sets.find(name).unread for name in data_sets.names()]
+    by_method = [_unread_by_method(name) for name in search_methods.names()]
     by_value = [
         keys for values in UNREAD.values() if not callable(values) for keys in values.values()
     ]
-    for unread in (*by_data_set, *by_value):
+    for unread in (*by_data_set, *by_method, *by_value):
         assert set(unread) <= keys
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in METHOD_NAMES if name not in ("d2nas", "entangled", "random")]
+    "method",
+    [name for name in search_methods.names() if name not in ("d2nas", "entangled", "random")],
 )
 def test_what_a_method_does_not_read_changes_no_bit_of_its_search(method: str) -> None:
-    unread = list(UNREAD["search.method"][method])
+    unread = list(_unread_by_method(method))
     if method == "gdas":
         unread.remove("search.draws")  # numbers its random draws; their count is looked at below
     assert is_equal(state_of(method), state_of(method, *settings_of(unread)))
@@ -96,7 +97,7 @@ def test_a_random_cell_depends_on_nothing_of_the_search_but_its_space() -> None:
     genotype = search_by("random").method.derive()
     assert genotype == search_by("random", *other).method.derive()
     assert genotype != search_by("random", space="S2").method.derive()
-    assert set(UNREAD["search.method"]["random"]) == {
+    assert set(_unread_by_method("random")) == {
         f"search.{field}"
         for field in SearchConfig.model_fields
         if field not in ("method", "space", "device")

@@ -17,11 +17,11 @@ from forgery import rewrite_reference
 from toy import Place
 
 from d2nas import Genotype, load_network
+from d2nas.config.registry import search_methods
 from d2nas.errors import DamagedArtifactError
 from d2nas.files.strict_json import canonical_json, parse_json
 from d2nas.files.tensors import decode_tensors
 from d2nas.files.verified_folder import MANIFEST_NAME
-from d2nas.methods.registry import derive_for
 from d2nas.nn.network import load_weights
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import SearchSpace
@@ -81,7 +81,7 @@ def test_tensors_genotypes_and_states_are_read(old: Place) -> None:
         logits, decode_tensors(searched.read("logits.safetensors"), what="logits"), what="logits"
     )
     genotype = Genotype.from_json(derived.read("genotype.json"), what="genotype")
-    assert derive_for("d2nas", logits) == genotype
+    assert search_methods.find("d2nas").genotype_of(logits) == genotype
     for loop in ("search", "retrain"):
         state = read_state(store.open(f"old/{loop}-state"))
         assert state.step == 11

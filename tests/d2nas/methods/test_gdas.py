@@ -11,7 +11,6 @@ from d2nas import SPACES
 from d2nas.methods.base import Batch, Sizes
 from d2nas.methods.darts import Darts, DartsSecondOrder
 from d2nas.methods.gdas import Gdas
-from d2nas.methods.registry import searched_space
 from d2nas.methods.single_path import Decoupled
 from d2nas.nn.operations import initialize
 from d2nas.nn.sampling import (
@@ -32,7 +31,7 @@ LABELS = torch.arange(4)
 
 def gdas_of(space: str = "S0") -> Gdas:
     sizes = Sizes(num_cells=3, init_channels=2, num_classes=4, in_channels=3, stem="cifar")
-    searched = searched_space("gdas", SPACES[space])
+    searched = Gdas.searched_space(SPACES[space])
     method = Gdas(searched, sizes, torch.Generator().manual_seed(1), recompute="none")
     initialize(method.supernet, torch.Generator().manual_seed(1))
     method.supernet.double()

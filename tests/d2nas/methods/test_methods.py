@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2nas import SPACES, Genotype, Supernet, sample
-from d2nas.config import METHOD_NAMES
-from d2nas.methods.base import frozen
-from d2nas.methods.registry import METHODS, derive_for, searched_space
+from d2nas.config.registry import search_methods
+from d2nas.methods.passes import frozen
 from d2nas.nn.operations import initialize
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, NODE_EDGES
 from d2nas.train.search import Search, architecture_step, weight_step
 from d2nas.train.state import TrainState
 
+METHOD_NAMES = search_methods.names()
 TRAINED = [name for name in METHOD_NAMES if name != "random"]
 WITHOUT_EDGE_LOGITS = {"darts", "darts-second-order", "gdas"}
 MEANS = {
@@ -69,8 +69,10 @@ def assert_lies_in(genotype: Genotype, space: str) -> None:
             assert operation != "noise" or space == "S4"
 
 
-def test_the_table_holds_every_method() -> None:
-    assert set(METHODS) == set(METHOD_NAMES)
+def test_every_method_is_found_by_its_name() -> None:
+    darts = {"darts", "darts-second-order", "pc-darts-4", "pc-darts-2"}
+    assert set(METHOD_NAMES) == {"d2nas", "entangled", "gdas", "random", *darts}
+    assert [search_methods.find(name).name for name in METHOD_NAMES] == list(METHOD_NAMES)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -86,11 +88,11 @@ def test_a_method_searches_a_space(method: str, space: str) -> None:
     if method in WITHOUT_EDGE_LOGITS:
         assert all(not torch.count_nonzero(search.logits.edges(cell)) for cell in CELL_TYPES)
     learns_edges = method not in WITHOUT_EDGE_LOGITS
-    edge_entropies = search.describe_epoch(0, [0.0] * 7)["edge_entropy"].values()
+    edge_entropies = search.describe_epoch(0, dict.fromkeys(MEANS, 0.0))["edge_entropy"].values()
     assert all((value is not None) == learns_edges for value in edge_entropies)
     genotype = search.method.derive()
     assert_lies_in(genotype, space)
-    assert derive_for(method, search.logits) == genotype
+    assert search_methods.find(method).genotype_of(search.logits) == genotype
     (row,) = search.metrics
     assert Genotype.from_dict(row["genotype"]) == genotype
     assert row.keys() == (ALWAYS if method == "random" else ALWAYS | MEANS)
@@ -116,16 +118,16 @@ def test_what_a_warm_up_does_not_measure_is_none() -> None:
 def test_the_entropy_is_that_of_what_a_method_chooses_from(method: str) -> None:
     search = search_by(method, space="S0")
     choices = 7 if method in ("d2nas", "entangled") else 8
-    entropies = search.describe_epoch(0, [0.0] * 7)["op_entropy"]
+    entropies = search.describe_epoch(0, dict.fromkeys(MEANS, 0.0))["op_entropy"]
     assert list(entropies.values()) == pytest.approx([math.log(choices)] * 2, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_none_is_searched_where_the_published_code_does(method: str) -> None:
-    has_none = "none" in searched_space(method, SPACES["S0"]).normal[0]
+    has_none = "none" in search_methods.find(method).searched_space(SPACES["S0"]).normal[0]
     assert has_none == (method not in ("d2nas", "entangled", "random"))
     for name in ("S1", "S2", "S3", "S4"):
-        assert searched_space(method, SPACES[name]) == SPACES[name]
+        assert search_methods.find(method).searched_space(SPACES[name]) == SPACES[name]
 
 
 # --- resume -------------------------------------------------------------------------------------

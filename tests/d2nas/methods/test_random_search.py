@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from d2nas import SPACES
-from d2nas.methods import random_search
 from d2nas.methods.random_search import RandomSearch
+from d2nas.nn import sampling
 from d2nas.nn.sampling import choosable
 from d2nas.randomness import generator
 from d2nas.spaces import CELL_TYPES, NODE_EDGES
@@ -62,12 +62,12 @@ def test_random_search_is_uniform(space: str) -> None:
 @pytest.mark.usefixtures("quick_masks")
 @pytest.mark.parametrize("part", ["ops", "edges"])
 def test_control_a_slight_preference_is_seen(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = random_search.draw_noise
+    real = sampling.draw_noise
 
     def slanted(num_columns: int, numbers: torch.Generator) -> Any:
         noise = real(num_columns, numbers)
         getattr(noise, part)[..., -1] += 0.6
         return noise
 
-    monkeypatch.setattr(random_search, "draw_noise", slanted)
+    monkeypatch.setattr(sampling, "draw_noise", slanted)
     assert worst_z("S2", 1000) > 6

@@ -50,7 +50,7 @@ class Case:
 
     def __init__(self, space: SearchSpace, kind: type[Darts] = DartsSecondOrder) -> None:
         numbers = torch.Generator().manual_seed(0)
-        self.method = kind(space, SIZES, numbers, channel_divisor=1, recompute="none")
+        self.method = kind(space, SIZES, numbers, recompute="none")
         initialize(self.method.supernet, numbers)
         self.method.supernet.double().train()
         self.method.logits.double()

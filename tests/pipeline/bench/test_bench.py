@@ -13,9 +13,9 @@ from benchmarks.pairs import TimedWork, compare
 from benchmarks.search import StepRunner, check_same_code, compare_methods
 from d2nas import SPACES
 from d2nas.config import SearchConfig
+from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
 from d2nas.methods.base import Sizes
-from d2nas.methods.registry import METHODS
 from d2nas.nn import units
 from d2nas.train.search import architecture_step
 from pipeline.bench import memory as bench_memory
@@ -95,7 +95,9 @@ def test_a_method_that_samples_nothing_has_one_row(small: None) -> None:
 def test_the_state_is_weights_gradients_moments_and_logits() -> None:
     case = toy(num_cells=1)
     layout = Sizes(num_cells=1, init_channels=8, num_classes=10, in_channels=3, stem="cifar")
-    method = METHODS["d2nas"](case.config, SPACES["S0"], layout, torch.Generator())
+    method = search_methods.find("d2nas").build(
+        case.config, SPACES["S0"], layout, torch.Generator()
+    )
     state = [*method.supernet.state_dict().values(), *list(method.supernet.parameters()) * 2]
     state += list(method.logits.parameters()) * 4
     blocks = sum(-(-tensor.nbytes // 512) * 512 for tensor in state)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from toy import Place, expect_error
 
-from d2nas.config import METHOD_NAMES
+from d2nas.config.registry import search_methods
 
 
 def test_a_folder_with_one_class_is_refused(
@@ -33,7 +33,7 @@ def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) ->
     assert not (place.store / "versions").exists()
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", search_methods.names())
 def test_a_plan_knows_what_the_search_will_do(
     capfd: pytest.CaptureFixture[str], place: Place, method: str
 ) -> None:

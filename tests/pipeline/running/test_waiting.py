@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from d2nas import SPACES, ArchLogits, MixedSupernet
 from d2nas.errors import NonFiniteError
-from d2nas.methods.base import Batch, Sizes, frozen, measure
+from d2nas.methods.base import Batch, Sizes
 from d2nas.methods.gdas import Gdas
+from d2nas.methods.passes import frozen, measure
 from d2nas.methods.single_path import Decoupled, SinglePath
 from d2nas.train.loop import FiniteCheck, sgd, step_if_finite
 from d2nas.train.search import Search, architecture_step, search_step, weight_step

@@ -6,7 +6,7 @@ import pytest
 from studies import SMALL, read, trials, write
 from toy import Place
 
-from d2nas.config import METHOD_NAMES
+from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
 from pipeline.store import safe_run_name
 from pipeline.study.grid import read_study, run_name
@@ -221,10 +221,10 @@ def test_a_missing_axis_is_named(tmp_path, axis):
 
 
 def test_every_method_of_the_configuration_can_be_a_cell(place):
-    text = f'methods = {json.dumps(METHOD_NAMES)}\nspaces = ["S0"]\nseeds = [0]\n'
+    text = f'methods = {json.dumps(search_methods.names())}\nspaces = ["S0"]\nseeds = [0]\n'
     study = read(place, text)
-    assert [trial.config.search.method for trial in study.trials] == list(METHOD_NAMES)
-    assert "random" in METHOD_NAMES
+    assert [trial.config.search.method for trial in study.trials] == list(search_methods.names())
+    assert "random" in search_methods.names()
 
 
 def test_the_studies_that_come_along_are_whole() -> None:

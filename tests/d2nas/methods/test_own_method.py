@@ -1,0 +1,193 @@
+"""A method of one's own: the README's example from outside the package, found in three ways."""
+
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from searches import CPU, config_of, final_state, finish, made_images, search_by
+from toy import Place
+
+import d2nas
+import d2nas.methods
+from d2nas import SPACES, Genotype, Method, SearchConfig, register_method
+from d2nas.config import DataConfig, build_config
+from d2nas.config.effects import without_effect
+from d2nas.config.registry import search_methods
+from d2nas.errors import ConfigError
+from d2nas.train.search import Search, build_method
+
+README = Path(d2nas.__file__).parent / "README.md"
+(EXAMPLE,) = (
+    block
+    for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    if "register_method" in block
+)
+ONLY_LINES = [line for line in EXAMPLE.splitlines() if line.strip()]
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that a test registers or imports is there for the next one."""
+    search_methods.names()
+    monkeypatch.setattr(search_methods, "_known", dict(search_methods._known))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.rpartition(".")[2] in ("toy_method", "toy_package", "broken"):
+            del sys.modules[name]
+
+
+def write(folder: Path, text: str = EXAMPLE, name: str = "toy_method.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def run_example(folder: Path) -> type[Method]:
+    kind: type[Method] = runpy.run_path(str(write(folder)), run_name="toy_method")["Toy"]
+    return kind
+
+
+def add_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Files in ``folder`` are modules of ``d2nas.methods``, as if they had been dropped there."""
+    monkeypatch.setattr(d2nas.methods, "__path__", [*d2nas.methods.__path__, str(folder)])
+
+
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, value: str, text: str = EXAMPLE) -> None:
+    """A package with an entry point named toy."""
+    write(folder, text, "toy_package.py")
+    about = folder / "toy_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[d2nas.methods]\ntoy = {value}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_the_example_is_short() -> None:
+    assert len(ONLY_LINES) <= 30
+
+
+def test_it_searches_and_derives_by_the_commands(tmp_path: Path, place: Place) -> None:
+    run_example(tmp_path)
+    assert place.run("search", str(place.preset), "--method", "toy") == 0
+    assert place.run("derive", "toy") == 0
+    (genotype,) = place.store.glob("**/genotype.json")
+    Genotype.from_json(genotype.read_text())
+
+
+def test_control_what_nobody_registered_is_refused(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert place.run("search", str(place.preset), "--method", "toy") == 2
+    assert "unknown search method 'toy'" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="unknown search method 'gdass'") as refused:
+        build_config({}, ["search.method=gdass"])
+    assert refused.value.hint == "did you mean gdas?"
+
+
+def test_its_facts_count(tmp_path: Path) -> None:
+    kind = run_example(tmp_path)
+    kind.unread, kind.precisions = ("branch_head",), ("fp32",)
+    config = build_config({}, ["search.method=toy", "search.epochs=10"])
+    assert (config.search.draws, config.search.arch_lr) == (4, 0.01)
+    assert config.search.warmup_epochs == 0
+    assert build_config({}, ["search.epochs=10"]).search.warmup_epochs == 3  # control: d2nas's
+    assert build_config({}, ["search.method=toy", "search.draws=2"]).search.draws == 2
+    told = without_effect(config, ["search.branch_head", "search.draws"])
+    assert told == {"search.method=toy": ["search.branch_head"]}
+    with pytest.raises(ConfigError, match="precision must be fp32 for toy"):
+        build_config({}, ["search.method=toy", "search.precision=bf16"])
+    assert build_config({}, ["search.method=toy", "derive.candidates=3"])
+    kind.learns_distribution = False
+    with pytest.raises(ConfigError, match="toy learns no distribution"):
+        build_config({}, ["search.method=toy", "derive.candidates=3"])
+
+
+def test_it_learns_and_resumes_bit_equal(tmp_path: Path) -> None:
+    run_example(tmp_path)
+    whole, state = search_by("toy"), None
+    for report in whole.run():
+        state = whole.capture(report.step + 1) if report.step == 1 else state
+    assert all(torch.count_nonzero(logits) for logits in whole.logits.parameters())
+    again = search_by("toy")
+    for _ in again.run(state):
+        pass
+    one, other = final_state(whole), final_state(again)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.method.derive() == again.method.derive()
+
+
+def test_a_file_dropped_among_the_methods_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    add_folder(monkeypatch, tmp_path)
+    assert "toy" in search_methods.names()
+    assert search_methods.find("toy").__module__ == "d2nas.methods.toy_method"
+    finish(search_by("toy", "search.epochs=1"))
+
+
+def test_a_broken_file_is_named_and_costs_no_other_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "import nothing_like_this\n" + EXAMPLE, "broken.py")
+    add_folder(monkeypatch, tmp_path)
+    assert search_methods.find("gdas").name == "gdas"
+    with pytest.raises(ConfigError, match=r"d2nas.methods.broken cannot be imported: Module.*this"):
+        search_methods.find("toy")
+
+
+@pytest.mark.parametrize("value", ["toy_package:Toy", "toy_package"])
+def test_an_entry_point_of_another_package_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    install(monkeypatch, tmp_path, value)
+    assert "toy" in search_methods.names()
+    assert "toy_package" not in sys.modules  # listed, not loaded
+    assert search_methods.find("toy").__module__ == "toy_package"
+    assert build_config({}, ["search.method=toy"]).search.draws == 4
+
+
+@pytest.mark.parametrize("value", ["toy_package:Nothing", "toy_package:sample", "no_package:Toy"])
+def test_a_broken_entry_point_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+    value: str,
+) -> None:
+    install(monkeypatch, tmp_path, value, EXAMPLE.replace('@register_method("toy")\n', ""))
+    assert place.run("search", str(place.preset), "--method", "toy") == 2
+    told = capfd.readouterr().err
+    assert f"search method toy ({value}, an entry point d2nas.methods) cannot be loaded" in told
+    assert "Traceback" not in told
+    assert search_methods.find("gdas").name == "gdas"
+
+
+@pytest.mark.parametrize("name", ["d2nas", "gdas", "Toy", "a b", "", "../x"])
+def test_a_name_that_is_taken_or_invalid_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"is there already|invalid name"):
+        register_method(name)(type("Toy", (Method,), {"__module__": "somewhere"}))
+
+
+def test_an_instance_takes_the_place_of_the_configured_method() -> None:
+    def search_with(config: SearchConfig, **given: Any) -> Search:
+        data, place = (
+            made_images(),
+            {"seed": 0, "device": CPU, "augmentation": DataConfig(crop_padding=1)},
+        )
+        return finish(Search(config, SPACES["S0"], data, **place, **given))
+
+    by_name = config_of("gdas", "search.warmup_epochs=0").search
+    plain = config_of("d2nas", "search.warmup_epochs=0").search
+    instance = build_method(by_name, made_images(), SPACES["S0"], seed=0)
+    given = search_with(plain, method=instance)
+    assert given.method is instance
+    one, other = final_state(given), final_state(search_with(by_name))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
