@@ -287,15 +287,14 @@ class _Connection:
         Raises ``LostRankError``, also where all wait and not for the same.
         """
         self._waits += 1
-        began, due = self._clock(), 0.0
+        began, due = self._clock(), FIRST_WORD
         while not _ends_in_a_slice(work):
-            if due == 0.0:
+            with _lost_ranks():
                 self._places.set(self._place(self._ranks.rank), json.dumps([self._waits, what]))
-                due = FIRST_WORD
-            seconds = self._clock() - began
-            if seconds >= due:
-                self._tell_the_wait(what, seconds)
-                due *= 2
+                seconds = self._clock() - began
+                if seconds >= due:
+                    self._tell_the_wait(what, seconds)
+                    due *= 2
         with _lost_ranks():
             work.wait()
 

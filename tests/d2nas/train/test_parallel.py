@@ -1,6 +1,7 @@
 """Two processes that train one network, against one that sees both halves of every batch."""
 
 import datetime
+import json
 import socket
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from d2nas import parallel
 from d2nas.config import build_config
 from d2nas.data.batches import Batches
 from d2nas.data.images import Normalizer
-from d2nas.errors import ConfigError, LostRankError
+from d2nas.errors import ConfigError, LostRankError, StorageError
 from d2nas.genotype import Genotype
 from d2nas.methods.base import Measured
 from d2nas.nn.network import DropPath
@@ -206,6 +207,46 @@ def long_preparation_here(ranks: Ranks, folder: str) -> None:
     save(folder, ranks, {"waited": torch.ones(1)})
 
 
+def mistakes_here(ranks: Ranks, folder: str) -> None:
+    """A rank that decides once more or once less than the other; the last one is noticed late."""
+    for first, second in (("a", "more"), ("less", "b")):
+        own = (first, second)[ranks.rank]
+        with pytest.raises(LostRankError, match=f"rank 0 is at '{first}', rank 1 at '{second}'"):
+            ranks.decide(own, lambda: 1)
+    with pytest.raises(LostRankError, match="rank 0 is at 'step 3', rank 1 at 'more'"):
+        ranks.largest("step 3", 0) if ranks.rank == 0 else ranks.decide("more", lambda: 1)
+    # Control: without a look at the names a rank takes what was decided on something else.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "_require_same", lambda _: None)
+        assert ranks.decide(("a", "more")[ranks.rank], lambda: "of a") == "of a"
+    # One waits for a mean, the other for a decision, each in a group of its own.
+    parallel.FIRST_WORD, parallel._SLICE = 0.1, datetime.timedelta(milliseconds=50)
+    with pytest.raises(LostRankError, match="rank 0 is at 'a mean over the ranks', rank 1 at 'm"):
+        ranks.mean(torch.ones(1)) if ranks.rank == 0 else ranks.decide("more", lambda: 1)
+    save(folder, ranks, {"ended": torch.ones(1)})
+
+
+def failure_here(ranks: Ranks, folder: str, told: str) -> None:
+    """Rank 0 cannot decide. Where it does not tell (the control) the others lose it."""
+    if told == "untold":
+        parallel._Connection.end = lambda *_: None  # type: ignore[method-assign]
+
+    def fail() -> None:
+        raise StorageError("the disk is full")
+
+    save(folder, ranks, {"ended": torch.ones(1)})
+    if ranks.rank == 0:
+        with pytest.raises(StorageError, match="the disk is full"):
+            ranks.decide("the version", fail)
+    elif told == "told":
+        with pytest.raises(SystemExit) as caught:
+            ranks.decide("the version", fail)
+        assert caught.value.code == StorageError.exit_code
+    else:
+        with pytest.raises(LostRankError):
+            ranks.decide("the version", fail)
+
+
 def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[str, Tensor]]:
     """Run a function of this module on two ranks; returns what each wrote."""
     return on_processes(2, f"test_parallel.{function}", folder, *arguments)
@@ -230,6 +271,60 @@ def test_ranks_tell_each_other_the_same(tmp_path: Path) -> None:
 
 def test_ranks_wait_long_for_what_the_first_prepares(tmp_path: Path) -> None:
     on_two_processes("long_preparation_here", tmp_path)
+
+
+def test_ranks_that_are_out_of_step_end_and_name_both_meetings(tmp_path: Path) -> None:
+    on_two_processes("mistakes_here", tmp_path)
+
+
+@pytest.mark.parametrize("told", ["told", "untold"])
+def test_what_fails_on_rank_0_ends_the_others_with_its_code(tmp_path: Path, told: str) -> None:
+    on_two_processes("failure_here", tmp_path, told)
+
+
+class Slow:
+    """A message that takes some time of a clock that it moves."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def wait(self, timeout: datetime.timedelta = datetime.timedelta()) -> None:
+        self.now += timeout.total_seconds()
+        if not self.is_completed():
+            raise RuntimeError("Operation timed out!")
+
+    def is_completed(self) -> bool:
+        return self.now >= self.seconds
+
+
+def lines_of(rank: int, seconds: float, waiting: dict[int, tuple[int, str]]) -> list[str]:
+    """What a rank of four says in a wait for a step; ``waiting``: where other ranks are."""
+    work, said = Slow(seconds), list[str]()
+    places: Any = distributed.HashStore()
+    for other, place in waiting.items():
+        places.set(f"d2nas/waits/{other}", json.dumps(place))
+    group: Any = None
+    made = parallel._Connection(Ranks(rank, 4), group, places, said.append, lambda: work.now)
+    made.finish(work, "step 7")  # type: ignore[arg-type]
+    return said
+
+
+def test_a_rank_that_waits_says_so_within_a_minute_for_whom_and_for_what() -> None:
+    here = {1: (1, "step 7"), 2: (1, "step 7")}
+    assert lines_of(0, 29.0, here) == []
+    assert lines_of(0, 59.0, here) == ["rank 0 has waited 30 s for rank 3: step 7"]
+    # At growing intervals.
+    told = [line.split(" for ")[0] for line in lines_of(0, 600.0, here)]
+    assert told == [f"rank 0 has waited {seconds} s" for seconds in (30, 60, 120, 240, 480)]
+    # Rank 0 decides, and has come to nothing yet, or only to what was before.
+    for earlier in ({}, {0: (0, "step 6")}):
+        assert lines_of(1, 40.0, earlier) == ["rank 1 has waited 30 s for ranks 0, 2, 3: step 7"]
+    # One of those that wait speaks for all.
+    assert lines_of(2, 600.0, here) == []
+    # All have come: only the message is slow.
+    assert lines_of(0, 600.0, here | {3: (1, "step 7")}) == []
+    with pytest.raises(LostRankError, match="rank 0 is at 'step 7', rank 3 at 'step 8'"):
+        lines_of(0, 600.0, here | {3: (1, "step 8")})
 
 
 def test_retraining_on_two_processes_is_that_of_one(tmp_path: Path) -> None:

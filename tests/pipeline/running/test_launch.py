@@ -336,6 +336,42 @@ def test_of_a_rank_that_is_gone_one_thing_is_told(
     assert ("another is gone" in talk) == (other == 9)
 
 
+WAITS = """
+import os, sys
+from pipeline.running.launch import OWN_STDERR, say_at_once
+if sys.argv[1] == "kept":
+    os.environ.pop(OWN_STDERR, None)
+if os.environ["RANK"] != "0":
+    say_at_once("rank 1 has waited")
+"""
+
+
+@pytest.mark.parametrize("told", ["told", "kept"])
+def test_what_a_waiting_rank_says_is_shown_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], told: str
+) -> None:
+    """Without the launcher's stderr (the control) it stays in a file that nobody reads."""
+    real = subprocess.Popen
+
+    def fake(command: list[str], **options: object) -> object:
+        return real([sys.executable, "-c", WAITS, told], **options)
+
+    monkeypatch.setattr(launch_module.subprocess, "Popen", fake)
+    assert launch(2, ["retrain"]) == 0
+    assert capfd.readouterr().err.count("rank 1 has waited\n") == (told == "told")
+
+
+def test_a_run_that_is_in_use_ends_all_ranks_with_one_error(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (str(place.preset), "--genotype", "DARTS_V2", *SHORT, "--nproc", "2")
+    with Store(place.store).lock_run("toy-darts-v2"):
+        assert place.run("retrain", *words) == 8
+    talk = capfd.readouterr().err
+    assert talk.count("error: ") == 1, talk
+    assert "is gone" not in talk
+
+
 def test_without_a_launcher_the_rank_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LAST_WORDS, raising=False)
     leave_to_the_launcher(LostRankError("another is gone"))  # returns, and the command tells it
