@@ -52,7 +52,7 @@ class Facts:
         """Return a value of a stage's manifest, or None."""
         return find(self.manifests, stage, *path)
 
-    # What the model is
+    # The model
 
     @property
     def lead(self) -> str:
@@ -72,7 +72,7 @@ class Facts:
 
     @property
     def origin(self) -> str | None:
-        """Where the architecture comes from."""
+        """Origin of the architecture."""
         found_by = self.get("found_by")
         if found_by is None:
             return None
@@ -134,7 +134,7 @@ class Facts:
         shape = f"logits: float32 [batch, {self.num_classes}]"
         return Marked(shape, "code", ", one for each class in the order of labels.txt")
 
-    # Whether it passed, and where
+    # The verdict
 
     @property
     def passed(self) -> bool:
@@ -173,7 +173,7 @@ class Facts:
 
     @property
     def caveats(self) -> list[Word]:
-        """What a person must know before relying on the figures."""
+        """Cautions to know before relying on the figures."""
         found: list[Word] = []
         if self.chance:
             learned = (
@@ -199,7 +199,7 @@ class Facts:
             "data.",
         ]
 
-    # What was measured
+    # The evidence
 
     @property
     def evaluation(self) -> str:
@@ -225,7 +225,7 @@ class Facts:
 
     @property
     def chance(self) -> str | None:
-        """That the accuracy may be that of always answering one class; None if it is not."""
+        """Caution that the accuracy may be that of always answering one class, or None."""
         accuracy = self.get("accuracy") or {}
         if accuracy.get("near_chance") is not True:
             return None
@@ -236,7 +236,7 @@ class Facts:
 
     @property
     def conditions(self) -> list[Row]:
-        """What the accuracy is of: images, weights, training, protocol."""
+        """Conditions of the accuracy: images, weights, training, protocol."""
         accuracy = self.get("accuracy") or {}
         number, floor = accuracy.get("test_images"), accuracy.get("floor")
         required = floor and f"at least {100 * floor:g} % of PyTorch's accuracy was required"
@@ -264,7 +264,7 @@ class Facts:
 
     @property
     def reduced(self) -> list[str]:
-        """In what the accuracy is not that of the whole data set's protocol."""
+        """Reasons why the accuracy is not that of the whole data set's protocol."""
         reasons = []
         kept = self.made("retrain", "config", "data", "train_images")
         if kept is not None:
@@ -275,7 +275,7 @@ class Facts:
 
     @property
     def parity(self) -> str | None:
-        """How far the exported model is from the network."""
+        """Distance of the exported model to the network."""
         parity = self.get("parity")
         if not isinstance(parity, Mapping):
             return None
@@ -289,7 +289,7 @@ class Facts:
 
     @property
     def self_test(self) -> tuple[Word, list[str]] | None:
-        """What the gate did with faulty copies of the model, and which ones."""
+        """Verdict of the gate on faulty copies of the model, and which ones."""
         found = self.get("self_test")
         if not isinstance(found, Mapping):
             return None
@@ -305,7 +305,7 @@ class Facts:
 
     @property
     def gate(self) -> str | None:
-        """What the gate on latency allowed and what was measured; None without a gate."""
+        """Limit of the gate on latency and the figure measured; None without a gate."""
         gate = self.get("latency_gate")
         if not isinstance(gate, Mapping):
             return None
@@ -317,7 +317,7 @@ class Facts:
             told += f": {milliseconds(gate['p99_ms'])} ms on {device_kind(gate)}"
         return told + (", UNSTABLE" if gate.get("stable") is False else "")
 
-    # What it was made of
+    # Its origin
 
     @property
     def data(self) -> list[Row]:
@@ -361,7 +361,7 @@ class Facts:
 
     @property
     def data_warnings(self) -> list[str]:
-        """What is wrong with the images."""
+        """Warnings on the images."""
         found = self.get("data", "warnings")
         return [str(line) for line in found or []]
 
@@ -472,4 +472,4 @@ _MADE: Mapping[str, Callable[[Facts], str]] = {
     "export": lambda facts: facts.model_file or "to ONNX",
     "validate": lambda facts: f"passed on {facts.device_kind}: {facts.get('device', 'label')}",
 }
-"""How each stage made its version, in the order of a run."""
+"""Words on how each stage made its version, in the order of a run."""

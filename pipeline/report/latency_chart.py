@@ -11,7 +11,7 @@ from . import svg
 from .words import milliseconds
 
 _LEFT, _RIGHT = 19.0, 78.0
-"""Where the scale begins and ends, in per cent of the width."""
+"""Ends of the scale, in per cent of the width."""
 _TOP, _ROW, _BELOW = 6, 42, 30
 _MAX_TICKS = 5
 _SPAN = ("p99_ms", "p95_ms", "p90_ms")

@@ -22,7 +22,7 @@ def card_of(names: tuple[str, ...]) -> str:
 
 
 def markup_in(text: str) -> list[str]:
-    """What stands in a card beside letters: marks that are no text, and how lines begin."""
+    """Marks in a card beside letters: those that are no text, and how lines begin."""
     inside = re.sub(r"`[^`\n]+`", "code", text.replace("```", "FENCE"))
     shown = re.sub(r"\\[^A-Za-z0-9\s]", "", inside)
     return re.findall(

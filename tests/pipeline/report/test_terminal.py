@@ -30,7 +30,7 @@ def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def orders(lines: list[str]) -> list[str]:
-    """What a terminal would obey, and lines that do not begin with a name of ours."""
+    """Characters that a terminal would obey, and lines that do not begin with a name of ours."""
     found = re.findall("[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join(lines))
     return found + [line for line in lines if line.startswith(("#", "- "))]
 
