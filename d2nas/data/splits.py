@@ -3,15 +3,20 @@
 No pixel is looked at here: a split is made before any image is read.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import randomness
 from ..config import DataConfig
+from ..config.registry import data_sets
 from ..errors import ConfigError
 from .readers import TEST, TRAIN, VALIDATION, Pool
+
+_DRAWS = {"run.seed", "data.split_seed", "data.test_fraction"}
+"""Settings that published test images do not depend on."""
 
 
 class Split(NamedTuple):
@@ -64,6 +69,32 @@ def split_pool(pool: Pool, config: DataConfig, *, seed: int) -> Split:
         purpose="validation-split",
     )
     return Split(train[kept], train[held], test)
+
+
+def changed_test_settings(
+    trained: Mapping[str, Any], now: Mapping[str, Any], *, same_images: bool
+) -> list[str]:
+    """Return what makes test images of ``now`` ones that a training may have seen; [] if nothing.
+
+    Both are whole configurations as JSON data; that of the training may lack keys of ``data`` that
+    are newer. The test images are other ones where the data are, or a split that was drawn
+    otherwise; published ones are the same whatever is drawn.
+    """
+    changed = [] if same_images else ["images"]
+    was, data = DataConfig().model_dump(mode="json") | trained["data"], now["data"]
+    is_held_out = data["evaluation"] == "held-out"
+    keys = ["evaluation", "held_out_images" if is_held_out else "test_fraction"]
+    changed += [f"data.{key}" for key in keys if was[key] != data[key]]
+    if _split_seed({**trained, "data": was}) != _split_seed(now):
+        changed.append("run.seed" if data["split_seed"] is None else "data.split_seed")
+    data_set = data_sets.find(data["name"])
+    is_drawn = data_set.is_folder or not data_set.num_test or is_held_out
+    return changed if is_drawn or not set(changed) <= _DRAWS else []
+
+
+def _split_seed(config: Mapping[str, Any]) -> Any:
+    own = config["data"]["split_seed"]
+    return config["run"]["seed"] if own is None else own
 
 
 def stratified_split(

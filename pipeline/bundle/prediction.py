@@ -20,8 +20,7 @@ from d2nas.data.decoding import strict_pillow
 from d2nas.data.faults import shown
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError, ValidationFailedError
 
-from ..gate.comparison import ParityResult, compare
-from ..gate.parity import PRECISION_LIMITS, Limits, gate
+from ..gate.comparison import PRECISION_LIMITS, Limits, ParityResult, compare, gate
 from ..onnx_io.preparation import decoding_of, prepare_content, prepare_pixels
 from ..onnx_io.session import PLAIN, OnnxSession, open_session
 from .checksums import HINT
@@ -231,7 +230,7 @@ def _prediction(bundle: Bundle, name: str, logits: NDArray[np.float32], top: int
 def _limits(report: Mapping[str, Any]) -> Limits:
     """Return the validation's limits, where they are not looser than the precision's own."""
     precision = report["model"].get("precision", "fp32")
-    default, _ = PRECISION_LIMITS.get(precision, PRECISION_LIMITS["fp32"])
+    default = PRECISION_LIMITS.get(precision, PRECISION_LIMITS["fp32"])
     used = report["parity"]["limits"]
     return Limits(
         min(float(used["relative_l2"]), default.relative_l2),

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2nas.config.deployment import ValidateConfig
 from d2nas.errors import ConfigError
 from d2nas.nn.network import Network
 
@@ -24,11 +23,12 @@ SECONDS_SHARE = 0.25
 
 
 def measure_eager(
-    network: Network, session: OnnxSession, batch: int, config: ValidateConfig
+    network: Network, session: OnnxSession, batch: int, *, samples: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Yield PyTorch's times for the images that ``session`` is timed with, in both memory layouts.
 
-    The network must be on the session's kind of device. Raises ``ConfigError``.
+    ``samples`` and ``seconds`` are what the session was given. The network must be on the session's
+    kind of device. Raises ``ConfigError``.
     """
     device = next(network.parameters()).device
     if device.type != session.device.kind:
@@ -37,10 +37,8 @@ def measure_eager(
     for layout in LAYOUTS:
         run = eager_run(network, inputs.to(device), layout)
         with session_threads(session.device), torch.inference_mode():
-            samples, warm_up = time_runs(
-                run, samples=config.latency_samples, seconds=config.latency_seconds * SECONDS_SHARE
-            )
-        times = Timings(batch, f"PyTorch eager, {layout}", samples, warm_up.runs, PLAIN, "none")
+            runs, warm_up = time_runs(run, samples=samples, seconds=seconds * SECONDS_SHARE)
+        times = Timings(batch, f"PyTorch eager, {layout}", runs, warm_up.runs, PLAIN, "none")
         yield {
             "batch": batch,
             "runtime": times.provider,
@@ -48,7 +46,7 @@ def measure_eager(
             "kind": session.device.kind,
             "p50_ms": times.percentile_ms(50),
             "mean_ms": times.mean_ms,
-            "samples": len(samples),
+            "samples": len(runs),
             "stable": times.stable,
         }
     network.to(memory_format=torch.contiguous_format)

@@ -4,7 +4,8 @@ The faults sit where every logit depends on them: in the first convolution, the 
 normalisation and the classifier.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,52 @@ from onnx import helper, numpy_helper
 from d2nas.errors import ValidationFailedError
 
 from ..onnx_io.model_file import check_model
+from .comparison import Limits, compare, gate
+from .parity import Session
 
 _FACTOR = 1.01
 
 Weights = dict[str, onnx.TensorProto]
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Faulty copies of the model: those that the gate rejected, and those that it let through."""
+
+    rejected: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were faulty copies and none was let through."""
+        return bool(self.rejected) and not self.accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "passed": self.passed,
+            "rejected": list(self.rejected),
+            "accepted": list(self.accepted),
+        }
+
+
+def self_test(
+    reference: NDArray[Any],
+    faulty_sessions: Iterable[tuple[str, Session]],
+    images: NDArray[Any],
+    limits: Limits | None = None,
+) -> SelfTest:
+    """Show the gate faulty copies of the model (by name) on a few images.
+
+    ``reference`` are the network's logits [N, classes] of ``images``. A gate that lets a copy
+    through proves nothing when it lets the model through.
+    """
+    rejected: list[str] = []
+    accepted: list[str] = []
+    for name, session in faulty_sessions:
+        verdict, _ = gate(compare(reference, session.run(images)), limits, is_part=True)
+        (rejected if verdict == "failed" else accepted).append(name)
+    return SelfTest(tuple(rejected), tuple(accepted))
 
 
 def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:

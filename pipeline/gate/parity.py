@@ -1,13 +1,8 @@
-"""Does the exported model compute what the trained network computes? A gate that can say no.
+"""Parity: whether a session answers at every batch size as the trained network does.
 
-``comparison`` defines the numbers. Why the spread: if the logits hardly vary between images, a
-broken model agrees with the network as well as an intact one: in a randomly initialised 20-cell
-network, zeroing a whole convolution moved logits of 0.17 by 6e-6 and no prediction. A pass means
-||G - R|| <= limit ||R||. That is evidence only if the error allowed is small beside the signal, so
-a pass counts from spread >= 100 x limit on: then the allowed error is at most 1 % of what tells
-images apart (fp16: 40 x, see ``PRECISION_LIMITS``). Below, the verdict is ``inconclusive``, which
-is not a pass. So it is where the network answers nearly all images with one class although their
-labels differ: such answers agree whatever the copy computes.
+``comparison`` defines distance and verdict. Here also: the network answers nearly all images with
+one class although their labels differ, which is ``inconclusive`` too: such answers agree whatever
+the copy computes.
 
 Agreement is held to its limit over all images, which the largest batch size sees. The others see a
 part of n, where one image weighs more than the limit: ceil((1 - limit) n) of them may differ.
@@ -16,7 +11,7 @@ part of n, where one image weighs more than the limit: ceil((1 - limit) n) of th
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +19,9 @@ from numpy.typing import NDArray
 from d2nas.data.subsample import spread_sample
 from d2nas.errors import ConfigError
 
-from .comparison import ParityResult, compare, largest_share, ratio
-
-Verdict = Literal["passed", "failed", "inconclusive"]
-Reference = Callable[[NDArray[np.float32]], NDArray[Any]]
+from .comparison import Limits, ParityResult, Verdict, compare, gate, largest_share, ratio
 
 DEFAULT_BATCHES = (1, 2, 7, 64)
-RELATIVE_L2_LIMIT = 1e-5
-TOP1_LIMIT = 0.999
-SPREAD_FACTOR = 100.0
 SMALL_BATCH_IMAGES = 64
 """Images that every batch size but the largest is checked on; the largest sees all."""
 SAMPLE_PURPOSE = "model-check"
@@ -60,39 +49,6 @@ class Session(Protocol):
 
     def check_provider(self) -> None:
         """Raise ``ValidationFailedError`` if the session left its device."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of parity; the defaults are float32's."""
-
-    relative_l2: float = RELATIVE_L2_LIMIT
-    top1_agreement: float = TOP1_LIMIT
-    spread_factor: float | None = None
-    """Smallest spread over ``relative_l2`` at which passing means something; none: 100."""
-
-    @property
-    def spread(self) -> float:
-        """Smallest spread at which passing means something."""
-        factor = SPREAD_FACTOR if self.spread_factor is None else self.spread_factor
-        return factor * self.relative_l2
-
-    def flips(self, num_images: int) -> int:
-        """Return how many images of a part of them may be answered with another class."""
-        return math.ceil(round((1.0 - self.top1_agreement) * num_images, 9))
-
-
-PRECISION_LIMITS = {
-    "fp32": (Limits(), 0.999),
-    # Measured (benchmarks/fp16_parity.json): weights and features rounded to 11 bits move logits by
-    # at most 1.6e-3, from 4 to 36 channels and from chance to 99 % accuracy; each faulty copy of
-    # the self-test, once a network was trained for an epoch (spread 0.37 and more), by 8e-3 and
-    # more. Of networks as initialised the spread is at most 0.08, and a zeroed convolution moves
-    # logits by 1e-4: no limit tells that from rounding. 0.2 lies between, and the error that is
-    # allowed is then at most 2.5 % of what tells images apart. The floors are MLPerf's.
-    "fp16": (Limits(relative_l2=5e-3, top1_agreement=0.99, spread_factor=40.0), 0.99),
-}
-"""What parity allows, and the smallest part of PyTorch's accuracy, by the model's precision."""
 
 
 @dataclass(frozen=True)
@@ -185,84 +141,30 @@ class ParityReport:
         }
 
 
-@dataclass(frozen=True)
-class SelfTest:
-    """Faulty copies of the model: those that the gate rejected, and those that it let through."""
-
-    rejected: tuple[str, ...]
-    accepted: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether there were faulty copies and none was let through."""
-        return bool(self.rejected) and not self.accepted
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON data."""
-        return {
-            "passed": self.passed,
-            "rejected": list(self.rejected),
-            "accepted": list(self.accepted),
-        }
-
-
-def gate(
-    result: ParityResult, limits: Limits | None = None, *, is_part: bool = False
-) -> tuple[Verdict, tuple[str, ...]]:
-    """Judge a comparison; with the reasons (one line each) when it is not ``passed``.
-
-    ``is_part``: of a part of the images, where agreement is counted in images.
-    """
-    limits = limits or Limits()
-    if not result.shape_equal:
-        return "failed", ("the outputs differ in shape",)
-    if not result.dtype_equal:
-        return "failed", ("the outputs differ in type",)
-    if not result.finite:
-        return "failed", ("an output is not finite",)
-    if result.relative_l2 is None or result.top1_agreement is None or result.spread is None:
-        return "failed", ("the outputs were not compared",)
-    reasons = []
-    # "Not at most" rather than "above": a NaN must not pass.
-    if not result.relative_l2 <= limits.relative_l2:
-        reasons.append(f"relative L2 {result.relative_l2:.3g} > {limits.relative_l2:.3g}")
-    excused = is_part and (result.num_flips or 0) <= limits.flips(result.num_images or 0)
-    if not result.top1_agreement >= limits.top1_agreement and not excused:
-        reasons.append(f"top-1 agreement {result.top1_agreement:.5f} < {limits.top1_agreement:g}")
-    if reasons:
-        return "failed", tuple(reasons)
-    if not result.spread >= limits.spread:
-        return "inconclusive", (
-            f"the logits hardly vary between images: spread {result.spread:.3g} "
-            f"< {limits.spread:.3g}",
-        )
-    return "passed", ()
-
-
 def check_parity(
-    reference_fn: Reference,
+    reference: NDArray[Any],
     session: Session,
     images: Rows,
     batches: Sequence[int] = DEFAULT_BATCHES,
     limits: Limits | None = None,
     labels: NDArray[np.int64] | None = None,
 ) -> ParityReport:
-    """Compare ``session`` with ``reference_fn`` at every batch size of ``batches``.
+    """Compare the answers of ``session`` with ``reference`` at every batch size of ``batches``.
 
-    ``images`` is [N, channels, height, width]. The largest batch size runs over all images, the
-    others over the 64 of ``sample_of`` (over all, if fewer); a batch size above that number is
-    filled by repeating images, so that it is really run. Every size also answers one image copied
-    into the whole batch, and one batch in another order. With ``labels`` [N], small samples are of
-    all classes, and answers of one class for nearly all images are inconclusive. Raises
-    ``ConfigError`` without images or batch sizes, and what ``session`` raises.
+    ``images`` is [N, channels, height, width], ``reference`` their logits [N, classes]. The largest
+    batch size runs over all images, the others over the 64 of ``sample_of`` (over all, if fewer); a
+    batch size above that number is filled by repeating images, so that it is really run. Every size
+    also answers one image copied into the whole batch, and one batch in another order. With
+    ``labels`` [N], small samples are of all classes, and answers of one class for nearly all images
+    are inconclusive. Raises ``ConfigError`` without images or batch sizes, and what ``session``
+    raises.
     """
     if len(images) < 1 or not batches or min(batches) < 1:
         raise ConfigError("parity needs at least one image and batch sizes of at least 1")
-    limits = limits or Limits()
-    largest = max(batches)
-    reference = in_batches(reference_fn, images, largest)
     if len(reference) != len(images):
         raise ValueError("the reference does not answer each image with one row of logits")
+    limits = limits or Limits()
+    largest = max(batches)
     entries = []
     sample = sample_of(len(images), labels)
     sampled = rows_at(images, sample)
@@ -280,25 +182,6 @@ def check_parity(
         entries[-1] = replace(entries[-1], verdict="inconclusive", reasons=(constant,))
     session.check_provider()
     return ParityReport(tuple(entries), limits)
-
-
-def self_test(
-    reference_fn: Reference,
-    faulty_sessions: Iterable[tuple[str, Session]],
-    images: NDArray[np.float32],
-    limits: Limits | None = None,
-) -> SelfTest:
-    """Show the gate faulty copies of the model (by name) on a few images.
-
-    A gate that lets one through proves nothing when it lets the model through.
-    """
-    reference = np.asarray(reference_fn(images))
-    rejected: list[str] = []
-    accepted: list[str] = []
-    for name, session in faulty_sessions:
-        verdict, _ = gate(compare(reference, session.run(images)), limits, is_part=True)
-        (rejected if verdict == "failed" else accepted).append(name)
-    return SelfTest(tuple(rejected), tuple(accepted))
 
 
 def sample_of(
@@ -383,7 +266,9 @@ def _row_distance(rows: NDArray[Any], wanted: NDArray[Any]) -> float:
     return max(ratio(row - target, target) for row, target in zip(rows, wanted, strict=True))
 
 
-def in_batches(answer: Reference, images: Rows, batch: int) -> NDArray[Any]:
+def in_batches(
+    answer: Callable[[NDArray[Any]], NDArray[Any]], images: Rows, batch: int
+) -> NDArray[Any]:
     """Return the answers to all images in order, ``batch`` at a time.
 
     An array of no rows if a batch is answered by another number of rows.

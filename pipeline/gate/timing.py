@@ -11,21 +11,49 @@ from typing import Any
 
 import numpy as np
 
-from d2nas.config.deployment import ValidateConfig
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.nn.network import Network
 
-from ..onnx_io.devices import Device
 from ..onnx_io.gpu_state import GpuState, read_gpu_state
 from ..onnx_io.latency import MIN_SAMPLES, LatencyRecord, Transfers, measure_latency
-from ..onnx_io.session import PLAIN, OnnxSession
+from ..onnx_io.session import PLAIN, OnnxSession, may_serve
 from .eager import measure_eager
-from .modes import may_serve, modes_of
 
 TRANSFERS: tuple[Transfers, ...] = ("none", "host")
 OpenMode = Callable[[str], OnnxSession]
-Problem = Callable[[OnnxSession], str | None]
-"""Says why a session must not be used; None if it may."""
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """Which modes and batch sizes are timed, how long, and the gate's limit."""
+
+    batches: Sequence[int] = (1,)
+    samples: int = MIN_SAMPLES[99]
+    """Timed runs, of each mode, batch size and kind of transfer: enough for a p99."""
+    seconds: float = 10.0
+    """Time for them; fewer runs are timed when it is over."""
+    modes: Sequence[str] = (PLAIN,)
+    """Plain among them: it is what ``session`` runs in."""
+    max_p99_ms: float | None = None
+    """Limit of the gate on latency; None: there is none."""
+    gated_batch: int | None = None
+    """Batch size that the limit is for."""
+
+    @property
+    def measured_batches(self) -> list[int]:
+        """Batch sizes to time, smallest first, the gate's among them."""
+        gated = () if self.gated_batch is None else (self.gated_batch,)
+        return sorted({*self.batches, *gated})
+
+    @property
+    def deciding_batch(self) -> int:
+        """Batch size that the best mode is chosen by: the gate's, or the smallest."""
+        return self.gated_batch or self.measured_batches[0]
+
+    @property
+    def num_steps(self) -> int:
+        """How often ``time_modes`` calls ``done``, at most."""
+        return len(self.modes) * len(self.measured_batches)
 
 
 @dataclass
@@ -38,6 +66,8 @@ class Latencies:
     best_mode: str = PLAIN
     before: GpuState | None = None
     after: GpuState | None = None
+    gate: dict[str, Any] | None = None
+    """Limit on latency and what passed it, as JSON data; None without one."""
 
     def of(self, batch: int, transfers: str) -> LatencyRecord:
         """Return the best mode's record."""
@@ -57,7 +87,18 @@ class Latencies:
             "refused_modes": self.refused,
             "eager": self.eager,
             "gpu": None if self.before is None else self.before.to_dict(self.after),
+            "latency_gate": self.gate,
         }
+
+    def warnings(self) -> list[str]:
+        """Return, a line each, what the user should know of figures that passed."""
+        if self.gate is None or self.gate["stable"]:
+            return []
+        return [
+            f"the p99 that passed the gate, {self.gate['p99_ms']:.3g} ms of "
+            f"{self.gate['max_p99_ms']:g} ms, is unstable: "
+            "validate again on an idle machine (--fresh)"
+        ]
 
     def samples(self) -> list[dict[str, Any]]:
         """Return every timed run as JSON data."""
@@ -72,55 +113,57 @@ class Latencies:
         ]
 
 
-def measure_all(
+def time_modes(
     session: OnnxSession,
-    open_mode: OpenMode,
-    network: Network,
-    config: ValidateConfig,
-    problem: Problem,
-    done: Callable[[], None],
+    plan: TimingPlan,
+    open_mode: OpenMode | None = None,
+    *,
+    network: Network | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> Latencies:
-    """Measure every mode at every batch size, on the device and from host to host.
+    """Time every mode at every batch size, on the device and from host to host.
 
-    ``session`` runs in the plain mode, ``open_mode`` opens others; one that does not come about or
-    has a ``problem`` is refused. ``done`` is called after each batch size.
+    ``session`` runs in the plain mode; ``open_mode``, needed for others, opens one, and raises for
+    one that may not be used: it is refused. ``network`` is PyTorch's, to be timed beside, on the
+    session's kind of device. ``done`` is called after each batch size of a mode. Raises
+    ``ValidationFailedError`` for a model that is slower than the plan's limit.
     """
     found = Latencies(before=read_gpu_state(session.device))
-    for mode in modes_of(session.device, config):
+    for mode in plan.modes:
         if mode == PLAIN:
-            found.records += _measured(session, config, done)
+            found.records += _measured(session, plan, done)
             continue
+        assert open_mode is not None
         try:
-            opened = open_mode(mode)
-            refused = problem(opened)
-            found.records += [] if refused else _measured(opened, config, done)
+            found.records += _measured(open_mode(mode), plan, done)
         except (OutOfMemoryError, ValidationFailedError) as error:
-            refused = str(error)
-        if refused:
-            found.refused[mode] = refused
-    found.best_mode = _best_mode(found.records, deciding_batch(config))
-    if config.compare_eager:
-        for batch in measured_batches(config):
-            found.eager += measure_eager(network, session, batch, config)
+            found.refused[mode] = str(error)
+    found.best_mode = _best_mode(found.records, plan.deciding_batch)
+    if network is not None:
+        for batch in plan.measured_batches:
+            found.eager += measure_eager(
+                network, session, batch, samples=plan.samples, seconds=plan.seconds
+            )
     found.after = read_gpu_state(session.device)
+    found.gate = pass_gate(found, plan)
     return found
 
 
 def _measured(
-    session: OnnxSession, config: ValidateConfig, done: Callable[[], None]
+    session: OnnxSession, plan: TimingPlan, done: Callable[[], None]
 ) -> list[LatencyRecord]:
     records = []
-    for batch in measured_batches(config):
+    for batch in plan.measured_batches:
         for transfers in TRANSFERS:
-            is_gate = (batch, transfers) == (config.gated_batch, "host")
+            is_gate = (batch, transfers) == (plan.gated_batch, "host")
             # What the gate asks for can be answered, whatever the budgets say.
             needed = MIN_SAMPLES[99] if is_gate else 1
             records.append(
                 measure_latency(
                     session,
                     batch,
-                    samples=max(config.latency_samples, needed),
-                    seconds=config.latency_seconds,
+                    samples=max(plan.samples, needed),
+                    seconds=plan.seconds,
                     at_least=needed,
                     transfers=transfers,
                 )
@@ -129,44 +172,20 @@ def _measured(
     return records
 
 
-def measured_batches(config: ValidateConfig) -> list[int]:
-    """Return the batch sizes to time, smallest first, the gate's among them."""
-    gated = () if config.gated_batch is None else (config.gated_batch,)
-    return sorted({*config.latency_batches, *gated})
-
-
-def deciding_batch(config: ValidateConfig) -> int:
-    """Return the batch size that the best mode is chosen by: the gate's, or the smallest."""
-    return config.gated_batch or measured_batches(config)[0]
-
-
-def num_measured(device: Device, config: ValidateConfig) -> int:
-    """Return how often ``measure_all`` calls ``done``, at most."""
-    return len(modes_of(device, config)) * len(measured_batches(config))
-
-
-def pass_gate(
-    latencies: Latencies, config: ValidateConfig, warn: Callable[[str], None]
-) -> dict[str, Any] | None:
+def pass_gate(latencies: Latencies, plan: TimingPlan) -> dict[str, Any] | None:
     """Return the gate and what passed it as JSON data; None without one.
 
-    ``warn`` is told of a figure that decides and is not stable. Raises as ``require_fast`` does.
+    Raises as ``require_fast`` does.
     """
-    if config.max_p99_ms is None or config.gated_batch is None:
+    if plan.max_p99_ms is None or plan.gated_batch is None:
         return None
-    record = latencies.of(config.gated_batch, "host")
-    require_fast(record, config.max_p99_ms)
-    p99 = record.percentile_ms(99)
-    if not record.stable:
-        warn(
-            f"the p99 that passed the gate, {p99:.3g} ms of {config.max_p99_ms:g} ms, is unstable: "
-            "validate again on an idle machine (--fresh)"
-        )
+    record = latencies.of(plan.gated_batch, "host")
+    require_fast(record, plan.max_p99_ms)
     return {
-        "max_p99_ms": config.max_p99_ms,
-        "batch": config.gated_batch,
+        "max_p99_ms": plan.max_p99_ms,
+        "batch": plan.gated_batch,
         "transfers": "host",
-        "p99_ms": p99,
+        "p99_ms": record.percentile_ms(99),
         "mode": record.mode,
         "device": record.device.label,
         "kind": record.device.kind,

@@ -3,7 +3,7 @@
 Parity says that a model computes what the trained network computes; this says, from the ONNX file
 alone and without torch, that it is the network of that genotype. The names of nodes are not
 trusted: the graph is read as an expression (``graph_reader``), and the genotype's network is laid
-over it (``architecture``, where it stands why that is a proof).
+over it (``layout``, where it stands why that is a proof).
 
 Weights are matched, not compared: each convolution of the network needs weights of its own in the
 graph. What cannot be told apart is the same function for some weights: nodes of the cell in another

@@ -31,6 +31,11 @@ class CpuDevice:
     num_threads: int
 
     @property
+    def address(self) -> str:
+        """As ``open_session`` and PyTorch take it."""
+        return "cpu"
+
+    @property
     def label(self) -> str:
         """For people, for example ``CPU AMD EPYC, 2 threads``."""
         threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
@@ -52,6 +57,11 @@ class CudaDevice:
     def __post_init__(self, proof: object) -> None:
         if proof is not _PROOF:
             raise TypeError("a CudaDevice is made by prove_cuda, from a session that was checked")
+
+    @property
+    def address(self) -> str:
+        """As ``open_session`` and PyTorch take it."""
+        return f"cuda:{self.index}"
 
     @property
     def label(self) -> str:

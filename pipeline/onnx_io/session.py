@@ -6,7 +6,7 @@ options and the place of every node were checked; the provider is checked again 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,6 +61,20 @@ MODE_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "nhwc-cuda-graph": {"prefer_nhwc": "1", "enable_cuda_graph": "1"},
 }
 """Ways to run one model on CUDA, with the provider's options; a CPU has only the first."""
+
+
+def may_serve(mode: str) -> bool:
+    """Whether a server that takes any batch size at any time can run in ``mode``."""
+    return "cuda-graph" not in mode
+
+
+def modes_of(device: Device, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the modes to try on ``device``, plain first: those ``chosen``, or all."""
+    if isinstance(device, CpuDevice):
+        return (PLAIN,)
+    # Plain always: it is what parity was checked in, and what serves where no other may.
+    return tuple(m for m in MODE_OPTIONS if m == PLAIN or chosen is None or m in chosen)
+
 
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 

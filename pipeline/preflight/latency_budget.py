@@ -137,11 +137,10 @@ def _measure(
 ) -> UntrainedLatency:
     from d2nas.data.images import Normalizer
 
-    from ..gate.modes import may_serve, modes_of
     from ..gate.timing import quickest
     from ..onnx_io.export import export_onnx
     from ..onnx_io.providers import resolve_device
-    from ..onnx_io.session import PLAIN, open_session
+    from ..onnx_io.session import PLAIN, may_serve, modes_of, open_session
 
     channels = input_shape[0]
     pixels = Normalizer((0.5,) * channels, (0.25,) * channels)
@@ -158,7 +157,7 @@ def _measure(
     found = [_time(session, config)]
     limit = config.validate_.max_p99_ms
     assert limit is not None
-    for mode in filter(may_serve, modes_of(session.device, config.validate_)):
+    for mode in filter(may_serve, modes_of(session.device, config.validate_.modes)):
         if mode != PLAIN:
             # A mode that does not come about here is refused by validation too.
             with contextlib.suppress(OutOfMemoryError, ValidationFailedError):

@@ -5,7 +5,29 @@ The test images are touched here, once, after all training. A model that does no
 ``ValidationFailedError`` and leaves no version.
 """
 
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from d2nas.config.deployment import ValidateConfig
+from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
+from d2nas.files.strict_json import canonical_json
+
 from .stage import Context, Facts, Stage, always, section
+
+if TYPE_CHECKING:
+    from d2nas.data.images import ImageData
+
+    from ..gate.comparison import Limits
+    from ..gate.judge import Verdict
+    from ..gate.timing import Latencies
+    from ..identity.check import IdentityReport
+    from ..onnx_io.session import OnnxSession
+
+REPORT_FILE = "report.json"
+GOLDEN_FILE = "golden.safetensors"
+LATENCY_FILE = "latency.json"
 
 
 def run(context: Context) -> Facts:
@@ -16,9 +38,214 @@ def run(context: Context) -> Facts:
     ``DamagedArtifactError`` when the model names other parents than its version does, and
     ``OutOfMemoryError``.
     """
-    from ..gate.validation import validate
+    import torch
 
-    return validate(context)
+    from d2nas.train.loop import memory_errors
+
+    from ..onnx_io.session import SMALLER_BATCHES
+
+    config = context.config.validate_
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    largest = max(*config.parity_batches, *config.latency_batches)
+    with memory_errors(largest, torch.device("cuda" if on_cuda else "cpu"), hint=SMALLER_BATCHES):
+        return _validate(context, config)
+
+
+def _validate(context: Context, config: ValidateConfig) -> Facts:
+    from d2nas.nn.network import load_network
+
+    from ..gate.judge import check_mode, judge
+    from ..gate.reference import torch_reference
+    from ..gate.timing import TimingPlan, time_modes
+    from ..onnx_io.model_file import MODEL_FILE
+    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.session import modes_of, open_session
+
+    exported, hooks, batches = context.inputs["export"], context.hooks, config.parity_batches
+    model = exported.read(MODEL_FILE)
+    identity = _check_identity(context, model)
+
+    device, what = resolve_device(config.device), f"{exported.reference}: {MODEL_FILE}"
+    session = open_session(model, device=device, what=what)
+    data = context.data()
+    _require_unseen(context, data)
+    plan = TimingPlan(
+        config.latency_batches,
+        config.latency_samples,
+        config.latency_seconds,
+        modes_of(session.device, config.modes),
+        config.max_p99_ms,
+        config.gated_batch,
+    )
+    hooks.begin(2 + plan.num_steps, 0, "check")
+    hooks.say(f"validate on {session.device.label}: {len(data.test)} test images")
+    done = _counter(context)
+
+    network = load_network(context.inputs["retrain"].path)
+    reference = torch_reference(network, data, session, max(batches))
+    limits = _limits(config, exported.manifest.facts["precision"])
+    verdict = judge(model, session, reference, limits, batches=batches, done=done)
+    for line in verdict.warnings():
+        hooks.warn(line)
+
+    def open_mode(mode: str) -> "OnnxSession":
+        opened = open_session(model, device=device, what=what, mode=mode)
+        check_mode(opened, reference, limits, batches=batches)
+        return opened
+
+    eager = network if config.compare_eager else None
+    latencies = time_modes(session, plan, open_mode, network=eager, done=done)
+    for line in latencies.warnings():
+        hooks.warn(line)
+
+    _write(context, data, session, identity, verdict, latencies)
+    return {
+        "device": session.device.kind,
+        "accuracy": dict(verdict.accuracy),
+        "evaluation": data.evaluation,
+        "relative_l2": verdict.parity.relative_l2,
+        "max_abs": verdict.parity.max_abs,
+    }
+
+
+def _check_identity(context: Context, model: bytes) -> "IdentityReport":
+    """Raise unless ``model`` names its parents, and is the network of the genotype derived."""
+    from ..identity.check import check_identity
+    from ..onnx_io.model_file import MODEL_FILE, check_model, lineage
+
+    derived = context.inputs["derive"]
+    named = lineage(check_model(model, what=MODEL_FILE))
+    for role in ("derive", "retrain"):
+        if named.get(f"d2nas.{role}") != context.inputs[role].id:
+            raise DamagedArtifactError(
+                f"{MODEL_FILE} names another {role} version than {context.inputs[role].reference}",
+                hint="export it again: d2nas export RUN",
+            )
+    identity = check_identity(model)
+    if identity.genotype_digest != derived.manifest.facts["genotype_digest"]:
+        raise ValidationFailedError(
+            f"{MODEL_FILE} is another genotype's network than {derived.reference}",
+            hint="export it again: d2nas export RUN",
+        )
+    return identity
+
+
+def _require_unseen(context: Context, data: "ImageData") -> None:
+    """Raise ``ConfigError`` where test images may be among those that the network learned from."""
+    from d2nas.data.splits import changed_test_settings
+
+    trained = context.inputs["retrain"].manifest
+    same = trained.facts["data_digest"] == data.digest
+    changed = changed_test_settings(trained.config, context.config.to_dict(), same_images=same)
+    if changed:
+        raise ConfigError(
+            f"the network was trained with other {', '.join(changed)}: it may have learned from "
+            "images that would be its test",
+            hint="d2nas retrain RUN with the same settings; or d2nas evaluate BUNDLE DIR, for "
+            "labelled pictures that it has not seen",
+        )
+
+
+def _limits(config: ValidateConfig, precision: str) -> "Limits":
+    """Return the configured limits, the precision's where none is given."""
+    from ..gate.comparison import PRECISION_LIMITS
+
+    names = ("relative_l2", "top1_agreement", "accuracy_floor")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return replace(PRECISION_LIMITS[precision], **given)
+
+
+def _counter(context: Context) -> Callable[[], None]:
+    """Return what counts a finished step, and lets a signal through."""
+    steps = itertools.count(1)
+
+    def done() -> None:
+        context.hooks.advance(next(steps), None)
+        context.hooks.pause()
+
+    return done
+
+
+def _write(
+    context: Context,
+    data: "ImageData",
+    session: "OnnxSession",
+    identity: "IdentityReport",
+    verdict: "Verdict",
+    latencies: "Latencies",
+) -> None:
+    import torch
+
+    from d2nas.files.tensors import encode_tensors
+
+    from ..gate.golden import PICTURE_FILE, golden_picture
+    from ..onnx_io.model_file import MODEL_FILE
+    from ..onnx_io.preparation import prepare_content, read_prepared
+
+    found = {"identity": identity.to_dict()} | verdict.to_dict() | latencies.to_dict()
+    report = _report(context, data, session) | found
+    context.work.write(REPORT_FILE, canonical_json(report))
+    picture = golden_picture(data.image_size)
+    context.work.write(PICTURE_FILE, picture)
+    image = prepare_content(
+        picture, read_prepared(context.inputs["export"], MODEL_FILE), what=PICTURE_FILE
+    )
+    prepared = {"picture": image.copy(), "picture_logits": session.run(image)}
+    golden = {name: torch.from_numpy(a) for name, a in (verdict.golden | prepared).items()}
+    context.work.write(GOLDEN_FILE, encode_tensors(golden))
+    context.work.write(LATENCY_FILE, canonical_json(latencies.samples()))
+
+
+def _report(context: Context, data: "ImageData", session: "OnnxSession") -> dict[str, Any]:
+    from d2nas.measure.cost import MACS_CONVENTION
+
+    from ..gate.report import REPORT_SCHEMA
+
+    derived, retrained, exported = (context.inputs[r] for r in ("derive", "retrain", "export"))
+    return {
+        "schema": REPORT_SCHEMA,
+        "genotype": derived.manifest.facts["genotype"],
+        "genotype_digest": derived.manifest.facts["genotype_digest"],
+        "parameterless_normal": derived.manifest.facts["parameterless_normal"],
+        "found_by": derived.manifest.facts["found_by"],
+        "found_on_this_data": derived.manifest.facts["searched_data_digest"] == data.digest,
+        "params": retrained.manifest.facts["params"],
+        "macs": retrained.manifest.facts["macs"],
+        "macs_convention": MACS_CONVENTION,
+        "retrain": retrained.manifest.config["retrain"],
+        "data": described(data),
+        "device": {
+            "kind": session.device.kind,
+            "label": session.device.label,
+            "provider": session.provider,
+        },
+        "trained_on": retrained.manifest.facts["device"],
+        "model": dict(exported.manifest.facts),
+        "lineage": {
+            **derived.manifest.parents,
+            "derive": derived.id,
+            "retrain": retrained.id,
+            "export": exported.id,
+        },
+    }
+
+
+def described(data: "ImageData") -> dict[str, Any]:
+    """Return which images the model was made and judged with, as JSON data."""
+    return {
+        "name": data.name,
+        "digest": data.digest,
+        "image_size": data.image_size,
+        "channels": data.channels,
+        **({} if data.sizes is None else {"pictures": data.sizes.facts()}),
+        "train": len(data.train),
+        "weight_half": len(data.weight_half),
+        "arch_half": len(data.arch_half),
+        "test": len(data.test),
+        "evaluation": data.evaluation,
+        "class_counts": data.class_counts(),
+        "warnings": list(data.warnings),
+    }
 
 
 STAGE = Stage(

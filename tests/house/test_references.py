@@ -3,12 +3,12 @@
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from examples import first_example
 
 from d2nas import SPACES, Genotype
 from d2nas.config import DataConfig, RetrainConfig, SearchConfig
@@ -38,8 +38,6 @@ def test_control_a_stale_reference_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [search_module, retrain_module])
 def test_the_examples_of_the_loops_run(module: ModuleType) -> None:
-    example = re.search(r"\n\n((?: {4}.*\n)+)", str(module.__doc__))
-    assert example is not None
     small = {"num_cells": 3, "init_channels": 4, "epochs": 1}
     configs = {
         "d2nas.train.search": SearchConfig(**small, draws=1),
@@ -54,7 +52,7 @@ def test_the_examples_of_the_loops_run(module: ModuleType) -> None:
         "DataConfig": DataConfig,
         "torch": torch,
     }
-    exec(textwrap.dedent(example[1]), names)  # noqa: S102
+    exec(first_example(module), names)  # noqa: S102
     assert names["report"].metrics is not None
 
 

@@ -32,7 +32,6 @@ from d2nas.nn.network import auxiliary_fits
 from d2nas.train.retrain import Retraining, check_auxiliary, has_auxiliary
 from pipeline.bundle.card import model_card
 from pipeline.commands.configuration import configure
-from pipeline.gate.validation import described
 from pipeline.preflight.plan import data_shape
 from pipeline.presets import preset_names
 from pipeline.running.display import Display
@@ -40,6 +39,7 @@ from pipeline.running.inputs import inputs_of
 from pipeline.running.runner import Runner
 from pipeline.running.signals import StopFlag
 from pipeline.stages import stage_config
+from pipeline.stages.validate import described
 from pipeline.store import Store
 
 STAGES_OF_PRESETS = (["run", "folder"], ["search", "folder"], ["retrain", "folder"])

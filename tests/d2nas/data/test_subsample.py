@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from d2nas.data.subsample import spread_sample
 from pipeline.gate import parity
-from pipeline.gate.comparison import compare
-from pipeline.gate.parity import check_parity, gate, sample_of
+from pipeline.gate.comparison import PRECISION_LIMITS, compare, gate
+from pipeline.gate.parity import check_parity, sample_of
 
 NUM_CLASSES = 10
 SORTED = np.repeat(np.arange(NUM_CLASSES), 100)
@@ -71,30 +71,31 @@ class Half:
 def test_a_good_network_passes_in_half_precision_on_sorted_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits, _ = parity.PRECISION_LIMITS["fp16"]
+    limits = PRECISION_LIMITS["fp16"]
     images = images_of(SORTED)
-    assert check_parity(sure, Half(), images, limits=limits, labels=SORTED).passed
+    assert check_parity(sure(images), Half(), images, limits=limits, labels=SORTED).passed
     # The first images are of one class, and say nothing.
     first = images[:64]
     assert gate(compare(sure(first), Half().run(first)), limits)[0] == "inconclusive"
     # Control: looked at as they come, the same good network is refused.
     monkeypatch.setattr(parity, "sample_of", lambda n, labels, count=64: list(range(min(n, count))))
-    report = check_parity(sure, Half(), images, limits=limits, labels=SORTED)
+    report = check_parity(sure(images), Half(), images, limits=limits, labels=SORTED)
     assert report.verdict == "inconclusive"
     assert "hardly vary" in report.reasons[0]
 
 
 def test_the_order_of_the_images_decides_no_verdict() -> None:
-    limits, _ = parity.PRECISION_LIMITS["fp16"]
+    limits = PRECISION_LIMITS["fp16"]
     for seed in range(3):
         labels = np.random.default_rng(seed).permutation(SORTED)
-        assert check_parity(sure, Half(), images_of(labels), limits=limits, labels=labels).passed
+        images = images_of(labels)
+        assert check_parity(sure(images), Half(), images, limits=limits, labels=labels).passed
         assert set(labels[sample_of(len(labels), labels, 10)]) == set(range(NUM_CLASSES))
 
 
 def test_the_limits_of_half_precision_tell_measured_networks_from_their_faulty_copies() -> None:
     file = Path(__file__).parents[3] / "benchmarks" / "fp16_parity.json"
-    limits, _ = parity.PRECISION_LIMITS["fp16"]
+    limits = PRECISION_LIMITS["fp16"]
     blind = 0
     for row in json.loads(file.read_text())["rows"]:
         found, faulty = row["fp16"]["sampled_64"], row["fp16"]["faulty_copies"].values()

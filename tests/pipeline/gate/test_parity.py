@@ -12,8 +12,9 @@ from parity_stubs import IMAGES, Answer, Images, Stub, first_row, linear
 
 from d2nas.errors import ConfigError, ValidationFailedError
 from pipeline.gate import parity
-from pipeline.gate.mutants import mutants
-from pipeline.gate.parity import Limits, check_parity, compare, self_test
+from pipeline.gate.comparison import Limits, compare
+from pipeline.gate.mutants import mutants, self_test
+from pipeline.gate.parity import check_parity
 from pipeline.onnx_io.export import export_onnx
 from pipeline.onnx_io.session import OnnxSession, open_session
 
@@ -22,7 +23,7 @@ from pipeline.onnx_io.session import OnnxSession, open_session
 
 def test_largest_batch_sees_all_images_and_the_others_the_first_64() -> None:
     session = Stub(linear)
-    report = check_parity(linear, session, IMAGES, batches=(64, 1, 7, 2))
+    report = check_parity(linear(IMAGES), session, IMAGES, batches=(64, 1, 7, 2))
     assert [(entry.batch, entry.num_images) for entry in report.batches] == [
         (1, 64),
         (2, 64),
@@ -37,7 +38,7 @@ def test_largest_batch_sees_all_images_and_the_others_the_first_64() -> None:
 
 def test_batches_larger_than_the_number_of_images_are_really_run() -> None:
     session = Stub(linear)
-    report = check_parity(linear, session, IMAGES[:5], batches=(2, 64))
+    report = check_parity(linear(IMAGES[:5]), session, IMAGES[:5], batches=(2, 64))
     assert report.passed
     assert session.sizes.count(64) == 4
 
@@ -71,7 +72,7 @@ def last_image_wrong(images: Images) -> Images:
     ],
 )
 def test_defects_of_single_batch_sizes_and_images_are_found(wrong: Answer) -> None:
-    report = check_parity(linear, Stub(wrong), IMAGES)
+    report = check_parity(linear(IMAGES), Stub(wrong), IMAGES)
     assert report.verdict == "failed"
     assert report.reasons
     json.dumps(report.to_dict(), allow_nan=False)
@@ -106,11 +107,11 @@ def order_dependent(images: Images) -> Images:
 def test_rows_must_not_depend_on_their_neighbours(
     wrong: Answer, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = check_parity(linear, Stub(wrong), IMAGES)
+    report = check_parity(linear(IMAGES), Stub(wrong), IMAGES)
     assert report.verdict == "failed"
     assert any(reason in text for text in report.reasons)
     monkeypatch.setattr(parity, "_row_invariance", lambda session, rows: (0.0, 0.0))
-    assert check_parity(linear, Stub(wrong), IMAGES).passed
+    assert check_parity(linear(IMAGES), Stub(wrong), IMAGES).passed
 
 
 def test_the_order_of_the_permutation_is_no_rotation_or_reversal() -> None:
@@ -124,7 +125,7 @@ def test_the_order_of_the_permutation_is_no_rotation_or_reversal() -> None:
 
 def test_the_report_tells_the_worst_of_all_batch_sizes() -> None:
     wrong = only_at(7, lambda images: linear(images) + np.float32(0.25))
-    report = check_parity(linear, Stub(wrong), IMAGES)
+    report = check_parity(linear(IMAGES), Stub(wrong), IMAGES)
     data = report.to_dict()
     by_batch = {entry["batch"]: entry for entry in data["batches"]}
     assert data["passed"] is False
@@ -136,7 +137,9 @@ def test_the_report_tells_the_worst_of_all_batch_sizes() -> None:
 
 
 def test_outputs_that_cannot_be_compared_have_no_numbers() -> None:
-    report = check_parity(linear, Stub(only_at(7, lambda images: linear(images)[:, :2])), IMAGES)
+    report = check_parity(
+        linear(IMAGES), Stub(only_at(7, lambda images: linear(images)[:, :2])), IMAGES
+    )
     assert (report.verdict, report.max_abs, report.relative_l2) == ("failed", None, None)
 
 
@@ -146,18 +149,18 @@ def test_a_provider_that_changed_ends_the_comparison() -> None:
             raise ValidationFailedError("CUDA was asked for, but ONNX Runtime uses CPU")
 
     with pytest.raises(ValidationFailedError, match="uses CPU"):
-        check_parity(linear, Fallen(linear), IMAGES)
+        check_parity(linear(IMAGES), Fallen(linear), IMAGES)
 
 
 def test_a_reference_that_loses_images_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="one row of logits"):
-        check_parity(lambda images: linear(images)[:-1], Stub(linear), IMAGES)
+        check_parity(linear(IMAGES)[:-1], Stub(linear), IMAGES)
 
 
 @pytest.mark.parametrize(("images", "batches"), [(IMAGES[:0], (1,)), (IMAGES, ()), (IMAGES, (0,))])
 def test_parity_of_nothing_is_refused(images: Images, batches: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError):
-        check_parity(linear, Stub(linear), images, batches)
+        check_parity(linear(images), Stub(linear), images, batches)
 
 
 # --- a real model, exported ---------------------------------------------------------------------
@@ -181,7 +184,8 @@ def on_cpu(model: bytes) -> OnnxSession:
 
 
 def test_an_exported_model_passes_with_room_to_spare(answer: Answer, exported: bytes) -> None:
-    report = check_parity(answer, on_cpu(exported), pattern_images(100).numpy())
+    images = pattern_images(100).numpy()
+    report = check_parity(answer(images), on_cpu(exported), images)
     assert report.passed, report.reasons
     assert report.relative_l2 is not None
     assert report.relative_l2 < 2e-6
@@ -191,19 +195,21 @@ def test_an_exported_model_passes_with_room_to_spare(answer: Answer, exported: b
 def test_every_mutant_of_the_exported_model_is_rejected(answer: Answer, exported: bytes) -> None:
     images = pattern_images(16).numpy()
     faulty = {name: on_cpu(model) for name, model in mutants(exported)}
-    result = self_test(answer, faulty.items(), images)
+    result = self_test(answer(images), faulty.items(), images)
     assert result.passed
     assert result.rejected == tuple(faulty)
     assert len(faulty) == 6
     # One fault in one tensor is far outside the tolerance, not just beyond it.
     for session in faulty.values():
         assert (compare(answer(images), session.run(images)).relative_l2 or 0.0) > 1e-3
-    loose = self_test(answer, faulty.items(), images, Limits(relative_l2=1.0, top1_agreement=0.0))
+    loose = self_test(
+        answer(images), faulty.items(), images, Limits(relative_l2=1.0, top1_agreement=0.0)
+    )
     assert not loose.passed
     assert "stem weight + 1 %" in loose.accepted
 
 
 def test_a_self_test_without_mutants_or_with_an_accepted_one_does_not_pass() -> None:
-    assert not self_test(linear, [], IMAGES).passed
-    result = self_test(linear, [("intact", Stub(linear))], IMAGES)
+    assert not self_test(linear(IMAGES), [], IMAGES).passed
+    result = self_test(linear(IMAGES), [("intact", Stub(linear))], IMAGES)
     assert result.to_dict() == {"passed": False, "rejected": [], "accepted": ["intact"]}

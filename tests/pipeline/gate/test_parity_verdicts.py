@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from parity_stubs import IMAGES, Answer, Images, Stub, first_row, linear
 
-from pipeline.gate import parity
-from pipeline.gate.parity import Limits, check_parity, compare, gate
+from pipeline.gate import comparison, parity
+from pipeline.gate.comparison import Limits, ParityResult, compare, gate
+from pipeline.gate.parity import check_parity
 
 # --- two arrays ---------------------------------------------------------------------------------
 
@@ -84,12 +85,12 @@ def test_float32_noise_passes() -> None:
 
 
 def test_limits_are_met_at_equality_and_missed_beyond() -> None:
-    result = parity.ParityResult(True, True, True, 0.1, 1e-5, 0.999, 1e-3)
+    result = ParityResult(True, True, True, 0.1, 1e-5, 0.999, 1e-3)
     assert gate(result)[0] == "passed"
     for change in ({"relative_l2": 1.01e-5}, {"top1_agreement": 0.9989}, {"relative_l2": math.nan}):
-        worse = parity.ParityResult(**{**result.__dict__, **change})
+        worse = ParityResult(**{**result.__dict__, **change})
         assert gate(worse)[0] == "failed"
-    hardly_varying = parity.ParityResult(**{**result.__dict__, "spread": 0.99e-3})
+    hardly_varying = ParityResult(**{**result.__dict__, "spread": 0.99e-3})
     assert gate(hardly_varying)[0] == "inconclusive"
     assert gate(hardly_varying, Limits(relative_l2=1e-6))[0] == "failed"  # not excused by spread
 
@@ -122,9 +123,9 @@ def test_agreement_is_held_to_its_limit_over_all_images_and_counted_in_a_part(
     limit: float, flips: int, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 150 images; 64 of them see three flips, where one weighs 1.6 %."""
-    monkeypatch.setattr(parity, "SPREAD_FACTOR", 0.0)
+    monkeypatch.setattr(comparison, "SPREAD_FACTOR", 0.0)
     limits = Limits(relative_l2=1.0, top1_agreement=limit)
-    report = check_parity(linear, Stub(flipped(flips)), IMAGES, limits=limits)
+    report = check_parity(linear(IMAGES), Stub(flipped(flips)), IMAGES, limits=limits)
     parts, whole = report.batches[:-1], report.batches[-1]
     reasons = [reason for entry in report.batches for reason in entry.reasons]
     assert all("top-1 agreement" in reason for reason in reasons)
@@ -165,12 +166,12 @@ def test_a_broken_model_passes_unnoticed_only_without_the_spread_rule(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reference, broken = nearly_constant(1e-7), nearly_constant(0.0)  # it ignores the image
-    report = check_parity(reference, Stub(broken), IMAGES)
+    report = check_parity(reference(IMAGES), Stub(broken), IMAGES)
     assert report.verdict == "inconclusive"
     assert not report.passed
     assert "hardly vary" in report.reasons[0]
-    monkeypatch.setattr(parity, "SPREAD_FACTOR", 0.0)
-    assert check_parity(reference, Stub(broken), IMAGES).passed
+    monkeypatch.setattr(comparison, "SPREAD_FACTOR", 0.0)
+    assert check_parity(reference(IMAGES), Stub(broken), IMAGES).passed
 
 
 def mostly_first(others: int) -> Answer:
@@ -206,19 +207,19 @@ def test_one_answer_for_nearly_all_images_is_inconclusive(
     others: int, labels: Any, verdict: str
 ) -> None:
     answer = mostly_first(others)
-    report = check_parity(answer, Stub(answer), IMAGES, labels=labels)
+    report = check_parity(answer(IMAGES), Stub(answer), IMAGES, labels=labels)
     assert report.verdict == verdict, report.reasons
     assert any("with one class" in reason for reason in report.reasons) == (verdict != "passed")
     # What is wrong stays wrong.
-    wrong = check_parity(answer, Stub(linear), IMAGES, labels=labels)
+    wrong = check_parity(answer(IMAGES), Stub(linear), IMAGES, labels=labels)
     assert wrong.verdict == "failed"
 
 
 def test_varying_outputs_are_conclusive() -> None:
-    assert check_parity(nearly_constant(0.05), Stub(nearly_constant(0.05)), IMAGES).passed
-    assert check_parity(nearly_constant(0.05), Stub(nearly_constant(0.0)), IMAGES).verdict == (
-        "failed"
-    )
+    varying = nearly_constant(0.05)
+    assert check_parity(varying(IMAGES), Stub(varying), IMAGES).passed
+    broken = check_parity(varying(IMAGES), Stub(nearly_constant(0.0)), IMAGES)
+    assert broken.verdict == "failed"
 
 
 def test_a_shift_common_to_all_classes_is_no_spread() -> None:
@@ -227,18 +228,18 @@ def test_a_shift_common_to_all_classes_is_no_spread() -> None:
     def shifted(images: Images) -> Images:
         return np.array([0.1, 0.2, 0.3, 0.4], np.float32) + images.mean(axis=(1, 2, 3))[:, None]
 
-    assert check_parity(shifted, Stub(shifted), IMAGES).verdict == "inconclusive"
+    assert check_parity(shifted(IMAGES), Stub(shifted), IMAGES).verdict == "inconclusive"
 
 
 def test_one_image_proves_nothing() -> None:
-    assert check_parity(linear, Stub(linear), IMAGES[:1]).verdict == "inconclusive"
+    assert check_parity(linear(IMAGES[:1]), Stub(linear), IMAGES[:1]).verdict == "inconclusive"
 
 
 def test_all_zero_logits_are_inconclusive_or_wrong() -> None:
     def zeros(images: Images) -> Images:
         return np.zeros((len(images), 4), np.float32)
 
-    assert check_parity(zeros, Stub(zeros), IMAGES).verdict == "inconclusive"
-    report = check_parity(zeros, Stub(linear), IMAGES)
+    assert check_parity(zeros(IMAGES), Stub(zeros), IMAGES).verdict == "inconclusive"
+    report = check_parity(zeros(IMAGES), Stub(linear), IMAGES)
     assert report.verdict == "failed"
     json.dumps(report.to_dict(), allow_nan=False)

@@ -1,6 +1,8 @@
 """Modes of a device, the best of them, the gate, and what the GPU was doing meanwhile."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,16 +17,16 @@ from torch import nn
 from d2nas.config import build_config
 from d2nas.config.deployment import ValidateConfig
 from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
-from pipeline.gate import modes, timing
+from pipeline.gate import judge, timing
+from pipeline.gate.comparison import Limits
 from pipeline.gate.eager import measure_eager
-from pipeline.gate.modes import GateLimits, ModeCheck
-from pipeline.gate.parity import Limits
-from pipeline.gate.timing import Latencies, measure_all, require_fast
-from pipeline.onnx_io import gpu_state
-from pipeline.onnx_io.devices import CpuDevice
+from pipeline.gate.judge import Reference
+from pipeline.gate.timing import Latencies, TimingPlan, require_fast, time_modes
+from pipeline.onnx_io import devices, gpu_state
+from pipeline.onnx_io.devices import CpuDevice, CudaDevice
 from pipeline.onnx_io.gpu_state import GpuState, read_gpu_state
 from pipeline.onnx_io.latency import CpuLatency
-from pipeline.onnx_io.session import OnnxSession, open_session
+from pipeline.onnx_io.session import MODE_OPTIONS, PLAIN, OnnxSession, modes_of, open_session
 
 MODEL = hand_made_model().SerializeToString()
 IMAGES = np.random.default_rng(1).standard_normal((6, 1, 4, 4)).astype(np.float32)
@@ -33,8 +35,14 @@ LABELS = (IMAGES.reshape(6, 16) @ WEIGHTS).argmax(axis=1)
 
 
 def config(*settings: str) -> ValidateConfig:
-    quick = ("validate.latency_samples=12", "validate.latency_seconds=0.05")
-    return build_config({}, [*quick, "validate.latency_batches=[1,2]", *settings]).validate_
+    return build_config({}, settings).validate_
+
+
+def plan(device: str = "cpu", **changes: Any) -> TimingPlan:
+    modes = tuple(MODE_OPTIONS) if device == "cuda" else (PLAIN,)
+    return TimingPlan(
+        **{"batches": (2, 1), "samples": 12, "seconds": 0.05, "modes": modes, **changes}
+    )
 
 
 def right(images: Any) -> Any:
@@ -42,31 +50,33 @@ def right(images: Any) -> Any:
     return np.stack([(image.reshape(16) @ WEIGHTS) for image in images])
 
 
-def check(**changes: Any) -> ModeCheck:
-    limits = GateLimits(Limits(), accuracy_floor=0.999)
-    facts = {"answer": right, "images": IMAGES, "labels": LABELS, "batches": (1, 2, 4)}
-    return ModeCheck(**{**facts, "limits": limits, "accuracy": 1.0, **changes})
+REFERENCE = Reference(IMAGES, LABELS, right(IMAGES))
+
+
+def check(
+    session: OnnxSession, reference: Reference = REFERENCE, limits: Limits | None = None
+) -> None:
+    judge.check_mode(session, reference, limits, batches=(1, 2, 4))
 
 
 def measured(
-    monkeypatch: pytest.MonkeyPatch, situation: Situation, *settings: str
+    monkeypatch: pytest.MonkeyPatch,
+    situation: Situation,
+    check: Callable[[OnnxSession], None] = check,
+    **changes: Any,
 ) -> tuple[Latencies, list[str]]:
     fake_runtime.install(situation, monkeypatch)
     opened: list[str] = []
 
     def open_mode(mode: str) -> OnnxSession:
         opened.append(mode)
-        return open_session(MODEL, device="cuda", mode=mode)
+        session = open_session(MODEL, device="cuda", mode=mode)
+        check(session)
+        return session
 
-    found = measure_all(
-        open_session(MODEL, device="cuda"),
-        open_mode,
-        nn.Identity(),  # type: ignore[arg-type]  not timed here
-        config("validate.compare_eager=false", *settings),
-        check().problem,
-        lambda: None,
-    )
-    return found, opened
+    return time_modes(
+        open_session(MODEL, device="cuda"), plan("cuda", **changes), open_mode
+    ), opened
 
 
 def test_a_gpu_is_measured_in_every_mode_on_the_device_and_from_host_to_host(
@@ -91,7 +101,11 @@ def test_a_gpu_is_measured_in_every_mode_on_the_device_and_from_host_to_host(
 
 
 def test_only_chosen_modes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, opened = measured(monkeypatch, Situation(answer=right), 'validate.modes=["plain","nhwc"]')
+    device = CudaDevice("x", 0, None, proof=devices._PROOF)
+    modes = modes_of(device, config('validate.modes=["nhwc"]').modes)
+    assert modes == ("plain", "nhwc")
+    assert modes_of(device) == tuple(MODE_OPTIONS)
+    _, opened = measured(monkeypatch, Situation(answer=right), modes=modes)
     assert opened == ["nhwc"]
 
 
@@ -105,8 +119,7 @@ def test_a_mode_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatc
     assert {r.mode for r in found.records} == {"plain"}
     assert all("relative L2" in reason for reason in found.refused.values())
     # Control: nobody would have noticed without the comparison.
-    monkeypatch.setattr(modes.ModeCheck, "problem", lambda check, session: None)
-    found, _ = measured(monkeypatch, Situation(answer=stuck))
+    found, _ = measured(monkeypatch, Situation(answer=stuck), lambda session: None)
     assert not found.refused
 
 
@@ -127,10 +140,13 @@ def test_a_mode_that_may_serve_keeps_the_floor_of_accuracy(
 ) -> None:
     fake_runtime.install(Situation(answer=right), monkeypatch)
     session = open_session(MODEL, device="cuda", mode="nhwc")
-    assert check().problem(session) is None
-    wrong = check(labels=np.roll(LABELS, 1)).problem(session)
-    assert wrong is not None
-    assert "is below 0.9990" in wrong
+    check(session)
+    # Another network's answers, at limits that see no difference but in accuracy.
+    other = Reference(IMAGES, (-right(IMAGES)).argmax(axis=1), -right(IMAGES))
+    loose = Limits(relative_l2=10.0, top1_agreement=0.0, spread_factor=0.0)
+    with pytest.raises(ValidationFailedError, match=r"accuracy 0\.\d{4} is below 0\.9990"):
+        check(session, other, loose)
+    check(session, other, replace(loose, accuracy_floor=0.0))
 
 
 def test_memory_that_runs_out_in_another_mode_ends_that_mode_alone(
@@ -138,26 +154,21 @@ def test_memory_that_runs_out_in_another_mode_ends_that_mode_alone(
 ) -> None:
     full = fake_runtime.Fail("CUDA error cudaErrorMemoryAllocation: out of memory")
 
-    def no_room_for_nhwc(session: OnnxSession) -> str | None:
+    def no_room_for_nhwc(mode: str) -> OnnxSession:
+        session = open_session(MODEL, device="cuda", mode=mode)
         session._session.situation = Situation(
-            answer=right, run_error=full if session.mode == "nhwc" else None
+            answer=right, run_error=full if mode == "nhwc" else None
         )
-        return None
+        return session
 
     fake_runtime.install(Situation(answer=right), monkeypatch)
-    quick = config("validate.compare_eager=false")
-    arguments = (nn.Identity(), quick, no_room_for_nhwc, lambda: None)
     plain = open_session(MODEL, device="cuda")
-    found = measure_all(
-        plain,
-        lambda mode: open_session(MODEL, device="cuda", mode=mode),
-        *arguments,  # type: ignore[arg-type]
-    )
+    found = time_modes(plain, plan("cuda"), no_room_for_nhwc)
     assert set(found.refused) == {"nhwc"}
     assert "out of memory" in found.refused["nhwc"]
     plain._session.situation = Situation(answer=right, run_error=full)
     with pytest.raises(OutOfMemoryError):
-        measure_all(plain, lambda mode: plain, *arguments)  # type: ignore[arg-type]
+        time_modes(plain, plan("cuda"), lambda mode: plain)
 
 
 def test_a_mode_that_does_not_come_into_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +181,9 @@ def test_a_mode_that_does_not_come_into_use_is_refused(monkeypatch: pytest.Monke
 def test_a_cpu_has_one_mode() -> None:
     with pytest.raises(ConfigError, match="cpu has no mode nhwc"):
         open_session(MODEL, device="cpu", mode="nhwc")
-    assert timing.num_measured(CpuDevice("x", 1), config()) == 2
+    assert modes_of(CpuDevice("x", 1), ("plain", "nhwc")) == ("plain",)
+    assert plan().num_steps == 2
+    assert plan("cuda").num_steps == 8
 
 
 def test_each_batch_size_has_a_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +226,11 @@ def test_the_best_mode_has_the_shortest_median_of_those_that_may_serve() -> None
 
 def test_the_gate_times_as_many_runs_as_its_p99_needs() -> None:
     session = open_session(MODEL, device="cpu", num_threads=1)
-    quick = config("validate.compare_eager=false", "validate.max_p99_ms=60000")
-    found = measure_all(
-        session,
-        lambda mode: session,
-        nn.Identity(),  # type: ignore[arg-type]
-        quick,
-        lambda session: None,
-        lambda: None,
+    steps: list[int] = []
+    found = time_modes(
+        session, plan(max_p99_ms=60000.0, gated_batch=1), done=lambda: steps.append(1)
     )
+    assert len(steps) == 2
     runs = {(r.batch, r.transfers): len(r.samples_ns) for r in found.records}
     assert runs[1, "host"] == 662
     assert max(count for key, count in runs.items() if key != (1, "host")) <= 12
@@ -249,10 +258,10 @@ def test_the_gate_needs_a_p99_that_is_known_and_short_enough() -> None:
 
 
 def test_a_gate_tells_what_passed_it_and_whether_that_is_steady() -> None:
-    gated = config("validate.max_p99_ms=4.0")
+    gated = plan(max_p99_ms=4.0, gated_batch=1)
     steady = Latencies([record(3.0), record(2.0, mode="nhwc")], best_mode="nhwc")
-    warned: list[str] = []
-    assert timing.pass_gate(steady, gated, warned.append) == {
+    steady.gate = timing.pass_gate(steady, gated)
+    assert steady.gate == {
         "max_p99_ms": 4.0,
         "batch": 1,
         "transfers": "host",
@@ -262,21 +271,22 @@ def test_a_gate_tells_what_passed_it_and_whether_that_is_steady() -> None:
         "kind": "cpu",
         "stable": True,
     }
-    assert warned == []
-    assert timing.pass_gate(steady, config(), warned.append) is None
+    assert steady.warnings() == []
+    assert timing.pass_gate(steady, plan()) is None
     drifting = (1_000_000,) * 400 + (3_000_000,) * 262
     wild = CpuLatency(1, "CPU", drifting, 20, "plain", "host", CpuDevice("Test", 2))
-    found = timing.pass_gate(Latencies([wild]), gated, warned.append)
-    assert found is not None
-    assert found["stable"] is False
-    (line,) = warned
+    found = Latencies([wild])
+    found.gate = timing.pass_gate(found, gated)
+    assert found.gate is not None
+    assert found.gate["stable"] is False
+    (line,) = found.warnings()
     assert "the p99 that passed the gate, 3 ms of 4 ms, is unstable" in line
 
 
 def test_pytorch_beside_is_timed_on_the_same_device_with_as_many_threads() -> None:
     session = open_session(MODEL, device="cpu", num_threads=1)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).eval()
-    rows = list(measure_eager(network, session, 2, config()))  # type: ignore[arg-type]
+    rows = list(measure_eager(network, session, 2, samples=12, seconds=0.05))  # type: ignore[arg-type]
     assert [row["runtime"] for row in rows] == [
         "PyTorch eager, contiguous",
         "PyTorch eager, channels-last",
@@ -286,7 +296,7 @@ def test_pytorch_beside_is_timed_on_the_same_device_with_as_many_threads() -> No
     assert network[0].weight.is_contiguous()
     network.to("meta")
     with pytest.raises(ConfigError, match="the network is on meta"):
-        next(measure_eager(network, session, 2, config()))  # type: ignore[arg-type]
+        next(measure_eager(network, session, 2, samples=12, seconds=0.05))  # type: ignore[arg-type]
 
 
 class FakeNvml(SimpleNamespace):
@@ -322,8 +332,6 @@ class FakeNvml(SimpleNamespace):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake_runtime.install(Situation(), monkeypatch)
-    from pipeline.onnx_io import devices
-
     monkeypatch.setattr(devices, "_pci_bus_id", lambda index: f"0000:{index:02x}:00.0")
     return open_session(MODEL, device="cuda:3").device
 
@@ -359,18 +367,20 @@ def test_what_the_driver_does_not_tell_is_not_guessed(
 
 @pytest.mark.gpu
 def test_every_mode_of_a_real_gpu_answers_alike() -> None:
-    reference_session = open_session(MODEL, device="cpu", num_threads=1)
-    found = measure_all(
+    logits = open_session(MODEL, device="cpu", num_threads=1).run(IMAGES)
+    reference = Reference(IMAGES, logits.argmax(axis=1), logits)
+
+    def open_mode(mode: str) -> OnnxSession:
+        session = open_session(MODEL, device="cuda", mode=mode)
+        check(session, reference, Limits(relative_l2=1e-3))
+        return session
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to("cuda").eval()
+    found = time_modes(
         open_session(MODEL, device="cuda"),
-        lambda mode: open_session(MODEL, device="cuda", mode=mode),
-        nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to("cuda").eval(),  # type: ignore[arg-type]
-        config(),
-        check(
-            answer=lambda images: reference_session.run(images),
-            labels=reference_session.run(IMAGES).argmax(axis=1),
-            limits=GateLimits(Limits(relative_l2=1e-3), 0.999),
-        ).problem,
-        lambda: None,
+        plan("cuda"),
+        open_mode,
+        network=network,  # type: ignore[arg-type]
     )
     assert not found.refused
     assert torch.cuda.is_available()

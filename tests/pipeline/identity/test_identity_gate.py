@@ -47,12 +47,10 @@ def test_a_model_of_another_genotype_ends_in_exit_3_and_leaves_no_version(
     rows = finished.json(capfd, "ls")
     assert [row["ref"] for row in rows if row["kind"] == "validate"] == ["toy/validate@v1"]
     # Control: a stage that does not look at the graph lets the model pass.
-    from pipeline.gate import validation
+    from pipeline.stages import validate
 
     monkeypatch.setattr(
-        validation,
-        "_check_architecture",
-        lambda context, model: identity.IdentityReport("", 4, 1, 1),
+        validate, "_check_identity", lambda context, model: identity.IdentityReport("", 4, 1, 1)
     )
     assert finished.run("validate", "toy/export@v2") == 0
 
@@ -60,10 +58,8 @@ def test_a_model_of_another_genotype_ends_in_exit_3_and_leaves_no_version(
 def test_a_true_claim_of_another_genotype_than_was_derived_is_refused(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.gate import validation
-
     monkeypatch.setattr(
-        validation, "check_identity", lambda model: identity.IdentityReport("0" * 64, 4, 1, 1)
+        identity, "check_identity", lambda model: identity.IdentityReport("0" * 64, 4, 1, 1)
     )
     assert finished.run("validate", "toy", "--fresh") == 3
     assert "another genotype's network than toy/derive@v1" in capfd.readouterr().err

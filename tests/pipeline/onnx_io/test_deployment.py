@@ -10,7 +10,7 @@ import safetensors.numpy
 from toy import Place
 
 from pipeline.bundle.triton import triton_config
-from pipeline.gate import validation
+from pipeline.gate import judge
 from pipeline.onnx_io.session import open_session
 
 
@@ -116,15 +116,15 @@ def test_accuracy_below_the_floor_is_3(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parity may pass and accuracy may not: one of many images tips over."""
-    real = validation.accuracy_of
+    real = judge.accuracy_of
     answers = iter([1.0, 0.99])
-    monkeypatch.setattr(validation, "accuracy_of", lambda logits, labels: next(answers))
+    monkeypatch.setattr(judge, "accuracy_of", lambda logits, labels: next(answers))
     words = ("validate", "toy", "--fresh")
     assert finished.run(*words) == 3
     assert "accuracy 0.9900 is below 0.9990, 99.9 % of PyTorch's 1.0000" in capfd.readouterr().err
     answers = iter([1.0, 0.99])
     assert finished.run(*words, "--set", "validate.accuracy_floor=0.99") == 0
-    monkeypatch.setattr(validation, "accuracy_of", real)
+    monkeypatch.setattr(judge, "accuracy_of", real)
 
 
 def test_one_answer_for_all_images_is_inconclusive_and_3(
@@ -150,7 +150,7 @@ def test_an_accuracy_that_may_be_chance_is_told_everywhere(
     assert finished.run(*words) == 0
     assert "chance" not in capfd.readouterr().err
     assert "chance" not in (bundle_of(finished) / "MODEL_CARD.md").read_text()
-    monkeypatch.setattr(validation, "is_near_chance", lambda *_: True)
+    monkeypatch.setattr(judge, "is_near_chance", lambda *_: True)
     assert finished.run(*words) == 0
     told = capfd.readouterr()
     assert "warning: accuracy " in told.err

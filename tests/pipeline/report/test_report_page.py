@@ -23,7 +23,7 @@ from page_facts import (
 )
 from toy import Place
 
-from pipeline.gate.modes import is_near_chance
+from pipeline.gate.judge import is_near_chance
 from pipeline.onnx_io.latency import MAX_DRIFT, MAX_VARIATION, MIN_SAMPLES
 from pipeline.report import latency as page_latency
 from pipeline.report import svg

@@ -31,7 +31,7 @@ from d2nas.errors import (
 from d2nas.train.loop import Loop
 from d2nas.train.retrain import Retraining
 from d2nas.train.state import Trained
-from pipeline.gate import validation
+from pipeline.gate import judge, timing
 from pipeline.onnx_io import model_file
 from pipeline.running import runner
 from pipeline.running.runner import Runner
@@ -398,10 +398,11 @@ def test_an_interrupt_during_validation_leaves_nothing_and_the_next_one_passes(
     exported: TinyPlace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = exported.content()
-    for where in ("check_parity", "self_test", "measure_all"):
+    places = {"check_parity": judge, "self_test": judge, "time_modes": timing}
+    for where, module in places.items():
         with monkeypatch.context() as once:
             sender = Sender(where, 0, signal.SIGINT)
-            sender.before(once, validation, where, where)
+            sender.before(once, module, where, where)
             assert exported.run("validate", "tiny") == 130
             assert sender.sent == 1
         assert "stopped in validate, which starts over" in capfd.readouterr().err

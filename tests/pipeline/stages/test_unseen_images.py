@@ -8,7 +8,7 @@ from toy import Place
 
 from d2nas.config import build_config
 from d2nas.errors import ConfigError
-from pipeline.gate import validation
+from pipeline.stages import validate
 
 
 @pytest.mark.parametrize("setting", ["run.seed=9", "data.split_seed=5", "data.test_fraction=0.5"])
@@ -24,18 +24,22 @@ def test_another_split_than_the_trainings_is_refused(
 def test_control_without_the_comparison_it_is_judged_by_what_it_learned(
     finished: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "_require_unseen", lambda *_: None)
+    monkeypatch.setattr(validate, "_require_unseen", lambda *_: None)
     assert finished.run("validate", "toy", "--set", "run.seed=9") == 0
 
 
-def check(trained: dict[str, Any], now: dict[str, Any], **data: str) -> None:
+def check(
+    trained: dict[str, Any], now: dict[str, Any], *, digest: str = "a", name: str = "digits"
+) -> None:
     """Compare a training's settings and images with those of a validation."""
+    trained, now = (
+        {**values, "data": {"name": name, **values.get("data", {})}} for values in (trained, now)
+    )
     manifest = SimpleNamespace(facts={"data_digest": "a"}, config=build_config(trained).to_dict())
     context = SimpleNamespace(
         inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config(now)
     )
-    images = {"digest": "a", "name": "digits", "evaluation": "test"} | data
-    validation._require_unseen(context, SimpleNamespace(**images))  # type: ignore[arg-type]
+    validate._require_unseen(context, SimpleNamespace(digest=digest))  # type: ignore[arg-type]
 
 
 def test_the_same_split_however_it_is_said_is_taken() -> None:
@@ -51,15 +55,14 @@ def test_a_version_from_before_a_key_was_there_counts_as_its_default() -> None:
     context = SimpleNamespace(
         inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config({})
     )
-    images = SimpleNamespace(digest="a", name="digits", evaluation="test")
-    validation._require_unseen(context, images)  # type: ignore[arg-type]
+    validate._require_unseen(context, SimpleNamespace(digest="a"))  # type: ignore[arg-type]
 
 
 def test_other_images_and_held_out_ones_are_refused() -> None:
     with pytest.raises(ConfigError, match="trained with other images"):
         check({}, {}, digest="b")
     with pytest.raises(ConfigError, match=r"data\.evaluation"):
-        check({}, {"data": {"evaluation": "held-out"}}, name="cifar10", evaluation="held-out")
+        check({}, {"data": {"evaluation": "held-out"}}, name="cifar10")
     held = {"evaluation": "held-out"}
     with pytest.raises(ConfigError, match=r"run\.seed"):
-        check({"data": held}, {"data": held, "run": {"seed": 7}}, name="cifar10", **held)
+        check({"data": held}, {"data": held, "run": {"seed": 7}}, name="cifar10")
