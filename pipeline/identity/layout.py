@@ -1,6 +1,6 @@
 """The network that a genotype stands for, laid over what a graph computes.
 
-The rules of ``d2nas.network`` and ``d2nas.ops`` stand here a second time, as data and without
+The rules of ``d2nas.nn.network`` and ``d2nas.nn.operations`` stand here again, as data and without
 torch: a check that shared their code would share their mistakes.
 
 A cell is laid over the graph from its output down. Nodes are found by their place in the cell's
