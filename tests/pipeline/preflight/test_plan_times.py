@@ -88,7 +88,7 @@ class Machine:
 
 def test_two_steps_of_two_batches_are_timed_after_one_that_is_not() -> None:
     machine = Machine(0.01)
-    timing = time_steps([2, 8], machine.stepper, machine.clock)
+    timing = time_steps([2, 8], machine.runner, machine.clock)
     assert machine.steps == [2, 2, 2, 8, 8]
     assert timing.of(64).expected == pytest.approx(0.64)
     assert timing.words == "2 and 8 images"
@@ -98,13 +98,13 @@ def test_a_slow_machine_times_less_and_a_control_without_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(10.0)
-    timing = time_steps([2, 8], machine.stepper, machine.clock)
+    timing = time_steps([2, 8], machine.runner, machine.clock)
     assert machine.steps == [2, 2]
     found = timing.of(64)
     assert found.low < found.expected == pytest.approx(640.0)
     monkeypatch.setattr(plan_times, "_TIMED_SECONDS", float("inf"))
     machine = Machine(10.0)
-    time_steps([2, 8], machine.stepper, machine.clock)
+    time_steps([2, 8], machine.runner, machine.clock)
     assert machine.steps == [2, 2, 2, 8, 8]
 
 

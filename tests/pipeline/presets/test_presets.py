@@ -109,7 +109,7 @@ def test_a_file_starts_from_another_file_and_a_study_from_either(tmp_path: Path)
     assert sorted(keys_of_own_files(str(second))) == ["retrain.epochs", "retrain.lr", "retrain.lr"]
     assert keys_of_own_files("quickstart") == []
     study.write_text(f'preset = "{second}"\nmethods = ["random"]\nspaces = ["S0"]\nseeds = [0]\n')
-    retrain = read_study(str(study)).cells[0].config.retrain
+    retrain = read_study(str(study)).trials[0].config.retrain
     assert (retrain.epochs, retrain.lr, retrain.num_cells) == (3, 0.2, 20)
 
 
