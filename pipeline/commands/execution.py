@@ -19,13 +19,10 @@ from ..running.launch import leave_to_the_launcher, say_at_once
 from ..running.other_ranks import runner_of
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled
-from ..stages import open_store
+from ..stages import BY_NAME, STAGES, open_store
 from ..store import Version
 from ..store.forms import damage_of
 from .configuration import tell_unread
-
-FOLLOWING = {"search": "derive", "derive": "retrain", "retrain": "export", "export": "validate"}
-"""What comes after each stage that is run alone."""
 
 Result = TypeVar("Result")
 
@@ -114,7 +111,7 @@ def execute(
     return with_runner(
         store,
         lambda runner: runner.run(run, config, stages, reuse_of(fresh), given=given),
-        parallel=stages[-1] in ("search", "retrain"),
+        parallel=BY_NAME[stages[-1]].parallel,
     )
 
 
@@ -133,7 +130,7 @@ def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
     else:
         console = Console()
         console.summary(str(version.reference), fact_rows(describe(version)))
-        console.say(f"next: d2nas {FOLLOWING[stage]} {result.run}")
+        console.say(f"next: d2nas {STAGES[STAGES.index(stage) + 1]} {result.run}")
 
 
 def publish(result: RunResult, exported: Path, *, as_json: bool) -> None:

@@ -18,14 +18,12 @@ from d2nas.spaces import SearchSpace
 
 from ..running.file_hashes import FileHashes
 from ..running.runner import Runner
-from ..stages import parents_of, run_stages
+from ..stages import BY_NAME, run_stages
 from .plan_times import DAY, Seconds, duration, range_in_words, shorter_settings, time_steps
 
 COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
 MEASURED_PIXELS = 2**13
 """Pixels of a measured batch; a larger configured batch is scaled from it and a quarter of it."""
-
-_EXPORT_SECONDS_PER_CELL = 0.8
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     estimate = _Estimates(config)
     for stage in run_stages(config):
-        roles = parents_of(stage, config)
+        roles = BY_NAME[stage].parents_of(config)
         known = all(role in parents for role in roles)
         inputs = {role: parents[role] for role in roles} if known else {}
         version = runner.current(run, stage, config, inputs, digest) if known else None
@@ -142,21 +140,17 @@ class _Estimates:
 
     def of(self, stage: str, done: int) -> dict[str, Any]:
         """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
-        if stage in ("search", "retrain"):
-            estimate = self._search() if stage == "search" else self._retrain()
-            steps = estimate["steps"]
-            part = max(0, steps - done) / steps
-            estimate["seconds"] *= part
-            if "seconds_range" in estimate:
-                estimate["seconds_range"] = [part * end for end in estimate["seconds_range"]]
-            return estimate
-        seconds = {
-            "derive": 1.0,
-            "export": 5.0 + _EXPORT_SECONDS_PER_CELL * self._config.retrain.num_cells,
-            "validate": 10.0
-            + self._config.validate_.latency_seconds * len(self._config.validate_.latency_batches),
-        }
-        return {"steps": 1, "seconds": seconds[stage], "note": "time by rule of thumb"}
+        measure = {"search": self._search, "retrain": self._retrain}.get(stage)
+        if measure is None:
+            seconds = BY_NAME[stage].rough_seconds(self._config)
+            return {"steps": 1, "seconds": seconds, "note": "time by rule of thumb"}
+        estimate = measure()
+        steps = estimate["steps"]
+        part = max(0, steps - done) / steps
+        estimate["seconds"] *= part
+        if "seconds_range" in estimate:
+            estimate["seconds_range"] = [part * end for end in estimate["seconds_range"]]
+        return estimate
 
     def _search(self) -> dict[str, Any]:
         from d2nas.train.search import Search, search_step

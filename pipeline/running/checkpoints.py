@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from d2nas.config import Config
 from d2nas.errors import ConfigError, DamagedArtifactError
 
-from ..stages import BY_NAME, stage_config
-from ..store import Staging, Store, Version
+from ..stages import BY_NAME
+from ..store import Staging, Store, Version, state_of
 
 if TYPE_CHECKING:
     from d2nas.train.state import TrainState
@@ -97,7 +97,7 @@ def given_up(
     """
     # What cannot be read is in nobody's way here; ``verify`` names it.
     with suppress(DamagedArtifactError):
-        newest = store.latest(run, f"{stage}-state")
+        newest = store.latest(run, state_of(stage))
         if newest is None:
             return None
         finished = {reference.key for reference in store.references(run, stage)}
@@ -112,7 +112,7 @@ def given_up(
 def _changes(
     newest: Version, stage: str, config: Config, parents: Mapping[str, str]
 ) -> Iterator[str]:
-    was, now = _flat(newest.manifest.config), _flat(stage_config(stage, config))
+    was, now = _flat(newest.manifest.config), _flat(BY_NAME[stage].config(config))
     for name in sorted(was.keys() | now.keys()):
         before, after = was.get(name), now.get(name)
         if before != after:

@@ -12,7 +12,7 @@ from d2nas.genotype import read_genotype
 
 from ..presets import preset_names, run_name
 from ..report.terminal import in_words
-from ..stages import BY_NAME, METRICS_FILE, STAGES, parents_of
+from ..stages import ALL, BY_NAME, METRICS_FILE, STAGES
 from ..store import Reference, Store, Version, is_id, is_run_name, kind_of
 from .events import read_last_row
 
@@ -76,7 +76,7 @@ def _unfinished(store: Store, run: str) -> dict[str, Any] | None:
     """Return the stage and the last row of a run's training that is no version yet, if any: it
     runs, or was interrupted.
     """
-    for stage in ("retrain", "search"):
+    for stage in reversed([stage.name for stage in ALL if stage.checkpoints]):
         row = read_last_row(store.root, run, stage)
         if row is None:
             continue
@@ -155,12 +155,13 @@ def inputs_of(
             raise _no_run(store, run)
         found = store.latest(run, nearest) or store.latest(run, stage)
         if found is None:
-            first = f"search PRESET --name {run}" if nearest == "search" else f"{nearest} {run}"
+            begins = not BY_NAME[nearest].parents
+            first = f"{nearest} PRESET --name {run}" if begins else f"{nearest} {run}"
             raise ConfigError(f"run {run} has no {nearest} version yet", hint=f"d2nas {first}")
         version = found
     # A stage that was made from another run's version has a configuration of its own.
     config = _config_of(version, overrides, data_root)
-    roles = parents_of(stage, config)
+    roles = BY_NAME[stage].parents_of(config)
     if not roles:
         return run, config, {}
     if version.stage == stage:

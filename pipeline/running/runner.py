@@ -44,13 +44,9 @@ from ..stages import (
     KEPT_CHECKPOINTS,
     Context,
     checked,
-    parents_of,
-    reads_data,
     run_stage,
-    stage_config,
-    stage_key,
 )
-from ..store import Store, Version
+from ..store import Store, Version, state_of
 from .checkpoints import arithmetic_warnings, given_up, library_warnings, read_state, write_state
 from .display import Display
 from .events import Events
@@ -139,12 +135,12 @@ class Runner:
         with ExitStack() as held:
             self.decide("the run's lock", lambda: held.enter_context(self.store.lock_run(run)))
             digest = None
-            if any(reads_data(stage, config) for stage in stages):
+            if any(BY_NAME[stage].reads_data(config) for stage in stages):
                 config, digest = self._images_decided(config)
             versions = {stage: checked(version) for stage, version in (given or {}).items()}
             executed: list[str] = []
             for stage in stages:
-                parents = {role: versions[role] for role in parents_of(stage, config)}
+                parents = {role: versions[role] for role in BY_NAME[stage].parents_of(config)}
                 found = self._finished(run, stage, config, parents, digest, reuse)
                 if found is None:
                     found = self._execute(run, stage, config, parents, digest, reuse)
@@ -215,17 +211,17 @@ class Runner:
         data_digest: str | None,
     ) -> Version | None:
         """Return the version that makes running ``stage`` unnecessary, or None."""
-        config = self.settled(config) if reads_data(stage, config) else config
+        config = self.settled(config) if BY_NAME[stage].reads_data(config) else config
         ids = {role: version.id for role, version in parents.items()}
-        found = self.store.find(run, stage, stage_key(stage, config, ids, data_digest))
+        found = self.store.find(run, stage, BY_NAME[stage].key(config, ids, data_digest))
         return None if found is None else checked(found)
 
     def is_current(
         self, run: str, stage: str, config: Config, versions: Mapping[str, Version]
     ) -> bool:
         """Whether ``stage`` need not run on these versions of the stages before it."""
-        parents = {role: versions[role] for role in parents_of(stage, config)}
-        digest = self.data_digest(config) if reads_data(stage, config) else None
+        parents = {role: versions[role] for role in BY_NAME[stage].parents_of(config)}
+        digest = self.data_digest(config) if BY_NAME[stage].reads_data(config) else None
         return self.current(run, stage, config, parents, digest) is not None
 
     def images(self, config: Config) -> "ImageData":
@@ -265,10 +261,10 @@ class Runner:
         """Return the step at which a stage's last checkpoint continues; 0 without one."""
         if not BY_NAME[stage].checkpoints:
             return 0
-        config = self.settled(config) if reads_data(stage, config) else config
+        config = self.settled(config) if BY_NAME[stage].reads_data(config) else config
         ids = {role: version.id for role, version in parents.items()}
-        key = stage_key(stage, config, ids, data_digest)
-        state = self.store.find(run, f"{stage}-state", key)
+        key = BY_NAME[stage].key(config, ids, data_digest)
+        state = self.store.find(run, state_of(stage), key)
         return 0 if state is None else int(checked(state).manifest.facts["step"])
 
     def data_digest(self, config: Config) -> str:
@@ -327,7 +323,7 @@ class Runner:
         reuse: Reuse,
     ) -> Version:
         ids = {role: version.id for role, version in parents.items()}
-        commit = _Commit(run, stage, config, ids, stage_key(stage, config, ids, digest))
+        commit = _Commit(run, stage, config, ids, BY_NAME[stage].key(config, ids, digest))
         hooks = _StageHooks(self, commit, self.clock)
         self.decide(f"the start of {stage}", lambda: self._begin(run, stage, reuse))
         started = self.clock()
@@ -356,7 +352,7 @@ class Runner:
             check, self.before_first = self.before_first, None
             check(stage)
         if reuse is Reuse.NOTHING and BY_NAME[stage].checkpoints:
-            self.store.drop_states(run, f"{stage}-state")
+            self.store.drop_states(run, state_of(stage))
         self.check_stop(f"before {stage}")
         self.store.try_writing(run, stage)
 
@@ -396,7 +392,7 @@ class _Commit:
             kind=kind,
             key=self.key,
             parents=self.parents,
-            config=stage_config(self.stage, self.config),
+            config=BY_NAME[self.stage].config(self.config),
             seed=self.config.run.seed,
             code_schema=BY_NAME[self.stage].code_schema,
             versions=library_versions(),
@@ -494,7 +490,7 @@ class _StageHooks:
     def _last_state(self) -> Version | None:
         """Return the checkpoint to continue from. Raises ``ConfigError`` for one that is not to."""
         version = self._runner.store.find(
-            self._commit.run, f"{self._commit.stage}-state", self._commit.key
+            self._commit.run, state_of(self._commit.stage), self._commit.key
         )
         if version is not None:
             for line in library_warnings(version, library_versions()):
@@ -518,7 +514,7 @@ class _StageHooks:
             self.warn(line)
 
     def checkpoint(self, step: int, capture: "Callable[[int], TrainState]") -> None:
-        runner, stage = self._runner, f"{self._commit.stage}-state"
+        runner, stage = self._runner, state_of(self._commit.stage)
         due = self._clock() - self._last_checkpoint >= CHECKPOINT_SECONDS
         what = f"whether to stop or save at step {step}"
         stopping, due = agree(runner.ranks, runner.stop, what, due=due)
@@ -542,7 +538,7 @@ class _StageHooks:
 
         state = capture(step)
         facts = {"step": step, **machine_facts(state.device, self._runner.ranks)}
-        store, stage = self._runner.store, f"{self._commit.stage}-state"
+        store, stage = self._runner.store, state_of(self._commit.stage)
         with store.stage() as work:
             write_state(work, state)
             return self._commit.make(store, work, stage, "state", facts, self.seconds()).reference

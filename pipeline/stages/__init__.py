@@ -3,9 +3,7 @@
 A new stage is a module beside these, and a place in ``ALL``.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from d2nas.config import Config
 
@@ -28,12 +26,8 @@ __all__ = [
     "Stage",
     "checked",
     "open_store",
-    "parents_of",
-    "reads_data",
     "run_stage",
     "run_stages",
-    "stage_config",
-    "stage_key",
     "study_stages",
 ]
 
@@ -81,28 +75,6 @@ STAGES = run_stages(Config())
 
 STUDY_STAGES = study_stages(Config())
 """What a cell of a study consists of."""
-
-
-def parents_of(stage: str, config: Config) -> tuple[str, ...]:
-    """Return what a stage reads under this configuration."""
-    return BY_NAME[stage].parents_of(config)
-
-
-def reads_data(stage: str, config: Config) -> bool:
-    """Whether a stage looks at the images."""
-    return BY_NAME[stage].reads_data(config)
-
-
-def stage_config(stage: str, config: Config) -> dict[str, Any]:
-    """Return the part of the configuration that a stage depends on."""
-    return BY_NAME[stage].config(config)
-
-
-def stage_key(
-    stage: str, config: Config, parents: Mapping[str, str], data_digest: str | None
-) -> str:
-    """Return the digest of all that decides a stage's result: same key, nothing to run."""
-    return BY_NAME[stage].key(config, parents, data_digest)
 
 
 def run_stage(stage: str, context: Context) -> Facts:

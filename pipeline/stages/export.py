@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from d2nas.nn.network import Network
 
 
+SECONDS_PER_CELL = 0.8
+"""Rule of thumb."""
+
+
 def run(context: Context) -> Facts:
     """Write ``model.onnx``: weights inside, batch axis free, lineage in its metadata.
 
@@ -102,5 +106,6 @@ STAGE = Stage(
     code_schema=5,
     run=run,
     own_config=section("export"),
+    rough_seconds=lambda config: 5.0 + SECONDS_PER_CELL * config.retrain.num_cells,
     facts=_Facts,
 )

@@ -114,6 +114,7 @@ STAGE = Stage(
     own_config=section("retrain"),
     reads_data=always,
     checkpoints=True,
+    parallel=True,
     facts=_Facts,
     recorded_config=_RecordedConfig,
 )

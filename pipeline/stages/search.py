@@ -115,6 +115,7 @@ STAGE = Stage(
     own_config=_config,
     reads_data=always,
     checkpoints=True,
+    parallel=True,
     facts=_Facts,
     recorded_config=_RecordedConfig,
 )

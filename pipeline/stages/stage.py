@@ -122,6 +122,10 @@ class Stage(Kind):
     reads_data: Callable[[Config], bool] = never
     """Whether it looks at the images."""
     needs_parents: Callable[[Config], bool] = always
+    parallel: bool = False
+    """Whether several processes share its work."""
+    rough_seconds: Callable[[Config], float] = lambda config: 1.0
+    """Rule of thumb for its time, where a plan does not measure it."""
     facts: type[Form] = Form
     """Form of its versions' facts, as far as later stages rely on them."""
     recorded_config: type[Form] = Form

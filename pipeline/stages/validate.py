@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from d2nas.config import Config
 from d2nas.config.deployment import ValidateConfig
 from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
 from d2nas.files.strict_json import canonical_json
@@ -248,6 +249,10 @@ def described(data: "ImageData") -> dict[str, Any]:
     }
 
 
+def _rough_seconds(config: Config) -> float:
+    return 10.0 + config.validate_.latency_seconds * len(config.validate_.latency_batches)
+
+
 STAGE = Stage(
     name="validate",
     parents=("derive", "retrain", "export"),
@@ -255,4 +260,5 @@ STAGE = Stage(
     run=run,
     own_config=section("validate"),
     reads_data=always,
+    rough_seconds=_rough_seconds,
 )

@@ -37,7 +37,7 @@ from d2nas.files.strict_json import digest
 from d2nas.files.text_files import read_space
 
 from ..presets import read_preset
-from ..stages import stage_config
+from ..stages import BY_NAME
 from .tables import read_study_file
 
 RANDOM = "random"
@@ -357,7 +357,7 @@ def _trials(study: str, drafts: list[_Draft]) -> Iterator[Trial]:
                 run=run_name(study, *names, *again),
                 search_run="",
             )
-            key = digest([stage_config("search", trial.config), trial.config.data.root])
+            key = digest([BY_NAME["search"].config(trial.config), trial.config.data.root])
             yield replace(trial, search_run=first_run.setdefault(key, trial.run))
 
 

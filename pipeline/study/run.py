@@ -10,7 +10,7 @@ from typing import Any
 from d2nas.errors import BusyError, D2NasError, StoppedError
 
 from ..running.runner import Reuse, Runner
-from ..stages import STUDY_STAGES, parents_of, study_stages
+from ..stages import BY_NAME, STUDY_STAGES, study_stages
 from ..store import Version
 from .grid import Study, Trial
 
@@ -117,7 +117,7 @@ class StudyRun:
         """Return the versions of the stages that need not run."""
         digest, found = self._digest(trial), dict[str, Version]()
         for stage in study_stages(trial.config):
-            parents = {role: found[role] for role in parents_of(stage, trial.config)}
+            parents = {role: found[role] for role in BY_NAME[stage].parents_of(trial.config)}
             version = self.runner.current(
                 _run_of(trial, stage), stage, trial.config, parents, digest
             )
@@ -137,7 +137,7 @@ class StudyRun:
         if self._is_finished(trial, found):
             return "finished"
         stage = study_stages(trial.config)[len(found)]
-        parents = {role: found[role] for role in parents_of(stage, trial.config)}
+        parents = {role: found[role] for role in BY_NAME[stage].parents_of(trial.config)}
         step = self.runner.resumable_step(
             _run_of(trial, stage), stage, trial.config, parents, self._digest(trial)
         )

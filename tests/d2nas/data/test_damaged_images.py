@@ -19,7 +19,7 @@ from d2nas.data.images import load_data
 from d2nas.data.sources import content_digest
 from d2nas.errors import ConfigError
 from pipeline.cli import run
-from pipeline.stages import stage_key
+from pipeline.stages import BY_NAME
 
 DAMAGED = ("a/001.png", "b/000.png", "b/003.png")
 REASON = "cannot be read as an image"
@@ -125,7 +125,7 @@ def test_the_key_itself_decides_nothing_where_all_images_are_whole(tmp_path: Pat
     root = write_classes(tmp_path, {"a": 4, "b": 4})
     assert digest_of(root, on_error="skip") == digest_of(root)
     keys = {
-        stage_key("search", build_config({"data": {"on_error": choice}}), {}, "digest")
+        BY_NAME["search"].key(build_config({"data": {"on_error": choice}}), {}, "digest")
         for choice in ("stop", "skip")
     }
     assert len(keys) == 1

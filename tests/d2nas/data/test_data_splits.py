@@ -16,7 +16,7 @@ from d2nas.data.readers import TEST, TRAIN, VALIDATION, Pool, open_pool
 from d2nas.data.sources import content_digest
 from d2nas.data.splits import Split, fair_shares, split_pool, stratified_choice
 from d2nas.errors import ConfigError
-from pipeline.stages import stage_key
+from pipeline.stages import BY_NAME
 
 
 def make_pool(parts: dict[int, list[int]]) -> Pool:
@@ -283,7 +283,7 @@ def test_the_digest_is_of_the_whole_data_set_and_the_stage_keys_differ():
     usual, reduced = digits(), digits(**SMALL)
     assert reduced.digest == usual.digest
     found = {
-        stage_key("search", build_config({"data": data}), {}, usual.digest)
+        BY_NAME["search"].key(build_config({"data": data}), {}, usual.digest)
         for data in ({}, SMALL, SMALL | {"train_images": 501}, SMALL | {"split_seed": 0})
     }
     assert len(found) == 4

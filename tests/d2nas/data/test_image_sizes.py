@@ -38,7 +38,7 @@ from pipeline.running.display import Display
 from pipeline.running.inputs import inputs_of
 from pipeline.running.runner import Runner
 from pipeline.running.signals import StopFlag
-from pipeline.stages import stage_config
+from pipeline.stages import BY_NAME
 from pipeline.stages.validate import described
 from pipeline.store import Store
 
@@ -405,7 +405,7 @@ def settled_sizes(tmp_path: Path, *roots: Path) -> list[int | None]:
     """The image sizes in the search's key, for one configuration and several folders."""
     runner = Runner(Store(tmp_path / "store"), Silent(), StopFlag())
     configs = [runner.settled(configure("folder", None, str(root))) for root in roots]
-    return [stage_config("search", config)["data"]["image_size"] for config in configs]
+    return [BY_NAME["search"].config(config)["data"]["image_size"] for config in configs]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from toy import Place
 from d2nas import Genotype
 from d2nas.config import build_config
 from d2nas.errors import ConfigError
-from pipeline.stages import run_stages, stage_config
+from pipeline.stages import BY_NAME, run_stages
 from pipeline.store import Store
 
 
@@ -177,9 +177,9 @@ def test_the_cells_decide_not_the_name_of_their_file(tmp_path: Path) -> None:
     by_name, by_file = (
         build_config({"derive": {"genotype": name}}) for name in ("DARTS_V2", str(file))
     )
-    assert stage_config("derive", by_name) == stage_config("derive", by_file)
+    assert BY_NAME["derive"].config(by_name) == BY_NAME["derive"].config(by_file)
     other = build_config({"derive": {"genotype": "DARTS_V1"}})
-    assert stage_config("derive", by_name) != stage_config("derive", other)
+    assert BY_NAME["derive"].config(by_name) != BY_NAME["derive"].config(other)
     assert run_stages(by_name) == ("derive", "retrain", "export", "validate")
     with pytest.raises(ConfigError, match=r"derive\.candidates"):
         build_config({"derive": {"genotype": "DARTS_V2", "candidates": 2}})

@@ -18,7 +18,7 @@ from d2nas.train.precision import cpu_arithmetic
 from d2nas.train.state import TrainState
 from pipeline import stages
 from pipeline.running import checkpoints, runner
-from pipeline.stages import Context, Facts, run_stage
+from pipeline.stages import Context, Facts, Stage, run_stage
 
 # Settings of another training, and what is told of them.
 OTHERS = {
@@ -282,6 +282,6 @@ def test_control_a_key_that_forgets_the_settings_continues_with_the_wrong_ones(
     def forgetful(*_: Any) -> str:
         return newest.manifest.key
 
-    monkeypatch.setattr(runner, "stage_key", forgetful)
+    monkeypatch.setattr(Stage, "key", forgetful)
     setting = next(iter(OTHERS[loop]))
     assert continued_from(place, loop, "--set", setting)[0] == [STOP]

@@ -21,7 +21,7 @@ from pipeline.running import runner
 from pipeline.running.other_ranks import Silence
 from pipeline.running.runner import Reuse, Runner, RunResult
 from pipeline.running.signals import StopFlag
-from pipeline.stages import STAGES, Context, Facts
+from pipeline.stages import STAGES, Context, Facts, Stage
 from pipeline.store import Store
 
 # What is changed, and the stages that then run.
@@ -129,9 +129,9 @@ def test_a_fresh_run_executes_all_and_equal_work_keeps_its_name(whole: TinyPlace
 def test_control_a_key_without_the_settings_reuses_what_is_stale(
     whole: TinyPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = stages.stage_key
+    key = Stage.key
     first = configured(whole)
-    monkeypatch.setattr(runner, "stage_key", lambda stage, _config, *rest: key(stage, first, *rest))
+    monkeypatch.setattr(Stage, "key", lambda stage, _config, *rest: key(stage, first, *rest))
     stale = [setting for setting, touched in CHANGES.items() if touched]
     assert [run(whole, setting).executed for setting in stale] == [[]] * len(stale)
 
@@ -144,5 +144,5 @@ def test_control_a_key_with_a_clock_in_it_reuses_nothing(
     def key(*_: Any) -> str:
         return f"{next(times):064x}"
 
-    monkeypatch.setattr(runner, "stage_key", key)
+    monkeypatch.setattr(Stage, "key", key)
     assert run(whole).executed == list(STAGES)

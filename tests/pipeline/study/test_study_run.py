@@ -25,7 +25,7 @@ from pipeline.console import Console
 from pipeline.running import runner as runner_module
 from pipeline.running.runner import Reuse, Runner
 from pipeline.running.signals import StopFlag
-from pipeline.stages import STUDY_STAGES, stage_config
+from pipeline.stages import BY_NAME, STUDY_STAGES
 from pipeline.store import Store
 from pipeline.study.grid import read_study
 from pipeline.study.run import StudyRun
@@ -103,7 +103,7 @@ def test_the_accuracy_is_that_of_the_network_in_evaluation_mode(done, capfd):
 
 def test_an_evaluation_depends_on_images_and_network_alone():
     config = build_config({"data": {"root": "/a"}, "run": {"seed": 3}})
-    part = stage_config("evaluate", config)
+    part = BY_NAME["evaluate"].config(config)
     assert set(part) == {"data", "run"}
     assert part["run"] == {"seed": 3}
     assert "root" not in part["data"]
@@ -115,11 +115,11 @@ def test_what_a_stage_does_not_use_is_not_part_of_its_key(tmp_path):
         file.parent.mkdir()
         file.write_text('name = "mine"\nnormal = ["skip_connect"]\nreduce = ["max_pool_3x3"]\n')
     one, other = (build_config({"search": {"space": str(file)}}) for file in files)
-    assert stage_config("search", one) == stage_config("search", other)
+    assert BY_NAME["search"].config(one) == BY_NAME["search"].config(other)
     derive = {"candidates": 2, "rank_by": "supernet"}
-    assert "retrain" not in stage_config("derive", build_config({"derive": derive}))
+    assert "retrain" not in BY_NAME["derive"].config(build_config({"derive": derive}))
     derive["rank_by"] = "training"
-    assert "retrain" in stage_config("derive", build_config({"derive": derive}))
+    assert "retrain" in BY_NAME["derive"].config(build_config({"derive": derive}))
 
 
 class _RanError(Exception):
