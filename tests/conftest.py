@@ -12,6 +12,7 @@ import torch
 from children import ForkServer
 from faults import memory_folder
 from made_once import keep_traces, made_once, shared_root
+from tiers import is_slow
 from tiny import TinyPlace
 from toy import Place
 
@@ -93,6 +94,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(item.getparent(pytest.Module).obj, "count", None) is campaigns.count:
             item.add_marker("long")
+        if is_slow(item):
+            item.add_marker("slow")
         for marker in ("floors", "installs"):
             if item.get_closest_marker(marker) and item.config.option.markexpr != marker:
                 item.add_marker(pytest.mark.skip(reason=f"installs gigabytes: -m {marker}"))
