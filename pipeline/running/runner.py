@@ -295,6 +295,9 @@ class Runner:
 
             check_auxiliary(config.retrain, data.image_size)
         if digest is not None and data.digest != digest:
+            if self.ranks is not None and self.ranks.rank > 0:
+                what = f"rank {self.ranks.rank} reads other images than rank 0"
+                raise ConfigError(what, hint="give every machine the same data set")
             raise ConfigError("the images changed while they were read", hint="run again")
         return data
 

@@ -9,6 +9,7 @@ import pytest
 from tiny import LOOPS, TinyPlace
 
 from d2nas.config import Config
+from d2nas.errors import ConfigError
 from d2nas.parallel import Ranks
 from pipeline.commands.configuration import configure
 from pipeline.running import runner as runner_module
@@ -124,3 +125,17 @@ def test_this_process_is_one_of_the_two_kinds(tmp_path: Path) -> None:
     with other.store.stage() as work:
         work.write("weights", b"1")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_that_reads_other_images_is_refused(tmp_path: Path) -> None:
+    place = TinyPlace(tmp_path)
+    config = configure(str(place.preset), [])
+    first, other = (
+        runner_of(Ranks(rank, 2), place.store, Silence(), StopFlag()) for rank in (0, 1)
+    )
+    digest = first.data_digest(config)
+    assert other._own_data(config, digest).digest == digest  # the control
+    with pytest.raises(ConfigError, match="rank 1 reads other images than rank 0"):
+        other._own_data(config, "1" * 64)
+    with pytest.raises(ConfigError, match="the images changed while they were read"):
+        first._own_data(config, "1" * 64)
