@@ -344,9 +344,9 @@ class Config(Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def sources_of(given: Mapping[str, str]) -> dict[str, str]:
-    """Return ``section.field`` to the source of its value: of the default, where ``given`` has no
-    other.
+def sources_of(given: Mapping[str, str], method: str = DEFAULT_METHOD) -> dict[str, str]:
+    """Return ``section.field`` to the source of its value: of the search method's or the field's
+    default, where ``given`` has no other.
     """
     defaults = {
         f"{info.alias or name}.{field}": source
@@ -354,6 +354,9 @@ def sources_of(given: Mapping[str, str]) -> dict[str, str]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
         for field, source in info.annotation.default_sources().items()
     }
+    other = other_method(method)
+    if other is not None:
+        defaults |= {f"search.{field}": f"search.method={method}" for field in other.settings({})}
     return {key: given.get(key, source) for key, source in defaults.items()}
 
 

@@ -80,30 +80,30 @@ class Sizes:
 
 
 class Method:
-    """One way to search: base of all.
-
-    The facts, set in the class: ``passes``, sub-network passes of a step's architecture and weight
-    half; ``weights_first``, the order of the halves; ``warms_up``, whether by default the
-    architecture rests at first; ``searches_none``, whether ``none`` is among the candidates, as in
-    DARTS's own S0; ``learns_edges``, whether the edge logits take part (those of other methods
-    stay as they began); ``learns_distribution``, whether sub-networks can be sampled from the
-    logits, as ``derive.candidates`` does; ``several_processes``, whether it can run on several;
-    ``precisions``, those that it can compute in; ``recipe``, defaults of ``search.*`` where its
-    own differ from d2nas's; ``unread``, keys of ``search.*`` that it does not read.
-    """
+    """One way to search: base of all. The facts are set in the class."""
 
     name = ""
-    """Given by ``register_method``."""
+    """As in ``search.method``; given by ``register_method``."""
     passes: tuple[int, int]
+    """Sub-network passes of a step's architecture and weight half."""
     weights_first = False
+    """Whether the weight half comes first."""
     warms_up = False
+    """Whether by default the architecture rests at first."""
     searches_none = False
+    """Whether ``none`` is among the candidates, as in DARTS's own S0."""
     learns_edges = True
+    """Whether the edge logits take part; those of other methods stay as they began."""
     learns_distribution = False
+    """Whether sub-networks can be sampled from the logits, as ``derive.candidates`` does."""
     several_processes = True
+    """Whether it can search on several processes."""
     precisions: Collection[str] = ("fp32", "tf32", "bf16")
+    """Those of ``search.precision`` that it can compute in."""
     recipe: Mapping[str, Any] = {}
+    """Defaults of ``search.*`` where its own differ from d2nas's."""
     unread: Collection[str] = ()
+    """Keys of ``search.*`` that it does not read."""
 
     supernet: nn.Module
     logits: ArchLogits

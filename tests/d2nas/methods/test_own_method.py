@@ -15,7 +15,7 @@ from toy import Place
 import d2nas
 import d2nas.methods
 from d2nas import SPACES, Genotype, Method, SearchConfig, register_method
-from d2nas.config import DataConfig, build_config
+from d2nas.config import DataConfig, build_config, sources_of
 from d2nas.config.effects import without_effect
 from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
@@ -106,6 +106,14 @@ def test_its_facts_count(tmp_path: Path) -> None:
     kind.learns_distribution = False
     with pytest.raises(ConfigError, match="toy learns no distribution"):
         build_config({}, ["search.method=toy", "derive.candidates=3"])
+
+
+def test_the_source_of_its_defaults_is_told(tmp_path: Path) -> None:
+    run_example(tmp_path)
+    sources = sources_of({"search.arch_lr": "--set"}, "toy")
+    assert sources["search.draws"] == "search.method=toy"
+    assert sources["search.arch_lr"] == "--set"
+    assert sources_of({})["search.draws"] == "ROME 4"  # control: d2nas's
 
 
 def test_it_learns_and_resumes_bit_equal(tmp_path: Path) -> None:
