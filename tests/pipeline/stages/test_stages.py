@@ -2,9 +2,27 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
-from d2nas.config import build_config
-from pipeline.stages import ALL, STAGES, STUDY_STAGES, run_stages, study_stages
+import pytest
+
+from d2nas.config import Config, build_config
+from pipeline.running.inputs import list_rows
+from pipeline.running.other_ranks import Silence
+from pipeline.running.runner import Reuse, Runner
+from pipeline.running.signals import StopFlag
+from pipeline.stages import (
+    ALL,
+    BY_NAME,
+    STAGES,
+    STUDY_STAGES,
+    Context,
+    Facts,
+    Stage,
+    run_stages,
+    study_stages,
+)
+from pipeline.store import Store
 
 LISTS = "import sys, pipeline.stages; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
 
@@ -31,3 +49,24 @@ def test_parents_come_first() -> None:
     for stage in ALL:
         assert set(stage.parents) <= set(before)
         before.append(stage.name)
+
+
+def count(context: Context) -> Facts:
+    context.work.write("count.txt", b"1")
+    return {"step": 1}
+
+
+def test_a_new_stage_is_a_record_and_a_place_in_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(name="count", parents=(), code_schema=1, run=count)
+    monkeypatch.setitem(BY_NAME, "count", stage)
+    store = Store(tmp_path, kinds=(*ALL, stage))
+    runner = Runner(store, Silence(), StopFlag())
+    for executed in (["count"], []):
+        result = runner.run("mine", Config(), ("count",), Reuse.EVERYTHING)
+        assert result.executed == executed
+    (row,) = list_rows(store, "mine")
+    assert (row["ref"], row["kind"]) == ("mine/count@v1", "count")
+    monkeypatch.setitem(BY_NAME, "count", Stage(name="count", parents=(), code_schema=2, run=count))
+    assert runner.run("mine", Config(), ("count",), Reuse.EVERYTHING).executed == ["count"]
