@@ -57,12 +57,13 @@ def _run() -> int:
     guard_streams()
     try:
         from pipeline.cli import run
-    except (ImportError, OSError, MemoryError) as error:
+
+        return run(sys.argv[1:])
+    except (ImportError, OSError, MemoryError) as error:  # also where the console does not load
         told = explained(error)
         if told is None:
             raise
         return _refuse(str(told), told.hint or "", code=told.exit_code)
-    return run(sys.argv[1:])
 
 
 def _refuse(message: str, hint: str, *, code: int) -> int:

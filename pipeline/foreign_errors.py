@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 
 from d2nas.errors import (
@@ -23,6 +24,13 @@ _NO_ROOM = ("failed to map segment", "cannot allocate memory")
 """What the loader of shared libraries says where there is no memory for one."""
 _TENSORS_NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")
 """What PyTorch says where there is none for a tensor."""
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "google": "protobuf",
+    "onnxruntime": "onnxruntime-gpu",
+    "pynvml": "nvidia-ml-py",
+}
+"""Distributions of packages of another name, where they are not installed to say so."""
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 """What ``tempfile`` says."""
 
@@ -116,20 +124,30 @@ def _of_import(error: ImportError) -> D2NasError | None:
 
 def _requirement(package: str) -> str:
     """Say what d2nas asks for of the distribution that has a package."""
-    try:
-        declared = metadata.requires("d2nas") or []
-    except metadata.PackageNotFoundError:
-        declared = []
-    names = {_plain(name) for name in (metadata.packages_distributions().get(package) or [package])}
-    for requirement in declared:
-        text, _, marker = requirement.partition(";")
-        if _plain(re.split(r"[<>=!~\[ (]", text.strip())[0]) in names:
-            extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
-            if extra is not None and extra[1] != "test":
-                return f"pip install '.[{extra[1]}]' in the clone ({text.strip()})"
-            if extra is None:
-                return f"d2nas needs {text.strip()}; pip install . in the clone brings it"
+    found = metadata.packages_distributions().get(package)
+    names = {_plain(name) for name in (found or [DISTRIBUTIONS.get(package, package)])}
+    for name, text, extra in declared():
+        if name in names:
+            if extra:
+                return f"pip install '.[{extra}]' in the clone ({text})"
+            return f"d2nas needs {text}; pip install . in the clone brings it"
     return "pip install . in the clone brings what d2nas needs"
+
+
+def declared() -> Iterator[tuple[str, str, str]]:
+    """Yield each distribution that d2nas asks for: its name, that with versions, and the extra
+    that brings it, empty for d2nas itself.
+    """
+    try:
+        requirements = metadata.requires("d2nas") or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in requirements:
+        text, _, marker = requirement.partition(";")
+        extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        if extra is None or extra[1] != "test":
+            name = _plain(re.split(r"[<>=!~\[ (]", text.strip())[0])
+            yield name, text.strip(), "" if extra is None else extra[1]
 
 
 def _plain(name: str) -> str:

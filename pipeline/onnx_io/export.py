@@ -158,6 +158,8 @@ def _traced(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.Model
                 external_data=False,
             )
     except torch.onnx.OnnxExporterError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise error.__cause__ from None  # a package is absent, the network is fine
         reason = str(error.__cause__ or error).strip().splitlines() or ["no reason given"]
         raise ValidationFailedError(
             f"export: the network cannot be converted to ONNX opset {opset} ({reason[0][:200]})",

@@ -15,6 +15,8 @@ from d2nas.config.registry import data_sets
 from d2nas.data.sources import data_folder, on_disk
 from d2nas.errors import ConfigError, D2NasError, system_hint
 
+from ..foreign_errors import declared, explained
+
 MIN_FREE_BYTES = 2 * 2**30
 SHARED_MEMORY = Path("/dev/shm")
 MIN_SHARED_BYTES = 2**30
@@ -29,6 +31,13 @@ _LIBRARIES = (
     "onnxruntime",
     "safetensors",
 )
+EXTRAS = {
+    "": "everything (serving takes fewer)",
+    "serve": "d2nas serve",
+    "tensorboard": "its event files",
+    "nvml": "clocks and temperature of a GPU beside its latencies",
+}
+"""Purposes of what may be absent, by the extra that brings it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Finding:
 
 def examine(store: Path, data_root: str | None) -> list[Finding]:
     """Look at everything; a check that fails is a finding, never an error."""
-    findings = [_python(), *_versions()]
+    findings = [_python(), *_versions(), *_absent()]
     for check in (_torch_cuda, _runtime_providers, _shared_memory):
         findings += _guarded(check)
     try:
@@ -68,6 +77,9 @@ def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
     except (ImportError, OSError, RuntimeError, D2NasError) as error:
         reason = " ".join(str(error).split())[:200]
         subject = check.__name__.strip("_").replace("_", " ")
+        told = explained(error) if isinstance(error, ModuleNotFoundError) else None
+        if told is not None:
+            return [Finding(subject, "absent", str(told), told.hint)]
         return [Finding(subject, "problem", reason, "install d2nas again: pip install .")]
 
 
@@ -107,6 +119,33 @@ def _versions() -> list[Finding]:
             )
         )
     return findings
+
+
+def _absent() -> list[Finding]:
+    """Name what is declared and not installed: a finding for d2nas itself, one for each extra."""
+    absent: dict[str, list[str]] = {}
+    for name, text, extra in declared():
+        if not name.startswith("onnxruntime") and not _is_installed(name):
+            absent.setdefault(extra, []).append(text)
+    return [
+        Finding(
+            f"extra {extra}" if extra else "packages",
+            "absent",
+            f"not installed: {', '.join(texts)}",
+            f"needed for {EXTRAS[extra]}: pip install "
+            + (f"'.[{extra}]'" if extra else ".")
+            + " in the clone",
+        )
+        for extra, texts in absent.items()
+    ]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _torch_cuda() -> list[Finding]:

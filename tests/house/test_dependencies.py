@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from toy import TOY
 
+from pipeline.foreign_errors import DISTRIBUTIONS
+
 PROJECT = Path(__file__).resolve().parents[2]
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
@@ -42,8 +44,8 @@ def imported() -> set[str]:
 
 
 def undeclared(packages: set[str], requirements: set[str]) -> set[str]:
-    distributions = {**metadata.packages_distributions(), "pynvml": ["nvidia-ml-py"]}
-    distributions["google"] = ["protobuf"]
+    named = {package: [name] for package, name in DISTRIBUTIONS.items()}
+    distributions = {**metadata.packages_distributions(), **named}
     return {
         package
         for package in packages

@@ -367,3 +367,21 @@ def test_an_exporter_that_delivers_nothing_is_an_error(
 ) -> None:
     with pytest.raises(ValidationFailedError, match="no model"):
         delivered(monkeypatch, network, None)
+
+
+def test_a_package_that_the_exporter_lacks_is_not_the_networks_fault(
+    monkeypatch: pytest.MonkeyPatch, network: nn.Module
+) -> None:
+    lacking = ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.onnx.OnnxExporterError("failed") from reason
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    reason: Exception = lacking
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exported(network)
+    assert caught.value is lacking
+    reason = TypeError("no such operator")  # the control
+    with pytest.raises(ValidationFailedError, match="no such operator"):
+        exported(network)
