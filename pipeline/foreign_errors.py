@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 
 from d2nas.errors import (
     BusyError,
@@ -124,6 +123,8 @@ def _of_import(error: ImportError) -> D2NasError | None:
 
 def _requirement(package: str) -> str:
     """Say what d2nas asks for of the distribution that has a package."""
+    from importlib import metadata  # takes as long as all else that --help needs
+
     found = metadata.packages_distributions().get(package)
     names = {_plain(name) for name in (found or [DISTRIBUTIONS.get(package, package)])}
     for name, text, extra in declared():
@@ -138,6 +139,8 @@ def declared() -> Iterator[tuple[str, str, str]]:
     """Yield each distribution that d2nas asks for: its name, that with versions, and the extra
     that brings it, empty for d2nas itself.
     """
+    from importlib import metadata
+
     try:
         requirements = metadata.requires("d2nas") or []
     except metadata.PackageNotFoundError:

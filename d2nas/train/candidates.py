@@ -123,6 +123,7 @@ def rank_by_supernet(
 
 def rank_by_training(
     config: RetrainConfig,
+    epochs: int,
     genotypes: Sequence[Genotype],
     data: ImageData,
     *,
@@ -130,7 +131,11 @@ def rank_by_training(
     device: torch.device,
     augmentation: DataConfig,
 ) -> Iterator[Candidate]:
-    """Yield each genotype with what it reaches after ``config.epochs`` on the weight half."""
+    """Yield each genotype with what it reaches after ``epochs`` on the weight half, by the recipe
+    of ``config`` otherwise.
+    """
+    short = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
+    config = config.model_copy(update=short)
     half = replace(data, train=data.weight_half)
     for genotype in genotypes:
         training = Retraining(

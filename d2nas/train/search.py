@@ -29,6 +29,7 @@ from ..files.text_files import read_space
 from ..genotype import Genotype
 from ..measure.cost import LiveBytes
 from ..methods.base import Batch, Measured, Method, Sizes, StepContext
+from ..nn.network import load_weights
 from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
@@ -285,6 +286,24 @@ def build_method(config: SearchConfig, data: ImageData, space: SearchSpace, *, s
         method = kind.build(config, kind.searched_space(space), sizes, logits_generator)
     initialize(method.supernet, generator(seed, "supernet-weights"))
     return method
+
+
+def build_trained_supernet(
+    config: SearchConfig,
+    data: ImageData,
+    space: SearchSpace,
+    weights: dict[str, torch.Tensor],
+    *,
+    device: torch.device,
+    what: str,
+) -> nn.Module:
+    """Return the supernet of a finished search with its ``weights``, on ``device``.
+
+    ``what`` names them in errors. Raises ``DamagedArtifactError`` where they do not fit.
+    """
+    supernet = build_method(config, data, space, seed=0).supernet
+    load_weights(supernet, weights, what=what)
+    return to_device(supernet, device)
 
 
 def search_step(search: Search, step: int) -> None:

@@ -147,38 +147,28 @@ def _ranking(
 ) -> "Iterator[Candidate]":
     from d2nas.data.images import Normalizer
     from d2nas.files.tensors import decode_tensors
-    from d2nas.nn.network import load_weights
     from d2nas.nn.supernet import Supernet
     from d2nas.train.candidates import rank_by_supernet, rank_by_training
-    from d2nas.train.loop import to_device
-    from d2nas.train.search import build_method
+    from d2nas.train.search import build_trained_supernet
 
-    config, data = context.config, context.data()
+    config, data, seed = context.config, context.data(), context.config.run.seed
     if config.derive.rank_by == "training":
-        epochs = config.derive.rank_epochs
-        short = {"epochs": epochs, "warmup_epochs": min(config.retrain.warmup_epochs, epochs - 1)}
-        yield from rank_by_training(
-            config.retrain.model_copy(update=short),
+        return rank_by_training(
+            config.retrain,
+            config.derive.rank_epochs,
             genotypes,
             data,
-            seed=config.run.seed,
+            seed=seed,
             device=device,
             augmentation=config.data,
         )
-        return
     search = context.inputs["search"]
     what = f"{search.reference}: {SUPERNET_FILE}"
-    supernet = build_method(config.search, data, space, seed=config.run.seed).supernet
-    load_weights(supernet, decode_tensors(search.read(SUPERNET_FILE), what=what), what=what)
-    to_device(supernet, device)
+    weights = decode_tensors(search.read(SUPERNET_FILE), what=what)
+    supernet = build_trained_supernet(config.search, data, space, weights, device=device, what=what)
     assert isinstance(supernet, Supernet)  # the configuration allows no other method here
-    yield from rank_by_supernet(
-        supernet,
-        genotypes,
-        data.arch_half.to(device),
-        Normalizer(data.mean, data.std),
-        seed=config.run.seed,
-    )
+    half, normalizer = data.arch_half.to(device), Normalizer(data.mean, data.std)
+    return rank_by_supernet(supernet, genotypes, half, normalizer, seed=seed)
 
 
 def _config(config: Config) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def test_a_short_training_sees_one_half_and_is_judged_on_the_other(data: ImageDa
         for half in (data, turned)
         for candidate in rank_by_training(
             config.retrain,
+            config.retrain.epochs,
             [Genotype.published("DARTS_V2")],
             half,
             seed=0,
