@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from d2nas import SPACES
 from d2nas.methods.base import Batch, Sizes
+from d2nas.methods.d2nas import D2nas
 from d2nas.methods.darts import Darts, DartsSecondOrder
 from d2nas.methods.gdas import Gdas
-from d2nas.methods.single_path import Decoupled
 from d2nas.nn.operations import initialize
 from d2nas.nn.sampling import (
     CellDraw,
@@ -120,4 +120,4 @@ def test_gdas_sends_these_gradients_through_the_loops_gates() -> None:
 
 def test_gdas_moves_the_weights_first() -> None:
     assert Gdas.weights_first
-    assert not any(kind.weights_first for kind in (Decoupled, Darts, DartsSecondOrder))
+    assert not any(kind.weights_first for kind in (D2nas, Darts, DartsSecondOrder))

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from d2nas import SPACES, ArchLogits, MixedSupernet
 from d2nas.errors import NonFiniteError
 from d2nas.methods.base import Batch, Sizes
+from d2nas.methods.d2nas import D2nas
 from d2nas.methods.gdas import Gdas
 from d2nas.methods.passes import frozen, measure
-from d2nas.methods.single_path import Decoupled, SinglePath
+from d2nas.methods.single_path import SinglePath
 from d2nas.train.loop import FiniteCheck, sgd, step_if_finite
 from d2nas.train.search import Search, architecture_step, search_step, weight_step
 
@@ -32,7 +33,7 @@ WITH_NONE = SPACES["S1"].with_none()
 BUILD: dict[str, Callable[[], SinglePath]] = {
     **{
         f"d2nas {length} {recompute}": (
-            lambda length=length, recompute=recompute: Decoupled(
+            lambda length=length, recompute=recompute: D2nas(
                 SPACES["S0" if recompute == "none" else "S1"],
                 SIZES,
                 NUMBERS,
