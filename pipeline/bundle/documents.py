@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from d2nas import __version__
+from d2nas._version import __version__
 from d2nas.files.arrays import decode_arrays
 from d2nas.files.strict_json import parse_json
 

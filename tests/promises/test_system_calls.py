@@ -23,7 +23,7 @@ from system_calls import SystemCalls, failing
 from toy import Place
 
 from pipeline import cli
-from pipeline.serving import command as serving
+from pipeline.serving import lifecycle
 from pipeline.store import audit, locks, references
 
 REFUSALS = ("EIO", "EACCES")
@@ -75,7 +75,7 @@ def target(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "STORE_LOCK_SECONDS", 0.05)
     monkeypatch.setattr(locks, "BUNDLE_LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(serving.Serving, "run", lambda _: None)  # ready, and stopped at once
+    monkeypatch.setattr(lifecycle.Serving, "run", lambda _: None)  # ready, and stopped at once
 
 
 def stored(place: Place) -> dict[str, str]:
