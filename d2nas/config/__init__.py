@@ -317,22 +317,25 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Config":
-        if self.search.warmup_epochs >= self.search.epochs:
+        method = other_method(self.search.method)
+        unread = () if method is None else method.unread
+        if "warmup_epochs" not in unread and self.search.warmup_epochs >= self.search.epochs:
             raise ValueError(
                 f"search.warmup_epochs ({self.search.warmup_epochs}) must be below "
                 f"search.epochs ({self.search.epochs})"
             )
         if self.derive.candidates > 1 and self.derive.genotype is not None:
             raise ValueError("derive.candidates compares cells of a search; derive.genotype is one")
-        method = other_method(self.search.method)
         if self.derive.candidates > 1 and method is not None and not method.learns_distribution:
             raise ValueError(
                 f"derive.candidates: {self.search.method} learns no distribution to sample from"
             )
-        if self.search.temperature_end > self.search.temperature_start:
+        reads_temperatures = not {"temperature_start", "temperature_end"} & {*unread}
+        if reads_temperatures and self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
         length = self.search.branch_length
-        if isinstance(length, int) and length > self.search.num_cells:
+        reads_length = "branch_length" not in unread
+        if reads_length and isinstance(length, int) and length > self.search.num_cells:
             raise ValueError(
                 f"search.branch_length ({length}) must not exceed search.num_cells "
                 f"({self.search.num_cells})"
@@ -490,7 +493,10 @@ def _first_problem(error: ValidationError, what: str) -> ConfigError:
         return ConfigError(f"{what}: {message}")  # it names the keys itself
     if isinstance(given, Mapping):
         return ConfigError(f"{what}: {where}: {message}")
-    hint = getattr(problem.get("ctx", {}).get("error"), "hint", None)
+    reason = problem.get("ctx", {}).get("error")
+    if isinstance(reason, _NameError):
+        return ConfigError(f"{what}: {where}: {message}", hint=reason.hint)  # it names the value
+    hint = None
     if problem["type"] == "literal_error" and isinstance(given, str):
         close = difflib.get_close_matches(given[:MAX_TEXT], _words(section, field), n=1)
         hint = f"did you mean {close[0]}?" if close else None

@@ -66,6 +66,28 @@ def effect_line(found: Mapping[str, Collection[str]]) -> str | None:
     return f"has no effect: {'; '.join(parts)}" if parts else None
 
 
+def preset_line(
+    config: Config, of_presets: Mapping[str, tuple[Any, str]], given: Collection[str]
+) -> str | None:
+    """Return the line that tells which values of a preset hold in place of the search method's own
+    defaults; None where there are none.
+
+    ``of_presets``: keys to a value and the preset that sets it; ``given``: keys that the user set.
+    """
+    name = config.search.method
+    method = other_method(name)
+    if method is None or config.derive.genotype is not None:
+        return None
+    own = {f"search.{field}": value for field, value in method.settings({}).items()}
+    settled = (*given, *_unread_by_method(name))
+    parts = [
+        f"{key}={value} ({preset}) in place of {name}'s own {own[key]}"
+        for key, (value, preset) in of_presets.items()
+        if key in own and value != own[key] and key not in settled
+    ]
+    return "; ".join(parts) or None
+
+
 def _take(
     asked: list[str], names: Collection[str], reason: str, found: dict[str, list[str]]
 ) -> None:

@@ -97,8 +97,15 @@ def arrays_digest(data_set: DataSet, arrays: Arrays | None = None) -> str:
 
     That of official files follows from their checksums, which are checked when the files are read;
     so it is known, and the same, before anything was downloaded. A set without files is read,
-    unless its ``arrays`` are given.
+    unless its ``arrays`` are given. A ``revision`` other than 1 changes it.
     """
+    content = _arrays_digest(data_set, arrays)
+    if data_set.revision == 1:
+        return content
+    return strict_json.digest({"content": content, "revision": data_set.revision})
+
+
+def _arrays_digest(data_set: DataSet, arrays: Arrays | None) -> str:
     if data_set.digest is not None:
         return data_set.digest
     if data_set.files or data_set.read is None:

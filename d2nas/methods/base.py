@@ -84,6 +84,8 @@ class Method:
 
     name = ""
     """As in ``search.method``; given by ``register_method``."""
+    revision = 1
+    """Grows when its results change, so that its old ones are not used again."""
     passes: tuple[int, int]
     """Sub-network passes of a step's architecture and weight half."""
     weights_first = False

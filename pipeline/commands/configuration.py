@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2nas.config import Config, build_config, override_key
-from d2nas.config.effects import effect_line, without_effect
+from d2nas.config.effects import effect_line, preset_line, without_effect
 from d2nas.config.registry import data_sets
 from d2nas.files.text_files import read_space
 from d2nas.torchrun import is_first_rank
 
 from ..console import Console
-from ..presets import keys_of_own_files, read_preset
+from ..presets import keys_of_own_files, read_preset, values_of_presets
 
 
 def configure(preset: str, settings: Sequence[str] | None, data_root: str | None = None) -> Config:
@@ -29,7 +29,8 @@ def tell_unread(
     data_root: str | None = None,
     preset: str | None = None,
 ) -> dict[str, list[str]]:
-    """Tell which keys that the user set change nothing, and return them by what makes them so.
+    """Tell which keys that the user set change nothing, and return them by what makes them so;
+    tell also which of a preset's values hold in place of the search method's own.
 
     The user's are those of ``settings``, ``data_root`` and, where ``preset`` is a file, its own.
     """
@@ -40,9 +41,10 @@ def tell_unread(
     keys += [] if data_root is None else ["data.root"]
     streams = _streams(config) if "data.workers" in keys else None
     found = without_effect(config, keys, streams=streams)
-    line = effect_line(found)
-    if line is not None:
-        Console().say(line)
+    of_presets = {} if preset is None else values_of_presets(preset)
+    for line in (effect_line(found), preset_line(config, of_presets, keys)):
+        if line is not None:
+            Console().say(line)
     return found
 
 

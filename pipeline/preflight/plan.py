@@ -199,7 +199,7 @@ class _Estimates:
         epoch = max(1, int(half * search.image_fraction) // search.batch_size)
         draws = 1 if without_effect(config, ["search.draws"]) else search.draws
         architecture, weights = (passes * draws for passes in self._pass_unit)
-        moving = search.epochs - search.warmup_epochs
+        moving = max(0, search.epochs - search.warmup_epochs)
         return epoch * search.epochs, epoch * (weights * search.epochs + architecture * moving)
 
     def _num_train(self, config: Config) -> int:

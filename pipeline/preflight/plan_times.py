@@ -121,8 +121,9 @@ def duration(seconds: float) -> str:
 
 
 def range_in_words(seconds: Seconds) -> str:
-    """Return from where to where a time is expected."""
-    return f"{duration(seconds.low)} to {duration(seconds.high)}"
+    """Return from where to where a time is expected; one time where both ends are told alike."""
+    low, high = duration(seconds.low), duration(seconds.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def _digits(value: float, unit: str) -> str:

@@ -58,6 +58,20 @@ def keys_of_own_files(name: str) -> list[str]:
     return [key for layer in _layers(name) if layer.name not in presets for key in layer.names()]
 
 
+def values_of_presets(name: str) -> dict[str, tuple[Any, str]]:
+    """Return the keys whose values a preset sets, no file of the user's: value and preset.
+
+    Raises ``ConfigError``.
+    """
+    presets = preset_names()
+    found: dict[str, tuple[Any, str]] = {}
+    for layer in _layers(name):
+        for key in layer.names():
+            section, _, field = key.partition(".")
+            found[key] = layer.values[section][field], layer.name
+    return {key: entry for key, entry in found.items() if entry[1] in presets}
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One file of a configuration: its values, and their sources by key and by section."""

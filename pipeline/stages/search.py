@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from d2nas.config import Config
+from d2nas.config import Config, other_method
 from d2nas.config.section import NonNegative
 from d2nas.files.text_files import read_space
 from d2nas.spaces import SearchSpace
@@ -81,10 +81,17 @@ def run(context: Context) -> Facts:
 
 
 def _config(config: Config) -> dict[str, Any]:
-    """Return the search's settings; the space itself decides, not the path of its file."""
+    """Return the search's settings; the space itself decides, not the path of its file.
+
+    A method's revision is among them from 2 on: without it, keys are as before there were any.
+    """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
-    return {"search": settings, "space": space.to_dict()}
+    part: dict[str, Any] = {"search": settings, "space": space.to_dict()}
+    method = other_method(config.search.method)
+    if method is not None and method.revision != 1:
+        part["method_revision"] = method.revision
+    return part
 
 
 class _Facts(Form):

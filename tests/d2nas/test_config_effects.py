@@ -9,14 +9,23 @@ from image_files import write_classes, write_fashion_mnist, write_image
 from searches import config_of, search_by
 from toy import Place
 
-from d2nas.config import Config, SearchConfig, build_config
+from d2nas.config import Config, SearchConfig, build_config, override_key
 from d2nas.config import effects as config_effects
-from d2nas.config.effects import UNREAD, _unread_by_method, effect_line, without_effect
+from d2nas.config.effects import (
+    UNREAD,
+    _unread_by_method,
+    effect_line,
+    preset_line,
+    without_effect,
+)
 from d2nas.config.registry import data_sets, search_methods
 from d2nas.data.images import load_data
 from d2nas.data.sources import content_digest
+from d2nas.errors import ConfigError
 from d2nas.spaces import SearchSpace
 from d2nas.train.search import search_step
+from pipeline.commands.configuration import configure
+from pipeline.presets import values_of_presets
 from pipeline.stages import run_stages
 
 SEARCH_VALUES = {
@@ -214,3 +223,80 @@ def test_control_an_empty_table_tells_nothing(
     monkeypatch.setattr(config_effects, "UNREAD", {})
     assert place.run("run", str(place.preset), "--data-root", "x") == 0
     assert told(capfd) == []
+
+
+# --- a preset's values in place of a method's own -----------------------------------------------
+
+OVER_GDAS = "search.warmup_epochs=2 (quickstart) in place of gdas's own 0"
+
+
+def over_method(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if " in place of " in line]
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--plan"], ["search"]])
+def test_a_preset_that_beats_a_methods_own_default_is_told(
+    capfd: pytest.CaptureFixture[str], place: Place, stubs: None, command: list[str]
+) -> None:
+    mine = place.folder / "mine.toml"
+    mine.write_text('preset = "quickstart"\n[search]\nepochs = 5\n')
+    for preset in ("quickstart", str(mine)):
+        assert place.run(command[0], preset, *command[1:], "--set", "search.method=gdas") == 0
+        assert over_method(capfd) == [OVER_GDAS]
+    assert configure("quickstart", ["search.method=gdas"]).search.warmup_epochs == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["search.method=gdas", "search.warmup_epochs=2"],  # the user's own
+        ["search.method=pc-darts-4"],  # its own default is the fields'
+        ["search.method=random"],  # does not read it
+        ["search.method=gdas", "derive.genotype=DARTS_V2"],  # no search
+        [],
+    ],
+)
+def test_control_nothing_is_told_where_the_preset_decides_nothing(settings: list[str]) -> None:
+    keys = [override_key(setting) for setting in settings]
+    config = configure("quickstart", settings)
+    assert preset_line(config, values_of_presets("quickstart"), keys) is None
+
+
+def test_control_a_file_of_the_users_own_knows_what_it_sets(
+    capfd: pytest.CaptureFixture[str], place: Place, stubs: None
+) -> None:
+    mine = place.folder / "mine.toml"
+    mine.write_text('preset = "quickstart"\n[search]\nmethod = "gdas"\nwarmup_epochs = 1\n')
+    assert place.run("run", str(mine)) == 0
+    assert over_method(capfd) == []
+
+
+def test_an_equal_value_is_not_told() -> None:
+    config = build_config({}, ["search.method=gdas"])
+    assert preset_line(config, {"search.warmup_epochs": (0, "some")}, []) is None
+    assert preset_line(config, {"search.warmup_epochs": (1, "some")}, []) is not None
+
+
+# --- sections that contradict each other --------------------------------------------------------
+
+CONTRADICTIONS = {
+    ("search.epochs=1", "search.warmup_epochs=2"): "random",
+    ("search.temperature_start=1.0", "search.temperature_end=2.0"): "darts",
+    ("search.num_cells=3", "search.branch_length=4"): "gdas",
+}
+
+
+@pytest.mark.parametrize("settings", CONTRADICTIONS)
+def test_settings_that_a_method_does_not_read_contradict_nothing(settings: tuple[str, ...]) -> None:
+    assert build_config({}, [*settings, f"search.method={CONTRADICTIONS[settings]}"])
+    with pytest.raises(ConfigError, match="must"):
+        build_config({}, settings)  # control: d2nas reads them
+
+
+def test_a_random_cell_is_found_and_planned_with_a_warm_up_beyond_its_epochs(
+    capfd: pytest.CaptureFixture[str], place: Place
+) -> None:
+    given = ["--set", "search.warmup_epochs=9", "--set", "search.method=random"]
+    plan = place.json(capfd, "run", str(place.preset), "--plan", *given)
+    assert min(row.get("seconds", 0.0) for row in plan["stages"]) >= 0.0
+    assert place.run("search", str(place.preset), *given) == 0

@@ -71,6 +71,8 @@ class DataSet:
     """Another way to get the files: one line."""
     folder: Path | None = None
     """Folder of the files that come with the package; None: they lie below the data root."""
+    revision: int = 1
+    """Grows when ``read`` gives other images, so that old results are not used again."""
     digest: str | None = None
     """SHA-256 that stands for the content; None: it follows from the checksums, or the images."""
     needs_splits: bool = False

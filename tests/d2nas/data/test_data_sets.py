@@ -135,7 +135,7 @@ def test_control_without_the_file_there_is_no_such_data_set(
 ) -> None:
     place = Place(tmp_path)
     assert place.run("run", str(place.preset), "--plan", "--set", "data.name=toy") == 2
-    assert "data.name='toy': unknown data set 'toy'" in capfd.readouterr().err
+    assert "data.name: unknown data set 'toy'" in capfd.readouterr().err
 
 
 def test_other_images_have_another_digest(folder: Path, tmp_path: Path) -> None:
@@ -143,6 +143,22 @@ def test_other_images_have_another_digest(folder: Path, tmp_path: Path) -> None:
     digest = content_digest(DataConfig(name="toy"), default_root=tmp_path)
     publish(pytest.MonkeyPatch(), "toy", read=lambda _: stripes(images=120 * [np.eye(8)]))
     assert content_digest(DataConfig(name="toy"), default_root=tmp_path) != digest
+
+
+def test_a_grown_revision_has_another_digest(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and their checksums are the same whatever ``read`` makes of them."""
+    config = DataConfig(name="fashion-mnist")
+    publish(monkeypatch, "fashion-mnist", read=lambda _: stripes())  # control: a new reader alone
+    assert content_digest(config, default_root=tmp_path) == DIGESTS["fashion-mnist"]
+    publish(monkeypatch, "fashion-mnist", revision=2)
+    second = content_digest(config, default_root=tmp_path)
+    publish(monkeypatch, "fashion-mnist", revision=3)
+    third = content_digest(config, default_root=tmp_path)
+    assert len({DIGESTS["fashion-mnist"], second, third}) == 3
+    publish(monkeypatch, "fashion-mnist", revision=1)
+    assert content_digest(config, default_root=tmp_path) == DIGESTS["fashion-mnist"]
 
 
 def entry_point(monkeypatch: pytest.MonkeyPatch, value: str) -> None:

@@ -19,7 +19,9 @@ from d2nas.config import DataConfig, build_config, sources_of
 from d2nas.config.effects import without_effect
 from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
+from d2nas.methods.d2nas import D2nas
 from d2nas.train.search import Search, build_method
+from pipeline import stages
 
 README = Path(d2nas.__file__).parent / "README.md"
 (EXAMPLE,) = (
@@ -106,6 +108,40 @@ def test_its_facts_count(tmp_path: Path) -> None:
     kind.learns_distribution = False
     with pytest.raises(ConfigError, match="toy learns no distribution"):
         build_config({}, ["search.method=toy", "derive.candidates=3"])
+
+
+def search_key(method: str) -> str:
+    return stages.BY_NAME["search"].key(build_config({}, [f"search.method={method}"]), {}, "data")
+
+
+def test_a_grown_revision_is_another_search(tmp_path: Path) -> None:
+    kind = run_example(tmp_path)
+    first = search_key("toy")
+    kind.architecture_gradients = D2nas.architecture_gradients
+    assert search_key("toy") == first  # control: the code itself is not looked at
+    kind.revision = 2
+    second = search_key("toy")
+    kind.revision = 3
+    assert len({first, second, search_key("toy")}) == 3
+
+
+def test_a_first_revision_leaves_keys_as_they_were() -> None:
+    """Another key would make stored searches run again."""
+    assert search_key("gdas") == "9113d2739b6ddede4793d7da5a712624eae19203bed09eb05e5411324504bac1"
+    assert search_key("d2nas") == "ff11d914d2786d07a75868aeef49e321fa59761ded330f5c7d47490901a299d1"
+
+
+def test_a_revised_method_searches_again(
+    tmp_path: Path, place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def searched() -> int:
+        assert place.run("search", str(place.preset), "--method", "toy") == 0
+        return len(list(place.store.glob("runs/toy/search/v*.json")))
+
+    kind = run_example(tmp_path)
+    assert [searched(), searched()] == [1, 1]
+    kind.revision = 2
+    assert searched() == 2
 
 
 def test_the_source_of_its_defaults_is_told(tmp_path: Path) -> None:

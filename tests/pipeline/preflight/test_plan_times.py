@@ -42,6 +42,11 @@ def test_a_duration_is_told_as_a_person_says_it(seconds: float, words: str) -> N
     assert duration(seconds) == words
 
 
+def test_a_range_with_equal_ends_is_one_time() -> None:
+    assert range_in_words(Seconds(2.0, 1.9, 2.2)) == "2 s"
+    assert range_in_words(Seconds(2.0, 1.4, 3.1)) == "1 s to 3 s"
+
+
 def line(start: float, each: float, *sizes: int) -> Timing:
     """Times of steps that cost ``start``, and ``each`` for every image."""
     return Timing({size: [start + each * size, 1.1 * (start + each * size)] for size in sizes})
