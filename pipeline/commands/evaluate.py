@@ -1,4 +1,4 @@
-"""``d2nas evaluate``: a bundle's scores on a labelled folder."""
+"""``d2nas evaluate``: a bundle's scores on a labelled folder; not the stage of that name."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -22,7 +22,8 @@ def evaluate_command(
     """Evaluate a bundle on labelled pictures, DIR/<class>/*.
 
     Shown are accuracy with interval, and scores per class. Pictures without an answer are named
-    and not counted; the exit code is that of the first.
+    and not counted; the exit code is that of the first. A study's stage evaluate is another thing:
+    a trained network's accuracy, before any export.
     """
     from d2nas.data.faults import shown
     from d2nas.data.folders import left_out_line

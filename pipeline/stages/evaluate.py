@@ -1,6 +1,7 @@
 """Evaluate: the trained network's accuracy in torch, on the test or on held-out images.
 
-For studies, which compare networks and deploy none: no model file, no latency.
+For studies, which compare networks and deploy none: no model file, no latency. The command
+``d2nas evaluate`` is another thing: it scores a bundle on a labelled folder.
 """
 
 from d2nas.config.section import Positive
