@@ -18,7 +18,7 @@ def derive_command(
     fresh: FreshOption = False,
 ) -> None:
     """Derive the genotype from a search's logits."""
-    from .execution import run_stage, show_stage
+    from .execution import run_later_stage, show_stage
 
-    result = run_stage("derive", target, settings, store, fresh=fresh)
+    result = run_later_stage("derive", target, settings, store, fresh=fresh)
     show_stage(result, "derive", as_json=as_json)

@@ -77,7 +77,7 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
         console.close()
 
 
-def run_stage(
+def run_later_stage(
     stage: str,
     target: str,
     settings: Sequence[str] | None,

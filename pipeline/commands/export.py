@@ -30,8 +30,8 @@ def export_command(
     fresh: FreshOption = False,
 ) -> None:
     """Export the trained network to one ONNX file."""
-    from .execution import run_stage, show_stage
+    from .execution import run_later_stage, show_stage
 
     settings = with_options(settings, {"export.precision": precision, "export.input": input_type})
-    result = run_stage("export", target, settings, store, fresh=fresh)
+    result = run_later_stage("export", target, settings, store, fresh=fresh)
     show_stage(result, "export", as_json=as_json)

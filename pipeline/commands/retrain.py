@@ -58,7 +58,7 @@ def retrain_command(
 
         return launch(nproc, context.obj)
 
-    from .execution import run_stage, show_stage
+    from .execution import run_later_stage, show_stage
 
     settings = with_options(settings, {"data.image_size": image_size})
     if genotype is not None:
@@ -68,7 +68,9 @@ def retrain_command(
         what = "--name is for --genotype" if target else "retrain needs a RUN or --genotype"
         raise ConfigError(what, hint="d2nas retrain RUN, or retrain PRESET --genotype DARTS_V2")
     else:
-        result = run_stage("retrain", target, settings, store, fresh=fresh, data_root=data_root)
+        result = run_later_stage(
+            "retrain", target, settings, store, fresh=fresh, data_root=data_root
+        )
     show_stage(result, "retrain", as_json=as_json)
     return 0
 

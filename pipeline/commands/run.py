@@ -111,14 +111,14 @@ def bring_up_to_date(run: str, config: "Config", store: Path, *, fresh: bool) ->
     from .execution import reuse_of, with_runner
 
     reuse = reuse_of(fresh)
-    return with_runner(store, lambda runner: _run_stages(runner, run, config, reuse))
+    return with_runner(store, lambda runner: _run_within_budget(runner, run, config, reuse))
 
 
-def _run_stages(runner: "Runner", run: str, config: "Config", reuse: "Reuse") -> "RunResult":
+def _run_within_budget(runner: "Runner", run: str, config: "Config", reuse: "Reuse") -> "RunResult":
     from ..running.runner import Reuse, RunResult
-    from ..stages import run_stages
+    from ..stages import stages_of_run
 
-    stages = run_stages(config)
+    stages = stages_of_run(config)
     runner.before_first = lambda stage: _check_device(runner, stage, config)
     if config.validate_.max_p99_ms is None:
         return runner.run(run, config, stages, reuse)

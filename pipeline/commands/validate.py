@@ -35,14 +35,14 @@ def validate_command(
     fresh: FreshOption = False,
 ) -> None:
     """Validate the ONNX model on its runtime, and write the bundle."""
-    from .execution import publish, run_stage
+    from .execution import publish, run_later_stage
 
     short = {
         "validate.device": device,
         "validate.max_p99_ms": max_p99_ms,
         "validate.gate_batch": batch,
     }
-    result = run_stage(
+    result = run_later_stage(
         "validate",
         target,
         with_options(settings, short),

@@ -18,7 +18,7 @@ from d2nas.spaces import SearchSpace
 
 from ..running.file_hashes import FileHashes
 from ..running.runner import Runner
-from ..stages import BY_NAME, run_stages
+from ..stages import BY_NAME, stages_of_run
 from .plan_times import DAY, Seconds, duration, range_in_words, shorter_settings, time_steps
 
 COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
@@ -68,7 +68,7 @@ def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
     parents: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     estimate = _Estimates(config)
-    for stage in run_stages(config):
+    for stage in stages_of_run(config):
         roles = BY_NAME[stage].parents_of(config)
         known = all(role in parents for role in roles)
         inputs = {role: parents[role] for role in roles} if known else {}

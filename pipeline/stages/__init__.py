@@ -27,8 +27,8 @@ __all__ = [
     "checked",
     "open_store",
     "run_stage",
-    "run_stages",
-    "study_stages",
+    "stages_of_run",
+    "stages_of_study",
 ]
 
 ALL = (
@@ -51,17 +51,17 @@ def open_store(root: Path) -> Store:
     return Store(root, kinds=ALL)
 
 
-def run_stages(config: Config) -> tuple[str, ...]:
+def stages_of_run(config: Config) -> tuple[str, ...]:
     """Return the stages of a whole run; with a given genotype there is no search."""
-    return _ending_in("validate", config)
+    return _stages_up_to("validate", config)
 
 
-def study_stages(config: Config) -> tuple[str, ...]:
+def stages_of_study(config: Config) -> tuple[str, ...]:
     """Return the stages of a study's cell; with a given genotype there is no search."""
-    return _ending_in("evaluate", config)
+    return _stages_up_to("evaluate", config)
 
 
-def _ending_in(last: str, config: Config) -> tuple[str, ...]:
+def _stages_up_to(last: str, config: Config) -> tuple[str, ...]:
     """Return a stage and all that it is made from, in the order of a run."""
     needed = {last}
     for stage in reversed(ALL):
@@ -70,10 +70,10 @@ def _ending_in(last: str, config: Config) -> tuple[str, ...]:
     return tuple(stage.name for stage in ALL if stage.name in needed)
 
 
-STAGES = run_stages(Config())
+STAGES = stages_of_run(Config())
 """What a run consists of."""
 
-STUDY_STAGES = study_stages(Config())
+STUDY_STAGES = stages_of_study(Config())
 """What a cell of a study consists of."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from d2nas.errors import BusyError, D2NasError, StoppedError
 
 from ..running.runner import Reuse, Runner
-from ..stages import BY_NAME, STUDY_STAGES, study_stages
+from ..stages import BY_NAME, STUDY_STAGES, stages_of_study
 from ..store import Version
 from .grid import Study, Trial
 
@@ -103,7 +103,7 @@ class StudyRun:
     def _run_stages(self, trial: Trial, reuse: Reuse) -> None:
         # A search that another variant shares is started over once, not once per variant.
         again = Reuse.EVERYTHING if trial.search_run in self._searched else reuse
-        searched = [stage for stage in study_stages(trial.config) if stage in _SEARCH_STAGES]
+        searched = [stage for stage in stages_of_study(trial.config) if stage in _SEARCH_STAGES]
         derived = self.runner.run(
             trial.search_run, trial.config, searched, again, then=_TRAIN_STAGES
         )
@@ -111,12 +111,12 @@ class StudyRun:
         self.runner.run(trial.run, trial.config, _TRAIN_STAGES, reuse, given=derived.versions)
 
     def _is_finished(self, trial: Trial, found: Mapping[str, Version]) -> bool:
-        return len(found) == len(study_stages(trial.config))
+        return len(found) == len(stages_of_study(trial.config))
 
     def _finished(self, trial: Trial) -> dict[str, Version]:
         """Return the versions of the stages that need not run."""
         digest, found = self._digest(trial), dict[str, Version]()
-        for stage in study_stages(trial.config):
+        for stage in stages_of_study(trial.config):
             parents = {role: found[role] for role in BY_NAME[stage].parents_of(trial.config)}
             version = self.runner.current(
                 _run_of(trial, stage), stage, trial.config, parents, digest
@@ -136,7 +136,7 @@ class StudyRun:
         found = self._finished(trial)
         if self._is_finished(trial, found):
             return "finished"
-        stage = study_stages(trial.config)[len(found)]
+        stage = stages_of_study(trial.config)[len(found)]
         parents = {role: found[role] for role in BY_NAME[stage].parents_of(trial.config)}
         step = self.runner.resumable_step(
             _run_of(trial, stage), stage, trial.config, parents, self._digest(trial)

@@ -26,7 +26,7 @@ from d2nas.spaces import SearchSpace
 from d2nas.train.search import search_step
 from pipeline.commands.configuration import configure
 from pipeline.presets import values_of_presets
-from pipeline.stages import run_stages
+from pipeline.stages import stages_of_run
 
 SEARCH_VALUES = {
     "search.draws": 3,
@@ -148,7 +148,7 @@ def test_a_fit_that_pads_keeps_the_whole_picture(tmp_path: Path) -> None:
 
 def test_a_given_genotype_leaves_the_search_out() -> None:
     config = build_config({"derive": {"genotype": "DARTS_V2"}})
-    assert "search" not in run_stages(config)
+    assert "search" not in stages_of_run(config)
     assert without_effect(config, ["search.epochs", "retrain.epochs"]) == {
         "derive.genotype=DARTS_V2": ["search.epochs"]
     }

@@ -9,7 +9,7 @@ from toy import Place
 from d2nas import Genotype
 from d2nas.config import build_config
 from d2nas.errors import ConfigError
-from pipeline.stages import BY_NAME, run_stages
+from pipeline.stages import BY_NAME, stages_of_run
 from pipeline.store import Store
 
 
@@ -180,6 +180,6 @@ def test_the_cells_decide_not_the_name_of_their_file(tmp_path: Path) -> None:
     assert BY_NAME["derive"].config(by_name) == BY_NAME["derive"].config(by_file)
     other = build_config({"derive": {"genotype": "DARTS_V1"}})
     assert BY_NAME["derive"].config(by_name) != BY_NAME["derive"].config(other)
-    assert run_stages(by_name) == ("derive", "retrain", "export", "validate")
+    assert stages_of_run(by_name) == ("derive", "retrain", "export", "validate")
     with pytest.raises(ConfigError, match=r"derive\.candidates"):
         build_config({"derive": {"genotype": "DARTS_V2", "candidates": 2}})

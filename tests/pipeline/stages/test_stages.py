@@ -19,8 +19,8 @@ from pipeline.stages import (
     Context,
     Facts,
     Stage,
-    run_stages,
-    study_stages,
+    stages_of_run,
+    stages_of_study,
 )
 from pipeline.store import Store
 
@@ -40,8 +40,8 @@ def test_a_run_and_a_study_are_what_their_last_stages_are_made_from() -> None:
     assert STAGES == ("search", "derive", "retrain", "export", "validate")
     assert STUDY_STAGES == ("search", "derive", "retrain", "evaluate")
     given = build_config({"derive": {"genotype": "DARTS_V2"}})
-    assert run_stages(given) == STAGES[1:]
-    assert study_stages(given) == STUDY_STAGES[1:]
+    assert stages_of_run(given) == STAGES[1:]
+    assert stages_of_study(given) == STUDY_STAGES[1:]
 
 
 def test_parents_come_first() -> None:
