@@ -20,7 +20,7 @@ from d2nas.data.decoding import strict_pillow
 from d2nas.data.faults import shown
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError, ValidationFailedError
 
-from ..gate.comparison import PRECISION_LIMITS, Limits, ParityResult, compare, gate
+from ..gate.comparison import PRECISION_LIMITS, Limits, ParityResult, compare, judge_parity
 from ..onnx_io.preparation import decoding_of, prepare_content, prepare_pixels
 from ..onnx_io.session import PLAIN, OnnxSession, open_session
 from .checksums import HINT
@@ -85,7 +85,7 @@ def check_golden(bundle: Bundle, session: OnnxSession) -> ParityResult:
     if "picture" in golden:
         images, logits = [*images, golden["picture"]], [*logits, golden["picture_logits"]]
     found = compare(np.concatenate(logits), session.run(np.concatenate(images)))
-    verdict, reasons = gate(found, _limits(bundle.report), is_part=True)
+    verdict, reasons = judge_parity(found, _limits(bundle.report), is_part=True)
     if verdict == "failed":
         raise ValidationFailedError(
             f"the golden inputs are answered otherwise on {session.device.label}: "

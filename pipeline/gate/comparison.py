@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Verdict = Literal["passed", "failed", "inconclusive"]
+Outcome = Literal["passed", "failed", "inconclusive"]
 
 TOP_CLASSES = 5
 RELATIVE_L2_LIMIT = 1e-5
@@ -119,9 +119,9 @@ def compare(reference: NDArray[Any], got: NDArray[Any]) -> ParityResult:
     )
 
 
-def gate(
+def judge_parity(
     result: ParityResult, limits: Limits | None = None, *, is_part: bool = False
-) -> tuple[Verdict, tuple[str, ...]]:
+) -> tuple[Outcome, tuple[str, ...]]:
     """Judge a comparison; with the reasons (one line each) when it is not ``passed``.
 
     ``is_part``: of a part of the images, where agreement is counted in images.

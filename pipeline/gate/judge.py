@@ -16,7 +16,7 @@ from d2nas.errors import ValidationFailedError
 from d2nas.measure.scores import wilson_interval
 
 from ..onnx_io.session import OnnxSession, may_serve, open_session
-from .comparison import Limits, compare, gate, largest_share
+from .comparison import Limits, compare, judge_parity, largest_share
 from .mutants import SelfTest, mutants, self_test
 from .parity import (
     DEFAULT_BATCHES,
@@ -154,7 +154,9 @@ def _check_bound(session: OnnxSession, reference: Reference, limits: Limits) -> 
     bound = session.bind(images)
     bound()  # what is captured at the first run must hold for the images of a later one
     answers = bound.answer(images[::-1].copy())[::-1]
-    verdict, reasons = gate(compare(reference.logits[sample], answers), limits, is_part=True)
+    verdict, reasons = judge_parity(
+        compare(reference.logits[sample], answers), limits, is_part=True
+    )
     if verdict == "failed":
         raise ValidationFailedError("; ".join(reasons))
 

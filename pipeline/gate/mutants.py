@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from d2nas.errors import ValidationFailedError
 
 from ..onnx_io.model_file import check_model
-from .comparison import Limits, compare, gate
+from .comparison import Limits, compare, judge_parity
 from .parity import Session
 
 _FACTOR = 1.01
@@ -59,7 +59,7 @@ def self_test(
     rejected: list[str] = []
     accepted: list[str] = []
     for name, session in faulty_sessions:
-        verdict, _ = gate(compare(reference, session.run(images)), limits, is_part=True)
+        verdict, _ = judge_parity(compare(reference, session.run(images)), limits, is_part=True)
         (rejected if verdict == "failed" else accepted).append(name)
     return SelfTest(tuple(rejected), tuple(accepted))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from d2nas.data.subsample import spread_sample
 from d2nas.errors import ConfigError
 
-from .comparison import Limits, ParityResult, Verdict, compare, gate, largest_share, ratio
+from .comparison import Limits, Outcome, ParityResult, compare, judge_parity, largest_share, ratio
 
 DEFAULT_BATCHES = (1, 2, 7, 64)
 SMALL_BATCH_IMAGES = 64
@@ -64,7 +64,7 @@ class BatchParity:
     result: ParityResult
     identical_rows: float
     permuted_rows: float
-    verdict: Verdict
+    verdict: Outcome
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ParityReport:
     limits: Limits
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Outcome:
         """``failed`` if any batch size failed, else ``inconclusive`` if any was, else passed."""
         return _worst(entry.verdict for entry in self.batches)
 
@@ -212,7 +212,7 @@ def _at_batch(
 ) -> BatchParity:
     batch = len(one_batch)
     result = compare(reference, in_batches(session.run, images, batch))
-    verdict, reasons = gate(result, limits, is_part=is_part)
+    verdict, reasons = judge_parity(result, limits, is_part=is_part)
     identical, permuted = _row_invariance(session, one_batch)
     broken = [
         f"{what} differ by relative L2 {distance:.3g} > {limits.relative_l2:.3g}"
@@ -292,7 +292,7 @@ def _largest(values: Sequence[float | None]) -> float | None:
     return max(known) if len(known) == len(values) else None
 
 
-def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+def _worst(verdicts: Iterable[Outcome]) -> Outcome:
     seen = set(verdicts)
     if "failed" in seen:
         return "failed"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2nas.data.images import ImageData, Normalizer
 from d2nas.nn.network import Network
-from d2nas.train.loop import resolve_device
+from d2nas.train.loop import torch_device
 
 from ..onnx_io.model_file import ModelDescription
 from ..onnx_io.session import OnnxSession
@@ -50,7 +50,7 @@ def torch_reference(
     """
     # Full float32 on both sides: TF32 is torch's default for convolutions on CUDA.
     torch.backends.cudnn.allow_tf32 = False
-    device = resolve_device(session.device.address)
+    device = torch_device(session.device.address)
     network.to(device)
     images = ModelInputs(data, session.description)
 

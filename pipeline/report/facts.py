@@ -17,7 +17,7 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DeviceKind = Literal["CPU", "GPU", "unknown device"]
 
 
-class Verdict(NamedTuple):
+class Headline(NamedTuple):
     """The gate's verdict with its device: the headline, what it means, whether all is well."""
 
     headline: str
@@ -154,18 +154,18 @@ class Facts:
         return f"{device.get('label', 'device not recorded')} ({provider})"
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Headline:
         """The gate's verdict."""
         if not self.passed:
             refused = f"The gate did not pass this model on {self.device}. Do not deploy it."
-            return Verdict("Not validated", refused, is_good=False)
+            return Headline("Not validated", refused, is_good=False)
         scope = {
             "CPU": "Every figure of time below is a CPU figure; nothing was measured on a GPU.",
             "GPU": "Provider and place of every node were checked; nothing fell back to the CPU.",
         }.get(self.device_kind, "The device is not recorded: figures of time cannot be relied on.")
         chance = self.chance is not None
         headline = f"Validated on {self.device_kind}"
-        return Verdict(
+        return Headline(
             headline + (", but its accuracy may be chance" if chance else ""),
             f"{self.device}. {scope}",
             is_good=not chance and self.device_kind != "unknown device",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from d2nas.data.subsample import spread_sample
 from pipeline.gate import parity
-from pipeline.gate.comparison import PRECISION_LIMITS, compare, gate
+from pipeline.gate.comparison import PRECISION_LIMITS, compare, judge_parity
 from pipeline.gate.parity import check_parity, sample_of
 
 NUM_CLASSES = 10
@@ -76,7 +76,7 @@ def test_a_good_network_passes_in_half_precision_on_sorted_images(
     assert check_parity(sure(images), Half(), images, limits=limits, labels=SORTED).passed
     # The first images are of one class, and say nothing.
     first = images[:64]
-    assert gate(compare(sure(first), Half().run(first)), limits)[0] == "inconclusive"
+    assert judge_parity(compare(sure(first), Half().run(first)), limits)[0] == "inconclusive"
     # Control: looked at as they come, the same good network is refused.
     monkeypatch.setattr(parity, "sample_of", lambda n, labels, count=64: list(range(min(n, count))))
     report = check_parity(sure(images), Half(), images, limits=limits, labels=SORTED)

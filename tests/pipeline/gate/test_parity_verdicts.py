@@ -9,7 +9,7 @@ import pytest
 from parity_stubs import IMAGES, Answer, Images, Stub, first_row, linear
 
 from pipeline.gate import comparison, parity
-from pipeline.gate.comparison import Limits, ParityResult, compare, gate
+from pipeline.gate.comparison import Limits, ParityResult, compare, judge_parity
 from pipeline.gate.parity import check_parity
 
 # --- two arrays ---------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_rows_of_zeros_are_alike_to_each_other_alone() -> None:
 def test_equal_arrays_agree_exactly() -> None:
     result = compare(linear(IMAGES), linear(IMAGES))
     assert (result.max_abs, result.relative_l2, result.top1_agreement) == (0.0, 0.0, 1.0)
-    assert gate(result) == ("passed", ())
+    assert judge_parity(result) == ("passed", ())
 
 
 @pytest.mark.parametrize(
@@ -66,33 +66,34 @@ def test_equal_arrays_agree_exactly() -> None:
     ],
 )
 def test_each_kind_of_difference_fails(wrong: Answer, reason: str) -> None:
-    verdict, reasons = gate(compare(linear(IMAGES), wrong(IMAGES)))
+    verdict, reasons = judge_parity(compare(linear(IMAGES), wrong(IMAGES)))
     assert verdict == "failed"
     assert any(reason in text for text in reasons)
 
 
 def test_a_reference_that_is_not_finite_fails_too() -> None:
-    assert gate(compare(first_row(math.nan)(IMAGES), linear(IMAGES)))[0] == "failed"
+    assert judge_parity(compare(first_row(math.nan)(IMAGES), linear(IMAGES)))[0] == "failed"
     broken = first_row(math.nan)(IMAGES)
-    assert gate(compare(broken, broken))[0] == "failed"
+    assert judge_parity(compare(broken, broken))[0] == "failed"
 
 
 def test_float32_noise_passes() -> None:
     noise = np.random.default_rng(7).standard_normal((150, 4)).astype(np.float32)
     result = compare(linear(IMAGES), linear(IMAGES) + 1e-6 * noise)
     assert 1e-8 < result.relative_l2 < 1e-5
-    assert gate(result)[0] == "passed"
+    assert judge_parity(result)[0] == "passed"
 
 
 def test_limits_are_met_at_equality_and_missed_beyond() -> None:
     result = ParityResult(True, True, True, 0.1, 1e-5, 0.999, 1e-3)
-    assert gate(result)[0] == "passed"
+    assert judge_parity(result)[0] == "passed"
     for change in ({"relative_l2": 1.01e-5}, {"top1_agreement": 0.9989}, {"relative_l2": math.nan}):
         worse = ParityResult(**{**result.__dict__, **change})
-        assert gate(worse)[0] == "failed"
+        assert judge_parity(worse)[0] == "failed"
     hardly_varying = ParityResult(**{**result.__dict__, "spread": 0.99e-3})
-    assert gate(hardly_varying)[0] == "inconclusive"
-    assert gate(hardly_varying, Limits(relative_l2=1e-6))[0] == "failed"  # not excused by spread
+    assert judge_parity(hardly_varying)[0] == "inconclusive"
+    # A distance above the limit is not excused by a small spread.
+    assert judge_parity(hardly_varying, Limits(relative_l2=1e-6))[0] == "failed"
 
 
 SAMPLED = parity.sample_of(len(IMAGES), None)
@@ -146,10 +147,10 @@ def test_one_flip_of_64_is_no_failure_where_a_hundredth_may_flip() -> None:
     first, second = np.argsort(-got[0])[:2]
     got[0, [first, second]] = got[0, [second, first]]
     result, limits = compare(logits, got), Limits(relative_l2=1.0, top1_agreement=0.99)
-    assert gate(result, limits, is_part=True)[0] != "failed"
-    assert gate(result, limits)[0] == "failed"
+    assert judge_parity(result, limits, is_part=True)[0] != "failed"
+    assert judge_parity(result, limits)[0] == "failed"
     got[1, [0, 1, 2, 3]] = -logits[1]
-    assert gate(compare(logits, got), limits, is_part=True)[0] == "failed"  # two flips
+    assert judge_parity(compare(logits, got), limits, is_part=True)[0] == "failed"  # two flips
     assert Limits(top1_agreement=0.999).flips(1000) == 1
 
 
