@@ -34,7 +34,7 @@ from pipeline.gate.comparison import compare
 from pipeline.gate.mutants import mutants
 from pipeline.gate.parity import in_batches
 from pipeline.onnx_io.export import export_onnx
-from pipeline.onnx_io.providers import resolve_device
+from pipeline.onnx_io.providers import runtime_device
 from pipeline.onnx_io.session import open_session
 
 CASES = [
@@ -180,7 +180,7 @@ def in_class_order(data: ImageData) -> ImageSet:
 
 def session_of(model: bytes) -> Any:
     """Return the model as a function."""
-    return open_session(model, device=resolve_device("cpu")).run
+    return open_session(model, device=runtime_device("cpu")).run
 
 
 def numbers(reference: Logits, got: Logits) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ from d2nas.randomness import generator
 from pipeline.gate.eager import LAYOUTS, eager_inputs, eager_run, session_threads
 from pipeline.onnx_io.export import export_onnx
 from pipeline.onnx_io.latency import timing_images
-from pipeline.onnx_io.providers import resolve_device
+from pipeline.onnx_io.providers import runtime_device
 from pipeline.onnx_io.session import open_session
 
 from .pairs import TimedWork, compare
@@ -45,7 +45,7 @@ def compare_runtimes(config: Config, batch: int, pairs: int) -> Iterator[list[di
         metadata={},
         precision=config.export.precision,
     )
-    session = open_session(model, device=resolve_device(config.validate_.device))
+    session = open_session(model, device=runtime_device(config.validate_.device))
     # From host to host on both sides would time copies; on the device both wait for the result.
     bound = session.bind(timing_images(batch, session.description))
     network.to(torch.device(session.device.kind))

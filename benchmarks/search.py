@@ -19,7 +19,7 @@ from d2nas.methods.single_path import SinglePath
 from d2nas.nn.operations import Zero
 from d2nas.nn.units import NormalizedUnit
 from d2nas.randomness import generator
-from d2nas.train.loop import resolve_device
+from d2nas.train.loop import torch_device
 from d2nas.train.search import Search, search_step
 
 from .pairs import TimedWork, compare
@@ -45,7 +45,7 @@ class StepRunner:
     """A search of one method that takes one step after the other."""
 
     def __init__(self, config: SearchConfig, *, size: int = IMAGE_SIZE) -> None:
-        self.device = resolve_device(config.device)
+        self.device = torch_device(config.device)
         data = made_images(EPOCH_STEPS * config.batch_size, size)
         self.search = Search(
             config,

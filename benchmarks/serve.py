@@ -56,11 +56,11 @@ def compare_serving(
     check_extra()
     from pipeline.bundle.reader import open_bundle
     from pipeline.onnx_io.latency import timing_images
-    from pipeline.onnx_io.providers import resolve_device
+    from pipeline.onnx_io.providers import runtime_device
     from pipeline.onnx_io.session import open_session
 
     bundle = open_bundle(folder)
-    device = resolve_device(device)
+    device = runtime_device(device)
     session = open_session(bundle.model, device=device)
     images = timing_images(1, session.description)
     datatype = signature_of(bundle.description, 1).datatype

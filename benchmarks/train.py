@@ -26,7 +26,7 @@ from d2nas.config import DataConfig, RetrainConfig
 from d2nas.data.images import ImageData, ImageSet, cutout_pixels
 from d2nas.genotype import Genotype
 from d2nas.measure.cost import count_cost
-from d2nas.train.loop import resolve_device
+from d2nas.train.loop import torch_device
 from d2nas.train.precision import arithmetic_of
 from d2nas.train.retrain import Retraining, has_auxiliary, train_step
 
@@ -178,7 +178,7 @@ def compare_training(
     config: RetrainConfig, pairs: int, *, steps: int, size: int = IMAGE_SIZE
 ) -> list[dict[str, Any]]:
     """Time ours against plain, per step and per image. Rows of ``bench_pairs.compare``."""
-    device = resolve_device(config.device)
+    device = torch_device(config.device)
     data = made_images(EPOCH_STEPS * config.batch_size // 2, size)
     ours, plain = OurStepper(config, data, device), PlainStepper(config, data, device)
     units = {"step": steps, "image": steps * config.batch_size}

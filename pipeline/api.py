@@ -27,7 +27,7 @@ from d2nas.errors import ConfigError, D2NasError
 from .bundle.pictures import Picture, pictures_at
 from .bundle.prediction import TOP, Prediction, check_golden, open_model, predictions
 from .bundle.reader import Bundle, open_bundle
-from .onnx_io.providers import resolve_device
+from .onnx_io.providers import runtime_device
 
 if TYPE_CHECKING:
     from .onnx_io.session import OnnxSession
@@ -105,7 +105,7 @@ def load_bundle(
     bundle or no such device, ``DamagedArtifactError`` naming the file that is wrong,
     ``StorageError``.
     """
-    loaded = LoadedBundle(open_bundle(Path(folder), digest), resolve_device(device))
+    loaded = LoadedBundle(open_bundle(Path(folder), digest), runtime_device(device))
     _ = loaded.session  # a device that is not there is told now
     return loaded
 

@@ -39,7 +39,7 @@ class StepReport:
     metrics: dict[str, Any] | None
 
 
-def resolve_device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that was really used once.
 
     Raises ``ConfigError`` for a CUDA device that does not work: an explicit choice never falls

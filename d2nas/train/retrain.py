@@ -32,7 +32,7 @@ from ..nn.operations import initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
-from .loop import FiniteCheck, Loop, resolve_device, sgd, stem_for, step_if_finite, to_device
+from .loop import FiniteCheck, Loop, sgd, stem_for, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import StepSums, Trained
@@ -83,7 +83,7 @@ def retrain(
         genotype,
         data,
         seed=seed,
-        device=resolve_device(config.device),
+        device=torch_device(config.device),
         augmentation=augmentation or DataConfig(),
     )
     for report in retraining.run():

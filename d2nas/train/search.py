@@ -34,7 +34,7 @@ from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
-from .loop import FiniteCheck, Loop, adam, resolve_device, sgd, stem_for, step_if_finite, to_device
+from .loop import FiniteCheck, Loop, adam, sgd, stem_for, step_if_finite, to_device, torch_device
 from .precision import arithmetic_of, compute_type
 from .schedules import cosine, temperature
 from .state import StepSums, Trained
@@ -73,7 +73,7 @@ def search(
         read_space(config.space),
         data,
         seed=seed,
-        device=resolve_device(config.device),
+        device=torch_device(config.device),
         augmentation=augmentation or DataConfig(),
         method=method,
     )

@@ -7,7 +7,7 @@ from d2nas.errors import D2NasError
 from ..bundle.prediction import check_golden, check_preparation, open_model
 from ..bundle.reader import Bundle, open_bundle
 from ..console import Console
-from ..onnx_io.providers import resolve_device
+from ..onnx_io.providers import runtime_device
 from ..onnx_io.session import OnnxSession
 
 
@@ -18,7 +18,7 @@ def checked_model(folder: Path, device: str) -> tuple[Bundle, OnnxSession]:
     """
     bundle = open_bundle(folder)
     check_preparation(bundle)
-    session = open_model(bundle, resolve_device(device))
+    session = open_model(bundle, runtime_device(device))
     check_golden(bundle, session)
     return bundle, session
 

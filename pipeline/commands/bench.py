@@ -30,7 +30,7 @@ def bench_memory_command(
 
     The paper's Table 4 stands beside.
     """
-    from d2nas.train.loop import resolve_device
+    from d2nas.train.loop import torch_device
 
     from ..bench.memory import measure_all
     from ..bench.memory_cases import cases
@@ -48,7 +48,7 @@ def bench_memory_command(
     console = Console()
     wanted = cases(full=full)
     rows = []
-    for index, measurement in enumerate(measure_all(wanted, resolve_device(device)), start=1):
+    for index, measurement in enumerate(measure_all(wanted, torch_device(device)), start=1):
         rows += rows_of(measurement)
         peak = rows[-1]["peak_bytes"] / 2**20
         console.say(f"{index}/{len(wanted)} {measurement.case.describe()}: {peak:,.0f} MiB")

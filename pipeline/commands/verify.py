@@ -124,12 +124,12 @@ def verify_bundles(
 
     from ..bundle.reader import open_bundle
     from ..console import Console
-    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.providers import runtime_device
 
     if digest is not None and not is_digest(digest.lower()):
         raise ConfigError(f"--digest {digest!r} is no SHA-256 in hexadecimal")
     rows = [
-        _verified(open_bundle(folder, digest), resolve_device(device), published=digest is not None)
+        _verified(open_bundle(folder, digest), runtime_device(device), published=digest is not None)
         for folder in folders
     ]
     console = Console()

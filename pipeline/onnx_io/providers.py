@@ -31,7 +31,7 @@ class ProviderStatus:
     """Why it does not load, in one line; None if it does."""
 
 
-def resolve_device(device: str) -> str:
+def runtime_device(device: str) -> str:
     """Return ``device``, with ``auto`` replaced by ``cuda`` if CUDA runs a model, else ``cpu``."""
     if device != "auto":
         return device

@@ -139,7 +139,7 @@ def _measure(
 
     from ..gate.timing import quickest
     from ..onnx_io.export import export_onnx
-    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.providers import runtime_device
     from ..onnx_io.session import PLAIN, may_serve, modes_of, open_session
 
     channels = input_shape[0]
@@ -152,7 +152,7 @@ def _measure(
         pixels=pixels if config.export.input == "uint8" else None,
         precision=config.export.precision,
     )
-    device = resolve_device(config.validate_.device)
+    device = runtime_device(config.validate_.device)
     session = open_session(model, device=device)
     found = [_time(session, config)]
     limit = config.validate_.max_p99_ms

@@ -20,7 +20,7 @@ from d2nas.nn.operations import build_operation
 from d2nas.spaces import CELL_TYPES, SearchSpace
 
 from ..onnx_io.export import export_onnx
-from ..onnx_io.providers import cuda_problem, require_device, resolve_device
+from ..onnx_io.providers import cuda_problem, require_device, runtime_device
 from ..onnx_io.session import OnnxSession, open_session
 
 COLUMNS = ("operation", "runs", "where", "nodes", "problem")
@@ -86,7 +86,7 @@ def place_operations(operations: Iterable[str], *, device: str, opset: int) -> I
     that this installation cannot have at all, and for an unusable opset;
     ``ValidationFailedError`` if the device does not even run a network without operations.
     """
-    resolved = resolve_device(device)
+    resolved = runtime_device(device)
     require_device(resolved)
     _run_alone(None, resolved, opset)
     for operation in operations:

@@ -273,11 +273,11 @@ class _Estimates:
         return max(2, MEASURED_PIXELS // self._shape.image_size**2)
 
     def _options(self, device: str) -> dict[str, Any]:
-        from d2nas.train.loop import resolve_device
+        from d2nas.train.loop import torch_device
 
         return {
             "seed": 0,
-            "device": resolve_device(device),
+            "device": torch_device(device),
             "augmentation": self._config.data,
         }
 

@@ -106,17 +106,17 @@ def _compared_on(context: Context) -> Facts:
     derive = context.config.derive
     if derive.genotype is not None or derive.candidates == 1:
         return {}
-    from d2nas.train.loop import resolve_device
+    from d2nas.train.loop import torch_device
     from d2nas.train.machine import machine_facts
 
-    device = resolve_device(context.config.search.device).type
+    device = torch_device(context.config.search.device).type
     return {"device": device, **machine_facts(device, context.ranks)}
 
 
 def _select(context: Context, logits: "ArchLogits") -> Genotype:
     """Compare candidates, write them down, and return the best."""
     from d2nas.train.candidates import best, sample_candidates
-    from d2nas.train.loop import EVALUATION_BATCH, memory_errors, resolve_device
+    from d2nas.train.loop import EVALUATION_BATCH, memory_errors, torch_device
 
     derive, seed = context.config.derive, context.config.run.seed
     genotypes = sample_candidates(logits, derive.candidates, seed=seed)
@@ -124,7 +124,7 @@ def _select(context: Context, logits: "ArchLogits") -> Genotype:
         context.hooks.warn(f"the learned distribution gave only {len(genotypes)} different cells")
     context.hooks.begin(len(genotypes), 0, "candidate")
     candidates: list[Candidate] = []
-    device = resolve_device(context.config.search.device)
+    device = torch_device(context.config.search.device)
     with memory_errors(EVALUATION_BATCH, device, hint="free memory, then derive again"):
         for candidate in _ranking(context, logits.space, genotypes, device):
             candidates.append(candidate)

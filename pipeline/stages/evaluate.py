@@ -22,12 +22,12 @@ def run(context: Context) -> Facts:
     from d2nas.data.images import Normalizer
     from d2nas.nn.network import load_network
     from d2nas.train.calibration import calibrated_loss
-    from d2nas.train.loop import EVALUATION_BATCH, accuracy, memory_errors, predict, resolve_device
+    from d2nas.train.loop import EVALUATION_BATCH, accuracy, memory_errors, predict, torch_device
 
     from ..onnx_io.preparation import Preprocess
 
     config = context.config
-    device = resolve_device(config.retrain.device)
+    device = torch_device(config.retrain.device)
     data = context.data()
     retrained = context.inputs["retrain"]
     prepared = read_form(Preprocess, retrained, PREPROCESS_FILE)

@@ -23,13 +23,13 @@ def run(context: Context) -> Facts:
     from d2nas.measure.cost import count_cost
     from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
     from d2nas.parallel import ALONE
-    from d2nas.train.loop import memory_errors, resolve_device, stem_for
+    from d2nas.train.loop import memory_errors, stem_for, torch_device
     from d2nas.train.machine import machine_facts
     from d2nas.train.retrain import Retraining
 
     config = context.config
     ranks = context.ranks or ALONE
-    device = ranks.device(resolve_device(ranks.own_name(config.retrain.device)))
+    device = ranks.device(torch_device(ranks.own_name(config.retrain.device)))
     data = context.data()
     derived = context.inputs["derive"]
     genotype = Genotype.from_json(

@@ -28,13 +28,13 @@ def run(context: Context) -> Facts:
     """
     from d2nas.files.tensors import encode_tensors
     from d2nas.parallel import ALONE
-    from d2nas.train.loop import memory_errors, resolve_device
+    from d2nas.train.loop import memory_errors, torch_device
     from d2nas.train.machine import machine_facts
     from d2nas.train.search import Search
 
     config = context.config
     ranks = context.ranks or ALONE
-    device = ranks.device(resolve_device(ranks.own_name(config.search.device)))
+    device = ranks.device(torch_device(ranks.own_name(config.search.device)))
     data = context.data()
     with memory_errors(config.search.batch_size, device):
         search = Search(

@@ -59,14 +59,14 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     from ..gate.reference import torch_reference
     from ..gate.timing import TimingPlan, time_modes
     from ..onnx_io.model_file import MODEL_FILE
-    from ..onnx_io.providers import resolve_device
+    from ..onnx_io.providers import runtime_device
     from ..onnx_io.session import modes_of, open_session
 
     exported, hooks, batches = context.inputs["export"], context.hooks, config.parity_batches
     model = exported.read(MODEL_FILE)
     identity = _check_identity(context, model)
 
-    device, what = resolve_device(config.device), f"{exported.reference}: {MODEL_FILE}"
+    device, what = runtime_device(config.device), f"{exported.reference}: {MODEL_FILE}"
     session = open_session(model, device=device, what=what)
     data = context.data()
     _require_unseen(context, data)

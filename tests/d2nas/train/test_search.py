@@ -18,7 +18,7 @@ from d2nas.genotype import Genotype
 from d2nas.nn.sampling import sample
 from d2nas.randomness import generator
 from d2nas.train import search as search_module
-from d2nas.train.loop import memory_errors, resolve_device
+from d2nas.train.loop import memory_errors, torch_device
 from d2nas.train.retrain import Retraining, train_step
 from d2nas.train.schedules import cosine, temperature, warmup_cosine
 from d2nas.train.search import Search, _context, architecture_step, search_step, weight_step
@@ -337,12 +337,12 @@ def _raise(error: Exception) -> None:
 
 
 def test_devices_are_resolved_by_use() -> None:
-    assert resolve_device("cpu") == CPU
+    assert torch_device("cpu") == CPU
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    assert resolve_device("auto") == CPU
+    assert torch_device("auto") == CPU
     with pytest.raises(ConfigError, match="cuda"):
-        resolve_device("cuda")
+        torch_device("cuda")
 
 
 def test_schedules() -> None:

@@ -17,7 +17,7 @@ from onnx_models import hand_made_model
 from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError, ValidationFailedError
 from pipeline.onnx_io import devices, session
 from pipeline.onnx_io.devices import CudaDevice
-from pipeline.onnx_io.providers import resolve_device
+from pipeline.onnx_io.providers import runtime_device
 from pipeline.onnx_io.session import open_session
 
 ROOT = Path(__file__).parents[3]
@@ -124,7 +124,7 @@ def test_a_session_that_is_not_wholly_on_cuda_is_refused(
     with pytest.raises(ValidationFailedError, match=reason):
         open_session(model, device="cuda")
     assert all(providers[0][0] == CUDA for providers, _, _ in fake.requests)
-    assert resolve_device("auto") == "cpu"
+    assert runtime_device("auto") == "cpu"
     monkeypatch.setattr(devices, check, NO_CHECK[check])
     assert isinstance(open_session(model, device="cuda").device, CudaDevice)
 
@@ -242,10 +242,10 @@ import sys
 from d2nas.errors import D2NasError
 from pipeline.gate import parity
 from pipeline.onnx_io import latency, model_file
-from pipeline.onnx_io.providers import _probe_model, loadable_providers, resolve_device
+from pipeline.onnx_io.providers import _probe_model, loadable_providers, runtime_device
 from pipeline.onnx_io.session import open_session
 
-said = [resolve_device("auto")]
+said = [runtime_device("auto")]
 said += [f"{status.name} {status.loads}" for status in loadable_providers()]
 try:
     open_session(_probe_model(), device="cuda")
@@ -278,7 +278,7 @@ def test_real_runtime_without_a_visible_gpu_refuses_cuda_silently(tmp_path: Path
 
 @pytest.mark.gpu
 def test_real_runtime_on_a_gpu(model: bytes) -> None:
-    if resolve_device("auto") != "cuda":
+    if runtime_device("auto") != "cuda":
         pytest.skip("ONNX Runtime does not load CUDA here")
     opened = open_session(model, device="cuda")
     wanted = open_session(model, device="cpu", num_threads=1).run(IMAGES)

@@ -19,7 +19,7 @@ from d2nas.devices import driver_version
 from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
 from pipeline.onnx_io import devices, runtime
 from pipeline.onnx_io.devices import CpuDevice, placement
-from pipeline.onnx_io.providers import loadable_providers, resolve_device
+from pipeline.onnx_io.providers import loadable_providers, runtime_device
 from pipeline.onnx_io.session import open_session
 
 ROOT = Path(__file__).parents[3]
@@ -163,13 +163,13 @@ def test_auto_is_cuda_only_if_cuda_really_runs_a_model(install: Install) -> None
     found = {}
     for name, situation in answers.items():
         install(situation)
-        found[name] = resolve_device("auto")
+        found[name] = runtime_device("auto")
     assert found == {name: "cuda" if name == "works" else "cpu" for name in answers}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:3"])
 def test_an_explicit_device_is_left_alone(device: str) -> None:
-    assert resolve_device(device) == device
+    assert runtime_device(device) == device
 
 
 def test_listed_is_told_apart_from_loads(
