@@ -55,6 +55,30 @@ def explained(error: BaseException) -> D2NasError | None:
             "there is no home folder: HOME is not set, and the system knows none",
             hint="set HOME to a folder that can be written to",
         )
+    owner = _owner_of(error)
+    if owner is not None:
+        reason = " ".join(str(error).split())[:300]
+        return ConfigError(
+            f"{owner} fails: {type(error).__name__}{': ' if reason else ''}{reason}",
+            hint="d2nas --debug COMMAND shows where",
+        )
+    return None
+
+
+def _owner_of(error: BaseException) -> str | None:
+    """Return which search method or data set of another package an error has passed through."""
+    if "d2nas.config.registry" not in sys.modules:
+        return None  # nothing was registered, and --help does without the configuration
+    from d2nas.config.registry import data_sets, search_methods
+
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        for registry in (search_methods, data_sets):
+            owner = registry.owner_of(module)
+            if owner is not None:
+                return owner
+        trace = trace.tb_next
     return None
 
 

@@ -5,8 +5,10 @@ points of installed packages. Modules are imported by name when one is asked for
 configuration asks and must load no more than it needs.
 """
 
+import contextlib
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -32,6 +34,7 @@ class Registry(Generic[Kind]):
     def __init__(self, what: str, *, package: str, group: str) -> None:
         self._what, self._package, self._group = what, package, group
         self._known: dict[str, Kind] = {}
+        self._added: list[str] = []
 
     def add(self, name: str, thing: Kind) -> Kind:
         """Register a thing. Raises ``ConfigError`` for a name that is taken or not of letters a to
@@ -40,8 +43,10 @@ class Registry(Generic[Kind]):
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             what = f"invalid name of a {self._what}: {shown_value(name)}"
             raise ConfigError(what, hint="use a-z, 0-9 and hyphens")
-        if self._known.setdefault(name, thing) is not thing:
-            raise ConfigError(f"the {self._what} {name} is there already")
+        if self._known.get(name, thing) is not thing:
+            raise ConfigError(f"the {self._what} {name} is already registered")
+        self._known[name] = thing
+        self._added.append(name)
         return thing
 
     def find(self, name: str) -> Kind:
@@ -54,7 +59,7 @@ class Registry(Generic[Kind]):
                 self._load(point)
         if name not in self._known:
             names = self.names()
-            close = difflib.get_close_matches(name, names, n=1)
+            close = difflib.get_close_matches(name.lower(), names, n=1)
             raise ConfigError(
                 "; ".join([f"unknown {self._what} {shown_value(name)}", *broken]),
                 hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}",
@@ -76,8 +81,9 @@ class Registry(Generic[Kind]):
             if until in self._known:
                 break
             try:
-                import_module(module)
-            except Exception as error:
+                with self._all_or_nothing():
+                    import_module(module)
+            except (Exception, SystemExit) as error:
                 if isinstance(error, ModuleNotFoundError) and error.name == "torch":
                     raise  # what a serving installation lacks is told by the command
                 broken.append(f"{module} cannot be imported: {type(error).__name__}: {error}")
@@ -90,13 +96,38 @@ class Registry(Generic[Kind]):
         for name in sorted(names, key=lambda name: (not name.startswith(begins), name)):
             yield f"{self._package}.{name}"
 
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Import a module of somebody's: what it prints is no output of the command, and where it
+        fails, nothing that it registered stays.
+        """
+        outer, self._added = self._added, []
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except BaseException:
+            for name in self._added:
+                del self._known[name]
+            raise
+        finally:
+            self._added = outer
+
+    def owner_of(self, module: str) -> str | None:
+        """Return what was registered by a module outside of d2nas, as a message names it."""
+        for name, thing in self._known.items():
+            code = getattr(thing, "read", None) or thing
+            if getattr(code, "__module__", "") == module and not module.startswith("d2nas."):
+                return f"the {self._what} {name} ({module})"
+        return None
+
     def _load(self, point: EntryPoint) -> None:
         """Import the module of another package that registers a thing."""
         try:
-            point.load()
-            if point.name not in self._known:
-                raise LookupError(f"it registers no {point.name}")
-        except Exception as error:
+            with self._all_or_nothing():
+                point.load()
+                if point.name not in self._known:
+                    raise LookupError(f"it registers no {point.name}")
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"the {self._what} {point.name} ({point.value}, an entry point {self._group}) "
                 f"cannot be loaded: {type(error).__name__}: {error}",

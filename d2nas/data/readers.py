@@ -4,7 +4,7 @@ Every source becomes a ``Pool``: labels and the published parts at once, pixels 
 order asked for. So a split needs no second copy of the images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,9 +65,26 @@ def open_pool(config: DataConfig, *, default_root: Path, cache: DigestCache | No
     root = data_root(config, default_root)
     is_users = config.root is not None
     files = official_files(data_set, root, is_users=is_users, default_root=default_root)
-    arrays = data_set.read(files)
-    _check_facts(data_set, arrays)
+    arrays = _read_arrays(data_set, files)
     return _array_pool(config, data_set, arrays)
+
+
+def _read_arrays(data_set: DataSet, files: Mapping[str, Path]) -> Arrays:
+    assert data_set.read is not None
+    try:
+        arrays = data_set.read(files)
+    except SystemExit as error:
+        raise ConfigError(f"{data_set.name}: its reader exits with {error.code}") from error
+    if not isinstance(arrays, Arrays):
+        raise ConfigError(f"{data_set.name}: its reader returns {type(arrays).__name__}, no Arrays")
+    names = arrays.class_names
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{data_set.name}: class names must be texts, not {names[:3]!r}")
+    for what, values in (("images", arrays.images), ("labels", arrays.labels)):
+        if not isinstance(values, np.ndarray):
+            raise ConfigError(f"{data_set.name}: {what} are {type(values).__name__}, no array")
+    _check_facts(data_set, arrays)
+    return arrays
 
 
 def _check_facts(data_set: DataSet, arrays: Arrays) -> None:
@@ -76,15 +93,21 @@ def _check_facts(data_set: DataSet, arrays: Arrays) -> None:
     num = (data_set.num_train or 0) + (data_set.num_test or 0)
     shape = (num, size, size) if data_set.channels == 1 else (num, size, size, 3)
     labels = arrays.labels
+    if labels.dtype.kind not in "iu":
+        raise ConfigError(f"{data_set.name}: labels are {labels.dtype}, not whole numbers")
     for fact, said, found in (
         ("shape of images", shape, arrays.images.shape),
         ("type of pixels", "uint8", str(arrays.images.dtype)),
         ("labels", (num,), labels.shape),
         ("classes", num_classes, len(set(arrays.class_names))),
-        ("labels from 0 on", True, bool(((labels >= 0) & (labels < num_classes)).all())),
     ):
         if said != found:
             raise ConfigError(f"{data_set.name}: {fact}: {found}, not {said} as its record says")
+    if not ((labels >= 0) & (labels < num_classes)).all():
+        raise ConfigError(
+            f"{data_set.name}: labels are {labels.min()} to {labels.max()}, "
+            f"classes 0 to {num_classes - 1}"
+        )
 
 
 def _array_pool(config: DataConfig, data_set: DataSet, arrays: Arrays) -> Pool:

@@ -8,15 +8,16 @@ searches of different methods are compared. Nothing here loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import SearchConfig
 from ..config.registry import search_methods
+from ..errors import ConfigError
 from ..genotype import Genotype
-from ..spaces import SPACES, SearchSpace
+from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODES, SPACES, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -163,9 +164,54 @@ class Method:
         """Fill the gradients of the supernet's weights, which are empty before."""
         raise NotImplementedError
 
+    @classmethod
+    def derive_from(cls, logits: ArchLogits) -> Genotype:
+        """Return ``genotype_of``. Raises ``ConfigError`` where that is no cell of the space."""
+        genotype = cls.genotype_of(logits)
+        if not isinstance(genotype, Genotype):
+            raise ConfigError(f"the search method {cls.name} derives {genotype!r}, no Genotype")
+        for cell_type in CELL_TYPES:
+            candidates = logits.space.candidates(cell_type)
+            for index, (operation, source) in enumerate(genotype.cell(cell_type)):
+                node = NODES[index // EDGES_PER_NODE]
+                if operation not in candidates[EDGES.index((source, node))]:
+                    raise ConfigError(
+                        f"the search method {cls.name} derives {operation} from {source} to {node} "
+                        f"in the {cell_type} cell, which the space {logits.space.name} has not"
+                    )
+        return genotype
+
     def derive(self) -> Genotype:
-        """Return the genotype of its logits as they are."""
-        return self.genotype_of(self.logits)
+        """Return the genotype of its logits as they are. Raises as ``derive_from``."""
+        return self.derive_from(self.logits)
+
+
+def _problems_of(kind: type[Method]) -> Iterator[str]:
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        yield f"{kind!r} is no subclass of Method"
+        return
+    fields = set(SearchConfig.model_fields)
+    for fact, words, known in (
+        ("recipe", kind.recipe, fields),
+        ("unread", kind.unread, fields),
+        ("precisions", kind.precisions, {"fp32", "tf32", "bf16"}),
+    ):
+        valid = isinstance(words, Collection) and not isinstance(words, str)
+        if not valid or not all(isinstance(word, str) for word in words):
+            yield f"invalid {fact}: {words!r}"
+        elif set(words) - known:
+            yield f"invalid {fact}: {min(set(words) - known)} is not known"
+    if not isinstance(kind.recipe, Mapping):
+        yield f"invalid recipe: {kind.recipe!r}"
+    if not kind.precisions:
+        yield "invalid precisions: none"
+    passes = getattr(kind, "passes", None)  # may depend on the configuration
+    if passes is not None and not (
+        isinstance(passes, tuple)
+        and len(passes) == 2
+        and all(isinstance(number, int) and number >= 0 for number in passes)
+    ):
+        yield f"invalid passes: {passes!r}"
 
 
 _MethodClass = TypeVar("_MethodClass", bound=type[Method])
@@ -174,10 +220,13 @@ _MethodClass = TypeVar("_MethodClass", bound=type[Method])
 def register_method(name: str) -> Callable[[_MethodClass], _MethodClass]:
     """Register the class that follows as a search method.
 
-    Raises ``ConfigError`` for an invalid name and for one that is taken.
+    Raises ``ConfigError`` for an invalid name, for one that is taken, for what is no subclass of
+    ``Method`` and for facts that are invalid.
     """
 
     def register(kind: _MethodClass) -> _MethodClass:
+        for problem in _problems_of(kind):
+            raise ConfigError(f"the search method {name}: {problem}")
         if not kind.__module__.startswith("d2nas.methods."):
             search_methods.names()  # so that those of d2nas itself are there, and taken
         search_methods.add(name, kind)

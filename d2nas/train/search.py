@@ -350,6 +350,8 @@ def weight_step(search: Search, step: int) -> None:
     search.weight_optimizer.zero_grad()
     batch = search.batch(search.weight_batches, step)
     measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
+    if step == 0 and not any(weight.grad is not None for weight in search.method.weights):
+        raise ConfigError(f"the search method {search.method.name} gives no weight a gradient")
     search.ranks.mean_gradients(search.method.weights)
     measured = _over_ranks(search, measured)
     norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)

@@ -84,7 +84,7 @@ def _searched(context: Context) -> Genotype:
         return _select(context, logits)
     context.hooks.begin(1, 0, "genotype")
     method = search_methods.find(search.manifest.config["search"]["method"])
-    genotype = method.genotype_of(logits)
+    genotype = method.derive_from(logits)
     context.hooks.advance(1, None)
     return genotype
 

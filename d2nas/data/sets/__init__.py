@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config.registry import data_sets
+from ...errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,5 +102,16 @@ class DataSet:
 
 
 def register_data_set(data_set: DataSet) -> DataSet:
-    """Register a data set under its name. Raises ``ConfigError`` for a name that is taken."""
+    """Register a data set under its name.
+
+    Raises ``ConfigError`` for a name that is invalid or taken, and for missing facts.
+    """
+    if not isinstance(data_set, DataSet):
+        raise ConfigError(f"{data_set!r} is no DataSet")
+    needed = ("size", "channels", "num_classes", "num_train")
+    if data_set.read is not None:
+        for fact in needed:
+            value = getattr(data_set, fact)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"the data set {data_set.name}: invalid {fact}: {value!r}")
     return data_sets.add(data_set.name, data_set)

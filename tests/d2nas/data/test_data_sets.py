@@ -202,7 +202,7 @@ def test_a_broken_module_hides_no_other(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("digits", "is there already"), ("My Set", "invalid name")]
+    ("name", "reason"), [("digits", "is already registered"), ("My Set", "invalid name")]
 )
 def test_a_name_is_taken_once_and_plain(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -224,8 +224,43 @@ WRONG = {
     "type of pixels": {"images": np.zeros((120, 8, 8), np.float32)},
     "labels": {"labels": np.arange(119) % 2},
     "classes": {"class_names": ("same", "same")},
-    "labels from 0 on": {"labels": np.arange(120) % 2 + 1},
 }
+UNUSABLE = {
+    "labels are 1 to 2, classes 0 to 1": {"labels": np.arange(120) % 2 + 1},
+    "labels are float64, not whole numbers": {"labels": np.arange(120) % 2 + 0.5},
+    "labels are list, no array": {"labels": [0, 1] * 60},
+    "class names must be texts": {"class_names": (0, 1)},
+}
+
+
+@pytest.mark.parametrize("problem", UNUSABLE)
+def test_arrays_that_cannot_be_used_are_refused(folder: Path, problem: str) -> None:
+    exec(EXAMPLE, {})  # noqa: S102 - registered by a program
+    publish(pytest.MonkeyPatch(), "toy", read=lambda _: stripes(**UNUSABLE[problem]))
+    with pytest.raises(ConfigError, match=problem):
+        load_data("toy")
+
+
+def exits(_files: object) -> Arrays:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("read", "problem"),
+    [(lambda _: None, "returns NoneType, no Arrays"), (exits, "its reader exits with 0")],
+)
+def test_a_reader_that_returns_nothing_is_told(folder: Path, read: object, problem: str) -> None:
+    exec(EXAMPLE, {})  # noqa: S102 - registered by a program
+    publish(pytest.MonkeyPatch(), "toy", read=read)
+    with pytest.raises(ConfigError, match=problem):
+        load_data("toy")
+
+
+@pytest.mark.parametrize("fact", ["size", "channels", "num_classes", "num_train"])
+def test_a_record_with_a_reader_needs_its_facts(folder: Path, fact: str) -> None:
+    facts = {"size": 8, "channels": 1, "num_classes": 2, "num_train": 10} | {fact: None}
+    with pytest.raises(ConfigError, match=f"invalid {fact}: None"):
+        register_data_set(DataSet(name="toy", title="a toy", read=lambda _: stripes(), **facts))
 
 
 @pytest.mark.parametrize("fact", WRONG)

@@ -20,7 +20,8 @@ from d2nas.config.effects import without_effect
 from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
 from d2nas.methods.d2nas import D2nas
-from d2nas.train.search import Search, build_method
+from d2nas.nn.sampling import ArchLogits
+from d2nas.train.search import Search, build_method, weight_step
 from pipeline import stages
 
 README = Path(d2nas.__file__).parent / "README.md"
@@ -215,7 +216,7 @@ def test_a_broken_entry_point_is_named(
 
 @pytest.mark.parametrize("name", ["d2nas", "gdas", "Toy", "a b", "", "../x"])
 def test_a_name_that_is_taken_or_invalid_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"is there already|invalid name"):
+    with pytest.raises(ConfigError, match=r"is already registered|invalid name"):
         register_method(name)(type("Toy", (Method,), {"__module__": "somewhere"}))
 
 
@@ -235,3 +236,92 @@ def test_an_instance_takes_the_place_of_the_configured_method() -> None:
     one, other = final_state(given), final_state(search_with(by_name))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def derives(value: Any) -> type[Method]:
+    """A method that derives ``value`` from any logits."""
+    facts = {"__module__": "somewhere", "genotype_of": classmethod(lambda cls, logits: value)}
+    return type("Toy", (D2nas,), facts)
+
+
+def test_what_is_no_cell_of_the_searched_space_is_not_derived() -> None:
+    logits = ArchLogits(SPACES["S4"])
+    foreign = register_method("foreign")(derives(Genotype.published("DARTS_V2")))
+    with pytest.raises(ConfigError, match=r"foreign derives .* which the space S4 has not"):
+        foreign.derive_from(logits)
+    nothing = register_method("nothing")(derives(None))
+    with pytest.raises(ConfigError, match="nothing derives None, no Genotype"):
+        nothing.derive_from(logits)
+    # Control: in its own space the same cell is one.
+    assert foreign.derive_from(ArchLogits(SPACES["S0"])) == Genotype.published("DARTS_V2")
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("recipe", 5),
+        ("recipe", {"nosuch": 3}),
+        ("unread", ("nosuch",)),
+        ("unread", "draws"),
+        ("precisions", None),
+        ("precisions", ()),
+        ("passes", (1, -1)),
+    ],
+)
+def test_invalid_facts_are_refused(fact: str, value: Any) -> None:
+    kind = type("Toy", (D2nas,), {"__module__": "somewhere", fact: value})
+    with pytest.raises(ConfigError, match=f"search method toy: invalid {fact}"):
+        register_method("toy")(kind)
+    assert "toy" not in search_methods.names()
+
+
+def test_what_is_no_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no subclass of Method"):
+        register_method("toy")(len)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["raise SystemExit(0)", "raise ValueError", "register_method('toy')(type('B', (Toy,), {}))"],
+)
+def test_a_module_that_fails_registers_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    install(monkeypatch, tmp_path, "toy_package", f"{EXAMPLE}\n{end}\n")
+    for _again in range(2):
+        with pytest.raises(ConfigError, match=r"search method toy .* cannot be loaded"):
+            search_methods.find("toy")
+    assert search_methods.find("gdas").name == "gdas"
+
+
+def test_what_a_module_prints_is_no_output_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, tmp_path, "toy_package", f"{EXAMPLE}\nprint('hello')\n")
+    search_methods.find("toy")
+    assert capfd.readouterr() == ("", "hello\n")
+
+
+def test_a_method_that_fails_is_named_and_no_bug_of_d2nas(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    broken = f"{EXAMPLE}\n    @classmethod\n    def settings(cls, given):\n        return 1 / 0\n"
+    install(monkeypatch, tmp_path, "toy_package", broken)
+    assert place.run("search", str(place.preset), "--method", "toy") == 2
+    told = capfd.readouterr().err
+    assert "the search method toy (toy_package) fails: ZeroDivisionError: division by zero" in told
+    # Control: the same error of our own code is a bug.
+    monkeypatch.setattr(search_methods, "owner_of", lambda _module: None)
+    assert place.run("search", str(place.preset), "--method", "toy") == 1
+
+
+def test_a_method_that_gives_no_weight_a_gradient_is_refused() -> None:
+    search = search_by("d2nas", space="S0")
+    search.method.weight_gradients = lambda batch, context: search.method.run(  # type: ignore[method-assign]
+        batch, [], []
+    )
+    with pytest.raises(ConfigError, match="d2nas gives no weight a gradient"):
+        weight_step(search, 0)
