@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError, ValidationFailedError
+from pipeline.onnx_io import INPUT_NAME
 from pipeline.own_process import own_command, own_environment
 from pipeline.serving.lifecycle import check_extra
-from pipeline.serving.protocol import HEADER_LENGTH, INPUT_NAME, encode_json
+from pipeline.serving.protocol import HEADER_LENGTH, encode_json
 from pipeline.serving.service import signature_of
 
 BLOCKS = 5

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-INTERRUPTED = 130
+from d2nas.errors import INTERRUPTED
 
 
 def main() -> None:

@@ -82,6 +82,10 @@ class LostRankError(D2NasError):
     exit_code = 9
 
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended before it could stop by itself, as shells have it."""
+
+
 class StoppedError(D2NasError):
     """A signal asked for a stop; a checkpoint was written first."""
 
@@ -98,6 +102,17 @@ class StoppedError(D2NasError):
 def system_hint(error: OSError, otherwise: str) -> str:
     """Return what to do about an error of the operating system; ``otherwise`` for most."""
     return _SYSTEM_HINTS.get(error.errno or 0, otherwise)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """Return ``text`` on one line, of at most ``most`` characters."""
+    line = " ".join(text.split())
+    return line if most is None or len(line) <= most else line[: most - 1] + "…"
+
+
+def brief_reason(error: BaseException, most: int = 200) -> str:
+    """Return an exception's words on one line; its type where it has none."""
+    return one_line(str(error), most) or type(error).__name__
 
 
 def shown_value(value: Any) -> str:

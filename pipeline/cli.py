@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2nas.errors import D2NasError, StorageError
+from d2nas.errors import INTERRUPTED, D2NasError, StorageError
 
 from .commands.bench import bench
 from .commands.derive import derive_command
@@ -43,8 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-INTERRUPTED = 130
 
 
 def run(arguments: list[str], application: typer.Typer = app) -> int:

@@ -24,6 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from d2nas.data.faults import shown
+from d2nas.errors import one_line
+from d2nas.genotype import NUM_PAIRS
 
 from .streams import optional_output, output_has_ended
 
@@ -164,11 +166,11 @@ class Console:
         """
         if ends:
             self._stop_progress()
-        self._err.print(Text(f"error: {_one_line(message)}", style="red"), soft_wrap=True)
+        self._err.print(Text(f"error: {_printable_line(message)}", style="red"), soft_wrap=True)
         for line in details:
-            self._err.print(Text(f"  {_one_line(line)}"), soft_wrap=True)
+            self._err.print(Text(f"  {_printable_line(line)}"), soft_wrap=True)
         if hint:
-            self._err.print(Text(f"hint: {_one_line(hint)}"), soft_wrap=True)
+            self._err.print(Text(f"hint: {_printable_line(hint)}"), soft_wrap=True)
 
     def data(self, value: Any) -> None:
         """Write JSON to stdout, with escapes where its encoding lacks a character."""
@@ -232,25 +234,25 @@ class Console:
 
     def _lines(self, rows: Iterable[Sequence[str]]) -> None:
         for row in rows:
-            sys.stdout.write("\t".join(_one_line(cell) for cell in row) + "\n")
+            sys.stdout.write("\t".join(_printable_line(cell) for cell in row) + "\n")
 
     def note(self, line: str) -> None:
         """Show a line that belongs to a result; marked with # where lines are data."""
         if self._out.is_terminal:
             self._out.print(Text(_printable(line)), soft_wrap=True)
         else:
-            sys.stdout.write(f"# {_one_line(line)}\n")
+            sys.stdout.write(f"# {_printable_line(line)}\n")
 
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Show named values: a table on a terminal, ``name: value`` lines elsewhere."""
         if not self._out.is_terminal:
-            sys.stdout.writelines(f"{_one_line(': '.join(row))}\n" for row in rows)
+            sys.stdout.writelines(f"{_printable_line(': '.join(row))}\n" for row in rows)
             return
         table = Table(title=title, title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(Text(_one_line(name)), Text(_printable(value)))
+            table.add_row(Text(_printable_line(name)), Text(_printable(value)))
         self._out.print(table)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -281,7 +283,7 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
             f"clipped {100 * row['clip_rate']:.0f} %",
         ]
     if "parameterless_normal" in row:
-        words.append(f"parameterless {row['parameterless_normal']}/8")
+        words.append(f"parameterless {row['parameterless_normal']}/{NUM_PAIRS}")
     return ", ".join(words)
 
 
@@ -298,8 +300,8 @@ def _json(value: Any) -> str:
     return text
 
 
-def _one_line(text: str) -> str:
-    return _printable(" ".join(text.split()))
+def _printable_line(text: str) -> str:
+    return _printable(one_line(text))
 
 
 def _printable(text: str) -> str:

@@ -16,6 +16,7 @@ from d2nas.errors import (
     OutOfMemoryError,
     StoppedError,
     StorageError,
+    brief_reason,
     system_hint,
 )
 
@@ -133,7 +134,7 @@ def _of_import(error: ImportError) -> D2NasError | None:
     package = (error.name or "").partition(".")[0]
     if package in ("", "d2nas", "pipeline"):
         return None
-    reason = " ".join(str(error).split())[:300]
+    reason = brief_reason(error, 300)
     if package in sys.stdlib_module_names:
         return ConfigError(
             f"a module of Python itself is missing or cannot be read ({reason})",

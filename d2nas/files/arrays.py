@@ -6,7 +6,19 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from ..errors import DamagedArtifactError
+from ..errors import DamagedArtifactError, brief_reason
+
+SAFETENSORS_ERRORS = (
+    safetensors.SafetensorError,
+    AssertionError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Raised by the library for bytes that are damaged or hostile, into arrays and into tensors."""
 
 
 def decode_arrays(data: bytes, *, what: str) -> dict[str, NDArray[Any]]:
@@ -17,14 +29,10 @@ def decode_arrays(data: bytes, *, what: str) -> dict[str, NDArray[Any]]:
     """
     try:
         return dict(safetensors.numpy.load(data))
-    except (
-        safetensors.SafetensorError,
-        AssertionError,
-        KeyError,
-        MemoryError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise DamagedArtifactError(f"{what}: not valid safetensors ({problem})") from None
+    except SAFETENSORS_ERRORS as error:
+        raise not_safetensors(what, error) from None
+
+
+def not_safetensors(what: str, error: Exception) -> DamagedArtifactError:
+    """Return the refusal of bytes from ``what`` that do not decode."""
+    return DamagedArtifactError(f"{what}: not valid safetensors ({brief_reason(error)})")

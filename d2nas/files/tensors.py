@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedArtifactError
+from .arrays import SAFETENSORS_ERRORS, not_safetensors
 from .strict_json import canonical_json, parse_json
 
 
@@ -20,18 +21,8 @@ def decode_tensors(data: bytes, *, what: str) -> dict[str, Tensor]:
     """
     try:
         loaded = safetensors.torch.load(data)
-    except (
-        safetensors.SafetensorError,
-        AssertionError,
-        KeyError,
-        MemoryError,
-        OverflowError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise DamagedArtifactError(f"{what}: not valid safetensors ({problem})") from None
+    except SAFETENSORS_ERRORS as error:
+        raise not_safetensors(what, error) from None
     # Sorted, so that loops over the result do not depend on the file's order.
     return {name: loaded[name].clone() for name in sorted(loaded)}
 

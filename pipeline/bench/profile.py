@@ -6,11 +6,11 @@ from d2nas.errors import ConfigError
 
 from ..bundle.nearby import bundles_near, is_bundle, no_bundle
 from ..bundle.reader import open_bundle
+from ..onnx_io import MODEL_FILE
 from ..onnx_io.profile import Profile, operation_of
 from ..stages import open_store
 from .profile_drawing import draw_profile
 
-MODEL_FILE = "model.onnx"
 TOP_PLACES = 20
 
 

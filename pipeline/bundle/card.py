@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..gate.golden import PICTURE_FILE
+from ..onnx_io import MODEL_FILE
 from ..report.facts import Facts, is_stable
 from ..report.templates import read_template
 from ..report.words import Marked, Value, Word, count, milliseconds, percent, writable
-from .checksums import CHECKSUMS, MODEL_NAME
+from .checksums import CHECKSUMS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -49,7 +50,7 @@ def model_card(
         ]
     return card_template().render(
         facts=Facts(name, number, report, preprocess, manifests or {}),
-        model=MODEL_NAME,
+        model=MODEL_FILE,
         picture="picture.jpg" if best is None else PICTURE_FILE,
         best=best,
         answers=[names[index] for index in golden["logits"].argmax(axis=1)],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d2nas.errors import DamagedArtifactError
 
+from ..onnx_io import MODEL_FILE
 from ..store.fsio import storage_error
 
 CHECKSUMS = "SHA256SUMS"
@@ -37,11 +38,10 @@ VERSION_FILES = (
 
 HINT = "copy the bundle again from where it was made, or write it again: d2nas validate RUN"
 MAX_CHECKSUM_BYTES = 2**20
-MODEL_NAME = "model.onnx"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _OF_VERSION = re.compile(
-    rf"([1-9][0-9]{{0,8}})/({'|'.join(map(re.escape, (MODEL_NAME, *VERSION_FILES)))})"
+    rf"([1-9][0-9]{{0,8}})/({'|'.join(map(re.escape, (MODEL_FILE, *VERSION_FILES)))})"
 )
 
 

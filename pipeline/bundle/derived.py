@@ -16,11 +16,12 @@ from d2nas.files.strict_json import canonical_json, digest
 from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
+from ..onnx_io import MODEL_FILE
 from ..report.genotype_drawing import draw_genotype
 from ..stages import KINDS
 from ..store.forms import damage_of
 from ..store.manifest import Manifest, parse_manifest
-from .checksums import CHECKSUMS, FILES, HINT, MODEL_NAME, damaged
+from .checksums import CHECKSUMS, FILES, HINT, damaged
 from .documents import (
     CARD,
     CONFIG,
@@ -40,7 +41,7 @@ _SOURCES = {
     # file of the bundle: the stage whose version has it
     "genotype.json": "derive",
     DRAWING: "derive",
-    MODEL_NAME: "export",
+    MODEL_FILE: "export",
     "golden.safetensors": "validate",
     PICTURE_FILE: "validate",
 }
@@ -130,15 +131,15 @@ def _check_files(bundle: Bundle, manifests: Mapping[str, Manifest], checks: Chec
     """Look files up in the manifests of the versions that they were copied from."""
     checks.checked += [path for path in _READER if path in bundle.files]
     for name, stage in _SOURCES.items():
-        path = f"{bundle.number}/{name}" if name == MODEL_NAME else name
-        data = bundle.model if name == MODEL_NAME else bundle.files.get(name)
+        path = f"{bundle.number}/{name}" if name == MODEL_FILE else name
+        data = bundle.model if name == MODEL_FILE else bundle.files.get(name)
         if data is None or name == DRAWING:
             continue
         if stage in manifests:
             if not _is_listed(data, manifests[stage], name):
                 raise damaged(bundle.folder, path, f"is not the one of its {stage} version")
             checks.checked.append(path)
-        elif name in ("genotype.json", MODEL_NAME):
+        elif name in ("genotype.json", MODEL_FILE):
             checks.checked.append(path)  # by each other, and by the golden answers
         else:
             checks.not_checked[path] = (
@@ -188,7 +189,7 @@ def _check_documents(bundle: Bundle, manifests: Mapping[str, Manifest], checks: 
             name,
             number,
             {
-                f"{number}/{MODEL_NAME}": bundle.model,
+                f"{number}/{MODEL_FILE}": bundle.model,
                 **{path: data for path, data in files.items() if path != PAGE},
             },
             _curves(bundle, manifests),

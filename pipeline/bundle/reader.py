@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from d2nas.errors import ConfigError, DamagedArtifactError
+from d2nas.errors import ConfigError, DamagedArtifactError, one_line
 from d2nas.files.arrays import decode_arrays
 from d2nas.files.strict_json import canonical_json, parse_json
 from d2nas.files.verified_folder import read_plain_file
@@ -25,6 +25,7 @@ from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
 from ..gate.report import REPORT_SCHEMA, Report
+from ..onnx_io import MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from ..onnx_io.preparation import PREPROCESS_KEY
 from ..store.fsio import storage_error
@@ -33,7 +34,6 @@ from .checksums import (
     CHECKSUMS,
     HINT,
     MAX_CHECKSUM_BYTES,
-    MODEL_NAME,
     VERSION_FILES,
     check_listing,
     damaged,
@@ -112,11 +112,11 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     numbers = {number for number, _ in of_versions.values()}
     files = {path: _read(folder, path, sums[path]) for path in sums.keys() - of_versions.keys()}
     number = _number(folder, _text(folder, files, "config.pbtxt"), _VERSIONS)
-    served = f"{number}/{MODEL_NAME}"
+    served = f"{number}/{MODEL_FILE}"
     if served not in sums:
         raise damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")
     for path, (version, name) in of_versions.items():
-        if version != number or name == MODEL_NAME:
+        if version != number or name == MODEL_FILE:
             continue
         _read(folder, path, sums[path])
         if sums[path] != sums.get(name):
@@ -134,12 +134,12 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
     where = folder / str(number)
     files = {
         name: _read(folder, path, sums[path])
-        for path, name in ((f"{number}/{name}", name) for name in (MODEL_NAME, *VERSION_FILES))
+        for path, name in ((f"{number}/{name}", name) for name in (MODEL_FILE, *VERSION_FILES))
         if path in sums
     }
-    if MODEL_NAME not in files:
-        raise damaged(folder, f"{number}/{MODEL_NAME}", "is missing")
-    model = check_model(files[MODEL_NAME], what=str(where / MODEL_NAME))
+    if MODEL_FILE not in files:
+        raise damaged(folder, f"{number}/{MODEL_FILE}", "is missing")
+    model = check_model(files[MODEL_FILE], what=str(where / MODEL_FILE))
     said, described = lineage(model), describe(model)
     has_report = "report.json" in files
     # Each version keeps the report that it was validated with, by whichever d2nas.
@@ -167,13 +167,13 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
                 number,
                 said,
                 described,
-                Genotype.from_json(said.get("d2nas.genotype", ""), what=f"{where / MODEL_NAME}"),
+                Genotype.from_json(said.get("d2nas.genotype", ""), what=f"{where / MODEL_FILE}"),
             )
         ),
     }
     for name in files.keys() & agreements.keys():
         if not agreements[name]():
-            raise damaged(folder, f"{number}/{name}", f"contradicts {number}/{MODEL_NAME}")
+            raise damaged(folder, f"{number}/{name}", f"contradicts {number}/{MODEL_FILE}")
     if is_foreign or not has_report:
         return f"its report: {'it has another schema' if is_foreign else 'it has none'}"
     return "its golden inputs, which it was not asked to answer"
@@ -191,7 +191,7 @@ def _check_size(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def _read(folder: Path, path: str, wanted: str) -> bytes:
-    limit = MAX_MODEL_BYTES if path.endswith(MODEL_NAME) else _MAX_FILE_BYTES
+    limit = MAX_MODEL_BYTES if path.endswith(MODEL_FILE) else _MAX_FILE_BYTES
     data = read_plain_file(folder / path, max_bytes=limit, hint=HINT, max_links=1)
     if hashlib.sha256(data).hexdigest() != wanted:
         raise damaged(folder, path, f"its SHA-256 is not the one in {CHECKSUMS}")
@@ -209,7 +209,7 @@ def _assemble(
     config = _text(folder, files, "config.pbtxt")
     _check_fields(folder, config)
     max_batch = _number(folder, config, r"^max_batch_size: ([1-9][0-9]{0,5})$")
-    model = check_model(content, what=str(folder / str(number) / MODEL_NAME))
+    model = check_model(content, what=str(folder / str(number) / MODEL_FILE))
     description = describe(model)
     report = _report(folder, files)
     preprocess = read_object(folder, files, "preprocess.json")
@@ -271,7 +271,7 @@ def _check_agreement(
     }
     for name, agrees in agreements.items():
         if not agrees:
-            raise damaged(folder, name, f"contradicts {bundle.number}/{MODEL_NAME}")
+            raise damaged(folder, name, f"contradicts {bundle.number}/{MODEL_FILE}")
 
 
 def _reports(
@@ -312,7 +312,7 @@ def _labels_fit(
     return (
         isinstance(names, list)
         and all(isinstance(name, str) for name in names)
-        and list(labels) == [" ".join(name.split()) for name in names]
+        and list(labels) == [one_line(name) for name in names]
         and len(labels) == description.num_classes
         and all(label.isprintable() for label in labels)
     )

@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from d2nas.errors import DamagedArtifactError, StorageError
+from d2nas.errors import DamagedArtifactError, StorageError, one_line
 from d2nas.files.strict_json import parse_json
 from d2nas.files.verified_folder import read_plain_file
 
 from ..gate.golden import PICTURE_FILE
 from ..gate.report import Report
+from ..onnx_io import MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES
 from ..onnx_io.preparation import read_prepared
 from ..store import FileSystem, Version, safe_run_name
@@ -28,14 +29,7 @@ from ..store.forms import damage_of, read_form
 from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
 from ..store.layout import names_in
 from ..store.locks import bundle_lock
-from .checksums import (
-    CHECKSUMS,
-    MAX_CHECKSUM_BYTES,
-    MODEL_NAME,
-    VERSION_FILES,
-    check_listing,
-    version_file,
-)
+from .checksums import CHECKSUMS, MAX_CHECKSUM_BYTES, VERSION_FILES, check_listing, version_file
 from .documents import (
     CARD,
     CONFIG,
@@ -87,7 +81,7 @@ def check_place(exported: Path, name: str, file_system: FileSystem | None = None
 
 
 def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSystem) -> Path:
-    model = versions["export"].read("model.onnx")
+    model = versions["export"].read(MODEL_FILE)
     _refuse_links(folder)
     _remove_half_written(disk, folder)
     number = _number_of(folder, hashlib.sha256(model).hexdigest())
@@ -95,10 +89,10 @@ def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSyst
     validated = versions["validate"]
     with damage_of(f"{validated.path}: report.json", validated.content.hint):
         documents = _documents(name, number, versions)
-        page = _page(name, number, versions, {f"{number}/{MODEL_NAME}": model, **documents})
+        page = _page(name, number, versions, {f"{number}/{MODEL_FILE}": model, **documents})
     files = {
         # The model first: by it an interrupted version is known again.
-        f"{number}/{MODEL_NAME}": model,
+        f"{number}/{MODEL_FILE}": model,
         **{f"{number}/{path}": documents[path] for path in VERSION_FILES if path in documents},
         **documents,
         PAGE: page,
@@ -140,7 +134,7 @@ def _number_of(folder: Path, digest: str) -> int:
     known = {
         path: listed
         for path, listed in {**_listed(folder), **_version_files(folder)}.items()
-        if path.endswith(f"/{MODEL_NAME}")
+        if path.endswith(f"/{MODEL_FILE}")
     }
     for path, listed in known.items():
         if listed == digest:
@@ -165,8 +159,8 @@ def _version_files(folder: Path) -> dict[str, str]:
     listed, found = _listed(folder), {}
     for number in names_in(folder):
         # Listed strictly: what is not seen for a moment would be written over.
-        if number.isdecimal() and is_there(folder / number / MODEL_NAME):
-            for name in (MODEL_NAME, *VERSION_FILES):
+        if number.isdecimal() and is_there(folder / number / MODEL_FILE):
+            for name in (MODEL_FILE, *VERSION_FILES):
                 path = f"{number}/{name}"
                 if is_there(folder / path):
                     found[path] = listed.get(path) or _digest_of(folder / path)
@@ -234,10 +228,10 @@ def _put(disk: FileSystem, path: Path, data: bytes) -> None:
 def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str, bytes]:
     read_form(Report, versions["validate"], "report.json")
     report = parse_json(versions["validate"].read("report.json"), what="report.json")
-    preprocess = read_prepared(versions["export"], MODEL_NAME)
+    preprocess = read_prepared(versions["export"], MODEL_FILE)
     lineage = {**report["lineage"], "validate": versions["validate"].id}
     report |= {"bundle_version": number, "lineage": lineage, "written_by": writer()}
-    labels = "".join(f"{_one_line(label)}\n" for label in preprocess["class_names"])
+    labels = "".join(f"{one_line(label)}\n" for label in preprocess["class_names"])
     documents = {
         "labels.txt": labels.encode(),
         "preprocess.json": _pretty(preprocess),
@@ -267,7 +261,3 @@ def _manifests(versions: Mapping[str, Version], lineage: Mapping[str, str]) -> d
 
 def _pretty(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..report.words import percent
 from .options import BundleArgument, DeviceOption, JsonOption
 
 WORST_SHOWN = 20
@@ -74,12 +75,12 @@ def _score_rows(found: Mapping[str, Any], validated: Mapping[str, Any]) -> list[
     rows = [
         (
             "accuracy",
-            f"{_percent(found['accuracy'])} ({found['correct']} of {found['images']}; "
+            f"{percent(found['accuracy'])} ({found['correct']} of {found['images']}; "
             f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
         ),
-        ("balanced accuracy", _percent(found["balanced_accuracy"])),
-        ("calibration error", f"{_percent(found['ece'])} (ECE, {NUM_BINS} bins)"),
-        ("when validated", f"{_percent(validated['onnx'])} of {validated['test_images']} images"),
+        ("balanced accuracy", percent(found["balanced_accuracy"])),
+        ("calibration error", f"{percent(found['ece'])} (ECE, {NUM_BINS} bins)"),
+        ("when validated", f"{percent(validated['onnx'])} of {validated['test_images']} images"),
         ("device", found["device"]),
     ]
     if found["unanswered"]:
@@ -94,11 +95,7 @@ def class_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         wrong = [0 if other == index else n for other, n in enumerate(found["confusion"][index])]
         most = max(wrong)
         taken = f"{found['labels'][wrong.index(most)]} ({most})" if most else ""
-        shares = (_percent(row[key]) for key in ("recall", "precision", "f1"))
+        shares = (percent(row[key]) for key in ("recall", "precision", "f1"))
         recall = 2.0 if row["recall"] is None else row["recall"]
         rows.append((recall, (row["class"], f"{row['images']:,}", *shares, taken)))
     return [cells for _, cells in sorted(rows, key=lambda pair: pair[0])]
-
-
-def _percent(share: float | None) -> str:
-    return "n/a" if share is None else f"{100 * share:.2f} %"

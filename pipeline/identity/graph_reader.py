@@ -20,7 +20,8 @@ from onnx import helper, numpy_helper
 
 from d2nas.errors import ValidationFailedError
 
-from ..onnx_io.model_file import INPUT_NAME, OUTPUT_NAME, describe
+from ..onnx_io import INPUT_NAME, OUTPUT_NAME
+from ..onnx_io.model_file import describe
 from .expressions import Array, Terms, Value, digest
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from d2nas.genotype import Genotype, Pair
-from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS
+from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS, OPERATION_NAMES
 
 from .expressions import Value
 
@@ -98,17 +98,7 @@ def operation_layers(name: str, channels: int, stride: int) -> Layers:
     return others[name]
 
 
-DEPLOYED_OPERATIONS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "sep_conv_7x7",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_7x1_1x7",
-)
+DEPLOYED_OPERATIONS = tuple(name for name in OPERATION_NAMES if name not in ("none", "noise"))
 """What an exported network can hold: neither ``none`` nor ``noise``."""
 
 

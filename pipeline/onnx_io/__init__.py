@@ -10,3 +10,9 @@ import os
 # its switches can be reached from Python. So it is told in the environment, children included, and
 # here: whoever imports the runtime (only this package does) has imported this first.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+MODEL_FILE = "model.onnx"
+"""Name of a model's file, in a version and in a bundle."""
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+"""Names of a model's only input and only output."""

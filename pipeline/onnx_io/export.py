@@ -24,15 +24,14 @@ from d2nas.compiler import load_compiler
 from d2nas.data.images import Normalizer
 from d2nas.errors import ConfigError, ValidationFailedError
 
+from . import INPUT_NAME, OUTPUT_NAME
 from .half_precision import to_half
 from .model_file import (
     BATCH_AXIS,
-    INPUT_NAME,
     LINEAGE_PREFIX,
     MAX_IR_VERSION,
     MAX_OPSET,
     MIN_OPSET,
-    OUTPUT_NAME,
     check_model,
     emitted_opset,
 )

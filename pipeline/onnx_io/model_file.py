@@ -13,9 +13,10 @@ import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from d2nas.errors import DamagedArtifactError
+from d2nas.errors import DamagedArtifactError, brief_reason
 
-MODEL_FILE = "model.onnx"
+from . import INPUT_NAME, OUTPUT_NAME
+
 MAX_MODEL_BYTES = 512 * 1024 * 1024
 MAX_INPUT_VALUES = 16 * 1024 * 1024
 """Values of one image; a file that asks for more would only exhaust memory."""
@@ -26,8 +27,6 @@ MAX_OPSET = 21
 MAX_IR_VERSION = 10
 """What the ONNX Runtime inside current Triton releases reads."""
 
-INPUT_NAME = "images"
-OUTPUT_NAME = "logits"
 BATCH_AXIS = "batch"
 LINEAGE_PREFIX = "d2nas."
 
@@ -115,7 +114,7 @@ def check_model(data: bytes, *, what: str) -> onnx.ModelProto:
         ValueError,
         RuntimeError,
     ) as error:
-        raise DamagedArtifactError(f"{what}: not valid ONNX ({_one_line(error)})") from None
+        raise DamagedArtifactError(f"{what}: not valid ONNX ({brief_reason(error)})") from None
     return model
 
 
@@ -149,11 +148,6 @@ def emitted_opset(model: onnx.ModelProto) -> int:
 
 class _RefusalError(Exception):
     """Why a model is not accepted; becomes a ``DamagedArtifactError`` that names the source."""
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _check_text(message: Message) -> None:

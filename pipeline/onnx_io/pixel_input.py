@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .model_file import BATCH_AXIS, INPUT_NAME
+from . import INPUT_NAME
+from .model_file import BATCH_AXIS
 
 _PREPARED = "prepared_images"
 

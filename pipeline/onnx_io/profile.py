@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from d2nas.errors import ConfigError
 
+from . import INPUT_NAME, OUTPUT_NAME
 from .devices import CPU_PROVIDER, Device, check_provider
-from .model_file import INPUT_NAME, OUTPUT_NAME, ModelDescription, check_model
+from .model_file import ModelDescription, check_model
 from .runtime import LOG_FATAL, captured_log, load_runtime
 from .session import open_session
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, brief_reason, one_line
 
 from ..scratch import scratch_file
 
@@ -39,7 +39,7 @@ def load_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
-            f"ONNX Runtime cannot be imported ({one_line(str(error))})",
+            f"ONNX Runtime cannot be imported ({brief_reason(error, 300)})",
             hint="pip install onnxruntime-gpu (or onnxruntime where there is no GPU wheel)",
         ) from error
     onnxruntime.set_default_logger_severity(LOG_ERRORS)
@@ -92,26 +92,20 @@ def load_problem(log: str) -> str | None:
     text = _COLOUR.sub("", log)
     found = _LIBRARY_FAILURE.search(text)
     if found:
-        return one_line(found[1])
+        return one_line(found[1], 300)
     failure = _CUDA_FAILURE.search(text)
-    return one_line(failure[0]) if failure else None
+    return one_line(failure[0], 300) if failure else None
 
 
 def problem(error: BaseException, log: str = "") -> str:
     """Say in one line why the runtime failed, by its captured log or else by its exception."""
     text = str(error)
-    return load_problem(log) or load_problem(text) or one_line(_LOG_PREFIX.sub("", text))
+    return load_problem(log) or load_problem(text) or one_line(_LOG_PREFIX.sub("", text), 300)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the runtime's exception says that memory ran out."""
     return _OUT_OF_MEMORY.search(str(error)) is not None
-
-
-def one_line(text: str) -> str:
-    """Return ``text`` on one line of at most 300 characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:299] + "…"
 
 
 def _flush() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from d2nas.cpus import usable_cpus
 from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 
+from . import INPUT_NAME, OUTPUT_NAME
 from .devices import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -29,7 +30,7 @@ from .devices import (
     placement,
     prove_cuda,
 )
-from .model_file import INPUT_NAME, OUTPUT_NAME, ModelDescription, check_model, describe
+from .model_file import ModelDescription, check_model, describe
 from .runtime import (
     LOG_ERRORS,
     LOG_FATAL,

@@ -13,7 +13,7 @@ from typing import Any
 from d2nas._version import __version__
 from d2nas.config.registry import data_sets
 from d2nas.data.sources import data_folder, on_disk
-from d2nas.errors import ConfigError, D2NasError, system_hint
+from d2nas.errors import ConfigError, D2NasError, brief_reason, system_hint
 
 from ..foreign_errors import declared, explained
 
@@ -75,7 +75,7 @@ def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
     except (ImportError, OSError, RuntimeError, D2NasError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief_reason(error)
         subject = check.__name__.strip("_").replace("_", " ")
         told = explained(error) if isinstance(error, ModuleNotFoundError) else None
         if told is not None:
@@ -195,7 +195,7 @@ def _try_device(index: int) -> str | None:
     try:
         torch.ones(8, device=f"cuda:{index}").sum().item()
     except RuntimeError as error:
-        return " ".join(str(error).split())[:120]
+        return brief_reason(error, 120)
     return None
 
 

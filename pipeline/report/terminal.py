@@ -8,7 +8,7 @@ from typing import Any
 
 from d2nas.config import Config
 from d2nas.errors import ConfigError
-from d2nas.genotype import Genotype
+from d2nas.genotype import NUM_PAIRS, Genotype
 from d2nas.spaces import CELL_TYPES, SPACES
 
 from .facts import Facts
@@ -24,7 +24,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> Rows:
     rows = [
         ("normal cell", genotype.describe("normal")),
         ("reduction cell", genotype.describe("reduce")),
-        ("parameterless", f"{parameterless} of 8 operations in the normal cell"),
+        ("parameterless", f"{parameterless} of {NUM_PAIRS} operations in the normal cell"),
         *facts.architecture,
         ("data", facts.images_used),
         ("accuracy", facts.accuracy),
@@ -105,7 +105,7 @@ def _formatted(facts: Mapping[str, Any]) -> str:
     known = (
         ("step", "step {}"),
         ("arch_accuracy", "architecture half {:.3f}"),
-        ("parameterless_normal", "parameterless {} of 8"),
+        ("parameterless_normal", f"parameterless {{}} of {NUM_PAIRS}"),
         ("train_accuracy", "training accuracy {:.4f}"),
         ("params", "{:,} parameters"),
         ("num_nodes", "{} nodes"),

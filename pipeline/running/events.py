@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from d2nas.errors import DamagedArtifactError, StoppedError, StorageError
+from d2nas.errors import DamagedArtifactError, StoppedError, StorageError, brief_reason
 from d2nas.files.strict_json import MAX_BYTES, canonical_json, parse_json
 from d2nas.files.verified_folder import read_plain_file
 from d2nas.genotype import Genotype
@@ -168,7 +168,7 @@ def _open(folder: Path, step: int) -> "SummaryWriter | None":
 
 def _reason(error: Exception) -> str:
     """Return what an error says in one line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return brief_reason(error)
 
 
 def _numbers(row: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, float]]:

@@ -20,6 +20,8 @@ from urllib.parse import unquote
 
 import h11
 
+from d2nas.errors import one_line
+
 from .capacity import Capacity, peer_of
 from .limits import BACKLOG, MAX_HEAD_BYTES, MAX_HEADERS, READ_BYTES
 from .protocol import encode_json
@@ -484,7 +486,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer in place of the application, for the last time on this connection."""
         self._drop_body()
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = encode_json({"error": " ".join(message.split())})
+            body = encode_json({"error": one_line(message)})
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),

@@ -17,7 +17,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from d2nas.errors import ConfigError, StoppedError
+from d2nas.errors import ConfigError, StoppedError, one_line
 
 from ..running.signals import signals_handled
 from .limits import BACKLOG
@@ -219,7 +219,7 @@ def _make_server(
             # Its own way, asyncio's, accepts whoever comes, and prints tracebacks.
             await super().startup([])
             loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, what: say(_one_line(what)))
+            loop.set_exception_handler(lambda _, what: say(_told(what)))
             connect = connection_factory(application, capacity, self.server_state)
             self._entrances = [Entrance(one, connect, capacity) for one in sockets or []]
             for entrance in self._entrances:
@@ -266,8 +266,8 @@ def _make_server(
     return Server(config)
 
 
-def _one_line(what: dict[str, Any]) -> str:
+def _told(what: dict[str, Any]) -> str:
     """Return what asyncio has to tell in one line."""
     error = what.get("exception")
     reason = f"{what.get('message', '')}: {error}" if error else str(what.get("message", ""))
-    return f"server: {' '.join(reason.split())[:300]}"
+    return f"server: {one_line(reason, 300)}"

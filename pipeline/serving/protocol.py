@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2nas.errors import DamagedArtifactError
+from d2nas.errors import DamagedArtifactError, one_line
 from d2nas.files.strict_json import MAX_BYTES, parse_json
 
+from ..onnx_io import INPUT_NAME, OUTPUT_NAME
+
 HEADER_LENGTH = "Inference-Header-Content-Length"
-INPUT_NAME = "images"
-OUTPUT_NAME = "logits"
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 _JSON_CHARACTERS = {"FP32": 32, "UINT8": 8}
@@ -41,8 +41,7 @@ class RequestError(Exception):
     """A request that is not answered: ``status`` is HTTP's, ``str(error)`` is one line."""
 
     def __init__(self, status: int, message: str) -> None:
-        line = " ".join(message.split())
-        super().__init__(line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 1] + "…")
+        super().__init__(one_line(message, _MAX_MESSAGE))
         self.status = status
 
 

@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from d2nas.errors import brief_reason
+
 from .limits import Limits
 from .protocol import HEADER_LENGTH, RequestError, encode_json
 from .service import InferenceService
@@ -93,7 +95,7 @@ class _Routes:
 
     async def bug(self, _request: Request, error: Exception) -> Response:
         """Answer what should not happen; the person who runs the server is told what it was."""
-        reason = " ".join(str(error).split())[:300]
+        reason = brief_reason(error, 300)
         self._say(f"this is a bug in d2nas: {type(error).__name__}: {reason}")
         return _error(500, "the server failed at this request")
 

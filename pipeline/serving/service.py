@@ -12,17 +12,10 @@ from d2nas._version import __version__
 from d2nas.errors import D2NasError, OutOfMemoryError
 
 from ..bundle.reader import Bundle
+from ..onnx_io import INPUT_NAME, OUTPUT_NAME
 from ..onnx_io.model_file import ModelDescription
 from ..onnx_io.session import OnnxSession
-from .protocol import (
-    INPUT_NAME,
-    OUTPUT_NAME,
-    Answer,
-    RequestError,
-    Signature,
-    encode_answer,
-    parse_request,
-)
+from .protocol import Answer, RequestError, Signature, encode_answer, parse_request
 
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 

@@ -30,8 +30,9 @@ def run(context: Context) -> Facts:
     from d2nas.nn.network import DESCRIPTION_FILE, load_network
     from d2nas.train.loop import memory_errors
 
+    from ..onnx_io import MODEL_FILE
     from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
-    from ..onnx_io.model_file import MODEL_FILE, check_model, describe
+    from ..onnx_io.model_file import check_model, describe
     from ..onnx_io.preparation import Preprocess
 
     retrained = context.inputs["retrain"]

@@ -58,7 +58,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     from ..gate.judge import check_mode, judge
     from ..gate.reference import torch_reference
     from ..gate.timing import TimingPlan, time_modes
-    from ..onnx_io.model_file import MODEL_FILE
+    from ..onnx_io import MODEL_FILE
     from ..onnx_io.providers import runtime_device
     from ..onnx_io.session import modes_of, open_session
 
@@ -112,7 +112,8 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
 def _check_identity(context: Context, model: bytes) -> "IdentityReport":
     """Raise unless ``model`` names its parents, and is the network of the genotype derived."""
     from ..identity.check import check_identity
-    from ..onnx_io.model_file import MODEL_FILE, check_model, lineage
+    from ..onnx_io import MODEL_FILE
+    from ..onnx_io.model_file import check_model, lineage
 
     derived = context.inputs["derive"]
     named = lineage(check_model(model, what=MODEL_FILE))
@@ -180,7 +181,7 @@ def _write(
     from d2nas.files.tensors import encode_tensors
 
     from ..gate.golden import PICTURE_FILE, golden_picture
-    from ..onnx_io.model_file import MODEL_FILE
+    from ..onnx_io import MODEL_FILE
     from ..onnx_io.preparation import prepare_content, read_prepared
 
     found = {"identity": identity.to_dict()} | verdict.to_dict() | latencies.to_dict()

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from weakref import WeakSet
 
-from d2nas.errors import BusyError, DamagedArtifactError, StorageError
+from d2nas.errors import BusyError, DamagedArtifactError, StorageError, one_line
 from d2nas.files.strict_json import canonical_json, parse_json
 from d2nas.files.verified_folder import read_plain_file
 
@@ -209,7 +209,7 @@ def _holder(information: Path) -> str:
         values = parse_json(
             read_plain_file(information, max_bytes=_MAX_INFO_BYTES), what=str(information)
         )
-        host, started = (" ".join(str(values[key]).split())[:64] for key in ("host", "started"))
+        host, started = (one_line(str(values[key]), 64) for key in ("host", "started"))
         return f"process {values['pid']:d} on {host}, started {started}"
     except (DamagedArtifactError, StorageError, KeyError, TypeError, ValueError):
         return "another process"

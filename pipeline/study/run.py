@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from d2nas.errors import BusyError, D2NasError, StoppedError
+from d2nas.errors import BusyError, D2NasError, StoppedError, one_line
 
 from ..running.runner import Reuse, Runner
 from ..stages import BY_NAME, STUDY_STAGES, stages_of_study
@@ -89,7 +89,7 @@ class StudyRun:
             failure = _failure_of(error)
         except Exception as error:  # noqa: BLE001 - one trial's bug must not cost the others
             message = f"this is a bug in d2nas: {type(error).__name__}: {error}"
-            failure = Failure(" ".join(message.split())[:300], None, 1)
+            failure = Failure(one_line(message, 300), None, 1)
         if failure is None:
             self.failures.pop(trial, None)
             return True
@@ -160,7 +160,7 @@ class StudyRun:
 
 
 def _failure_of(error: D2NasError) -> Failure:
-    return Failure(" ".join(str(error).split()), error.hint, error.exit_code)
+    return Failure(one_line(str(error)), error.hint, error.exit_code)
 
 
 def _run_of(trial: Trial, stage: str) -> str:

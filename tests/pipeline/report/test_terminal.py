@@ -44,5 +44,5 @@ def test_hostile_names_are_shown_and_not_obeyed(capfd: pytest.CaptureFixture[str
 def test_control_as_they_are_they_would_be(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console_module, "_one_line", lambda text: text.replace("\ud800", ""))
+    monkeypatch.setattr(console_module, "_printable_line", lambda text: text.replace("\ud800", ""))
     assert {"\x1b", "\u202e", "- "} <= {one[:2] for one in orders(told(capfd))}
