@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2nas.config import Config
-from d2nas.errors import ConfigError, LostRankError, StoppedError
+from d2nas.errors import ConfigError, LostRankError
 from d2nas.files.strict_json import parse_json
 from d2nas.torchrun import is_first_rank, is_one_of_several
 
@@ -50,11 +50,10 @@ def _stops_told(stop: StopFlag, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not stop.explains(error, wait=wait):
+        stopped = stop.stop_for(error, wait=wait)
+        if stopped is None:
             raise
-        assert stop.signal_number is not None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StoppedError(stop.signal_number, f"stopped ({reason[:200]})") from error
+        raise stopped from error
 
 
 def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:

@@ -158,10 +158,7 @@ class Runner:
         return decided
 
     def _exit_code(self, error: Exception) -> int:
-        if self.stop.explains(error, wait=True):
-            assert self.stop.signal_number is not None
-            return StoppedError(self.stop.signal_number, "").shell_code
-        return exit_code_of(error)
+        return exit_code_of(self.stop.stop_for(error, wait=True) or error)
 
     def version_for_all(self, what: str, make: Callable[[], Version | None]) -> Version | None:
         """Return the version that ``make`` finds or makes on rank 0, opened on every rank."""
@@ -337,9 +334,10 @@ class Runner:
             try:
                 facts = run_stage(stage, context)
             except Exception as error:
-                if self.stop.explains(error, wait=True):
-                    raise hooks.stopped_by(error) from error
-                raise
+                stopped = hooks.stop_for(error)
+                if stopped is None:
+                    raise
+                raise stopped from error
             version = self.version_for_all(
                 f"the version of {stage}",
                 lambda: commit.make(self.store, work, stage, stage, facts, hooks.seconds()),
@@ -431,15 +429,13 @@ class _StageHooks:
         """
         return None if self._earlier is None else self._earlier + self._clock() - self._started
 
-    def stopped_by(self, error: Exception) -> StoppedError:
+    def stop_for(self, error: Exception) -> StoppedError | None:
         """Return what to tell where a stop made the stage fail before it could save."""
-        number = self._runner.stop.signal_number
-        assert number is not None
-        reason = " ".join(str(error).split()) or type(error).__name__
         kept = f"{self._saved} is the last checkpoint" if self._saved else "no checkpoint was made"
-        return StoppedError(
-            number,
-            f"stopped in {self._commit.stage}, {kept} ({reason[:200]})",
+        return self._runner.stop.stop_for(
+            error,
+            wait=True,
+            where=f" in {self._commit.stage}, {kept}",
             hint=f"the same command {'continues from there' if self._saved else 'starts it again'}",
         )
 
@@ -468,7 +464,8 @@ class _StageHooks:
 
     def stalled(self, seconds: float) -> None:
         if self._runner.stop.signal_number is not None and seconds >= STALL_SECONDS:
-            raise self.stopped_by(TimeoutError(f"{seconds:.0f} s without a batch of images"))
+            error = TimeoutError(f"{seconds:.0f} s without a batch of images")
+            raise self.stop_for(error) or error
 
     def resume(self) -> "TrainState | None":
         version = self._runner.version_for_all("the checkpoint to continue from", self._last_state)

@@ -16,6 +16,7 @@ from d2nas.errors import (
     StoppedError,
     StorageError,
     ValidationFailedError,
+    brief_reason,
 )
 from d2nas.torchrun import is_torchrun
 
@@ -97,6 +98,19 @@ class StopFlag:
             while self.signal_number is None and time.monotonic() < deadline:
                 time.sleep(0.01)
         return self.signal_number is not None
+
+    def stop_for(
+        self, error: Exception, *, wait: bool = False, where: str = "", hint: str | None = None
+    ) -> StoppedError | None:
+        """Return the stop to tell in place of ``error``, that happened ``where``; None where no
+        stop ``explains`` it.
+        """
+        if not self.explains(error, wait=wait):
+            return None
+        assert self.signal_number is not None
+        return StoppedError(
+            self.signal_number, f"stopped{where} ({brief_reason(error)})", hint=hint
+        )
 
 
 def _of_others(error: BaseException | None) -> bool:
