@@ -1,4 +1,4 @@
-"""Devices: copies from the host without waiting for it, the GPU driver's version."""
+"""Devices: ONNX Runtime's names, copies that the host does not wait for, the driver's version."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+"""Names that ONNX Runtime has for the two devices."""
 
 _DRIVER_VERSION = re.compile(r"\b(\d+\.\d+(?:\.\d+)?)\b")
 

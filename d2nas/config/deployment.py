@@ -8,6 +8,9 @@ from .section import Batch, Device, Distance, Milliseconds, Rate, Seconds, Secti
 
 LatencyMode = Literal["plain", "nhwc", "cuda-graph", "nhwc-cuda-graph"]
 
+MIN_SAMPLES = {50: 11, 90: 64, 95: 130, 99: 662}
+"""Timed runs that a percentile needs (MLPerf, computed from the incomplete beta function)."""
+
 
 class ExportConfig(Section):
     """ONNX export."""
@@ -45,7 +48,7 @@ class ValidateConfig(Section):
     ] = (1, 8, 64)
     latency_samples: Annotated[
         int, Field(ge=1, le=1_000_000), Source("MLPerf's early-stopping rule: a p99 needs 662")
-    ] = 662
+    ] = MIN_SAMPLES[99]
     """662 timed runs are what a p99 needs (MLPerf's early-stopping rule)."""
     latency_seconds: Seconds = 10.0
     """Time budget per batch size; fewer samples mean fewer percentiles, never guessed ones."""

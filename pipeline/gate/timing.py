@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from d2nas.config.deployment import MIN_SAMPLES
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.nn.network import Network
 
 from ..onnx_io.gpu_state import GpuState, read_gpu_state
-from ..onnx_io.latency import MIN_SAMPLES, LatencyRecord, Transfers, measure_latency
+from ..onnx_io.latency import LatencyRecord, Transfers, measure_latency
 from ..onnx_io.session import PLAIN, OnnxSession, may_serve
 from .eager import measure_eager
 

@@ -11,11 +11,9 @@ from dataclasses import InitVar, dataclass
 from typing import Any, ClassVar, Literal
 
 from d2nas.cpus import processor_name
-from d2nas.devices import driver_version
+from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER, driver_version
 from d2nas.errors import ValidationFailedError
 
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
 NO_CUDA_HINT = "d2nas doctor shows what loads here; cpu as device needs no GPU"
 
 _PROOF = object()

@@ -21,13 +21,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from d2nas.config.deployment import MIN_SAMPLES
 from d2nas.errors import ConfigError
 
 from .devices import CpuDevice, CudaDevice, Device
 from .model_file import ModelDescription
 
-MIN_SAMPLES = {50: 11, 90: 64, 95: 130, 99: 662}
-"""Timed runs that a percentile needs (MLPerf, computed from the incomplete beta function)."""
 WARMUP_RUNS = 20
 WARMUP_NANOSECONDS = 1_000_000_000
 WARMUP_SHARE = 0.25

@@ -28,10 +28,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from d2nas.devices import CPU_PROVIDER
 from d2nas.errors import ConfigError
 
 from . import INPUT_NAME, OUTPUT_NAME
-from .devices import CPU_PROVIDER, Device, check_provider
+from .devices import Device, check_provider
 from .model_file import ModelDescription, check_model
 from .runtime import LOG_FATAL, captured_log, load_runtime
 from .session import open_session

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
 from d2nas.errors import D2NasError
 
 from . import INPUT_NAME, OUTPUT_NAME
-from .devices import CPU_PROVIDER, CUDA_PROVIDER
 from .runtime import captured_log, load_problem, load_runtime, problem, runtime_errors
 from .session import open_session, preload_cuda, strict_options
 

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas.cpus import usable_cpus
+from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
 from d2nas.errors import ConfigError, OutOfMemoryError, ValidationFailedError
 
 from . import INPUT_NAME, OUTPUT_NAME
 from .devices import (
-    CPU_PROVIDER,
-    CUDA_PROVIDER,
     NO_CUDA_HINT,
     CpuDevice,
     CudaDevice,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from d2nas.config import Config
+from d2nas.config.deployment import MIN_SAMPLES
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.genotype import Genotype
 
@@ -168,7 +169,7 @@ def _measure(
 
 def _time(session: "OnnxSession", config: Config) -> "LatencyRecord":
     """Time enough runs for a p99, or fewer where the fastest of those is too slow already."""
-    from ..onnx_io.latency import MIN_SAMPLES, measure_latency
+    from ..onnx_io.latency import measure_latency
 
     limit, batch = config.validate_.max_p99_ms, config.validate_.gated_batch
     assert limit is not None

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from .words import Marked, Row, Word, count, find, milliseconds, percent, size, tiny
+from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
 
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
+from .words import Marked, Row, Word, count, find, milliseconds, percent, size, tiny
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 

@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from d2nas.config.deployment import MIN_SAMPLES
+
 from .facts import Facts, device_kind, is_stable
 from .latency_chart import latency_chart
 from .words import NOT_APPLICABLE, Marked, Row, Table, Value, Word, count, find, milliseconds
 
-NEEDED_RUNS = {"p50_ms": 11, "p90_ms": 64, "p95_ms": 130, "p99_ms": 662}
-"""Timed runs that a percentile needs, as ``onnx_io.latency`` counts them (a test compares)."""
+NEEDED_RUNS = {f"p{percent}_ms": runs for percent, runs in MIN_SAMPLES.items()}
+"""Timed runs that a percentile needs, by its key in a record."""
 MAX_DRIFT, MAX_VARIATION = 0.10, 0.25
-"""Above these a measurement is not stable, as there."""
+"""Above these a measurement is not stable, as in ``onnx_io.latency`` (a test compares)."""
 _TRANSFERS = {"none": "input and output on the device", "host": "from host to host"}
 _COLUMNS = ("batch", "on", "p50", "p90", "p99", "mean", "min", "max", "images/s", "runs", "steady?")
 _GPU_STATE = {
