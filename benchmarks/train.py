@@ -23,7 +23,8 @@ from torchvision.transforms import v2
 
 from d2nas.compiler import load_compiler
 from d2nas.config import DataConfig, RetrainConfig
-from d2nas.data.images import ImageData, ImageSet, cutout_pixels
+from d2nas.data.augmentation import cutout_pixels
+from d2nas.data.images import ImageData, ImageSet
 from d2nas.genotype import Genotype
 from d2nas.measure.cost import count_cost
 from d2nas.train.loop import torch_device

@@ -7,6 +7,7 @@ time by worker processes, which also do what needs the whole picture: random cro
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,23 +22,39 @@ from ..devices import send
 from ..errors import ConfigError
 from ..parallel import ALONE, Ranks, local_size
 from ..randomness import generator
-from .augmentation import read_random_crop
+from .augmentation import Part, augment_pixels, cutout, read_random_crop, shift_pixels
 from .decoding import Decoding, read_image, strict_pillow
 from .faults import DAMAGED_HINT
 from .files import ImageFiles, channels_first, check_unchanged
-from .images import (
-    Images,
-    ImageSet,
-    Normalizer,
-    Part,
-    augment_pixels,
-    batch_indices,
-    cutout,
-    shift_pixels,
-)
+from .images import Images, ImageSet, Normalizer
+from .splits import epoch_order
 from .workers import ImageWorkers
 
 MAX_WORKERS = 8
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Return the number of whole batches in an epoch; one where the set is smaller than a batch."""
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(f"no batches of {batch_size} in {num_images} images")
+    return max(1, num_images // batch_size)
+
+
+# Permuting a million images takes as long as a step. Batches are views of it: never written to.
+_epoch_order = lru_cache(maxsize=4)(epoch_order)
+
+
+def batch_indices(
+    num_images: int, batch_size: int, *, seed: int, purpose: str, step: int
+) -> Tensor:
+    """Return the int64 indices of the batch of one step, counted over all epochs from 0.
+
+    Within an epoch no image comes twice; the incomplete last batch is left out. A batch larger
+    than the set is the whole set.
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
+    order = _epoch_order(num_images, seed=seed, purpose=purpose, epoch=epoch)
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
 @dataclass(frozen=True, slots=True)

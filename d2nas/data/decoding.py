@@ -74,7 +74,7 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Read an image file's header. Raises ``ConfigError`` if unreadable."""
-    with _problems_of(path), Image.open(path, formats=FORMATS) as image:
+    with decode_problems(path), Image.open(path, formats=FORMATS) as image:
         return Header(min(image.size), max(image.size), image.mode)
 
 
@@ -111,7 +111,7 @@ def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
     The first frame counts; the orientation in the EXIF data is applied. Raises ``ConfigError``
     naming a file that is damaged, too large or of another kind, ``StorageError`` if unreadable.
     """
-    content = _content(path)
+    content = read_content(path)
     return decode_image(content, decoding, what=path), hashlib.sha256(content).hexdigest()
 
 
@@ -120,7 +120,7 @@ def decode_image(content: bytes, decoding: Decoding, *, what: Path | str) -> NDA
 
     Raises ``ConfigError`` as ``read_image`` does.
     """
-    with _problems_of(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with decode_problems(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         return fit_image(upright(image), decoding)
 
@@ -135,7 +135,8 @@ def fit_image(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:
     return fit(image, decoding.size, decoding.fit, decoding.crop_fraction)
 
 
-def _content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """Return a regular file's bytes; raises ``ConfigError`` for others and too large ones."""
     try:
         # Non-blocking, because a named pipe would make the reader wait for ever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -152,7 +153,8 @@ def _content(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _problems_of(path: Path | str) -> Iterator[None]:
+def decode_problems(path: Path | str) -> Iterator[None]:
+    """Raise what a decoder raises as ``ConfigError`` that names the image."""
     try:
         yield
     except DECODE_ERRORS as error:

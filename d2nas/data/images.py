@@ -1,4 +1,4 @@
-"""Data sets in memory: split, measured, batched, augmented and normalised.
+"""Data sets in memory: split, measured and normalised.
 
 Nothing here keeps a position or a generator: all is a function of (seed, purpose, step).
 """
@@ -7,7 +7,7 @@ import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +17,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..config import DataConfig, build_config
-from ..devices import send
 from ..errors import ConfigError
 from .files import ImageFiles
 from .folders import MIN_TRAIN_IMAGES
@@ -442,124 +441,6 @@ def _levels(images_NCHW: Tensor) -> Tensor:
     return torch.stack(
         [torch.bincount(channel.reshape(-1), minlength=256) for channel in images_NCHW.unbind(1)]
     ).cpu()
-
-
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Return the number of whole batches in an epoch; one where the set is smaller than a batch."""
-    if num_images < 1 or batch_size < 1:
-        raise ValueError(f"no batches of {batch_size} in {num_images} images")
-    return max(1, num_images // batch_size)
-
-
-# Permuting a million images takes as long as a step. Batches are views of it: never written to.
-_epoch_order = lru_cache(maxsize=4)(epoch_order)
-
-
-def batch_indices(
-    num_images: int, batch_size: int, *, seed: int, purpose: str, step: int
-) -> Tensor:
-    """Return the int64 indices of the batch of one step, counted over all epochs from 0.
-
-    Within an epoch no image comes twice; the incomplete last batch is left out. A batch larger
-    than the set is the whole set.
-    """
-    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
-    order = _epoch_order(num_images, seed=seed, purpose=purpose, epoch=epoch)
-    return order[position * batch_size : (position + 1) * batch_size]
-
-
-def shift_pixels(crop_padding: int | Literal["auto"], image_size: int) -> int:
-    """Return how far images are shifted at most: ``data.crop_padding`` with auto resolved."""
-    return min(4, image_size // 8) if crop_padding == "auto" else crop_padding
-
-
-def cutout_pixels(cutout: int | Literal["auto"], image_size: int) -> int:
-    """Return the side of the square that is hidden: ``retrain.cutout`` with auto resolved."""
-    return min(16, image_size // 2) if cutout == "auto" else cutout
-
-
-def strong_augmentation(
-    image_size: int, crop_padding: int | Literal["auto"], cutout: int | Literal["auto"]
-) -> list[str]:
-    """Say in printable lines where shift or cutout leave little of images of this size."""
-    lines = []
-    shift, hidden = shift_pixels(crop_padding, image_size), cutout_pixels(cutout, image_size)
-    if shift > image_size / 4:
-        lines.append(
-            f"data.crop_padding={crop_padding} shifts images of {image_size} pixels by up to "
-            f"{shift / image_size:.0%} of their side: auto shifts by an eighth"
-        )
-    if hidden > 0.75 * image_size:
-        lines.append(
-            f"retrain.cutout={cutout} hides most of images of {image_size} pixels, or all: auto "
-            "hides a square of half the side"
-        )
-    return lines
-
-
-class Part(NamedTuple):
-    """Some images of a whole batch: how many that has, and which they are."""
-
-    num_whole: int
-    own: slice
-
-
-def augment_pixels(
-    images_NCHW: Tensor,
-    *,
-    crop_padding: int,
-    flip_probability: float,
-    generator: torch.Generator,
-    part: Part | None = None,
-) -> Tensor:
-    """Shift each image by up to ``crop_padding`` pixels in each direction, and flip some.
-
-    uint8 in, uint8 out, on the images' device. Pixels that come from outside are 0, as when
-    padding before normalisation (DARTS). The flip is horizontal, after the shift. Random numbers
-    come from the CPU ``generator``, one shift and one flip per image of the whole batch, of which
-    the images may be a ``part``.
-    """
-    num_images, num_channels, height, width = images_NCHW.shape
-    part = part or Part(num_images, slice(None))
-    shape = (2, part.num_whole)
-    shifts_2N = torch.randint(-crop_padding, crop_padding + 1, shape, generator=generator)
-    flips_N = torch.rand(part.num_whole, generator=generator) < flip_probability
-    shifts_2N, flips_N = shifts_2N[:, part.own], flips_N[part.own]
-    columns = torch.arange(width)
-    rows_NH = torch.arange(height) + shifts_2N[0][:, None]
-    columns_NW = torch.where(flips_N[:, None], width - 1 - columns, columns) + shifts_2N[1][:, None]
-    device = images_NCHW.device
-    rows_NH, columns_NW = send(rows_NH, device), send(columns_NW, device)
-    inside_NH = (rows_NH >= 0) & (rows_NH < height)
-    inside_NW = (columns_NW >= 0) & (columns_NW < width)
-    moved_NCHW = images_NCHW[
-        torch.arange(num_images, device=device)[:, None, None, None],
-        torch.arange(num_channels, device=device)[None, :, None, None],
-        rows_NH.clamp(0, height - 1)[:, None, :, None],
-        columns_NW.clamp(0, width - 1)[:, None, None, :],
-    ]
-    return moved_NCHW * (inside_NH[:, None, :, None] & inside_NW[:, None, None, :])
-
-
-def cutout(
-    inputs_NCHW: Tensor, *, size: int, generator: torch.Generator, part: Part | None = None
-) -> Tensor:
-    """Set a square of ``size`` pixels per image to 0: the mean, after normalisation.
-
-    Its centre is uniform over the image; what lies outside is cut off (DeVries and Taylor, 2017).
-    Returns new float images on the same device; random numbers come from the CPU ``generator``, as
-    for ``augment_pixels``.
-    """
-    num_images, _, height, width = inputs_NCHW.shape
-    part = part or Part(num_images, slice(None))
-    shape = (part.num_whole,)
-    tops_N = torch.randint(0, height, shape, generator=generator)[part.own] - size // 2
-    lefts_N = torch.randint(0, width, shape, generator=generator)[part.own] - size // 2
-    rows_NH = torch.arange(height) - tops_N[:, None]
-    columns_NW = torch.arange(width) - lefts_N[:, None]
-    hidden_NH = send((rows_NH >= 0) & (rows_NH < size), inputs_NCHW.device)
-    hidden_NW = send((columns_NW >= 0) & (columns_NW < size), inputs_NCHW.device)
-    return inputs_NCHW.masked_fill(hidden_NH[:, None, :, None] & hidden_NW[:, None, None, :], 0.0)
 
 
 def preprocessing(data: ImageData) -> dict[str, Any]:

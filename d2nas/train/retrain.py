@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import DataConfig, RetrainConfig
+from ..data.augmentation import cutout_pixels
 from ..data.batches import Batches, channels_last
-from ..data.images import ImageData, Normalizer, cutout_pixels
-from ..data.images import steps_per_epoch as count_steps
+from ..data.batches import steps_per_epoch as count_steps
+from ..data.images import ImageData, Normalizer
 from ..errors import ConfigError
 from ..genotype import Genotype
 from ..nn.network import DropPath, Network, auxiliary_fits

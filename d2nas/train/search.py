@@ -21,8 +21,8 @@ from torch import nn
 from ..config import DataConfig, SearchConfig
 from ..config.registry import search_methods
 from ..data.batches import Batches
+from ..data.batches import steps_per_epoch as count_steps
 from ..data.images import ImageData, Images, Normalizer
-from ..data.images import steps_per_epoch as count_steps
 from ..data.splits import stratified_choice
 from ..errors import ConfigError
 from ..files.text_files import read_space

@@ -299,7 +299,8 @@ class Runner:
         return data
 
     def _read_data(self, config: Config) -> "ImageData":
-        from d2nas.data.images import load_data, strong_augmentation
+        from d2nas.data.augmentation import strong_augmentation
+        from d2nas.data.images import load_data
 
         hashes = FileHashes(self.store)  # known since ``data_digest``, and not written again
         root, seed = data_folder(), config.run.seed

@@ -7,15 +7,10 @@ import torch
 from image_files import noise
 
 from d2nas.config import DataConfig
-from d2nas.data.images import (
-    Normalizer,
-    augment_pixels,
-    batch_indices,
-    cutout,
-    epoch_order,
-    load_data,
-    steps_per_epoch,
-)
+from d2nas.data.augmentation import augment_pixels, cutout
+from d2nas.data.batches import batch_indices, steps_per_epoch
+from d2nas.data.images import Normalizer, load_data
+from d2nas.data.splits import epoch_order
 from d2nas.randomness import generator
 
 

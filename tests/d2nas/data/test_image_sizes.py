@@ -14,17 +14,11 @@ from toy import Place
 
 from d2nas.config import DataConfig, RetrainConfig
 from d2nas.data import sizes as image_sizes
+from d2nas.data.augmentation import cutout, cutout_pixels, shift_pixels, strong_augmentation
 from d2nas.data.batches import Batches
 from d2nas.data.decoding import Header
 from d2nas.data.folders import FolderListing, ImageFile
-from d2nas.data.images import (
-    Normalizer,
-    cutout,
-    cutout_pixels,
-    load_data,
-    shift_pixels,
-    strong_augmentation,
-)
+from d2nas.data.images import Normalizer, load_data
 from d2nas.data.sizes import LOOKED_AT, Pictures, choose_size, folder_image_size, image_size
 from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
