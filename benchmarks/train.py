@@ -178,7 +178,7 @@ def _child_signals_kept() -> Iterator[None]:
 def compare_training(
     config: RetrainConfig, pairs: int, *, steps: int, size: int = IMAGE_SIZE
 ) -> list[dict[str, Any]]:
-    """Time ours against plain, per step and per image. Rows of ``bench_pairs.compare``."""
+    """Time ours against plain, per step and per image. Rows of ``pairs.compare``."""
     device = torch_device(config.device)
     data = made_images(EPOCH_STEPS * config.batch_size // 2, size)
     ours, plain = OurStepper(config, data, device), PlainStepper(config, data, device)

@@ -16,7 +16,7 @@ from d2nas.errors import INTERRUPTED
 
 def main() -> None:
     """Run the command line; exits with its code."""
-    _take_names_as_utf8()
+    _restart_in_utf8_mode()
     try:
         code = _run()
     except KeyboardInterrupt:  # before the command line could tell it
@@ -27,7 +27,7 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def _take_names_as_utf8() -> None:
+def _restart_in_utf8_mode() -> None:
     """Start again with names of files in UTF-8 where the locale (C) has them in ASCII: a folder's
     class names would be no text. Streams keep the locale's encoding.
     """

@@ -123,8 +123,8 @@ def run(
     """Search, derive, retrain, export and validate; return the bundle.
 
     As ``d2nas run``: what is up to date does not run again, an interrupted run continues.
-    ``settings`` are keys of the configuration with their values, or ``SECTION.FIELD=VALUE``. Talk
-    goes to stderr. Raises a class of ``d2nas.errors`` for each of the command's exit codes.
+    ``settings`` are keys of the configuration with their values, or ``SECTION.FIELD=VALUE``.
+    Messages go to stderr. Raises a class of ``d2nas.errors`` for each of the command's exit codes.
     """
     from .bundle.writing import check_place, write_bundle
     from .commands.configuration import configure

@@ -49,7 +49,7 @@ def run(arguments: list[str], application: typer.Typer = app) -> int:
     """Run the command line, or another ``application``'s, and return its exit code.
 
     Output that cannot be written raises nowhere: it is code 7 where the command was asked for it,
-    and nothing where it is talk.
+    and nothing where it is a message.
     """
     with guarded_streams():
         code = _run(arguments, application)

@@ -1,6 +1,6 @@
 """Everything a person sees: progress bars on a terminal, plain lines elsewhere, data on stdout.
 
-Talk goes to stderr. Colour never carries meaning; ``NO_COLOR`` is honoured by rich.
+Messages go to stderr. Colour never carries meaning; ``NO_COLOR`` is honoured by rich.
 """
 
 import json

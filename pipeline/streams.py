@@ -140,7 +140,7 @@ def _can_be_guarded(stream: TextIO | None) -> bool:
 
 @contextlib.contextmanager
 def optional_output() -> Iterator[None]:
-    """Take output inside of the ``with`` for talk: to lose it is no error."""
+    """Take output inside of the ``with`` for messages: to lose it is no error."""
     stream = cast("TextIO", sys.stdout)
     stream.flush()
     writer = stream.writer if isinstance(stream, _Stream) else None

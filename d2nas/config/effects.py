@@ -1,4 +1,4 @@
-"""Keys of the configuration that another key's value makes unread."""
+"""Keys of the configuration that another key's value makes ineffective."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any

@@ -17,7 +17,7 @@ from .faults import Faults, shown
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled image files below ``root``; the counterpart on disk of ``data.ImageSet``.
+    """Labelled image files below ``root``; the counterpart on disk of ``images.ImageSet``.
 
     ``labels_N``: int64; decoded pixels go to their device.
     """

@@ -23,7 +23,7 @@ from .folders import FolderListing
 from .official import official_files
 from .sets import Arrays, DataSet
 from .sizes import ImageSize, folder_image_size
-from .sources import DigestCache, arrays_digest, data_root, listing_digest, usable_images
+from .sources import DigestCache, arrays_digest, data_root, list_usable_images, listing_digest
 
 MAX_TENSOR_BYTES = 8 * 2**30
 TRAIN, VALIDATION, TEST = range(3)
@@ -61,7 +61,7 @@ def open_pool(config: DataConfig, *, default_root: Path, cache: DigestCache | No
     """
     data_set = data_sets.find(config.name)
     if data_set.read is None:
-        return _folder(config, usable_images(config, default_root, cache=cache))
+        return _folder(config, list_usable_images(config, default_root, cache=cache))
     root = data_root(config, default_root)
     is_users = config.root is not None
     files = official_files(data_set, root, is_users=is_users, default_root=default_root)

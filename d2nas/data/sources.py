@@ -78,8 +78,9 @@ def content_digest(
     """SHA-256 (hexadecimal) of the data set's content, the same on every machine.
 
     Folders: the path below the root and the SHA-256 of every image that is used
-    (``usable_images``); ``cache`` spares reading files whose path, size and times have not changed,
-    and ``progress`` is told now and then how many of how many are done, where files are read.
+    (``list_usable_images``); ``cache`` spares reading files whose path, size and times have not
+    changed, and ``progress`` is told now and then how many of how many are done, where files are
+    read.
     Other sets: see ``arrays_digest``.
 
     Raises ``ConfigError`` where ``find_images`` does, ``StorageError`` when a file is unreadable.
@@ -87,7 +88,7 @@ def content_digest(
     data_set = data_sets.find(config.name)
     if not data_set.is_folder:
         return arrays_digest(data_set)
-    listing = usable_images(config, default_root, cache=cache, progress=progress)
+    listing = list_usable_images(config, default_root, cache=cache, progress=progress)
     hashes = _file_hashes([listing.root / file.path for file in listing.files], cache, progress)
     return listing_digest(zip((file.path for file in listing.files), hashes, strict=True))
 
@@ -163,7 +164,7 @@ def list_config(config: DataConfig, default_root: Path) -> FolderListing:
     return listing
 
 
-def usable_images(
+def list_usable_images(
     config: DataConfig,
     default_root: Path,
     *,

@@ -34,7 +34,7 @@ class _Wanted:
     count: int
 
 
-class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AllocateOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, operations on CPU tensors allocate their results and compute nothing.
 
     Views are views, and what is written in place is returned as it was. An operation that asks a

@@ -64,8 +64,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all live tensors made (or listed as ``alive``) while it is active.
 
     Each storage counts once, in blocks of 512 bytes, until it is collected. Works on real tensors
-    of any device, and where nothing is computed: in ``Uncomputed`` or PyTorch's ``FakeTensorMode``
-    (enter that one first).
+    of any device, and where nothing is computed: in ``AllocateOnly`` or PyTorch's
+    ``FakeTensorMode`` (enter that one first).
     """
 
     def __init__(self, alive: Iterable[Tensor] = ()) -> None:

@@ -222,7 +222,7 @@ class FiniteCheck:
             step, name, _ = pending[wrong]
             raise _not_finite(f"{name} is not finite at step {step}; the step was not taken")
 
-    def check_if_free(self) -> None:
+    def check_if_synchronous(self) -> None:
         """Check where that costs no waiting."""
         if self._free:
             self.check()
@@ -319,14 +319,14 @@ def memory_errors(
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        _let_go(error)
+        _release_frames(error)
         raise OutOfMemoryError(
             f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
             hint=hint or "lower batch_size or init_channels; for a search also recompute=op",
         ) from None
 
 
-def _let_go(error: BaseException | None) -> None:
+def _release_frames(error: BaseException | None) -> None:
     """Drop what the functions that failed still hold, the step's tensors above all.
 
     A ``with`` makes the failure the context of what is raised instead, wherever that is raised, and

@@ -153,7 +153,7 @@ class Retraining(Loop):
         self.arithmetic = arithmetic_of(self.precision, device)
         self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
         if ranks.size > 1:
-            self._freeze_what_learns_nothing(data)
+            self._freeze_unused_weights(data)
         self.model = ranks.wrap(self._compiled() if config.compile else self.network)
         # Listed once: to walk the modules at every step takes as long as a cell.
         self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
@@ -175,7 +175,7 @@ class Retraining(Loop):
             sums=StepSums(_SUMS, device),
         )
 
-    def _freeze_what_learns_nothing(self, data: ImageData) -> None:
+    def _freeze_unused_weights(self, data: ImageData) -> None:
         """Turn the gradient off for weights that never get one: what only noise reads, or no node.
 
         The other ranks would wait for it for ever. One process leaves such weights alone, too.
@@ -306,7 +306,7 @@ def train_step(retraining: Retraining, step: int) -> None:
     clipped = norm > retraining.config.clip_norm
     retraining.trained.sums.add(loss=loss, accuracy=correct, clip_rate=clipped)
     step_if_finite(retraining.optimizer, finite)
-    retraining.watch.check_if_free()
+    retraining.watch.check_if_synchronous()
 
 
 def _forward(

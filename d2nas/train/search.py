@@ -364,7 +364,7 @@ def weight_step(search: Search, step: int) -> None:
     finite = search.watch.add(step, "the training loss", measured.loss)
     finite = finite & search.watch.add(step, "the gradient norm", norm)
     step_if_finite(search.weight_optimizer, finite)
-    search.watch.check_if_free()
+    search.watch.check_if_synchronous()
 
 
 def _context(search: Search, step: int, purpose: str) -> StepContext:

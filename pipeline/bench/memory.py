@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from d2nas.config.registry import search_methods
-from d2nas.measure.allocation import Uncomputed
+from d2nas.measure.allocation import AllocateOnly
 from d2nas.measure.cost import LiveBytes
 from d2nas.methods.base import Batch, Sizes, StepContext
 from d2nas.methods.darts import DartsSecondOrder
@@ -77,7 +77,7 @@ def measure_case(case: Case, device: torch.device, *, computed: bool = False) ->
     gc.collect()
     draws = draws_of(case)
     real = computed or device.type == "cuda"
-    with contextlib.nullcontext() if real else _uncomputed():
+    with contextlib.nullcontext() if real else _allocate_only():
         bench = _Bench(case, device)
         update = bench.peak(bench.update)
         peaks = {
@@ -91,9 +91,9 @@ def measure_case(case: Case, device: torch.device, *, computed: bool = False) ->
 
 
 @functools.cache
-def _uncomputed() -> Uncomputed:
+def _allocate_only() -> AllocateOnly:
     # One for all cases: they have most operations and shapes in common.
-    return Uncomputed()
+    return AllocateOnly()
 
 
 class _Bench:

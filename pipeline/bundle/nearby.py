@@ -1,4 +1,4 @@
-"""Bundles near a path that is none: a folder of bundles, a version's folder, a file of a bundle."""
+"""Bundles that an invalid path may mean: those of its folder, or the one that it is part of."""
 
 import os
 from collections.abc import Sequence

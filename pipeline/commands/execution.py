@@ -15,7 +15,7 @@ from ..bundle.writing import check_place, write_bundle
 from ..console import Console
 from ..report.terminal import fact_rows, report_rows
 from ..running.inputs import describe, inputs_of
-from ..running.launch import leave_to_the_launcher, say_at_once
+from ..running.launch import exit_without_message, say_at_once
 from ..running.other_ranks import runner_of
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled
@@ -46,7 +46,7 @@ def with_runner(
 
 @contextlib.contextmanager
 def _stops_told(stop: StopFlag, *, wait: bool = False) -> Iterator[None]:
-    """Tell a failure that a stop made outside of the stages as the stop."""
+    """Report a failure caused by a stop, outside of the stages, as that stop."""
     try:
         yield
     except Exception as error:
@@ -70,7 +70,7 @@ def _with_ranks(store: Path, action: Callable[[Runner], Result]) -> Result:
             stack.enter_context(_stops_told(stop, wait=True))
             return action(runner_of(ranks, store, console, stop))
     except LostRankError as error:
-        leave_to_the_launcher(error)
+        exit_without_message(error)
         raise
     finally:
         console.close()

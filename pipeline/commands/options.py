@@ -17,7 +17,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a config key; repeatable."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Data on stdout, talk on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Data on stdout, messages on stderr.")]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start over: reuse no version and no checkpoint.")
 ]

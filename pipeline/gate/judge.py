@@ -84,22 +84,22 @@ def judge(
     limits: Limits | None = None,
     *,
     batches: Sequence[int] = DEFAULT_BATCHES,
-    done: Callable[[], None] = lambda: None,
+    on_check_done: Callable[[], None] = lambda: None,
 ) -> Verdict:
     """Raise ``ValidationFailedError`` unless ``model`` computes what the network computes.
 
-    ``session`` is the model's, in the plain mode. ``done`` is called after parity and after the
-    self-test, so twice, whatever they say. Raises also as ``check_parity`` and the session do.
+    ``session`` is the model's, in the plain mode. ``on_check_done`` is called after parity and
+    after the self-test, so twice, whatever they say. Raises also as ``check_parity`` and the session do.
     """
     limits = limits or Limits()
     images, labels = reference.images, reference.labels
     parity = check_parity(reference.logits, session, images, batches, limits, labels)
-    done()
+    on_check_done()
     sample = sample_of(len(images), labels)
     device = session.device.address
     copies = ((name, open_session(copy, device=device)) for name, copy in mutants(model))
     tested = self_test(reference.logits[sample], copies, rows_at(images, sample), limits)
-    done()
+    on_check_done()
     _require_passed(parity, tested)
     logits = in_batches(session.run, images, max(batches))
     accuracy = _accuracies(logits, reference, limits)

@@ -1,6 +1,6 @@
-"""Everything that touches ONNX: export, checked loading, sessions, parity, latency.
+"""ONNX: export, checked loading, sessions, latency, profiles.
 
-The only importer of ``onnx``, ``onnxscript`` and ``onnxruntime`` in d2nas. Nothing is re-exported:
+The only importer of ``onnxruntime`` in d2nas. Nothing is re-exported:
 ``export`` needs torch, and asking which devices there are must not wait for torch to load.
 """
 

@@ -171,7 +171,7 @@ def _traced(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.Model
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's talk off the terminal: its failures arrive as exceptions."""
+    """Keep the exporter's messages off the terminal: its failures arrive as exceptions."""
     loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
     levels = [logger.level for logger in loggers]
     # onnxscript 0.6 prints, and stdout is for answers.

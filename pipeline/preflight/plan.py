@@ -13,7 +13,7 @@ from d2nas.config import Config, DataConfig
 from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
-from d2nas.data.sources import data_folder, list_config, usable_images
+from d2nas.data.sources import data_folder, list_config, list_usable_images
 from d2nas.spaces import SearchSpace
 
 from ..running.file_hashes import FileHashes
@@ -97,7 +97,7 @@ def _data(runner: Runner, config: DataConfig, sizes: ImageSize) -> dict[str, Any
     told = sizes.to_dict()
     if data_sets.find(config.name).is_folder and config.on_error == "skip":
         # Which they are is known since the digest: nothing is decoded again.
-        listing = usable_images(config, data_folder(), cache=FileHashes(runner.store))
+        listing = list_usable_images(config, data_folder(), cache=FileHashes(runner.store))
         told["notes"] += [line for line in (listing.damaged_line(),) if line is not None]
     return told
 
@@ -355,12 +355,12 @@ class _Estimates:
         import torch
 
         from d2nas.data.batches import channels_last
-        from d2nas.measure.allocation import Uncomputed
+        from d2nas.measure.allocation import AllocateOnly
         from d2nas.measure.cost import peak_memory
         from d2nas.train.loop import to_device
 
         shape = self._shape
-        with torch.random.fork_rng(devices=[]), Uncomputed():
+        with torch.random.fork_rng(devices=[]), AllocateOnly():
             module, outputs_of = build()
             to_device(module, torch.device("cpu"))
             size = shape.image_size

@@ -36,7 +36,7 @@ OWN_STDERR = "D2NAS_STDERR"
 """Variable with the number of the launcher's stderr, for a rank whose own is a file."""
 
 
-def leave_to_the_launcher(error: LostRankError) -> None:
+def exit_without_message(error: LostRankError) -> None:
     """End this process with the error's code, where a launcher tells it: the launcher knows better
     which rank ended and why. Returns where there is none.
     """
@@ -63,10 +63,10 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     returned. Raises ``LostRankError`` for one that was killed, and where they lost each other.
     """
     with contextlib.ExitStack() as files:
-        talk = [files.enter_context(scratch_file()) for _ in range(count)]
-        code, rank = _run(_start(count, arguments, talk))
-        talk[rank].seek(0)
-        words = talk[rank].read().decode(errors="replace")
+        logs = [files.enter_context(scratch_file()) for _ in range(count)]
+        code, rank = _run(_start(count, arguments, logs))
+        logs[rank].seek(0)
+        words = logs[rank].read().decode(errors="replace")
     if rank > 0:
         sys.stderr.write(words)
     elif code == LostRankError.exit_code and words:
@@ -76,7 +76,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
 
 def _start(
-    count: int, arguments: Sequence[str], talk: Sequence[IO[bytes]]
+    count: int, arguments: Sequence[str], logs: Sequence[IO[bytes]]
 ) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
     children = []
@@ -85,14 +85,14 @@ def _start(
         for rank in range(count):
             # Rank 0 speaks for all, but not of a rank that is gone: this process knows which, and
             # why. What another one says is shown if it alone has failed; at once if it waits.
-            name, file = (LAST_WORDS, talk[0]) if rank == 0 else (OWN_STDERR, loud)
+            name, file = (LAST_WORDS, logs[0]) if rank == 0 else (OWN_STDERR, loud)
             children.append(
                 subprocess.Popen(
                     own_command(*arguments),
                     env=_environment(rank, count, port) | {name: str(file.fileno())},
                     pass_fds=[file.fileno()],
                     stdout=None if rank == 0 else subprocess.DEVNULL,
-                    stderr=None if rank == 0 else talk[rank],
+                    stderr=None if rank == 0 else logs[rank],
                     # Ctrl-C reaches a whole process group: they would get it twice.
                     start_new_session=True,
                     preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,

@@ -93,7 +93,11 @@ class StopFlag:
         if isinstance(error, (StoppedError, *_FOR_OTHER_REASONS)):
             return False
         # torchrun ends all when one has failed: its signal is then what follows, no reason.
-        if wait and not (isinstance(error, LostRankError) and is_torchrun()) and _of_others(error):
+        if (
+            wait
+            and not (isinstance(error, LostRankError) and is_torchrun())
+            and _from_other_process(error)
+        ):
             deadline = time.monotonic() + GRACE_SECONDS
             while self.signal_number is None and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -113,7 +117,7 @@ class StopFlag:
         )
 
 
-def _of_others(error: BaseException | None) -> bool:
+def _from_other_process(error: BaseException | None) -> bool:
     """Whether the error, or one that it was raised for, may come from another process's end."""
     while error is not None:
         if isinstance(error, _FROM_OTHERS):

@@ -57,7 +57,7 @@ def stages_of_run(config: Config) -> tuple[str, ...]:
 
 
 def stages_of_study(config: Config) -> tuple[str, ...]:
-    """Return the stages of a study's cell; with a given genotype there is no search."""
+    """Return the stages of a study's trial; with a given genotype there is no search."""
     return _stages_up_to("evaluate", config)
 
 

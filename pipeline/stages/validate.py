@@ -85,7 +85,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     network = load_network(context.inputs["retrain"].path)
     reference = torch_reference(network, data, session, max(batches))
     limits = _limits(config, exported.manifest.facts["precision"])
-    verdict = judge(model, session, reference, limits, batches=batches, done=done)
+    verdict = judge(model, session, reference, limits, batches=batches, on_check_done=done)
     for line in verdict.warnings():
         hooks.warn(line)
 

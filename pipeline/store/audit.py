@@ -8,7 +8,7 @@ from d2nas.files.verified_folder import is_digest
 
 from .fsio import is_there
 from .layout import Layout, names_in
-from .references import Damage, Reference, read_reference, scan, strays
+from .references import Damage, Reference, read_reference, scan, unexpected_entries
 from .targets import resolve
 from .version import Version, as_version, open_version
 
@@ -42,7 +42,9 @@ def verify_store(layout: Layout) -> VerifyReport:
             checked += 1
             damaged += found
     missing, broken = _check_references(layout)
-    return VerifyReport(checked + len(missing), damaged + missing + broken + strays(layout))
+    return VerifyReport(
+        checked + len(missing), damaged + missing + broken + unexpected_entries(layout)
+    )
 
 
 def _named(layout: Layout) -> dict[str, list[Reference]]:

@@ -97,7 +97,7 @@ def _garbage(layout: Layout, *, everything_unnamed: bool) -> tuple[list[Garbage]
             hint=f"if its version is no longer wanted: remove {damaged[0].path}, then "
             "d2nas gc --everything-unnamed",
         )
-    unnamed, unexplained = _unreached(layout, reachable(layout, references))
+    unnamed, unexplained = _unnamed_versions(layout, reachable(layout, references))
     if unexplained and not everything_unnamed:
         raise _out_of_sight(layout, unexplained)
     present = set(names_in(layout.versions))
@@ -119,7 +119,7 @@ def _garbage(layout: Layout, *, everything_unnamed: bool) -> tuple[list[Garbage]
     return found, references
 
 
-def _unreached(layout: Layout, reached: set[str]) -> tuple[set[str], dict[str, str]]:
+def _unnamed_versions(layout: Layout, reached: set[str]) -> tuple[set[str], dict[str, str]]:
     """Return the versions that are known to have lost their names, and those that only seem to
     have none, each with the reason.
     """
@@ -301,7 +301,7 @@ def _removable(layout: Layout) -> set[str]:
         return set()
     try:
         reached = reachable(layout, references)
-        unnamed, unexplained = _unreached(layout, reached)
+        unnamed, unexplained = _unnamed_versions(layout, reached)
         if not unnamed:
             return unnamed
         return unnamed - ancestry(layout, unexplained)

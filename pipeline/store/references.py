@@ -196,7 +196,7 @@ def scan(
     return references, damaged
 
 
-def strays(layout: Layout) -> list[Damage]:
+def unexpected_entries(layout: Layout) -> list[Damage]:
     """Return what stands among the references and is none; hidden files do not count."""
     found = []
     for run in _visible(layout.runs):

@@ -1,4 +1,4 @@
-"""The command line's manners: help at once, one-line errors, data apart from talk."""
+"""The command line's manners: help at once, one-line errors, data apart from messages."""
 
 import errno
 import subprocess

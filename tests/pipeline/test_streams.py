@@ -321,7 +321,7 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 PROBE = (
     "import os, sys; os.environ.pop('PYTHONIOENCODING', None)\n"
     "from d2nas import __main__ as m\n"
-    "again = m._take_names_as_utf8 if sys.argv[1] == 'again' else (lambda: None); again()\n"
+    "again = m._restart_in_utf8_mode if sys.argv[1] == 'again' else (lambda: None); again()\n"
     "from d2nas.data.folders import find_images\n"
     "from pathlib import Path\n"
     "print(ascii((sys.stdout.encoding, find_images(Path(sys.argv[2])).class_names)))\n"

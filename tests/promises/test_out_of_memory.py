@@ -123,7 +123,7 @@ def test_the_failed_steps_tensors_are_gone_when_the_error_arrives(
             raise RuntimeError("the backend failed") from error
 
     if not let_go:
-        monkeypatch.setattr("d2nas.train.loop._let_go", lambda _: None)
+        monkeypatch.setattr("d2nas.train.loop._release_frames", lambda _: None)
     try:
         with memory_errors(4, torch.device("cpu")):
             (compiled_step if wrapped else step)()

@@ -36,7 +36,7 @@ def _absence_is_proof() -> None:
     def unreached(layout: Layout, reached: set[str]) -> tuple[set[str], dict[str, str]]:
         return set(names_in(layout.versions)) - reached, {}
 
-    garbage._unreached = unreached
+    garbage._unnamed_versions = unreached
 
 
 @contextmanager

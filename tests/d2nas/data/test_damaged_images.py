@@ -117,7 +117,7 @@ def test_without_the_digest_of_what_is_used_two_data_sets_would_be_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing = find_images(folder)
-    monkeypatch.setattr(data_sources, "usable_images", lambda *_, **__: listing)
+    monkeypatch.setattr(data_sources, "list_usable_images", lambda *_, **__: listing)
     assert digest_of(folder, on_error="skip") == digest_of(folder)
 
 

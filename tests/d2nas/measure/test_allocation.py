@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn import functional as F
 
-from d2nas.measure.allocation import Uncomputed
+from d2nas.measure.allocation import AllocateOnly
 from d2nas.measure.cost import LiveBytes, peak_memory
 
 
@@ -28,7 +28,7 @@ def test_results_have_the_shape_strides_and_type_of_computed_ones() -> None:
         return [found, *pooled, wide, image.argmax(1), image.bfloat16() @ image.bfloat16()]
 
     computed = results()
-    with Uncomputed():
+    with AllocateOnly():
         allocated = results()
     for one, other in zip(allocated, computed, strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
@@ -36,7 +36,7 @@ def test_results_have_the_shape_strides_and_type_of_computed_ones() -> None:
 
 def test_nothing_is_written() -> None:
     value = torch.ones(3)
-    with Uncomputed():
+    with AllocateOnly():
         same = value.add_(1).mul_(torch.full((3,), 7.0))
         torch.add(value, 5, out=value)
         nn.init.zeros_(value)
@@ -46,7 +46,7 @@ def test_nothing_is_written() -> None:
 
 def test_control_outside_it_is_written() -> None:
     value = torch.ones(3)
-    with Uncomputed():
+    with AllocateOnly():
         pass
     assert value.add_(1).tolist() == [2, 2, 2]
 
@@ -59,7 +59,7 @@ def resident_and_mapped_bytes() -> tuple[int, int]:
 
 def test_results_take_no_memory_and_hardly_an_address() -> None:
     resident, mapped = resident_and_mapped_bytes()
-    with Uncomputed():
+    with AllocateOnly():
         image = torch.empty(16, 16, 512, 512)  # 256 MiB
         found = [F.conv2d(image, torch.empty(16, 16, 3, 3), padding=1) for _ in range(40)]
     assert {one.shape for one in found} == {image.shape}
@@ -80,7 +80,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_shares_its_storage_and_counts_nothing(view: str) -> None:
-    with Uncomputed():
+    with AllocateOnly():
         value = torch.empty(3, 4)
         with LiveBytes() as live:
             shared = VIEWS[view](value)
@@ -89,7 +89,7 @@ def test_a_view_shares_its_storage_and_counts_nothing(view: str) -> None:
 
 
 def test_one_shape_does_not_answer_for_another() -> None:
-    with Uncomputed():
+    with AllocateOnly():
         assert (torch.empty(2, 3) @ torch.empty(3, 4)).shape == (2, 4)
         assert (torch.empty(5, 3) @ torch.empty(3, 4)).shape == (5, 4)
         assert (torch.empty(2, dtype=torch.int64) * 2).dtype == torch.int64
@@ -106,7 +106,7 @@ def test_one_shape_does_not_answer_for_another() -> None:
 )
 def test_a_number_is_refused(ask: Callable[[Tensor], object], error: type[Exception]) -> None:
     value = torch.ones(3)
-    with Uncomputed(), pytest.raises(error):
+    with AllocateOnly(), pytest.raises(error):
         ask(value)
 
 
@@ -128,12 +128,12 @@ def test_the_peak_of_a_step_is_that_of_a_computed_one(layout: torch.memory_forma
         return peak_memory(step, alive=[image, *network.state_dict().values()])
 
     computed = peak()
-    with Uncomputed():
+    with AllocateOnly():
         assert peak() == computed
 
 
 def test_the_marks_of_a_profiler_pass() -> None:
-    mode = Uncomputed()
+    mode = AllocateOnly()
     for _ in range(2):
         with mode, torch.profiler.record_function("a mark"):
             assert torch.empty(2).add_(1).shape == (2,)

@@ -64,7 +64,7 @@ def train_here(ranks: Ranks, folder: str) -> None:
         told |= {f"{genotype}.{name}": value for name, value in finished(retraining).items()}
         told[f"{genotype}.frozen"] = torch.tensor(frozen)
     # Control: with these weights in the game, each process waits for gradients that never come.
-    Retraining._freeze_what_learns_nothing = lambda *_: None  # type: ignore[method-assign]
+    Retraining._freeze_unused_weights = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
         finished(retraining_of("noisy", ranks=ranks))
     save(folder, ranks, told)

@@ -107,7 +107,7 @@ def test_nothing_within_the_passes_waits_for_the_device(method: str, precision: 
         finite = watch.add(1, "the training loss", measured.loss)
         finite = finite & watch.add(1, "the gradient norm", norm)
         step_if_finite(search.weight_optimizer, finite)
-        watch.check_if_free()
+        watch.check_if_synchronous()
         with pytest.raises(RuntimeError, match="synchroniz"):
             measured.loss.item()  # control
     watch.check()

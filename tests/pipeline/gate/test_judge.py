@@ -75,5 +75,5 @@ def test_a_self_test_that_lets_a_copy_through_proves_nothing(
     reference = Reference(names["images"], names["labels"], logits)
     session = open_session(model, device="cpu")
     with pytest.raises(ValidationFailedError, match=r"a faulty copy of the model \(intact\)"):
-        judge(model, session, reference, done=lambda: steps.append(1))
+        judge(model, session, reference, on_check_done=lambda: steps.append(1))
     assert len(steps) == 2

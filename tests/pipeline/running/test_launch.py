@@ -22,7 +22,7 @@ from d2nas.parallel import Ranks
 from pipeline.cli import run
 from pipeline.running import launch as launch_module
 from pipeline.running.events import ROWS_FILE
-from pipeline.running.launch import LAST_WORDS, launch, leave_to_the_launcher
+from pipeline.running.launch import LAST_WORDS, exit_without_message, launch
 from pipeline.running.runner import agree
 from pipeline.running.signals import StopFlag
 from pipeline.store import Store
@@ -309,11 +309,11 @@ def test_the_code_is_that_of_who_failed_first_on_its_own(
 LOST = """
 import os, sys
 from d2nas.errors import LostRankError
-from pipeline.running.launch import leave_to_the_launcher
+from pipeline.running.launch import exit_without_message
 if os.environ["RANK"] != "0":
     sys.stderr.write("error: this rank's own\\n")
     raise SystemExit(int(sys.argv[1]))
-leave_to_the_launcher(LostRankError("another is gone", hint="again"))
+exit_without_message(LostRankError("another is gone", hint="again"))
 """
 
 
@@ -374,7 +374,7 @@ def test_a_run_that_is_in_use_ends_all_ranks_with_one_error(
 
 def test_without_a_launcher_the_rank_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LAST_WORDS, raising=False)
-    leave_to_the_launcher(LostRankError("another is gone"))  # returns, and the command tells it
+    exit_without_message(LostRankError("another is gone"))  # returns, and the command tells it
 
 
 def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

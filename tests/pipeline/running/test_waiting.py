@@ -111,7 +111,7 @@ def test_clipping_and_the_conditional_step_ask_for_no_number() -> None:
         watch = FiniteCheck(torch.device("cuda"))
         finite = watch.add(0, "the training loss", norm) & watch.add(0, "the gradient norm", norm)
         step_if_finite(optimizer, finite)
-        watch.check_if_free()
+        watch.check_if_synchronous()
         with pytest.raises(DataDependentOutputException):
             watch.check()  # control: this one does ask
 

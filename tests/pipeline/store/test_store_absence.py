@@ -72,7 +72,8 @@ def test_versions_whose_names_are_out_of_sight_stay(
 def test_control_absence_taken_for_proof_loses_versions(
     what: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(garbage, "_unreached", garbage._unreached)  # taken back afterwards
+    # Taken back afterwards.
+    monkeypatch.setattr(garbage, "_unnamed_versions", garbage._unnamed_versions)
     BUGS["absence"]()
     named = named_ids(store.root)
     (store.root / what).rename(store.root.parent / "away")
@@ -157,7 +158,8 @@ def test_no_call_that_finds_nothing_costs_anything(store: Store, quick_path: Pat
 def test_control_what_is_lost_is_seen(
     store: Store, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(garbage, "_unreached", garbage._unreached)  # taken back afterwards
+    # Taken back afterwards.
+    monkeypatch.setattr(garbage, "_unnamed_versions", garbage._unnamed_versions)
     BUGS["absence"]()
     monkeypatch.setattr("pipeline.store.references.names_in", careless_names_in)
     assert lost_by_cleaning(store.root, quick_path)
