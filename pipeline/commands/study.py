@@ -25,7 +25,7 @@ def study_command(
 ) -> int:
     """Compare methods, spaces and seeds; continues trial by trial.
 
-    Random cells are always beside.
+    Always compared with random cells.
     """
     if plan:
         plan_study(study, store, data_root, as_json=as_json)

@@ -89,7 +89,8 @@ def judge(
     """Raise ``ValidationFailedError`` unless ``model`` computes what the network computes.
 
     ``session`` is the model's, in the plain mode. ``on_check_done`` is called after parity and
-    after the self-test, so twice, whatever they say. Raises also as ``check_parity`` and the session do.
+    after the self-test, so twice, whatever they say. Raises also as ``check_parity`` and
+    the session do.
     """
     limits = limits or Limits()
     images, labels = reference.images, reference.labels
