@@ -14,8 +14,9 @@ from d2nas.torchrun import is_first_rank, is_one_of_several
 from ..bundle.writing import check_place, write_bundle
 from ..console import Console
 from ..report.terminal import fact_rows, report_rows
-from ..running.inputs import describe, inputs_of
+from ..running.inputs import inputs_of
 from ..running.launch import exit_without_message, say_at_once
+from ..running.listing import describe
 from ..running.other_ranks import runner_of
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled

@@ -14,7 +14,7 @@ def ls_command(
 ) -> None:
     """List runs and versions."""
     from ..console import Console
-    from ..running.inputs import list_rows
+    from ..running.listing import list_rows
     from ..stages import open_store
 
     rows, console = list_rows(open_store(store), run), Console()

@@ -48,7 +48,7 @@ def show_target(target: str, store: Path, *, as_json: bool) -> None:
     """Show a version: metrics, lineage, files, configuration."""
     from ..console import Console
     from ..report.terminal import fact_rows
-    from ..running.inputs import describe_target
+    from ..running.listing import describe_target
     from ..stages import open_store
 
     described = describe_target(open_store(store), target)

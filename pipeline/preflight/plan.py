@@ -14,11 +14,12 @@ from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
 from d2nas.data.sources import data_folder, list_config, list_usable_images
-from d2nas.spaces import SearchSpace
+from d2nas.spaces import CELL_TYPES, NODE_EDGES, SearchSpace
 
 from ..running.file_hashes import FileHashes
 from ..running.runner import Runner
 from ..stages import BY_NAME, stages_of_run
+from ..stages.stage import bytes_to_write
 from .plan_times import DAY, Seconds, duration, range_in_words, shorter_settings, time_steps
 
 COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
@@ -155,8 +156,6 @@ class _Estimates:
     def _search(self) -> dict[str, Any]:
         from d2nas.train.search import Search, search_step
 
-        from ..stages.stage import bytes_to_write
-
         config = self._config.search
         made: list[Search] = []
 
@@ -213,8 +212,6 @@ class _Estimates:
     def _retrain(self) -> dict[str, Any]:
         from d2nas.train.loop import stem_for
         from d2nas.train.retrain import Retraining, train_step
-
-        from ..stages.stage import bytes_to_write
 
         config = self._config.retrain
         made: list[Retraining] = []
@@ -378,7 +375,6 @@ class _Estimates:
 def _heavy_draw(space: SearchSpace, *, all_edges: bool) -> Any:
     """Return a sub-network with a separable convolution on each edge that offers one."""
     from d2nas.nn.sampling import CellDraw, Draw
-    from d2nas.spaces import CELL_TYPES, NODE_EDGES
 
     edges = tuple(edge for rows in NODE_EDGES for edge in (rows if all_edges else rows[:2]))
     cells = []

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 from d2nas.errors import ConfigError, StoppedError, one_line
 
 from ..running.signals import signals_handled
-from .limits import BACKLOG
+from .limits import BACKLOG, Limits
 
 if TYPE_CHECKING:
     import uvicorn
 
     from ..bundle.reader import Bundle
     from .capacity import Capacity
-    from .limits import Limits
     from .service import InferenceService
 
 _LOOPBACK = ("127.", "::1")
@@ -129,7 +128,6 @@ class Serving:
         warm_up: Callable[[], None] | None = None,
     ) -> None:
         from .capacity import Capacity
-        from .limits import Limits
         from .server import make_application
 
         limits = limits or Limits()

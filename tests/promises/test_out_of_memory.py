@@ -28,7 +28,7 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 }
 META = torch.device("meta")
 PASSES = {
-    "build": "d2nas.train.{}.place",
+    "build": "d2nas.train.{}.to_device",
     "forward": "torch.nn.functional.cross_entropy",
     "backward": "torch.autograd.backward",
     "step": "torch.optim.SGD.step",

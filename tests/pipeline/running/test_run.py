@@ -343,7 +343,7 @@ def test_memory_that_runs_out_while_a_stage_is_built_is_reported_as_such(
     def fail(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(f"d2nas.train.{module}.place", fail)
+    monkeypatch.setattr(f"d2nas.train.{module}.to_device", fail)
     target = str(finished.preset) if stage == "search" else "toy"
     assert finished.run(stage, target, "--fresh") == 6
     assert "batch size 128" in capfd.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from d2nas.config import Config, build_config
-from pipeline.running.inputs import list_rows
+from pipeline.running.listing import list_rows
 from pipeline.running.other_ranks import Silence
 from pipeline.running.runner import Reuse, Runner
 from pipeline.running.signals import StopFlag
