@@ -319,7 +319,7 @@ def test_golden_inputs_that_are_answered_otherwise_are_3(
     seal(bundle)
     assert finished.run("verify", str(bundle)) == 3
     # Control: without the comparison nobody would notice who predicts; verify has the manifests.
-    monkeypatch.setattr(prediction, "gate", lambda result, limits, **_: ("passed", ()))
+    monkeypatch.setattr(prediction, "judge_parity", lambda result, limits, **_: ("passed", ()))
     assert run(["predict", str(bundle), str(picture)]) == 0
     assert finished.run("verify", str(bundle)) == 4
 

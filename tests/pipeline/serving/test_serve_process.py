@@ -189,7 +189,7 @@ def test_a_device_that_answers_otherwise_does_not_serve(monkeypatch: pytest.Monk
         open_service(bundle, "cpu")
     # Control: only the golden inputs tell.
     monkeypatch.setattr(
-        "pipeline.bundle.prediction.gate", lambda found, limits, **_: ("passed", ())
+        "pipeline.bundle.prediction.judge_parity", lambda found, limits, **_: ("passed", ())
     )
     assert open_service(bundle, "cpu").device.startswith("CPU ")
 
@@ -241,7 +241,7 @@ def test_what_is_served_elsewhere_than_it_was_validated_is_warned_of(
     bundle.report["parity"]["limits"]["relative_l2"] = 1.0
     warned: list[str] = []
     monkeypatch.setattr(
-        "pipeline.bundle.prediction.gate", lambda found, limits, **_: ("passed", ())
+        "pipeline.bundle.prediction.judge_parity", lambda found, limits, **_: ("passed", ())
     )
     service = open_service(bundle, asked, warned.append)
     assert service.device.startswith(served)
