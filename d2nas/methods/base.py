@@ -205,8 +205,9 @@ def _problems_of(kind: type[Method]) -> Iterator[str]:
         yield f"invalid recipe: {kind.recipe!r}"
     if not kind.precisions:
         yield "invalid precisions: none"
-    passes = getattr(kind, "passes", None)  # may depend on the configuration
-    if passes is not None and not (
+    passes = getattr(kind, "passes", None)
+    # Where it depends on the configuration it is set in the instance, or a property.
+    if not (passes is None or isinstance(passes, property)) and not (
         isinstance(passes, tuple)
         and len(passes) == 2
         and all(isinstance(number, int) and number >= 0 for number in passes)

@@ -275,6 +275,12 @@ def test_invalid_facts_are_refused(fact: str, value: Any) -> None:
     assert "toy" not in search_methods.names()
 
 
+def test_passes_may_depend_on_the_configuration() -> None:
+    passes = property(lambda _self: (1, 1), lambda _self, _value: None)
+    kind = type("Toy", (D2nas,), {"__module__": "somewhere", "passes": passes})
+    assert register_method("toy")(kind) is kind
+
+
 def test_what_is_no_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="is no subclass of Method"):
         register_method("toy")(len)  # type: ignore[type-var]
