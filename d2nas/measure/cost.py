@@ -1,6 +1,5 @@
 """Cost of a module: parameters, multiply-adds, and the peak memory of a step."""
 
-import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError
 
@@ -35,28 +35,23 @@ def count_cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     """Count a module's parameters and the multiply-adds of its evaluation forward.
 
     ``input_shape`` is (C, H, W), or (N, C, H, W), of which N is not used: the count is for one
-    image. Nothing is computed (meta tensors) and ``module`` is not touched.
+    image, which the module computes once. It is left as it was.
     Raises ``ConfigError`` for another shape.
     """
     if len(input_shape) not in (3, 4):
         raise ConfigError(f"input shape {tuple(input_shape)} is not (C, H, W)")
-    twin = copy.deepcopy(module).to("meta").eval()
-    macs = 0
-
-    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal macs
-        if isinstance(layer, nn.Conv2d):
-            macs += output.numel() * layer.weight[0].numel()
-        elif isinstance(layer, nn.Linear):
-            macs += output.numel() * layer.in_features
-
-    for layer in twin.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(count)
-    parameter = next(twin.parameters(), None)
-    dtype = torch.float32 if parameter is None else parameter.dtype
-    with torch.no_grad():
-        twin(torch.empty((1, *input_shape[-3:]), dtype=dtype, device="meta"))
+    like = next(module.parameters(), torch.empty(0))
+    image = torch.zeros((1, *input_shape[-3:]), dtype=like.dtype, device=like.device)
+    trains = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            module(image)
+    finally:
+        for part, was in trains.items():
+            part.training = was
+    # PyTorch counts a multiply-add as two operations, convolutions and matrix products alone.
+    macs = counted.get_total_flops() // 2
     return Cost(sum(parameter.numel() for parameter in module.parameters()), macs)
 
 
