@@ -1,5 +1,6 @@
 """Fixtures that several test modules share, and what CPU-only machines skip."""
 
+import gc
 import os
 import shutil
 import signal
@@ -11,13 +12,16 @@ import pytest
 import torch
 from children import ForkServer
 from faults import memory_folder
-from made_once import keep_traces, made_once, shared_root
+from made_once import keep_traces, made_once, one_registry, shared_root
 from tiers import is_slow
 from tiny import TinyPlace
 from toy import Place
 
 # As a terminal has it: under nohup it is ignored, here and in the children, and so decides nothing.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A collection looks at every object of PyTorch and of what was traced: no more of them than needed.
+gc.set_threshold(50_000, 20, 100)
 
 # Test processes side by side would otherwise fight for all cores; those they start, too.
 torch.set_num_threads(1)
@@ -47,6 +51,12 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.fixture(scope="session", autouse=True)
 def _traces(tmp_path_factory: pytest.TempPathFactory) -> None:
     keep_traces(shared_root(tmp_path_factory) / "traces")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _registry() -> Iterator[None]:
+    with one_registry():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from functools import cache
 
 import onnx
 import torch
+from made_once import traced_once
 from onnx import helper, numpy_helper
 
 from d2nas.files.strict_json import canonical_json
@@ -100,16 +101,17 @@ def exported(
                 norm.weight.uniform_(0.5, 1.5, generator=draw)
                 norm.bias.uniform_(-0.2, 0.2, generator=draw)
     described = describe_network(genotype, stem=stem, **sizes)
-    return export_onnx(
-        network,
-        input_shape=(3, size, size),
-        opset=opset,
-        metadata={
-            GENOTYPE_KEY: genotype.to_json().strip(),
-            NETWORK_KEY: canonical_json(described).decode().strip(),
-        },
-        precision=precision,
-    )
+    with traced_once():
+        return export_onnx(
+            network,
+            input_shape=(3, size, size),
+            opset=opset,
+            metadata={
+                GENOTYPE_KEY: genotype.to_json().strip(),
+                NETWORK_KEY: canonical_json(described).decode().strip(),
+            },
+            precision=precision,
+        )
 
 
 def edited(data: bytes, edit: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:

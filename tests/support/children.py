@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -24,7 +25,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PROJECT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parents[1]
+PROJECT = TESTS.parent
+LOADED = (
+    "pytest",
+    "torch._dynamo",  # by the first optimizer
+    "torch.utils.tensorboard",
+    "d2nas.train.machine",
+    "d2nas.train.retrain",
+    "d2nas.train.search",
+    "pipeline.cli",
+    "pipeline.commands.execution",
+    "pipeline.stages.derive",
+    "pipeline.stages.retrain",
+    "pipeline.stages.search",
+)
+"""What children would load, each of them."""
 
 
 class ForkServer:
@@ -45,7 +61,7 @@ class ForkServer:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -62,6 +78,10 @@ class ForkServer:
         the child's whole group unless ``helper_alone``.
         """
         return int(self._ask({"arguments": arguments, **options})["pid"])
+
+    def call(self, function: str, *arguments: str, **environment: str) -> int:
+        """Start a child that calls ``module.function`` of the tests; returns its process id."""
+        return int(self._ask({"call": function, "words": arguments, "set": environment})["pid"])
 
     def wait(self, pid: int) -> tuple[int, str]:
         """Return a child's exit code, negative for a signal, and what it wrote."""
@@ -88,16 +108,18 @@ def serve() -> None:
     """Load everything once, then fork and wait as asked."""
     import torch
 
-    for name in ("commands.execution", "stages.search", "stages.derive", "stages.retrain"):
-        import_module(f"pipeline.{name}")
+    for name in LOADED:
+        import_module(name)
     from d2nas import Genotype, Network, count_cost
     from d2nas.config import DataConfig
+    from d2nas.config.registry import search_methods
     from d2nas.data.images import load_data
 
     torch.set_num_threads(1)
     # Nothing that computes a gradient: the engine's threads would not be in the children.
     count_cost(Network(Genotype.published("DARTS_V2"), num_cells=2, init_channels=4), (3, 8, 8))
     load_data(DataConfig(), seed=0, default_root=Path("unused"))
+    search_methods.find("d2nas")
     talks: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -129,14 +151,37 @@ def _be_a_child(request: dict[str, Any], writer: int) -> None:
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _prepare(request)
-        from pipeline.cli import run
+        if "call" in request:
+            _call(request["call"], request["words"], request["set"])
+            code = 0
+        else:
+            _prepare(request)
+            from pipeline.cli import run
 
-        code = run(request["arguments"])
+            code = run(request["arguments"])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _call(function: str, arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ |= environment
+    try:
+        function_of(function)(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def function_of(name: str) -> Callable[..., object]:
+    """Return a function of the tests by ``module.name``."""
+    module, _, name = name.partition(".")
+    (home,) = TESTS.rglob(f"{module}.py")
+    if str(home.parent) not in sys.path:
+        sys.path.insert(0, str(home.parent))
+    found: Callable[..., object] = getattr(import_module(module), name)
+    return found
 
 
 def _prepare(request: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 """Costly things that many tests begin with, made once and shared by all test processes.
 
-A folder of a finished run is shared with ``made_once``; of what commands trace for ONNX, which is
-a function of the network and the opset alone, ``traced_once`` keeps the answers. Runs of
-``pytest -m long`` trace each network again. The exporter's own tests do not use it.
+A folder of a finished run is shared with ``made_once``; of what is traced for ONNX by commands and
+for graphs to look at, a function of the network and the opset alone, ``traced_once`` keeps the
+answers. Runs of ``pytest -m long`` trace each network again. The exporter's own tests do not use
+it.
 """
 
+import copy
 import fcntl
 import hashlib
 import os
@@ -13,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import campaigns
@@ -20,6 +23,7 @@ import onnx
 import pytest
 import torch
 from faults import memory_folder
+from torch.onnx._internal.exporter import _registration
 
 from d2nas.nn.network import Network
 from pipeline.onnx_io import export
@@ -78,3 +82,21 @@ def traced_once() -> Iterator[None]:
     else:
         with mock.patch.object(export, "_traced", _trace):
             yield
+
+
+@contextmanager
+def one_registry() -> Iterator[None]:
+    """Let all exports of this process share the table of what ONNX has for PyTorch's operations,
+    which each would make again, half a second long: it depends on PyTorch alone.
+    """
+    kind, made = _registration.ONNXRegistry, dict[Any, Any]()
+    real = kind.from_torchlib
+
+    def from_torchlib(*given: Any, **options: Any) -> Any:
+        asked = (given, tuple(options.items()))
+        if asked not in made:
+            made[asked] = real(*given, **options)
+        return copy.copy(made[asked])
+
+    with mock.patch.object(kind, "from_torchlib", staticmethod(from_torchlib)):
+        yield

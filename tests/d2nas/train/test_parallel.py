@@ -4,11 +4,13 @@ import datetime
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import ForkServer
 from processes import on_processes, save
 from searches import CPU, config_of, made_images
 from torch import Tensor, distributed
@@ -28,6 +30,7 @@ from d2nas.spaces import SPACES
 from d2nas.train.retrain import Retraining
 from d2nas.train.search import Search
 
+OnTwo = Callable[..., list[dict[str, Tensor]]]
 STEPS = 20
 HALVES = (Ranks(0, 2), Ranks(1, 2))
 RETRAIN = (
@@ -247,9 +250,15 @@ def failure_here(ranks: Ranks, folder: str, told: str) -> None:
             ranks.decide("the version", fail)
 
 
-def on_two_processes(function: str, folder: Path, *arguments: str) -> list[dict[str, Tensor]]:
-    """Run a function of this module on two ranks; returns what each wrote."""
-    return on_processes(2, f"test_parallel.{function}", folder, *arguments)
+@pytest.fixture
+def on_two_processes(fork_server: ForkServer, tmp_path: Path) -> OnTwo:
+    """What runs a function of this module on two ranks and returns what each wrote."""
+
+    def run(function: str, *arguments: str) -> list[dict[str, Tensor]]:
+        name = f"test_parallel.{function}"
+        return on_processes(2, name, tmp_path, *arguments, fork_server=fork_server)
+
+    return run
 
 
 def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -264,22 +273,24 @@ def is_statistic(name: str) -> bool:
     return "running" in name or "num_batches" in name
 
 
-def test_ranks_tell_each_other_the_same(tmp_path: Path) -> None:
-    first, second = on_two_processes("messages_here", tmp_path)
+def test_ranks_tell_each_other_the_same(on_two_processes: OnTwo) -> None:
+    first, second = on_two_processes("messages_here")
     assert torch.equal(first["mean"], second["mean"])
 
 
-def test_ranks_wait_long_for_what_the_first_prepares(tmp_path: Path) -> None:
-    on_two_processes("long_preparation_here", tmp_path)
+def test_ranks_wait_long_for_what_the_first_prepares(on_two_processes: OnTwo) -> None:
+    on_two_processes("long_preparation_here")
 
 
-def test_ranks_that_are_out_of_step_end_and_name_both_meetings(tmp_path: Path) -> None:
-    on_two_processes("mistakes_here", tmp_path)
+def test_ranks_that_are_out_of_step_end_and_name_both_meetings(on_two_processes: OnTwo) -> None:
+    on_two_processes("mistakes_here")
 
 
 @pytest.mark.parametrize("told", ["told", "untold"])
-def test_what_fails_on_rank_0_ends_the_others_with_its_code(tmp_path: Path, told: str) -> None:
-    on_two_processes("failure_here", tmp_path, told)
+def test_what_fails_on_rank_0_ends_the_others_with_its_code(
+    on_two_processes: OnTwo, told: str
+) -> None:
+    on_two_processes("failure_here", told)
 
 
 class Slow:
@@ -327,8 +338,8 @@ def test_a_rank_that_waits_says_so_within_a_minute_for_whom_and_for_what() -> No
         lines_of(0, 600.0, here | {3: (1, "step 8")})
 
 
-def test_retraining_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    first, second = on_two_processes("retrain_here", tmp_path)
+def test_retraining_on_two_processes_is_that_of_one(on_two_processes: OnTwo) -> None:
+    first, second = on_two_processes("retrain_here")
     for name in first:
         if not is_statistic(name):
             assert torch.equal(first[name], second[name]), name
@@ -341,8 +352,8 @@ def test_retraining_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["d2nas", "darts"])
-def test_a_search_on_two_processes_is_that_of_one(tmp_path: Path, method: str) -> None:
-    first, second = on_two_processes("search_here", tmp_path, method)
+def test_a_search_on_two_processes_is_that_of_one(on_two_processes: OnTwo, method: str) -> None:
+    first, second = on_two_processes("search_here", method)
     for name in first:
         if not is_statistic(name) and name != "sums":  # peaks of memory are each rank's own
             assert torch.equal(first[name], second[name]), name

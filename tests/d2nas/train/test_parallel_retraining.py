@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import ForkServer
 from processes import on_processes, save
 from searches import CPU, SIZE, config_of, made_images
 from torch import Tensor
@@ -87,8 +88,10 @@ def resume_here(ranks: Ranks, folder: str) -> None:
     save(folder, ranks, {**told, "control": torch.tensor(resumed_exactly(2))})
 
 
-def test_weights_that_learn_nothing_hold_nobody_up(tmp_path: Path) -> None:
-    first, second = on_processes(2, "test_parallel_retraining.train_here", tmp_path)
+def test_weights_that_learn_nothing_hold_nobody_up(fork_server: ForkServer, tmp_path: Path) -> None:
+    first, second = on_processes(
+        2, "test_parallel_retraining.train_here", tmp_path, fork_server=fork_server
+    )
     for genotype in ("usual", "headed"):
         assert int(first[f"{genotype}.frozen"]) == 0
     assert torch.equal(first["headed.sums"], second["headed.sums"])
@@ -103,8 +106,10 @@ def test_weights_that_learn_nothing_hold_nobody_up(tmp_path: Path) -> None:
             assert moved == (not torch.equal(alone[f"network.{name}"], value)), name
 
 
-def test_a_resume_on_three_processes_is_exact(tmp_path: Path) -> None:
-    for told in on_processes(3, "test_parallel_retraining.resume_here", tmp_path):
+def test_a_resume_on_three_processes_is_exact(fork_server: ForkServer, tmp_path: Path) -> None:
+    for told in on_processes(
+        3, "test_parallel_retraining.resume_here", tmp_path, fork_server=fork_server
+    ):
         assert {name: bool(value) for name, value in told.items()} == {
             "1": True,
             "2": True,
