@@ -31,7 +31,7 @@ from d2nas.train.retrain import Retraining
 from d2nas.train.search import Search
 
 OnTwo = Callable[..., list[dict[str, Tensor]]]
-STEPS = 20
+RETRAIN_STEPS, SEARCH_STEPS = 20, 10
 HALVES = (Ranks(0, 2), Ranks(1, 2))
 RETRAIN = (
     "retrain.num_cells=3", "retrain.init_channels=4", "retrain.batch_size=8", "retrain.epochs=5",
@@ -59,7 +59,7 @@ def retraining_of(ranks: Ranks = ALONE) -> Retraining:
 
 
 def search_of(method: str, ranks: Ranks = ALONE) -> Search:
-    config = config_of(method, "search.epochs=10", "search.batch_size=8", "search.arch_lr=0.1")
+    config = config_of(method, "search.epochs=5", "search.batch_size=8", "search.arch_lr=0.1")
     search = Search(
         config.search,
         SPACES["S2"],
@@ -92,8 +92,8 @@ def in_double(
 def run_all(loop: Retraining | Search) -> dict[str, Tensor]:
     for _ in loop.run():
         pass
-    assert loop.num_steps == STEPS
-    return loop.capture(STEPS).tensors
+    assert loop.num_steps == (RETRAIN_STEPS if isinstance(loop, Retraining) else SEARCH_STEPS)
+    return loop.capture(loop.num_steps).tensors
 
 
 # What two ranks do, in one process: the halves one after the other, each normalised on its own.
@@ -103,7 +103,7 @@ def retrained_by_halves() -> dict[str, Tensor]:
     whole = retraining_of()
     parts = [retraining_of(ranks=ranks_without_messages(ranks)) for ranks in HALVES]
     network, optimizer = whole.network, whole.optimizer
-    for step in range(STEPS):
+    for step in range(RETRAIN_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = whole.lr_at(step)
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def retrained_by_halves() -> dict[str, Tensor]:
             loss.backward()
         torch.nn.utils.clip_grad_norm_(whole.weights, whole.config.clip_norm)
         optimizer.step()
-    return whole.capture(STEPS).tensors
+    return whole.capture(RETRAIN_STEPS).tensors
 
 
 def ranks_without_messages(ranks: Ranks) -> Ranks:
