@@ -212,6 +212,14 @@ class SearchConfig(Section):
     temperature_end: Annotated[Temperature, Source("GDAS")] = 0.1
     edge_gate_scale: Literal[1, 2] = 1
     """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
+    estimator: Annotated[
+        Literal["straight-through", "score", "mixed"], Source("D2NAS section 4")
+    ] = "straight-through"
+    """Estimator of the logits' gradient: straight-through; the score function (ours), of forward
+    passes alone; or mixed, that for operations and straight-through for edges."""
+    reward: Literal["calibrated", "loss"] = "calibrated"
+    """What the score function counts: the loss at the temperature that suits a draw best, or as it
+    is."""
     cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
     device: Device = "auto"
 
@@ -224,6 +232,12 @@ class SearchConfig(Section):
         except ConfigError:
             return values  # the field tells it
         return values if method is None else method.settings(values)
+
+    @model_validator(mode="after")
+    def _draws_have_a_baseline(self) -> "SearchConfig":
+        if self.estimator != "straight-through" and self.draws < 2:
+            raise ValueError(f"search.estimator={self.estimator} needs search.draws of at least 2")
+        return self
 
     @model_validator(mode="after")
     def _method_computes_in(self) -> "SearchConfig":

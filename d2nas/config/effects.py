@@ -24,6 +24,10 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "data.fit": {"pad": ("data.crop_fraction",)},
     "data.crop": {"shift": ("data.color_jitter",)},
     "search.method": _unread_by_method,
+    "search.estimator": {
+        "straight-through": ("search.reward",),
+        "score": ("search.edge_gate_scale", "search.temperature_start", "search.temperature_end"),
+    },
     "derive.genotype": {_GIVEN: _SEARCH},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 _R_DARTS_SPACES = tuple(SPACES[name] for name in ("S1", "S2", "S3", "S4"))
 
-D2NAS_KEYS = ("draws", "branch_length", "branch_head", "edge_gate_scale")
+D2NAS_KEYS = (
+    "draws",
+    "branch_length",
+    "branch_head",
+    "edge_gate_scale",
+    "estimator",
+    "reward",
+)
 """Keys of ``search.*`` that only D2NAS and its entangled form read."""
 
 

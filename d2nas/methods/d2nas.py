@@ -2,21 +2,30 @@
 
 A step (the paper's section 4, ROME v2's Algorithm 1) is ``single_path``'s: K draws on one batch of
 the architecture half, then K others on one of the weight half. Here is what a draw is: two edges
-per node and an operation on each; and how far a branch reaches.
+per node and an operation on each; how far a branch reaches; and by which estimator the draws'
+losses become a gradient of the logits.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import SearchConfig
 from ..genotype import Genotype
+from ..measure.calibration import calibrated_losses, cross_entropies
 from ..nn.sampling import ArchLogits, Draw, sample
+from ..nn.score_function import (
+    add_gradients,
+    groups,
+    sample_evenly,
+    with_even_operations,
+)
 from ..spaces import SearchSpace
-from .base import Method, Sizes, register_method
+from .base import Batch, Measured, Method, Sizes, StepContext, register_method
 from .derivation import derive_genotype
-from .single_path import SinglePath
+from .single_path import SinglePath, backward_to_logits
 
 
 @register_method("d2nas")
@@ -37,6 +46,8 @@ class D2nas(SinglePath):
         recompute: str,
         edge_gate_scale: float,
         branch_head: str = "linear",
+        estimator: str = "straight-through",
+        reward: str = "calibrated",
     ) -> None:
         super().__init__(
             space,
@@ -48,10 +59,64 @@ class D2nas(SinglePath):
             branch_head=branch_head,
         )
         self.edge_gate_scale = edge_gate_scale
+        self.estimator, self.reward = estimator, reward
 
     def sample(self, temperature: float, generator: torch.Generator) -> Draw:
         """Return two edges per node and an operation on each (the paper's Eq. 6-8)."""
         return sample(self.logits, temperature, generator, edge_gate_scale=self.edge_gate_scale)
+
+    def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        """Estimate the logits' gradient by ``estimator``; the weights are not touched.
+
+        ``straight-through``: the paper's. ``score``: the score function, of forward passes alone.
+        ``mixed``: the score function for operations, straight-through for edges (ours, both).
+        """
+        if self.estimator == "straight-through":
+            return super().architecture_gradients(batch, context)
+        generators = [context.draws(index) for index in range(self.draws)]
+        if self.estimator == "score":
+            draws = [
+                draw
+                for group in groups(self.draws)
+                for draw in sample_evenly(self.logits, len(group), generators[group.start])
+            ]
+            predictions = self.predictions(batch, draws, generators)
+        else:
+            draws = [self._sample_edges(context.temperature, own) for own in generators]
+            for group in groups(self.draws):
+                of_group = draws[group.start : group.stop]
+                draws[group.start : group.stop] = with_even_operations(
+                    self.logits, of_group, generators[group.start]
+                )
+            leaves, _, predictions = self.gate_gradients(batch, draws, generators)
+            backward_to_logits(draws, leaves)
+        predictions_KNC = torch.stack(predictions)
+        add_gradients(
+            self.logits,
+            draws,
+            self._losses(predictions_KNC, batch.labels),
+            self.supernet.cell_types,
+            edges=self.estimator == "score",
+        )
+        loss = cross_entropies(predictions_KNC, batch.labels).mean()
+        correct = predictions_KNC.argmax(dim=2) == batch.labels
+        return Measured(loss, correct.double().mean(), loss)
+
+    def _sample_edges(self, temperature: float, generator: torch.Generator) -> Draw:
+        return sample(
+            self.logits,
+            temperature,
+            generator,
+            edge_gate_scale=self.edge_gate_scale,
+            operation_gate_scale=0.0,
+        )
+
+    def _losses(self, predictions_KNC: Tensor, labels_N: Tensor) -> Tensor:
+        """Return what a draw is worth by, lower is better: (K,), on the host."""
+        if self.reward == "loss":
+            return cross_entropies(predictions_KNC, labels_N).cpu()
+        losses_K, _ = calibrated_losses(predictions_KNC.cpu(), labels_N.cpu())
+        return losses_K
 
     @classmethod
     def branch_cells(cls, config: SearchConfig) -> int:
@@ -73,6 +138,8 @@ class D2nas(SinglePath):
             recompute=config.recompute,
             edge_gate_scale=config.edge_gate_scale,
             branch_head=config.branch_head,
+            estimator=config.estimator,
+            reward=config.reward,
         )
 
     @classmethod

@@ -72,8 +72,8 @@ class SinglePath(Method):
         """Average over the draws (ROME v2, Eq. 11); the weights are not touched."""
         generators = [context.draws(index) for index in range(self.draws)]
         draws = [self.sample(context.temperature, generator) for generator in generators]
-        leaves, measured = self.gate_gradients(batch, draws, generators)
-        _backward_to_logits(draws, leaves)
+        leaves, measured, _ = self.gate_gradients(batch, draws, generators)
+        backward_to_logits(draws, leaves)
         return measured
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
@@ -85,8 +85,9 @@ class SinglePath(Method):
 
     def gate_gradients(
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
-    ) -> tuple[list[tuple[Tensor, Tensor]], Measured]:
-        """Return each draw's gates (normal, reduction) as leaves on the device, with gradients.
+    ) -> tuple[list[tuple[Tensor, Tensor]], Measured, list[Tensor]]:
+        """Return each draw's gates (normal, reduction) as leaves on the device, with gradients,
+        and each draw's prediction, logits (N, classes).
 
         Leaves collect the gradients there, so that the host, which turns them into the logits',
         waits for the device once a step and not at every branch.
@@ -103,14 +104,28 @@ class SinglePath(Method):
         with frozen(self.weights):
             images = batch.images
             given = self.supernet.share(images) if self.shares_stem else images
-            return leaves, self._run(given, batch.labels, gated, generators)
+            return leaves, *self._run(given, batch.labels, gated, generators)
+
+    @torch.no_grad()
+    def predictions(
+        self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
+    ) -> list[Tensor]:
+        """Return each draw's prediction, logits (N, classes), by forward passes alone."""
+        images = batch.images
+        given = self.supernet.share(images) if self.shares_stem else images
+        found = []
+        for draw, generator in zip(draws, generators, strict=True):
+            set_noise_generator(self._noises, generator)
+            found.append(self.supernet(given, draw))
+        return found
 
     def run(
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
     ) -> Measured:
         """Run every draw's forward and backward on one batch; gradients of weights add."""
         bare = [draw.with_gates(None, None) for draw in draws]
-        return self._run(batch.images, batch.labels, bare, generators)
+        measured, _ = self._run(batch.images, batch.labels, bare, generators)
+        return measured
 
     def _run(
         self,
@@ -118,8 +133,8 @@ class SinglePath(Method):
         labels: Tensor,
         draws: Sequence[Draw],
         generators: Sequence[torch.Generator],
-    ) -> Measured:
-        supernet, num_draws = self.supernet, len(draws)
+    ) -> tuple[Measured, list[Tensor]]:
+        supernet, num_draws, predictions = self.supernet, len(draws), list[Tensor]()
         totals = [torch.zeros((), device=labels.device) for _ in range(3)]
         for draw, generator in zip(draws, generators, strict=True):
             set_noise_generator(self._noises, generator)
@@ -129,10 +144,11 @@ class SinglePath(Method):
                 totals[2] += loss.detach() / (num_draws * len(supernet.borders))
             totals[0] += loss.detach() / num_draws
             totals[1] += accuracy / num_draws
-        return Measured(*totals)
+            predictions.append(branch.logits.detach())
+        return Measured(*totals), predictions
 
 
-def _backward_to_logits(draws: Sequence[Draw], leaves: Sequence[Sequence[Tensor]]) -> None:
+def backward_to_logits(draws: Sequence[Draw], leaves: Sequence[Sequence[Tensor]]) -> None:
     """Send the mean gradient of the device's gates through the sampling, to the logits.
 
     A cell type that the network does not have leaves its logits without a gradient.

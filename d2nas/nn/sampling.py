@@ -204,11 +204,13 @@ class _StraightThrough(torch.autograd.Function):
         soft_EO: Tensor,
         soft_E: Tensor,
         sampled: tuple[Tensor, Tensor],
-        scales: tuple[float, float],
+        temperature: float,
+        factors: tuple[float, float],
         soften: Callable[[], tuple[Tensor, Tensor]],
     ) -> Tensor:
         ctx.logits, ctx.soften = (ops_EO, edges_E), soften
-        ctx.soft_EO, ctx.soft_E, ctx.sampled, ctx.scales = soft_EO, soft_E, sampled, scales
+        ctx.soft_EO, ctx.soft_E, ctx.sampled = soft_EO, soft_E, sampled
+        ctx.temperature, ctx.factors = temperature, factors
         return ops_EO.new_ones(len(sampled[0]))
 
     @staticmethod
@@ -217,7 +219,7 @@ class _StraightThrough(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _StraightThrough._with_graph(ctx, gradient_S)
         rows, columns = ctx.sampled
-        ops_scale, edges_scale = ctx.scales
+        ops_scale, edges_scale = (factor / ctx.temperature for factor in ctx.factors)
         soft_EO, soft_E = ctx.soft_EO, ctx.soft_E
         hard_EO = torch.zeros_like(soft_EO)
         hard_EO[rows, columns] = gradient_S
@@ -227,7 +229,7 @@ class _StraightThrough(torch.autograd.Function):
         ops_EO = weighted_EO - soft_EO * weighted_EO.sum(dim=1, keepdim=True)
         weighted_E = soft_E * hard_E
         edges_E = weighted_E - soft_E * (_SAME_NODE_EE.to(soft_E.dtype) @ weighted_E)
-        return ops_EO * ops_scale, edges_E * edges_scale, None, None, None, None, None
+        return ops_EO * ops_scale, edges_E * edges_scale, *[None] * 6
 
     @staticmethod
     def _with_graph(ctx: Any, gradient_S: Tensor) -> tuple[Tensor | None, ...]:
@@ -239,13 +241,13 @@ class _StraightThrough(torch.autograd.Function):
                 "hint: differentiate twice before the logits are updated"
             )
         rows, columns = ctx.sampled
-        ops_scale, edges_scale = ctx.scales
-        ops_S = 1.0 + (soft_EO - ctx.soft_EO)[rows, columns]
-        edges_S = 1.0 + (edges_scale / ops_scale) * (soft_E - ctx.soft_E)[rows]
+        ops_factor, edges_factor = ctx.factors
+        ops_S = 1.0 + ops_factor * (soft_EO - ctx.soft_EO)[rows, columns]
+        edges_S = 1.0 + edges_factor * (soft_E - ctx.soft_E)[rows]
         wanted = [logits for logits in ctx.logits if logits.requires_grad]
         found = iter(torch.autograd.grad(ops_S * edges_S, wanted, gradient_S, create_graph=True))
         both = (next(found) if logits.requires_grad else None for logits in ctx.logits)
-        return *both, None, None, None, None, None
+        return *both, *[None] * 6
 
 
 def sample_cell(
@@ -255,13 +257,15 @@ def sample_cell(
     noise: GumbelNoise,
     *,
     edge_gate_scale: float = 1.0,
+    operation_gate_scale: float = 1.0,
 ) -> CellDraw:
     """Draw one cell with the given noise.
 
     The two edges with the largest perturbed probability enter each node: equal to drawing two
     different ones in turn without replacement. Edges that were not drawn have no output, so their
     gate's gradient is taken as 0 (ours; the paper is silent). ``edge_gate_scale`` multiplies the
-    soft edge choices in the backward: they sum to 1 while two gates are open (ours).
+    soft edge choices in the backward: they sum to 1 while two gates are open (ours);
+    ``operation_gate_scale`` the soft operations (0: the gates' gradient is of the edges alone).
     """
     ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
     mask_EO = logits.choosable(cell_type)
@@ -283,7 +287,8 @@ def sample_cell(
         soft_EO,
         soft_E,
         (torch.tensor(edges), torch.tensor(operations)),
-        (1.0 / temperature, edge_gate_scale / temperature),
+        temperature,
+        (operation_gate_scale, edge_gate_scale),
         soften,
     )
     return CellDraw.of_ones(edges, operations, gates)
@@ -295,6 +300,7 @@ def sample(
     generator: torch.Generator,
     *,
     edge_gate_scale: float = 1.0,
+    operation_gate_scale: float = 1.0,
 ) -> Draw:
     """Draw one sub-network at temperature ``tau`` (> 0): edges and operations of both cell types.
 
@@ -308,6 +314,7 @@ def sample(
             tau,
             draw_noise(logits.space.num_columns(cell_type), generator),
             edge_gate_scale=edge_gate_scale,
+            operation_gate_scale=operation_gate_scale,
         )
         for cell_type in CELL_TYPES
     )
@@ -329,7 +336,7 @@ def sample_operations(logits: ArchLogits, tau: float, generator: torch.Generator
             operations = soft_EO.argmax(dim=1)
         edges = torch.arange(len(operations))
         gates: Tensor = _StraightThrough.apply(
-            ops_EO, edges_E, soft_EO, soft_E, (edges, operations), (1.0 / tau, 0.0), soften
+            ops_EO, edges_E, soft_EO, soft_E, (edges, operations), tau, (1.0, 0.0), soften
         )
         rows = tuple(edges.tolist()), tuple(operations.tolist())
         cells.append(CellDraw.of_ones(*rows, gates))

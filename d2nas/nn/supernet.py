@@ -250,6 +250,7 @@ class Supernet(nn.Module):
         outputs = {"normal": len(NODES), "reduce": len(NODES)}
         plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
         self.cells = nn.ModuleList(SuperCell(space, plan, recompute=recompute) for plan in plans)
+        self.cell_types = sorted({plan.cell_type for plan in plans})
         self.borders = (*range(branch_length, num_cells, branch_length), num_cells)
         self.heads = nn.ModuleList(
             nn.Linear(len(NODES) * plans[border - 1].channels, num_classes)

@@ -18,13 +18,13 @@ from ..data.images import ImageData, Images, Normalizer
 from ..data.splits import epoch_order
 from ..errors import ConfigError
 from ..genotype import Genotype
+from ..measure.calibration import calibrated_loss
 from ..methods.derivation import derive_genotype
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
 from ..nn.supernet import Supernet
 from ..randomness import generator
 from ..spaces import EDGES, NODE_EDGES, SearchSpace
-from .calibration import calibrated_loss
 from .loop import EVALUATION_BATCH, accuracy, finite_logits, predict
 from .retrain import Retraining
 

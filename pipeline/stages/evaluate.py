@@ -20,8 +20,8 @@ def run(context: Context) -> Facts:
     The images are normalised as the retraining did it. ``retrain.device`` says where this runs.
     """
     from d2nas.data.images import Normalizer
+    from d2nas.measure.calibration import calibrated_loss
     from d2nas.nn.network import load_network
-    from d2nas.train.calibration import calibrated_loss
     from d2nas.train.loop import EVALUATION_BATCH, accuracy, memory_errors, predict, torch_device
 
     from ..onnx_io.preparation import Preprocess

@@ -88,7 +88,7 @@ def percentile(value: float, among: Sequence[float]) -> float | None:
 def rank_correlations(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return Spearman's rank correlations, for each data set, pair of variants and measure.
 
-    The measures are ``accuracy`` and ``calibrated_loss`` (see ``d2nas.calibration``).
+    The measures are ``accuracy`` and ``calibrated_loss`` (see ``d2nas.measure.calibration``).
 
     Over networks of the same method, space and seed that trained the same genotype, each with the
     mean of its trainings; pairs with fewer than ``MIN_RANKED`` are left out. None where all

@@ -33,6 +33,8 @@ SEARCH_VALUES = {
     "search.branch_length": 2,
     "search.branch_head": "separable",
     "search.edge_gate_scale": 2,
+    "search.estimator": "mixed",
+    "search.reward": "loss",
     "search.temperature_start": 5.0,
     "search.temperature_end": 2.0,
 }
@@ -89,7 +91,8 @@ def test_what_a_method_does_not_read_changes_no_bit_of_its_search(method: str) -
 @pytest.mark.parametrize("key", SEARCH_VALUES)
 def test_control_it_changes_the_search_of_the_method_that_reads_it(key: str) -> None:
     # In the second epoch of two the temperature is the end's, of three half of the start's too.
-    base = ["search.epochs=3"] if key == "search.temperature_start" else []
+    bases = {"search.temperature_start": ["epochs=3"], "search.reward": ["estimator=score"]}
+    base = [f"search.{setting}" for setting in bases.get(key, [])]
     one, other = state_of("d2nas", *base), state_of("d2nas", *base, *settings_of([key]))
     assert not is_equal(one, other)
 

@@ -223,14 +223,14 @@ class Relaxed:
         monkeypatch.setattr(CellDraw, "of_ones", CellDraw)
 
     def gates(
-        self, ops: Tensor, edges: Tensor, soft: Tensor, _: Tensor, sampled: Any, scales: Any,
-        soften: Callable[[], tuple[Tensor, Tensor]],
+        self, ops: Tensor, edges: Tensor, soft: Tensor, _: Tensor, sampled: Any, temperature: float,
+        factors: tuple[float, float], soften: Callable[[], tuple[Tensor, Tensor]],
     ) -> Tensor:  # fmt: skip
         ops_EO, edges_E = soften()
         start = self.constants.setdefault(id(ops), (ops_EO.detach(), edges_E.detach()))
         rows, columns = sampled
-        moved_edges = (edges_E - start[1])[rows] * (scales[1] / scales[0])
-        return (1 + (ops_EO - start[0])[rows, columns]) * (1 + moved_edges)
+        moved_ops, moved_edges = (ops_EO - start[0])[rows, columns], (edges_E - start[1])[rows]
+        return (1 + factors[0] * moved_ops) * (1 + factors[1] * moved_edges)
 
 
 def worst(got: list[Tensor], wanted: list[Tensor]) -> float:

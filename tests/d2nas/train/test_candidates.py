@@ -15,10 +15,10 @@ from d2nas.data.batches import channels_last
 from d2nas.data.images import ImageData, ImageSet, Normalizer, load_data
 from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
+from d2nas.measure.calibration import calibrated_loss
 from d2nas.methods.derivation import derive_genotype
 from d2nas.nn.supernet import Supernet
 from d2nas.train import candidates as select
-from d2nas.train.calibration import calibrated_loss
 from d2nas.train.candidates import (
     Candidate,
     best,

@@ -20,7 +20,7 @@ from d2nas import Genotype, load_network
 from d2nas.config import build_config
 from d2nas.data.images import Normalizer, load_data
 from d2nas.errors import D2NasError
-from d2nas.train.calibration import calibrated_loss
+from d2nas.measure.calibration import calibrated_loss
 from pipeline.console import Console
 from pipeline.running import runner as runner_module
 from pipeline.running.runner import Reuse, Runner

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from d2nas.train.calibration import calibrated_loss
+from d2nas.measure.calibration import calibrated_loss
 
 
 def made(num: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
