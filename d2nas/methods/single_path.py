@@ -111,12 +111,10 @@ class SinglePath(Method):
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
     ) -> list[Tensor]:
         """Return each draw's prediction, logits (N, classes), by forward passes alone."""
-        images = batch.images
-        given = self.supernet.share(images) if self.shares_stem else images
-        found = []
+        shared, found = self.supernet.share(batch.images), []
         for draw, generator in zip(draws, generators, strict=True):
             set_noise_generator(self._noises, generator)
-            found.append(self.supernet(given, draw))
+            found.append(self.supernet.predict(shared, draw))
         return found
 
     def run(

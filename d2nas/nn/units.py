@@ -390,6 +390,8 @@ class NormalizedUnit(MemorySaving):
 
     def _run(self, x_NCHW: Tensor) -> Tensor:
         norm = self.norm
+        if not torch.is_grad_enabled():
+            return self._forward_only(x_NCHW)
         output: Tensor = _NormalizedLayers.apply(
             x_NCHW,
             norm,
@@ -399,6 +401,14 @@ class NormalizedUnit(MemorySaving):
             norm.bias,
             *self.weights(),
         )
+        return output
+
+    def _forward_only(self, x_NCHW: Tensor) -> Tensor:
+        """Compute the same where no backward follows: each map is gone when the next is there."""
+        current = x_NCHW.relu() if self.rectify and not self.shares_relu else x_NCHW
+        for layer, own in zip(self.layers, _by_layer(self.layers, self.weights()), strict=True):
+            current, _ = layer.forward(current, _cast(own, x_NCHW.dtype))
+        output, _, _ = normalize(current, self.norm)
         return output
 
     def _run_in_autocast(self, x_NCHW: Tensor) -> Tensor:
