@@ -133,8 +133,8 @@ class SuperCell(nn.Module):
         return self.run_edges(states, draw)
 
     def run_edges(self, states: list[Tensor], draw: CellDraw) -> Tensor:
-        """Return the same from both preprocessed inputs; ``states`` is emptied, so that they are
-        gone before the nodes are concatenated, if nobody else has them.
+        """Return the same from both preprocessed inputs; ``states`` is emptied, so that these are
+        gone before the nodes are concatenated, and the nodes after, if nobody else has them.
         """
         operations = dict(zip(draw.edges, draw.operations, strict=True))
         gates = draw.gates
@@ -159,7 +159,9 @@ class SuperCell(nn.Module):
                 states.append(_GatedSum.apply(gates, first, draw.are_ones, *terms))
             first += len(edges)
         del states[: -len(NODES)]
-        return torch.cat(states, dim=1)
+        output = torch.cat(states, dim=1)
+        states.clear()
+        return output
 
     def parts(self, draw: CellDraw) -> list[nn.Module]:
         """Return the modules that a draw runs."""
@@ -351,17 +353,19 @@ class Supernet(nn.Module):
         cell's output, an input of a quarter of its width each, is made at once, and the output is
         gone.
         """
-        prepared, output = dict(shared), None
+        prepared = dict(shared)
         for position, cell in enumerate(self.cells):
             assert isinstance(cell, SuperCell)
-            del output
             states = [prepared.pop((position, which)) for which in (0, 1)]
             output = cell.run_edges(states, draw.cell(cell.cell_type))
-            for which, reader in ((1, position + 1), (0, position + 2)):
-                if reader < len(self.cells):
-                    other = self.cells[reader]
-                    assert isinstance(other, SuperCell)
-                    preprocess = other.preprocess1 if which else other.preprocess0
-                    prepared[reader, which] = preprocess(output)
-        assert output is not None
+            readers = [
+                (reader, which, getattr(self.cells[reader], f"preprocess{which}"))
+                for which, reader in ((1, position + 1), (0, position + 2))
+                if reader < len(self.cells)
+            ]
+            if readers:
+                output.relu_()  # both begin with it, and nobody else reads the output
+                for reader, which, preprocess in readers:
+                    prepared[reader, which] = preprocess.forward_only(output, rectified=True)
+                del output
         return self._head(len(self.borders) - 1, output)

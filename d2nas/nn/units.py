@@ -381,17 +381,20 @@ class NormalizedUnit(MemorySaving):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return (N, C', ceil(H / stride), ceil(W / stride))."""
-        if not (self.saves_memory and self.norm.training) or _is_watched(self):
+        if not self._has_own_way():
             return self.plain(x_NCHW)
         kind = x_NCHW.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return self._run_in_autocast(x_NCHW)
         return self._run(x_NCHW)
 
+    def _has_own_way(self) -> bool:
+        return self.saves_memory and self.norm.training and not _is_watched(self)
+
     def _run(self, x_NCHW: Tensor) -> Tensor:
         norm = self.norm
         if not torch.is_grad_enabled():
-            return self._forward_only(x_NCHW)
+            return self.forward_only(x_NCHW, rectified=self.shares_relu)
         output: Tensor = _NormalizedLayers.apply(
             x_NCHW,
             norm,
@@ -403,9 +406,14 @@ class NormalizedUnit(MemorySaving):
         )
         return output
 
-    def _forward_only(self, x_NCHW: Tensor) -> Tensor:
-        """Compute the same where no backward follows: each map is gone when the next is there."""
-        current = x_NCHW.relu() if self.rectify and not self.shares_relu else x_NCHW
+    def forward_only(self, x_NCHW: Tensor, *, rectified: bool = False) -> Tensor:
+        """Compute the same where no backward follows: each map is gone when the next is there.
+
+        The input may be ``rectified`` already.
+        """
+        if not self._has_own_way():
+            return self.plain(x_NCHW)  # a second ReLU changes nothing
+        current = x_NCHW.relu() if self.rectify and not rectified else x_NCHW
         for layer, own in zip(self.layers, _by_layer(self.layers, self.weights()), strict=True):
             current, _ = layer.forward(current, _cast(own, x_NCHW.dtype))
         output, _, _ = normalize(current, self.norm)
