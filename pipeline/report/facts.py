@@ -11,7 +11,8 @@ from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
 
 from .words import Marked, Row, Word, count, find, milliseconds, percent, size, tiny
 
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Types that are computed in, in words."""
 
 DeviceKind = Literal["CPU", "GPU", "unknown device"]
 
@@ -108,7 +109,7 @@ class Facts:
             ("bytes", size),
             ("opset", "ONNX opset {}".format),
             ("num_nodes", "{:,} nodes".format),
-            ("precision", lambda name: f"computes in {_PRECISIONS.get(str(name), str(name))}"),
+            ("precision", lambda name: f"computes in {PRECISIONS.get(str(name), str(name))}"),
             ("input_type", "takes {}".format),
         )
         found = [(write, self.get("model", key)) for key, write in writers]
@@ -454,7 +455,7 @@ def _retrained(facts: Facts) -> str:
     images = count(facts.get("data", "train"))
     told = f"from scratch, {facts.get('retrain', 'epochs')} epochs of {images} images"
     told += f" on {facts.get('trained_on')}" if facts.get("trained_on") else ""
-    told += f" in {_PRECISIONS.get(precision, precision)}" if precision else ""
+    told += f" in {PRECISIONS.get(precision, precision)}" if precision else ""
     return told + _seed(facts, "retrain")
 
 

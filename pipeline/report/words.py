@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from d2nas.genotype import NUM_PAIRS
+
 NOT_APPLICABLE = "n/a"
 
 
@@ -77,6 +79,11 @@ def short_count(value: int) -> str:
 def percent(share: float | None) -> str:
     """Write a part as per cent with two decimals."""
     return NOT_APPLICABLE if share is None else f"{100 * share:.2f} %"
+
+
+def parameterless(number: int) -> str:
+    """Write how many operations of a normal cell have no weights."""
+    return f"{number} of {NUM_PAIRS} operations in the normal cell"
 
 
 def tiny(value: float | None) -> str:

@@ -6,7 +6,7 @@ from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json
 
 from ..presets import preset_names
-from ..report.terminal import in_words
+from ..report.versions import version_line
 from ..stages import ALL, METRICS_FILE, STAGES
 from ..store import Reference, Store, Version, is_run_name, kind_of
 from .events import read_last_row
@@ -27,7 +27,7 @@ def list_rows(store: Store, run: str | None) -> list[dict[str, Any]]:
             "kind": kind_of(reference.stage),
             "created": str(reference.note.get("created", "")),
             "facts": _facts_of(reference),
-            "metrics": in_words(_facts_of(reference)),
+            "metrics": version_line(_facts_of(reference)),
         }
         for reference in references
     ]

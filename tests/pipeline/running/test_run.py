@@ -17,6 +17,7 @@ from toy import Place
 
 from d2nas import Genotype, load_network
 from d2nas.errors import D2NasError, DamagedArtifactError
+from pipeline.report.terminal import report_rows
 from pipeline.stages import STAGES
 from pipeline.store import Store
 
@@ -298,8 +299,25 @@ def test_show_names_the_space_and_the_cells(
     capfd.readouterr()
     assert finished.run("show", "toy/search@v1") == 0
     lines = dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
-    assert lines["searched_space"] == lines["config space"] == "S0"
+    assert lines["search space"] == lines["config space"] == "S0"
     assert lines["genotype"].startswith("normal 2: ")
+    assert "gpu" not in lines  # what is not known is not shown
+
+
+def test_show_writes_facts_as_the_report_does(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = finished.json(capfd, "run", str(finished.preset))
+    lines = {}
+    for stage in ("retrain", "validate"):
+        capfd.readouterr()
+        assert finished.run("show", f"toy/{stage}") == 0
+        lines |= dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
+    rows = dict(report_rows(report, "bundle"))
+    assert lines["parameters"] == rows["parameters"]
+    assert rows["multiply-adds"].startswith(lines["multiply-adds"])
+    shown, images = lines["accuracy"].split(", on ")
+    assert rows["accuracy"] == f"{shown}, on {images.replace('images', 'test images')}"
 
 
 def test_a_search_without_a_normal_cell_says_so(

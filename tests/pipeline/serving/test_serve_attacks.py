@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, NamedTuple
 
+import campaigns
 import numpy as np
 import pytest
 from attacks import Attack, begun, memory_of, pipelined, server_process, trickle
@@ -131,6 +132,7 @@ def test_everybody_else_gets_every_answer_and_memory_has_a_bound() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not campaigns.LONG, reason="256 and 300 connections at once: -m long")
 def test_as_many_as_were_seen() -> None:
     target = Target(image=224, max_batch=8)
     bound = Limits().memory_bytes(target.max_body_bytes) + 8 * target.max_body_bytes
