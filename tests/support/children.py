@@ -103,6 +103,19 @@ class ForkServer:
 
 # In the process that forks
 
+LOADED = (
+    "pipeline.cli",
+    "pipeline.commands.execution",
+    "pipeline.running.checkpoints",
+    "pipeline.stages.search",
+    "pipeline.stages.derive",
+    "pipeline.stages.retrain",
+    "d2nas.methods.d2nas",
+    "d2nas.train.search",
+    "d2nas.train.retrain",
+)
+"""What the children would each import."""
+
 
 def serve() -> None:
     """Load everything once, then fork and wait as asked."""
@@ -111,10 +124,12 @@ def serve() -> None:
     for name in LOADED:
         import_module(name)
     from d2nas import Genotype, Network, count_cost
+    from d2nas.compiler import load_compiler
     from d2nas.config import DataConfig
     from d2nas.config.registry import search_methods
     from d2nas.data.images import load_data
 
+    load_compiler()
     torch.set_num_threads(1)
     # Nothing that computes a gradient: the engine's threads would not be in the children.
     count_cost(Network(Genotype.published("DARTS_V2"), num_cells=2, init_channels=4), (3, 8, 8))

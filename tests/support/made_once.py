@@ -2,8 +2,8 @@
 
 A folder of a finished run is shared with ``made_once``; of what is traced for ONNX by commands and
 for graphs to look at, a function of the network and the opset alone, ``traced_once`` keeps the
-answers. Runs of ``pytest -m long`` trace each network again. The exporter's own tests do not use
-it.
+answers, and ``digits_read_once`` the table of digits. Runs of ``pytest -m long`` trace each network
+and read each table again. The tests of the exporter and of the data sets do not use it.
 """
 
 import copy
@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import campaigns
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -30,6 +31,8 @@ from pipeline.onnx_io import export
 
 _real_trace, _real_export = export._traced, torch.onnx.export
 _traces: Path | None = None
+_real_table = np.loadtxt
+_tables: dict[tuple[Any, ...], Any] = {}
 
 
 def shared_root(factory: pytest.TempPathFactory) -> Path:
@@ -100,3 +103,21 @@ def one_registry() -> Iterator[None]:
 
     with mock.patch.object(kind, "from_torchlib", staticmethod(from_torchlib)):
         yield
+
+
+def _table(path: Path, **options: Any) -> Any:
+    state = path.stat()
+    key = path, state.st_ino, state.st_size, state.st_mtime_ns, repr(options)
+    if key not in _tables:
+        _tables[key] = _real_table(path, **options)
+    return _tables[key].copy()
+
+
+@contextmanager
+def digits_read_once() -> Iterator[None]:
+    """Read a table that this process has read before, and is as it was, no second time."""
+    if campaigns.LONG:
+        yield
+    else:
+        with mock.patch.object(np, "loadtxt", _table):
+            yield

@@ -18,7 +18,7 @@ from studies import write
 from toy import Place
 
 from d2nas.data.batches import Batches
-from d2nas.files.tensors import encode_state
+from d2nas.files.strict_json import canonical_json
 from d2nas.train.loop import Loop, StepReport
 from d2nas.train.state import TrainState
 from pipeline.stages import open_store
@@ -118,8 +118,12 @@ class Trace:
     last: Loop | None = None
 
     def add_state(self, state: TrainState) -> None:
-        files = encode_state(state.tensors, state.scalars())
-        found = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+        digest = hashlib.sha256(canonical_json(dict(state.scalars())))
+        for name in sorted(state.tensors):
+            values = state.tensors[name].contiguous().numpy()
+            digest.update(f"{name} {values.dtype} {values.shape} ".encode())
+            digest.update(values)
+        found = digest.hexdigest()
         assert self.states.setdefault(state.step, found) == found, f"another step {state.step}"
 
     def add_batch(self, purpose: str, step: int, batch: tuple[torch.Tensor, torch.Tensor]) -> None:

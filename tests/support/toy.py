@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_once import traced_once
+from made_once import digits_read_once, traced_once
 
 from d2nas.errors import ValidationFailedError
 from pipeline.cli import run
@@ -66,7 +66,7 @@ class Place:
 
     def run(self, command: str, *arguments: str) -> int:
         """Run a command in this process and return its exit code."""
-        with traced_once():
+        with traced_once(), digits_read_once():
             return run(self.arguments(command, *arguments))
 
     def signalled(self, stop_after: int, number: int, command: str, *arguments: str) -> int:

@@ -76,6 +76,7 @@ def test_a_stop_anywhere_leaves_one_checkpoint_and_ends_as_if_it_had_not_been(
     kept = place.checkpoints(loop)
     assert kept == ([resumed - 1, resumed][-min(resumed, 2) :] if regular else [resumed])
     assert max(trace.states) == resumed
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 1e9)
     assert place.run(*place.words(loop)) == 0
     assert_as_undisturbed(place, loop, trace, derived_folder)
 
