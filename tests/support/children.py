@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
@@ -75,7 +75,8 @@ class ForkServer:
         file operation of the store before which the signal ``twice`` comes twice, counted from 1
         after the first step; ``handlers`` false for the default actions; ``helper``, a kind of
         process that the retraining needs and that SIGTERM ends in its step ``helper_at``, with
-        the child's whole group unless ``helper_alone``.
+        the child's whole group unless ``helper_alone``; ``forked_ranks``, for ``--nproc``: forks
+        of the child in place of new interpreters; ``environment``, further variables.
         """
         return int(self._ask({"arguments": arguments, **options})["pid"])
 
@@ -107,10 +108,13 @@ LOADED = (
     "pipeline.cli",
     "pipeline.commands.execution",
     "pipeline.running.checkpoints",
+    "pipeline.running.launch",
+    "pipeline.running.other_ranks",
     "pipeline.stages.search",
     "pipeline.stages.derive",
     "pipeline.stages.retrain",
     "d2nas.methods.d2nas",
+    "d2nas.parallel",
     "d2nas.train.search",
     "d2nas.train.retrain",
 )
@@ -203,6 +207,9 @@ def _prepare(request: dict[str, Any]) -> None:
     from pipeline.running import runner
     from pipeline.running import signals as stop
 
+    os.environ.update(request.get("environment", {}))
+    if request.get("forked_ranks", False):
+        _fork_ranks()
     if "checkpoint_seconds" in request:
         runner.CHECKPOINT_SECONDS = request["checkpoint_seconds"]
     if not request.get("handlers", True):
@@ -218,6 +225,73 @@ def _prepare(request: dict[str, Any]) -> None:
     if "file_limit" in request:
         limit = request["file_limit"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+class _Rank:
+    """A rank of a training: a fork of its launcher, as ``launch`` sees a process."""
+
+    def __init__(
+        self,
+        words: list[str],
+        *,
+        env: dict[str, str],
+        stdout: int | None,
+        stderr: IO[bytes] | None,
+        preexec_fn: Callable[[], None],
+        **_: Any,
+    ) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                preexec_fn()
+                if stdout == subprocess.DEVNULL:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                if stderr is not None:
+                    os.dup2(stderr.fileno(), 2)
+                os.environ.update(env)
+                from pipeline.cli import run
+
+                code = run(words)
+                sys.stdout.flush()
+                sys.stderr.flush()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int | None:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a rank", timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _fork_ranks() -> None:
+    from pipeline.running import launch
+
+    launch.own_command = lambda *words: [*words]
+    launch.subprocess.Popen = _Rank  # type: ignore[misc, assignment]
 
 
 def _signal_at_steps(

@@ -1,5 +1,6 @@
 """``--nproc``: the whole command on two processes; what ends one ends all, and nothing is lost."""
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import ForkServer
 from toy import Place
 
 from d2nas import parallel
@@ -30,43 +32,56 @@ from pipeline.store import Store
 LONG = ("--set", "retrain.epochs=2000", "--set", "retrain.warmup_epochs=0")
 SHORT = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
 
+FEW = """
+[data]
+name = "digits"
+train_images = 64
+crop_padding = 1
+flip = false
 
-LAUNCHER = """
-import sys
-from d2nas.__main__ import main
-from pipeline.running import launch
-rank = (
-    "from d2nas.__main__ import main; from pipeline.running import runner; "
-    f"runner.CHECKPOINT_SECONDS = {sys.argv.pop(1)}; main()"
-)
-launch.own_command = lambda *words: [sys.executable, "-P", "-c", rank, *words]
-main()
+[search]
+num_cells = 3
+init_channels = 4
+epochs = 2
+batch_size = 16
+draws = 1
+
+[retrain]
+num_cells = 2
+init_channels = 4
+auxiliary = false
+epochs = 3
+warmup_epochs = 1
+batch_size = 32
 """
 
 
-def start(place: Place, *arguments: str, checkpoint_seconds: float) -> subprocess.Popen[str]:
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A place for few images and small networks: of several processes starting takes longest."""
+    return Place(tmp_path, preset=FEW)
+
+
+def start(fork_server: ForkServer, place: Place, *arguments: str, checkpoint_seconds: float) -> int:
+    """Start a retraining on two processes; returns the process id of what launched them."""
     words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2", *arguments)
-    return subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, str(checkpoint_seconds), *words, "--nproc", "2"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
+    return fork_server.start(
+        [*words, "--nproc", "2"], checkpoint_seconds=checkpoint_seconds, forked_ranks=True
     )
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], object], fork_server: ForkServer, pid: int) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        assert state != "Z", fork_server.wait(pid)
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+def ranks_of(pid: int) -> list[int]:
     """The process ids of the ranks, rank 0 first."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return sorted(int(pid) for pid in children)
 
 
@@ -75,7 +90,10 @@ def has_finished_an_epoch(place: Place) -> bool:
     return rows.is_file() and rows.stat().st_size > 0
 
 
-def test_two_processes_make_one_version(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_make_one_version(
+    fork_server: ForkServer, place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In interpreters of their own."""
     words = (str(place.preset), "--genotype", "DARTS_V2", *SHORT, "--nproc", "2")
     shown = place.json(capfd, "retrain", *words)
     assert shown["versions"]["retrain"] == "toy-darts-v2/retrain@v1"
@@ -84,13 +102,21 @@ def test_two_processes_make_one_version(place: Place, capfd: pytest.CaptureFixtu
     assert not report.damaged
     assert not list((place.store / "staging").iterdir())
     # Nothing to do the second time, on two processes or one.
-    assert place.json(capfd, "retrain", *words)["executed"] == []
+    again = place.arguments("retrain", *words, "--json")
+    code, talk = fork_server.run(again, forked_ranks=True)
+    assert code == 0, talk
+    assert json.loads(talk[talk.index("\n{\n") :])["executed"] == []
     assert place.json(capfd, "retrain", *words[:-2])["executed"] == []
 
 
-def test_a_search_on_two_processes(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    quick = ("--set", "search.epochs=1")
-    shown = place.json(capfd, "search", str(place.preset), *quick, "--nproc", "2")
+def test_a_search_on_two_processes(
+    fork_server: ForkServer, place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("search", str(place.preset), "--set", "search.epochs=1")
+    code, talk = fork_server.run(place.arguments(*words, "--nproc", "2"), forked_ranks=True)
+    assert code == 0, talk
+    shown = place.json(capfd, *words)
+    assert shown["executed"] == []
     assert shown["facts"]["processes"] == 2
     assert place.run("derive", "toy") == 0
 
@@ -127,15 +153,15 @@ def test_the_same_command_under_torchrun_on_two_machines(
 
 
 def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_processes(
-    place: Place, capfd: pytest.CaptureFixture[str]
+    fork_server: ForkServer, place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    process = start(place, *LONG, checkpoint_seconds=0.5)
+    pid = start(fork_server, place, *LONG, checkpoint_seconds=0.5)
     states = place.store / "runs" / "toy-darts-v2" / "retrain-state"
-    wait_for(lambda: states.is_dir() and any(states.iterdir()), process)
+    wait_for(lambda: states.is_dir() and any(states.iterdir()), fork_server, pid)
     began = time.monotonic()
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
-    _, talk = process.communicate(timeout=60)
-    assert process.returncode == LostRankError.exit_code, talk
+    os.kill(ranks_of(pid)[1], signal.SIGKILL)
+    code, talk = fork_server.wait(pid)
+    assert code == LostRankError.exit_code, talk
     assert time.monotonic() - began < 30
     assert "was killed by SIGKILL" in talk
     assert talk.count("error: ") == talk.count("hint: ") == 1, talk
@@ -144,26 +170,28 @@ def test_a_killed_rank_ends_the_run_and_it_resumes_with_another_number_of_proces
     saved = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
     assert saved
     words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
-    assert place.signalled(2, signal.SIGTERM, *words) == 143
+    code, talk = fork_server.run(place.arguments(*words), signals=[(2, signal.SIGTERM)])
+    assert code == 143, talk
     rows = place.json(capfd, "ls")
     continued = [row["facts"]["step"] for row in rows if row["kind"] == "state"]
     assert max(continued) == max(saved) + 2
 
 
 def test_a_signal_stops_all_ranks_at_the_same_step_with_one_checkpoint(
-    place: Place, capfd: pytest.CaptureFixture[str]
+    fork_server: ForkServer, place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    process = start(place, *LONG, checkpoint_seconds=1e9)
-    wait_for(lambda: has_finished_an_epoch(place), process)
-    process.send_signal(signal.SIGTERM)
-    _, talk = process.communicate(timeout=60)
-    assert process.returncode == 143, talk
+    pid = start(fork_server, place, *LONG, checkpoint_seconds=1e9)
+    wait_for(lambda: has_finished_an_epoch(place), fork_server, pid)
+    os.kill(pid, signal.SIGTERM)
+    code, talk = fork_server.wait(pid)
+    assert code == 143, talk
     assert talk.count("error: ") == 1, talk
     assert "saved as toy-darts-v2/retrain-state@v" in talk
     rows = place.json(capfd, "ls")
     assert len([row for row in rows if row["kind"] == "state"]) == 1
     words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *LONG)
-    assert place.signalled(1, signal.SIGTERM, *words) == 143
+    code, talk = fork_server.run(place.arguments(*words), signals=[(1, signal.SIGTERM)])
+    assert code == 143, talk
 
 
 class Meeting:
@@ -228,37 +256,32 @@ def test_a_signal_before_training_is_no_lost_rank(monkeypatch: pytest.MonkeyPatc
     assert caught.value.shell_code == 143
 
 
-def test_a_rank_that_waits_for_the_others_ends_at_a_signal(place: Place) -> None:
+def test_a_rank_that_waits_for_the_others_ends_at_a_signal(
+    fork_server: ForkServer, place: Place
+) -> None:
     words = place.arguments("retrain", str(place.preset), "--genotype", "DARTS_V2")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "d2nas", *words],
-        env=os.environ | alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        stderr=subprocess.DEVNULL,
-    )
+    place_of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pid = fork_server.start(words, environment=alone | place_of_all)
 
     def listens() -> bool:
         with socket.socket() as caller:
             return caller.connect_ex(("127.0.0.1", int(port))) == 0
 
-    deadline = time.monotonic() + 120
-    while not listens():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == -signal.SIGTERM
+    wait_for(listens, fork_server, pid)
+    os.kill(pid, signal.SIGTERM)
+    code, talk = fork_server.wait(pid)
+    assert code == -signal.SIGTERM, talk
 
 
-def test_an_error_is_told_once_with_its_code(
-    place: Place, capfd: pytest.CaptureFixture[str]
-) -> None:
-    words = (str(place.preset), "--genotype", "DARTS_V2", "--nproc", "2")
-    assert place.run("retrain", *words, "--set", "retrain.batch_size=7") == 2
-    talk = capfd.readouterr().err
+def test_an_error_is_told_once_with_its_code(fork_server: ForkServer, place: Place) -> None:
+    words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", "--nproc", "2")
+    odd = place.arguments(*words, "--set", "retrain.batch_size=7")
+    code, talk = fork_server.run(odd, forked_ranks=True)
+    assert code == 2, talk
     assert talk.count("error: 7 images of a batch cannot be shared equally by 2") == 1
 
 
@@ -362,12 +385,12 @@ def test_what_a_waiting_rank_says_is_shown_at_once(
 
 
 def test_a_run_that_is_in_use_ends_all_ranks_with_one_error(
-    place: Place, capfd: pytest.CaptureFixture[str]
+    fork_server: ForkServer, place: Place
 ) -> None:
-    words = (str(place.preset), "--genotype", "DARTS_V2", *SHORT, "--nproc", "2")
+    words = ("retrain", str(place.preset), "--genotype", "DARTS_V2", *SHORT, "--nproc", "2")
     with Store(place.store).lock_run("toy-darts-v2"):
-        assert place.run("retrain", *words) == 8
-    talk = capfd.readouterr().err
+        code, talk = fork_server.run(place.arguments(*words), forked_ranks=True)
+    assert code == 8, talk
     assert talk.count("error: ") == 1, talk
     assert "is gone" not in talk
 
