@@ -22,6 +22,8 @@ seeds = [0, 1]
 "search.batch_size" = 64
 "retrain.epochs" = 2
 "retrain.batch_size" = 64
+"retrain.num_cells" = 2
+"retrain.init_channels" = 4
 """
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import ForkServer
 from forgery import forge_version, reference_file, rewrite_reference
 from studies import SMALL, write
 from toy import Place
@@ -271,14 +272,17 @@ VARYING = ("search_seconds", "retrain_seconds")
 
 
 def test_a_stopped_study_continues_and_ends_with_the_very_same_rows(
-    done: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    done: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str], fork_server: ForkServer
 ) -> None:
     parts = Place(tmp_path)
     path = write(parts, SMALL.replace("[0, 1]", "[0]"))
-    assert parts.signalled(3, signal.SIGTERM, "study", str(path)) == 143
+    command = parts.arguments("study", str(path))
+    code, talk = fork_server.run(command, signals=[(3, signal.SIGTERM)])
+    assert code == 143, talk
     plan = parts.json(capfd, "study", str(path), "--plan")
     assert plan[0]["state"] == "search continues at step 3"
-    assert parts.signalled(9, signal.SIGINT, "study", str(path)) == 130
+    code, talk = fork_server.run(command, signals=[(9, signal.SIGINT)])
+    assert code == 130, talk
     capfd.readouterr()
     assert parts.run("study", str(path)) == 0
     error = capfd.readouterr().err
@@ -307,9 +311,9 @@ seeds = [0]
 """
 
 
-def test_a_failing_trial_is_reported_and_the_others_run(place, capfd):
-    path = write(place, SMALL + FAILING)
-    assert place.run("study", str(path), "--json") == 5
+def test_a_failing_trial_is_reported_and_the_others_run(done, capfd):
+    path = write(done, SMALL + FAILING, "failing")
+    assert done.run("study", str(path), "--json") == 5
     captured = capfd.readouterr()
     rows = json.loads(captured.out)
     assert [(row["variant"], row["method"]) for row in rows] == [
@@ -328,7 +332,7 @@ def test_a_failing_trial_is_reported_and_the_others_run(place, capfd):
     assert len(errors) == 1
     assert "2 of 4 trials have no result" in errors[0]
     assert captured.err.count("warning: broken, digits, S0") == 2
-    assert place.run("study", str(path)) == 5
+    assert done.run("study", str(path)) == 5
     lines = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
     assert ["digits", "broken", "S0", "d2nas", "0", "1", ""] in [line[:7] for line in lines]
 
@@ -388,7 +392,8 @@ def test_a_damaged_version_is_reported_and_fresh_makes_it_again(done, capfd):
     assert [row["error"] is None for row in rows] == [True, False, True, True]
     assert "evaluation.json" in rows[1]["error"]
     assert "--fresh" in captured.err
-    assert done.run("study", str(path), "--fresh") == 0
+    half = write(done, SMALL.replace("[0, 1]", "[0]"), "half")
+    assert done.run("study", str(half), "--fresh") == 0
     after = study_rows(done, capfd)
     assert [row["accuracy"] for row in after] == [row["accuracy"] for row in before]
 
