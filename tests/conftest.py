@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import campaigns
+import idle_threads  # noqa: F401 - before torch
 import pytest
 import torch
 from children import ForkServer

@@ -1,8 +1,6 @@
 """A whole run in seconds: the real stages on real digits, only small."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ cutout = 2
 [validate]
 latency_batches = [1, 4]
 latency_samples = 20
-latency_seconds = 0.5
+latency_seconds = 0.1
 """
 
 TRAINING_BEGINS = "this is where training begins"
@@ -68,20 +66,6 @@ class Place:
         """Run a command in this process and return its exit code."""
         with traced_once(), digits_read_once():
             return run(self.arguments(command, *arguments))
-
-    def signalled(self, stop_after: int, number: int, command: str, *arguments: str) -> int:
-        """Run a command in a process of its own that gets a signal after some finished steps."""
-        script = (
-            "import os, sys, torch; torch.set_num_threads(1)\n"
-            "from pipeline.running import runner; from pipeline.cli import run\n"
-            "advance = runner._StageHooks.advance; count = 0\n"
-            "def counted(hooks, done, row):\n"
-            "    global count; advance(hooks, done, row); count += 1\n"
-            f"    if count == {stop_after}: os.kill(os.getpid(), {int(number)})\n"
-            "runner._StageHooks.advance = counted\n"
-            f"sys.exit(run({self.arguments(command, *arguments)!r}))"
-        )
-        return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode
 
     def json(self, capfd: pytest.CaptureFixture[str], command: str, *arguments: str) -> Any:
         """Run a command with --json, expect success, and return its data."""

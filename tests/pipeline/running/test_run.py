@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
+from children import ForkServer
 from toy import Place
 
 from d2nas import Genotype, load_network
@@ -20,6 +21,10 @@ from d2nas.errors import D2NasError, DamagedArtifactError
 from pipeline.report.terminal import report_rows
 from pipeline.stages import STAGES
 from pipeline.store import Store
+
+
+SHORT = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
+"""Another training."""
 
 
 def test_run_reports_what_it_made(finished: Place, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,8 +113,7 @@ def test_another_model_gets_the_next_number_and_the_first_keeps_its_own(
     finished: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bundle = finished.exported / "toy"
-    setting = ["--set", "retrain.lr=0.09"]
-    other = finished.json(capfd, "run", str(finished.preset), *setting)
+    other = finished.json(capfd, "run", str(finished.preset), *SHORT)
     assert other["versions"]["export"] == "toy/export@v2"
     assert {p.name for p in bundle.iterdir() if p.is_dir()} == {"1", "2"}
     assert "versions: [ 2 ]" in (bundle / "config.pbtxt").read_text()
@@ -162,7 +166,7 @@ def test_stages_alone_read_and_write_versions(
 ) -> None:
     assert finished.json(capfd, "search", str(finished.preset))["executed"] == []
     assert finished.json(capfd, "derive", "toy")["executed"] == []
-    retrained = finished.json(capfd, "retrain", "toy/derive@v1", "--set", "retrain.epochs=2")
+    retrained = finished.json(capfd, "retrain", "toy/derive@v1", *SHORT)
     assert retrained["executed"] == ["retrain"]
     assert retrained["ref"] == "toy/retrain@v2"
     assert finished.json(capfd, "export", "toy")["ref"] == "toy/export@v2"
@@ -177,12 +181,16 @@ def test_stages_alone_read_and_write_versions(
 
 
 def test_a_stopped_run_continues_and_ends_with_the_very_same_versions(
-    finished_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finished_folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    fork_server: ForkServer,
 ) -> None:
     whole, parts = Place(finished_folder), Place(tmp_path)
-    assert parts.signalled(3, signal.SIGTERM, "run", str(parts.preset)) == 143
-    assert parts.signalled(4, signal.SIGINT, "run", str(parts.preset)) == 130
-    assert parts.signalled(20, signal.SIGTERM, "run", str(parts.preset)) == 143
+    command = parts.arguments("run", str(parts.preset))
+    for steps, number in ((3, signal.SIGTERM), (4, signal.SIGINT), (20, signal.SIGTERM)):
+        code, talk = fork_server.run(command, signals=[(steps, number)])
+        assert code == 128 + number, talk
     assert parts.run("run", str(parts.preset)) == 0
     assert "continues at step" in capfd.readouterr().err
     ids = [{row["ref"]: row["id"] for row in place.json(capfd, "ls")} for place in (whole, parts)]
