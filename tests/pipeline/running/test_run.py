@@ -22,7 +22,6 @@ from pipeline.report.terminal import report_rows
 from pipeline.stages import STAGES
 from pipeline.store import Store
 
-
 SHORT = ("--set", "retrain.epochs=1", "--set", "retrain.warmup_epochs=0")
 """Another training."""
 
