@@ -142,6 +142,7 @@ def test_no_step_is_taken_and_the_last_good_state_is_kept(
         assert moved <= may_have_moved(loop, what, at)
     trace = traced(monkeypatch)
     trace.states.update(failed.states)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 1e9)
     assert place.run(*place.words(loop)) == 0
     whole = undisturbed(derived_folder)[loop][1]
     trace.batches = dict(whole.batches)  # the spoiled one is not that of a clean run

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from toy import Place
+from toy import TOY, Place
 
 from d2nas import Genotype
 from d2nas.config import build_config
@@ -20,7 +20,11 @@ def genotype_of(place: Place, reference: str) -> Genotype:
     )
 
 
-def test_a_published_cell_goes_all_the_way(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_published_cell_goes_all_the_way(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = "num_cells = 2\ninit_channels = 4"
+    place = Place(tmp_path, preset=TOY.replace("num_cells = 4\ninit_channels = 8", small))
     shown = place.json(capfd, "retrain", str(place.preset), "--genotype", "DARTS_V2")
     assert shown["versions"] == {
         "derive": "toy-darts-v2/derive@v1",
