@@ -27,20 +27,6 @@ from typing import IO, Any, Self
 
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
-LOADED = (
-    "pytest",
-    "torch._dynamo",  # by the first optimizer
-    "torch.utils.tensorboard",
-    "d2nas.train.machine",
-    "d2nas.train.retrain",
-    "d2nas.train.search",
-    "pipeline.cli",
-    "pipeline.commands.execution",
-    "pipeline.stages.derive",
-    "pipeline.stages.retrain",
-    "pipeline.stages.search",
-)
-"""What children would load, each of them."""
 
 
 class ForkServer:
@@ -105,18 +91,21 @@ class ForkServer:
 # In the process that forks
 
 LOADED = (
+    "pytest",
+    "torch.utils.tensorboard",
+    "d2nas.methods.d2nas",
+    "d2nas.parallel",
+    "d2nas.train.machine",
+    "d2nas.train.retrain",
+    "d2nas.train.search",
     "pipeline.cli",
     "pipeline.commands.execution",
     "pipeline.running.checkpoints",
     "pipeline.running.launch",
     "pipeline.running.other_ranks",
-    "pipeline.stages.search",
     "pipeline.stages.derive",
     "pipeline.stages.retrain",
-    "d2nas.methods.d2nas",
-    "d2nas.parallel",
-    "d2nas.train.search",
-    "d2nas.train.retrain",
+    "pipeline.stages.search",
 )
 """What the children would each import."""
 
