@@ -314,7 +314,6 @@ def test_show_names_the_space_and_the_cells(
 def test_show_writes_facts_as_the_report_does(
     finished: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    finished.json(capfd, "run", str(finished.preset))
     report = json.loads(Store(finished.store).open("toy/validate").read("report.json"))
     lines = {}
     for stage in ("retrain", "validate"):
