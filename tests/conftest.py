@@ -49,6 +49,13 @@ def fork_server() -> Iterator[ForkServer]:
         yield fork_server
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _loaded_modules_are_kept() -> None:
+    """Let the collector, which many tests call, not look through all of PyTorch each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _traces(tmp_path_factory: pytest.TempPathFactory) -> None:
     keep_traces(shared_root(tmp_path_factory) / "traces")

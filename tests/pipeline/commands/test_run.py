@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny import TinyPlace
 from toy import Place, expect_error
 
 from d2nas.config.registry import search_methods
@@ -35,11 +36,14 @@ def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) ->
 
 @pytest.mark.parametrize("method", search_methods.names())
 def test_a_plan_knows_what_the_search_will_do(
-    capfd: pytest.CaptureFixture[str], place: Place, method: str
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, method: str
 ) -> None:
+    place = TinyPlace(tmp_path)  # of few candidates
     sets = [
         f"search.method={method}",
         "search.init_channels=8",
+        "search.epochs=2",
+        "search.batch_size=64",
         "search.warmup_epochs=1",
         "search.image_fraction=0.5",
         "data.train_images=600",
@@ -49,7 +53,7 @@ def test_a_plan_knows_what_the_search_will_do(
     sets = [word for setting in sets for word in ("--set", setting)]
     plan = place.json(capfd, "run", str(place.preset), "--plan", *sets)
     planned, retrain = plan["stages"][0], plan["stages"][2]
-    assert retrain["steps"] == 3 * (600 // 128)
+    assert retrain["steps"] == 4 * (600 // 20)
     version = place.json(capfd, "search", str(place.preset), *sets)
     assert planned["steps"] == version["facts"]["steps"]
     assert planned.get("passes", 0) == version["facts"]["passes"]
