@@ -78,7 +78,7 @@ def test_every_method_is_found_by_its_name() -> None:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_method_searches_a_space(method: str, space: str) -> None:
-    search = search_by(method, "search.epochs=1", space=space)
+    search = search_by(method, "search.epochs=1", "search.batch_size=16", space=space)
     logits, weights = copies(search.logits), copies(search.supernet)
     finish(search)
     operations, edges = {"normal_ops", "reduce_ops"}, {"normal_edges", "reduce_edges"}
@@ -229,7 +229,7 @@ NUM_SHARED = 2
 
 def supernet_of(branch_length: int, recompute: str, stem: str) -> Supernet:
     supernet = Supernet(
-        SPACES["S0"],
+        SPACES["S2"],
         num_cells=4,
         init_channels=2,
         stem=stem,
@@ -244,7 +244,7 @@ def gate_gradients(supernet: Supernet, given: list[Any]) -> list[Tensor]:
     """The gradients of each draw's gates, a draw on each of ``given``: images, or shared inputs."""
     found = []
     for seed, x in enumerate(given):
-        draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(seed))
+        draw = sample(ArchLogits(SPACES["S2"]), 1.0, torch.Generator().manual_seed(seed))
         gates = [torch.ones(8, dtype=torch.float64, requires_grad=True) for _ in CELL_TYPES]
         with frozen(list(supernet.parameters())):
             for branch in supernet.branches(x, draw.with_gates(*gates)):
@@ -292,7 +292,7 @@ def test_control_a_shared_stem_learns_nothing() -> None:
     supernet = supernet_of(1, "none", "cifar")
     for share, learns in ((True, False), (False, True)):
         given = supernet.share(IMAGES) if share else IMAGES
-        draw = sample(ArchLogits(SPACES["S0"]), 1.0, torch.Generator().manual_seed(0))
+        draw = sample(ArchLogits(SPACES["S2"]), 1.0, torch.Generator().manual_seed(0))
         for branch in supernet.branches(given, draw.with_gates(None, None)):
             F.cross_entropy(branch.logits, LABELS).backward()
         assert (supernet.stem.convs[0].weight.grad is not None) == learns

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,6 +31,13 @@ RAGGED = SearchSpace(
     "ragged",
     (("skip_connect", "dil_conv_3x3", "none"), *[("max_pool_3x3",)] * 13),
     (("skip_connect", "dil_conv_3x3"),) * 14,
+)
+# One operation of each kind.
+ONE_OF_EACH = SearchSpace.from_dict(
+    dict.fromkeys(
+        ("normal", "reduce"),
+        ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"],
+    )
 )
 K4 = {"channel_divisor": 4}
 IMAGENET_K2 = {"channel_divisor": 2, "stem": "imagenet"}
@@ -337,20 +345,26 @@ def step(supernet: MixedSupernet, logits: ArchLogits) -> dict[str, Tensor]:
     return {name: p.grad for name, p in parameters if p.grad is not None}
 
 
+@cache
+def kept_step(space: SearchSpace, divisor: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradients and the statistics of a step that keeps everything."""
+    supernet, logits = small(space, channel_divisor=divisor)
+    return step(supernet, logits), dict(supernet.named_buffers())
+
+
 @pytest.mark.parametrize("recompute", ["cell", "op"])
 @pytest.mark.parametrize("divisor", [1, 4])
 @pytest.mark.parametrize("space", [S0, SPACES["S4"].with_none()], ids=["S0", "S4"])
 def test_recomputed_gradients_equal_the_kept_ones(
     recompute: str, divisor: int, space: SearchSpace
 ) -> None:
-    kept_pair = small(space, channel_divisor=divisor)
-    again_pair = small(space, channel_divisor=divisor, recompute=recompute)
-    kept, again = step(*kept_pair), step(*again_pair)
+    supernet, logits = small(space, channel_divisor=divisor, recompute=recompute)
+    (kept, kept_statistics), again = kept_step(space, divisor), step(supernet, logits)
     assert kept.keys() == again.keys()
     for name in kept:
         torch.testing.assert_close(again[name], kept[name], rtol=0, atol=1e-12)
-    statistics = dict(again_pair[0].named_buffers())
-    for name, buffer in kept_pair[0].named_buffers():
+    statistics = dict(supernet.named_buffers())
+    for name, buffer in kept_statistics.items():
         assert torch.equal(buffer, statistics[name]), name
 
 
@@ -370,7 +384,7 @@ def test_control_unfrozen_state_counts_twice_and_draws_other_noise(
 def test_recomputing_needs_less_memory(divisor: int) -> None:
     peaks = {}
     for mode in ("none", "cell", "op"):
-        supernet, logits = small(S0, num_cells=6, channel_divisor=divisor, recompute=mode)
+        supernet, logits = small(ONE_OF_EACH, num_cells=6, channel_divisor=divisor, recompute=mode)
 
         def activations(supernet: MixedSupernet = supernet, logits: ArchLogits = logits) -> None:
             loss = F.cross_entropy(supernet(images(4, 3, 16, 16), logits), LABELS)
