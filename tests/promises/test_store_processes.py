@@ -346,9 +346,8 @@ def test_processes_lose_nothing_while_another_removes_garbage(quick_path: Path) 
     commit(store, contents(-1), run="first")  # something that the first pass can look at
     seeds = [1000 * number + index for number in range(PROCESSES) for index in range(COMMITS)]
     with collecting(store, "none"):
-        names = names_of(
-            [start("commit", store.root, 1000 * number, COMMITS) for number in range(PROCESSES)]
-        )
+        firsts = [1000 * number for number in range(PROCESSES)]
+        names = names_of([start("commit", store.root, COMMITS, *firsts)])
     total = PROCESSES * COMMITS
     assert len(names) == len(set(names)) == total >= 200
     assert lost_or_mixed(store, seeds, total) == []

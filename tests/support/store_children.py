@@ -82,6 +82,25 @@ def commit_many(root: Path, first_seed: str, count: str) -> None:
         _say(commit(store, contents(seed)).reference or "")
 
 
+def commit_from_many(root: Path, count: str, *first_seeds: str) -> None:
+    """Let a forked child of its own commit from each seed on; their lines are whole."""
+    children = [_forked(commit_many, root, seed, count) for seed in first_seeds]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * len(children), codes
+
+
+def _forked(work: Callable[..., None], *arguments: Any) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work(*arguments)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
 class DiskLikeFileSystem(FileSystem):
     """Takes its time to sync, as disks do, also in memory: most kills meet it writing."""
 
@@ -124,6 +143,7 @@ def collect_until(root: Path, bug: str, end: str) -> None:
         num_passes += 1
         if num_passes == 1:
             _say("ready")
+        time.sleep(0.002)  # others wait for the lock longer than it is free
     _say(str(num_passes))
 
 
@@ -251,7 +271,7 @@ def kill_lock_holders(root: Path, rounds: str) -> None:
 MODES: dict[str, Callable[..., None]] = {
     "hold-run": hold_run,
     "hold-staging": hold_staging,
-    "commit": commit_many,
+    "commit": commit_from_many,
     "commit-slowly": commit_slowly,
     "collect": collect_until,
     "limits": commit_with_limits,

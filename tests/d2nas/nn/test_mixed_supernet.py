@@ -33,12 +33,8 @@ RAGGED = SearchSpace(
     (("skip_connect", "dil_conv_3x3"),) * 14,
 )
 # One operation of each kind.
-ONE_OF_EACH = SearchSpace.from_dict(
-    dict.fromkeys(
-        ("normal", "reduce"),
-        ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"],
-    )
-)
+KINDS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
+ONE_OF_EACH = SearchSpace("one of each", (KINDS,) * 14, (KINDS,) * 14)
 K4 = {"channel_divisor": 4}
 IMAGENET_K2 = {"channel_divisor": 2, "stem": "imagenet"}
 LABELS = torch.arange(4)
