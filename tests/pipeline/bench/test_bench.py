@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -193,12 +192,6 @@ def test_memory_grows_with_depth_where_gradients_cross_all_cells(
 def test_processes_measure_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [toy("pc-darts-4", num_cells=1, recompute=mode) for mode in ("none", "op")]
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-
-    def one_for_all(processes: int, *arguments: Any, **options: Any) -> ProcessPoolExecutor:
-        assert processes == 2
-        return ProcessPoolExecutor(1, *arguments, **options)  # each loads PyTorch for seconds
-
-    monkeypatch.setattr(bench_memory, "ProcessPoolExecutor", one_for_all)
     assert list(measure_all(wanted, CPU)) == [measure_case(case, CPU) for case in wanted]
 
 
