@@ -269,7 +269,7 @@ def test_a_configuration_is_shown_with_its_size_and_whence(
     assert place.run("show", "--config", "folder", *root) == 0
     shown = capfd.readouterr()
     why = "chosen from 12 pictures: median 30 x 300"
-    assert f"data.image_size\tNone\t{why} (30)" in shown.out
+    assert f"data.image_size\tnone\t{why} (30)" in shown.out
     assert f"# image size 30: {why}" in shown.out
     assert "leaves out 90% of the area" in shown.out
     assert f"warning: {LEFT_OUT}" in shown.err

@@ -67,7 +67,7 @@ def run_both_halves(name: str, kind: str) -> SinglePath:
     with without_values(kind) as mode:
         method, batch = BUILD[name](), a_batch()
     with mode if kind == "fake" else contextlib.nullcontext():
-        leaves, measured = method.gate_gradients(batch, draws, numbers)
+        leaves, measured, _ = method.gate_gradients(batch, draws, numbers)
         assert all(leaf.grad is not None for own in leaves for leaf in own)
         method.run(batch, draws, numbers)
     assert any(parameter.grad is not None for parameter in method.supernet.parameters())
