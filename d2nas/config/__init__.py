@@ -203,6 +203,9 @@ class SearchConfig(Section):
     weight_momentum: Annotated[Rate, Source("ROME 4")] = 0.9
     weight_decay: Annotated[Decay, Source("DARTS's code")] = 3e-4
     clip_norm: Annotated[NormLimit, Source("DARTS's code")] = 5.0
+    clip: Annotated[Literal["sum", "branch"], Source("DARTS's code, which sums nothing")] = "sum"
+    """What clip_norm limits: the gradient summed over a step's draws and branches, or (ours) that
+    of one of them, where the sum may have clip_norm times the square root of their number."""
     arch_lr: Annotated[LearningRate, Source("ROME 4")] = 3e-4
     arch_beta1: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code")] = 0.5
     arch_beta2: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code")] = 0.999

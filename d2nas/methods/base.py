@@ -32,6 +32,7 @@ D2NAS_KEYS = (
     "branch_length",
     "branch_head",
     "edge_gate_scale",
+    "clip",
     "estimator",
     "reward",
 )
@@ -117,6 +118,11 @@ class Method:
 
     supernet: nn.Module
     logits: ArchLogits
+
+    @property
+    def gradients_summed(self) -> int:
+        """How many losses' gradients are added in a weight half: of each draw and branch."""
+        return 1
 
     @classmethod
     def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class SinglePath(Method):
         self.draws = draws
         self.passes = (draws, draws)
 
+    @property
+    def gradients_summed(self) -> int:
+        """How many losses' gradients are added in a weight half: of each draw and branch."""
+        return self.draws * len(self.supernet.borders)
+
     @classmethod
     def branch_cells(cls, config: SearchConfig) -> int:
         """Return how many cells one branch spans: all."""

@@ -117,6 +117,10 @@ class Loop:
         """Return the row of the epoch that ``step`` completes; ``means`` are the sums' per step."""
         raise NotImplementedError
 
+    def cautions(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what a user should know after the epoch that has just finished, with its row."""
+        yield from ()
+
     def run(self, state: TrainState | None = None) -> Iterator[StepReport]:
         """Run every step, from ``state`` on if given; yields after each one.
 

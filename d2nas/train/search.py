@@ -12,7 +12,8 @@ A whole search, step by step:
 ``search`` does all of it in one call.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class Search(Loop):
             )
         self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
+        self.num_classes = len(data.class_names)
         self.weight_batches, self.arch_batches = (
             Batches(
                 half.to(device),
@@ -220,6 +222,19 @@ class Search(Loop):
     def check(self) -> None:
         """Raise ``NonFiniteError`` for the first step whose update was not finite."""
         self.watch.check()
+
+    def cautions(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a warning where the architecture begins to learn from a supernet that is no better
+        than chance.
+        """
+        chance = math.log(self.num_classes)
+        begins = len(self.metrics) == max(1, self.config.warmup_epochs)
+        if self.trains and begins and row["weight_loss"] >= chance:
+            yield (
+                f"the supernet's loss is {row['weight_loss']:.2f} as the architecture begins to "
+                f"learn, that of chance is {chance:.2f}: it says little of any operation "
+                "(search.warmup_epochs, search.epochs, search.clip=branch)"
+            )
 
     def describe_epoch(self, step: int, means: dict[str, float]) -> dict[str, Any]:
         """Return losses, accuracies, temperature, entropies, memory and the genotype so far.
@@ -342,9 +357,15 @@ def weight_step(search: Search, step: int) -> None:
     """Update the weights by the method's gradient on one batch of the weight half.
 
     Weights that no draw sampled keep their value and momentum (ROME v2, Eq. 12; ours where the
-    paper is silent: no decay either). The clip norm is that of all gradients together.
+    paper is silent: no decay either). The clip norm is that of all gradients together, or, with
+    ``clip="branch"``, of one draw and branch. Branches share no weights, and draws few, so that the
+    gradients that are added are nearly at right angles: the norm of n of them is about sqrt(n)
+    times that of one.
     """
     config = search.config
+    limit = config.clip_norm
+    if config.clip == "branch":
+        limit *= search.method.gradients_summed**0.5
     for group in search.weight_optimizer.param_groups:
         group["lr"] = search.weight_lr_at(step)
     search.weight_optimizer.zero_grad()
@@ -354,12 +375,12 @@ def weight_step(search: Search, step: int) -> None:
         raise ConfigError(f"the search method {search.method.name} gives no weight a gradient")
     search.ranks.mean_gradients(search.method.weights)
     measured = _over_ranks(search, measured)
-    norm = nn.utils.clip_grad_norm_(search.method.weights, config.clip_norm)
+    norm = nn.utils.clip_grad_norm_(search.method.weights, limit)
     search.trained.sums.add(
         weight_loss=measured.loss,
         weight_accuracy=measured.accuracy,
         branch_loss=measured.branch_loss,
-        clip_rate=norm > config.clip_norm,
+        clip_rate=norm > limit,
     )
     finite = search.watch.add(step, "the training loss", measured.loss)
     finite = finite & search.watch.add(step, "the gradient norm", norm)

@@ -83,13 +83,15 @@ def run(context: Context) -> Facts:
 def _config(config: Config) -> dict[str, Any]:
     """Return the search's settings; the space itself decides, not the path of its file.
 
-    Keys are as before there were revisions and estimators where these change nothing: a method's
-    revision is among the settings from 2 on, an estimator where it is not the first one.
+    Keys are as before there were revisions, estimators and clips of a branch where these change
+    nothing: a method's revision is among the settings from 2 on, the others where they are chosen.
     """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
     if config.search.estimator == "straight-through":
         del settings["estimator"], settings["reward"]
+    if config.search.clip == "sum":
+        del settings["clip"]
     part: dict[str, Any] = {"search": settings, "space": space.to_dict()}
     method = other_method(config.search.method)
     if method is not None and method.revision != 1:

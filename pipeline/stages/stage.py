@@ -182,6 +182,8 @@ def run_loop(loop: "Loop", hooks: Hooks) -> None:
     hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size, epochs)
     for report in loop.run(state):
         hooks.advance(report.step + 1, report.metrics)
+        for line in loop.cautions(report.metrics) if report.metrics else ():
+            hooks.warn(line)
         if report.step + 1 < loop.num_steps:
             hooks.checkpoint(report.step + 1, loop.capture)
 

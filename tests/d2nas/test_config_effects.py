@@ -33,6 +33,7 @@ SEARCH_VALUES = {
     "search.branch_length": 2,
     "search.branch_head": "separable",
     "search.edge_gate_scale": 2,
+    "search.clip": "branch",
     "search.estimator": "mixed",
     "search.reward": "loss",
     "search.temperature_start": 5.0,

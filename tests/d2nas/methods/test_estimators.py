@@ -42,7 +42,7 @@ def gradients_of(search: Search) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("branch_length", [1, 2, 5])
-@pytest.mark.parametrize("space", ["S0", CHEAP], ids=str)
+@pytest.mark.parametrize("space", ["S0", CHEAP], ids=["S0", "cheap"])
 def test_a_forward_pass_alone_predicts_what_the_branches_do(space: Any, branch_length: int) -> None:
     sizes = ("search.num_cells=5", f"search.branch_length={branch_length}")
     search = search_of("score", *sizes, space=space)

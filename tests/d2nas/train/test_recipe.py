@@ -162,3 +162,42 @@ def test_no_image_is_in_both_halves_of_a_search() -> None:
     )
     assert len(weight) == len(architecture) == 16
     assert not weight & architecture
+
+
+@pytest.mark.parametrize(
+    ("method", "clip", "summed"),
+    [
+        ("d2nas", "sum", 1),
+        ("d2nas", "branch", 6),
+        ("entangled", "branch", 2),
+        ("gdas", "branch", 1),
+    ],
+)
+def test_the_clip_is_of_the_sum_or_of_one_branch(
+    method: str, clip: str, summed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 2 draws with 3 branches, or with one; GDAS has one draw."""
+    limits: list[float] = []
+    real = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        "torch.nn.utils.clip_grad_norm_", lambda w, limit: limits.append(limit) or real(w, limit)
+    )
+    search = search_by(method, f"search.clip={clip}", "search.clip_norm=0.5")
+    search_step(search, 0)
+    assert limits == pytest.approx([0.5 * summed**0.5])
+
+
+def test_a_supernet_that_is_no_better_than_chance_when_the_architecture_begins_is_told() -> None:
+    search = search_by("d2nas", "search.epochs=4", "search.warmup_epochs=2")
+    told = {}
+    for epochs in range(1, 5):
+        search.metrics = [{}] * epochs
+        for loss in (1.38, 1.39):  # four classes: 1.386
+            told[epochs, loss] = [*search.cautions({"weight_loss": loss})]
+    assert [key for key, lines in told.items() if lines] == [(2, 1.39)]
+    (line,) = told[2, 1.39]
+    assert "1.39 as the architecture begins to learn, that of chance is 1.39" in line
+    at_once = search_by("d2nas", "search.warmup_epochs=0")
+    at_once.metrics = [{}]
+    assert [*at_once.cautions({"weight_loss": 2.0})]
+    assert not [*search_by("random").cautions({})]
