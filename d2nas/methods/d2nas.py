@@ -94,7 +94,7 @@ class D2nas(SinglePath):
         add_gradients(
             self.logits,
             draws,
-            self._losses(predictions_KNC, batch.labels),
+            self.losses(predictions_KNC, batch.labels),
             self.supernet.cell_types,
             edges=self.estimator == "score",
         )
@@ -111,8 +111,8 @@ class D2nas(SinglePath):
             operation_gate_scale=0.0,
         )
 
-    def _losses(self, predictions_KNC: Tensor, labels_N: Tensor) -> Tensor:
-        """Return what a draw is worth by, lower is better: (K,), on the host."""
+    def losses(self, predictions_KNC: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the losses by which draws are judged, as ``reward`` says: (K,), on the host."""
         if self.reward == "loss":
             return cross_entropies(predictions_KNC, labels_N).cpu()
         losses_K, _ = calibrated_losses(predictions_KNC.cpu(), labels_N.cpu())
