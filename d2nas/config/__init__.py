@@ -237,12 +237,6 @@ class SearchConfig(Section):
         return values if method is None else method.settings(values)
 
     @model_validator(mode="after")
-    def _draws_have_a_baseline(self) -> "SearchConfig":
-        if self.estimator != "straight-through" and self.draws < 2:
-            raise ValueError(f"search.estimator={self.estimator} needs search.draws of at least 2")
-        return self
-
-    @model_validator(mode="after")
     def _method_computes_in(self) -> "SearchConfig":
         method = other_method(self.method)
         if method is not None and self.precision not in method.precisions:
@@ -350,6 +344,10 @@ class Config(Section):
         reads_temperatures = not {"temperature_start", "temperature_end"} & {*unread}
         if reads_temperatures and self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
+        estimator = self.search.estimator
+        is_read = "estimator" not in unread and self.derive.genotype is None
+        if is_read and estimator != "straight-through" and self.search.draws < 2:
+            raise ValueError(f"search.estimator={estimator} needs search.draws of at least 2")
         length = self.search.branch_length
         reads_length = "branch_length" not in unread
         if reads_length and isinstance(length, int) and length > self.search.num_cells:

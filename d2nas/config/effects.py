@@ -23,18 +23,18 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "data.evaluation": {"test": ("data.held_out_images",)},
     "data.fit": {"pad": ("data.crop_fraction",)},
     "data.crop": {"shift": ("data.color_jitter",)},
+    "derive.genotype": {_GIVEN: _SEARCH},
     "search.method": _unread_by_method,
     "search.estimator": {
         "straight-through": ("search.reward",),
         "score": ("search.edge_gate_scale", "search.temperature_start", "search.temperature_end"),
     },
-    "derive.genotype": {_GIVEN: _SEARCH},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }
 """Key to its values, each with the keys that are not read where it holds; or to a function that
-says them."""
+says them. A key stands behind those that may make it ineffective."""
 
 
 def without_effect(
@@ -46,10 +46,15 @@ def without_effect(
     """
     values = config.to_dict()
     asked, found = list(dict.fromkeys(keys)), dict[str, list[str]]()
+    ineffective = set[str]()
     for choice, unread in UNREAD.items():
+        if choice in ineffective:
+            continue  # what is not read decides nothing
         section, _, field = choice.partition(".")
         value = values[section][field]
-        _take(asked, _names(unread, value), f"{choice}={value}", found)
+        names = _names(unread, value)
+        ineffective.update(names)
+        _take(asked, names, f"{choice}={value}", found)
     if streams is False:
         _take(asked, ("data.workers",), "the images fit into memory", found)
     return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import SearchConfig
+from ..errors import ConfigError
 from ..genotype import Genotype
 from ..measure.calibration import calibrated_losses, cross_entropies
 from ..nn.sampling import ArchLogits, Draw, sample
@@ -26,6 +27,9 @@ from ..spaces import SearchSpace
 from .base import Batch, Measured, Method, Sizes, StepContext, register_method
 from .derivation import derive_genotype
 from .single_path import SinglePath, backward_to_logits
+
+ESTIMATORS = ("straight-through", "score", "mixed")
+REWARDS = ("calibrated", "loss")
 
 
 @register_method("d2nas")
@@ -58,6 +62,10 @@ class D2nas(SinglePath):
             recompute=recompute,
             branch_head=branch_head,
         )
+        if estimator not in ESTIMATORS or reward not in REWARDS:
+            raise ConfigError(f"unknown estimator or reward: {estimator!r}, {reward!r}")
+        if estimator != "straight-through" and draws < 2:
+            raise ConfigError(f"the estimator {estimator} needs 2 draws or more")
         self.edge_gate_scale = edge_gate_scale
         self.estimator, self.reward = estimator, reward
 

@@ -227,14 +227,18 @@ class Search(Loop):
         """Yield a warning where the architecture begins to learn from a supernet that is no better
         than chance.
         """
-        chance = math.log(self.num_classes)
-        begins = len(self.metrics) == max(1, self.config.warmup_epochs)
-        if self.trains and begins and row["weight_loss"] >= chance:
-            yield (
-                f"the supernet's loss is {row['weight_loss']:.2f} as the architecture begins to "
-                f"learn, that of chance is {chance:.2f}: it says little of any operation "
-                "(search.warmup_epochs, search.epochs, search.clip=branch)"
-            )
+        warmup, chance = self.config.warmup_epochs, math.log(self.num_classes)
+        if not self.trains or len(self.metrics) != max(1, warmup) or row["weight_loss"] < chance:
+            return
+        when = "as the architecture begins to learn" if warmup else "in the first epoch, in which"
+        then = "" if warmup else " the architecture learns"
+        keys = ["search.warmup_epochs", "search.epochs"]
+        if self.method.gradients_summed > 1 and self.config.clip == "sum":
+            keys.append("search.clip=branch")
+        yield (
+            f"the supernet's loss is {row['weight_loss']:.2f} {when}{then}, that of chance is "
+            f"{chance:.2f}: it says little of any operation ({', '.join(keys)})"
+        )
 
     def describe_epoch(self, step: int, means: dict[str, float]) -> dict[str, Any]:
         """Return losses, accuracies, temperature, entropies, memory and the genotype so far.
@@ -358,9 +362,9 @@ def weight_step(search: Search, step: int) -> None:
 
     Weights that no draw sampled keep their value and momentum (ROME v2, Eq. 12; ours where the
     paper is silent: no decay either). The clip norm is that of all gradients together, or, with
-    ``clip="branch"``, of one draw and branch. Branches share no weights, and draws few, so that the
-    gradients that are added are nearly at right angles: the norm of n of them is about sqrt(n)
-    times that of one.
+    ``clip="branch"``, of one draw and branch. Branches share no weights, and draws few (heads,
+    stem, operations where there are few), so that the gradients that are added are not far from
+    right angles: the norm of n of them is sqrt(n) times that of one, or up to 1.4 times as much.
     """
     config = search.config
     limit = config.clip_norm

@@ -158,11 +158,14 @@ class _Estimates:
 
         config = self._config.search
         made: list[Search] = []
+        # The fewest draws and no warm-up: a pass of the measured step costs what any other does
+        # (the mean of both halves where one has forward passes alone).
+        scores = config.estimator != "straight-through"
+        draws = 2 if scores and not without_effect(self._config, ["search.estimator"]) else 1
 
         def stepper(batch: int) -> Callable[[int], None]:
-            # One draw and no warm-up: a pass of the measured step costs what any other does.
             one = config.model_copy(
-                update={"draws": 1, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
+                update={"draws": draws, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
             )
             search = Search(one, *self._search_arguments(), **self._options(config.device))
             search.supernet.train()
@@ -178,17 +181,19 @@ class _Estimates:
             return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
         timing = time_steps(self._batches(config.batch_size), stepper)
         search = made[-1]
-        self._pass_unit = search.method.passes
-        self._pass = timing.of(config.batch_size) * (1 / sum(self._pass_unit))
+        architecture, weights = search.method.passes
+        self._pass_unit = architecture // draws, weights // draws
+        self._pass = timing.of(config.batch_size) * (1 / (architecture + weights))
         steps, passes = self._search_work(self._config)
         num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
+        count = "one pass" if draws == 1 else f"{draws} passes"
         return {
             "steps": steps,
             "passes": passes,
             **_times(self._pass * passes),
             "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * num_weights,
             "disk_bytes": bytes_to_write(search),
-            "note": f"timed with one pass of {timing.words}",
+            "note": f"timed with {count} of {timing.words}",
         }
 
     def _search_work(self, config: Config) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from d2nas.genotype import Genotype
 
 from .facts import Facts
 from .latency import latency_rows
-from .versions import setting_words, space_words, version_rows
+from .versions import fact_words, setting_words, space_words, version_rows
 from .words import parameterless, size
 
 Rows = list[tuple[str, str]]
@@ -55,8 +55,8 @@ def fact_rows(described: Mapping[str, Any]) -> Rows:
         words = space_words(values) if section == "space" else setting_words(values)
         rows.append((f"config {section}", words))
     rows.append(("seed", str(described["seed"])))
-    rows.append(("libraries", setting_words(described["libraries"])))
-    rows += [(name, setting_words(value)) for name, value in described["note"].items()]
+    rows.append(("libraries", fact_words(described["libraries"])))
+    rows += [(name, fact_words(value)) for name, value in described["note"].items()]
     return rows
 
 
@@ -64,7 +64,7 @@ def _so_far_rows(unfinished: Mapping[str, Any]) -> Rows:
     """Return the last epoch of a training that has not finished as rows, its cell last."""
     row = dict(unfinished["row"])
     genotype = row.pop("genotype", None)
-    rows = [(f"{unfinished['stage']}, not finished", setting_words(row))]
+    rows = [(f"{unfinished['stage']}, not finished", fact_words(row))]
     if genotype is not None:
         rows += [("genotype so far", words) for _, words in version_rows({"genotype": genotype})]
     return rows

@@ -18,18 +18,36 @@ def setting_words(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={setting_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key}={_inner(item, setting_words)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_inner(item, setting_words) for item in value) + "]"
+    return str(value)
+
+
+def fact_words(value: Any) -> str:
+    """Write a value that nobody sets: its numbers rounded, without what is not known."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        known = [(key, item) for key, item in value.items() if item is not None]
+        return ", ".join(f"{key}={_inner(item, fact_words)}" for key, item in known)
     if isinstance(value, list):
-        return "[" + ", ".join(map(setting_words, value)) + "]"
-    return str(value)
+        return "[" + ", ".join(_inner(item, fact_words) for item in value) + "]"
+    return setting_words(value)
+
+
+def _inner(value: Any, write: Callable[[Any], str]) -> str:
+    return f"({write(value)})" if isinstance(value, Mapping) else write(value)
 
 
 def space_words(space: Any) -> str:
     """Write a search space: one of d2nas's by its name."""
-    known = [one.to_dict() for given in SPACES.values() for one in (given, given.with_none())]
-    return str(space["name"]) if space in known else setting_words(space)
+    for known in SPACES.values():
+        if space == known.to_dict():
+            return known.name
+        if space == known.with_none().to_dict():
+            return f"{known.name} with none"
+    return setting_words(space)
 
 
 def _cells(genotype: Any) -> str:
@@ -54,7 +72,7 @@ class _Fact(NamedTuple):
     """A fact's label and how its value is written; in a line of ``ls``, if it is in one."""
 
     label: str
-    write: Callable[[Any], str] = setting_words
+    write: Callable[[Any], str] = fact_words
     in_line: str | None = None
 
 
@@ -101,11 +119,22 @@ _FACTS: Mapping[str, _Fact] = {
 def version_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a version's facts as (label, value) rows; what is not known is left out."""
     known = {key: facts[key] for key in _FACTS if key in facts}
-    return [
+    rows = [
         (_FACTS[key].label if key in _FACTS else key, _written(key, value))
         for key, value in {**known, **facts}.items()
         if value is not None
     ]
+    accuracy = facts.get("accuracy")
+    if isinstance(accuracy, Mapping):
+        rows[1:1] = [
+            (label, fact_words(accuracy[key]))
+            for key, label in (
+                ("floor", "required part of PyTorch's accuracy"),
+                ("largest_class_share", "part of the largest class"),
+            )
+            if key in accuracy
+        ]
+    return rows
 
 
 def version_line(facts: Mapping[str, Any]) -> str:
@@ -121,8 +150,8 @@ def version_line(facts: Mapping[str, Any]) -> str:
 def _written(key: str, value: Any) -> str:
     fact = _FACTS.get(key)
     if fact is None:
-        return setting_words(value)
+        return fact_words(value)
     try:
         return fact.write(value)
     except (AttributeError, ConfigError, KeyError, TypeError, ValueError):
-        return setting_words(value)  # not what d2nas writes; it is shown all the same
+        return fact_words(value)  # not what d2nas writes; it is shown all the same

@@ -79,7 +79,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         config.gated_batch,
     )
     hooks.begin(2 + plan.num_steps, 0, "check")
-    hooks.say(f"validate on {session.device.label}: {len(data.test)} test images")
+    hooks.say(f"validate on {session.device.label}: {len(data.test)} {data.evaluation} images")
     done = _counter(context)
 
     network = load_network(context.inputs["retrain"].path)

@@ -304,3 +304,22 @@ def test_a_random_cell_is_found_and_planned_with_a_warm_up_beyond_its_epochs(
     plan = place.json(capfd, "run", str(place.preset), "--plan", *given)
     assert min(row.get("seconds", 0.0) for row in plan["stages"]) >= 0.0
     assert place.run("search", str(place.preset), *given) == 0
+
+
+def test_a_choice_that_is_not_read_makes_nothing_ineffective() -> None:
+    keys = ["search.estimator", "search.reward", "search.temperature_start"]
+    gdas = build_config({"search": {"method": "gdas", "estimator": "score"}})
+    assert without_effect(gdas, keys) == {"search.method=gdas": keys[:2]}
+    given = build_config({"search": {"estimator": "score"}, "derive": {"genotype": "DARTS_V2"}})
+    assert without_effect(given, keys) == {"derive.genotype=DARTS_V2": keys}
+    score = build_config({"search": {"estimator": "score"}})  # control
+    assert without_effect(score, keys) == {"search.estimator=score": keys[2:]}
+
+
+def test_an_estimator_that_is_not_read_refuses_nothing() -> None:
+    one_draw = {"estimator": "score", "draws": 1}
+    for method in ("gdas", "random"):
+        build_config({"search": {"method": method, **one_draw}})
+    build_config({"search": one_draw, "derive": {"genotype": "DARTS_V2"}})
+    with pytest.raises(ConfigError, match=r"needs search\.draws of at least 2"):
+        build_config({"search": one_draw})

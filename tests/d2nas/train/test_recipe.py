@@ -199,5 +199,12 @@ def test_a_supernet_that_is_no_better_than_chance_when_the_architecture_begins_i
     assert "1.39 as the architecture begins to learn, that of chance is 1.39" in line
     at_once = search_by("d2nas", "search.warmup_epochs=0")
     at_once.metrics = [{}]
-    assert [*at_once.cautions({"weight_loss": 2.0})]
+    (line,) = at_once.cautions({"weight_loss": 2.0})
+    assert "in the first epoch, in which the architecture learns" in line
+    assert "search.clip=branch" in line
+    branch = search_by("d2nas", "search.warmup_epochs=0", "search.clip=branch")
+    for other in (branch, search_by("gdas")):
+        other.metrics = [{}]
+        (line,) = other.cautions({"weight_loss": 2.0})
+        assert "search.clip" not in line
     assert not [*search_by("random").cautions({})]

@@ -58,3 +58,15 @@ def test_a_plan_knows_what_the_search_will_do(
     assert planned["steps"] == version["facts"]["steps"]
     assert planned.get("passes", 0) == version["facts"]["passes"]
     assert (planned.get("peak_bytes", 0) > 0) == (method != "random")
+
+
+@pytest.mark.parametrize("estimator", ["score", "mixed"])
+def test_a_plan_knows_estimators_that_need_two_draws(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, estimator: str
+) -> None:
+    place = TinyPlace(tmp_path)
+    settings = (f"search.estimator={estimator}", "search.draws=3", "data.train_images=600")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    planned = place.json(capfd, "run", str(place.preset), "--plan", *sets)["stages"][0]
+    version = place.json(capfd, "search", str(place.preset), *sets)
+    assert planned["passes"] == version["facts"]["passes"]
