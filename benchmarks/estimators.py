@@ -1,6 +1,6 @@
 """Estimators of the logits' gradient, against the true gradient of the expected loss.
 
-    python benchmarks/estimators.py --preset quickstart --set search.clip=branch > estimators.json
+    python -m benchmarks.estimators --preset quickstart --set search.clip=branch > estimators.json
 
 A supernet is trained with uniform logits (no architecture half) and then frozen. The reference is
 the score function with independent draws and leave-one-out baselines, which has no bias, over
@@ -13,16 +13,13 @@ The loss is that of ``search.reward``.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2nas.config import Config
-from d2nas.data.images import load_data
-from d2nas.files.text_files import read_space
+from d2nas.config import Config, Estimator
 from d2nas.methods.base import Batch, StepContext
 from d2nas.methods.d2nas import D2nas
 from d2nas.nn.sampling import sample
@@ -30,6 +27,8 @@ from d2nas.nn.score_function import log_probabilities
 from d2nas.randomness import generator
 from d2nas.train.search import Search, weight_step
 from pipeline.commands.configuration import configure
+
+from .search import search_of
 
 DRAWS = 8
 LOOKS = (48, 200, 1000)
@@ -75,15 +74,7 @@ def main() -> None:
 
 def trained(config: Config) -> Search:
     """Return a search whose weights are trained and whose logits are uniform."""
-    data = load_data(config.data, seed=config.run.seed, default_root=Path.cwd())
-    search = Search(
-        config.search,
-        read_space(config.search.space),
-        data,
-        seed=config.run.seed,
-        device=torch.device("cpu"),
-        augmentation=config.data,
-    )
+    search = search_of(config)
     with torch.no_grad():
         for parameter in search.logits.parameters():
             parameter.zero_()
@@ -131,13 +122,13 @@ def independent(search: Search, purpose: str) -> Iterator[dict[str, Tensor]]:
 def estimators(search: Search) -> Iterator[tuple[str, Iterator[dict[str, Tensor]]]]:
     """Yield each estimator's name and its gradients, a step of ``DRAWS`` draws each."""
     method = method_of(search)
-    kinds: Sequence[tuple[str, float]] = [
+    kinds: Sequence[tuple[Estimator, float]] = [
         *(("straight-through", temperature) for temperature in TEMPERATURES),
         ("mixed", 1.0),
         ("score", 1.0),
     ]
 
-    def steps(kind: str, temperature: float) -> Iterator[dict[str, Tensor]]:
+    def steps(kind: Estimator, temperature: float) -> Iterator[dict[str, Tensor]]:
         step = 0
         while True:
             method.estimator = kind
@@ -155,10 +146,9 @@ def estimators(search: Search) -> Iterator[tuple[str, Iterator[dict[str, Tensor]
 
 def context(search: Search, temperature: float, purpose: str) -> StepContext:
     """Return what an architecture half is given."""
-    draws: Callable[[int], torch.Generator] = lambda k: generator(0, purpose, k)  # noqa: E731
     return StepContext(
         temperature=temperature,
-        draws=draws,
+        draws=lambda k: generator(0, purpose, k),
         weight_batch=lambda: batch_of(search, 0),
         weight_lr=0.0,
         weight_optimizer=search.weight_optimizer,

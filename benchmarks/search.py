@@ -5,14 +5,15 @@ one batch: the unit in which methods that run different numbers of them are comp
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from d2nas.config import DataConfig, SearchConfig
-from d2nas.data.images import ImageData, ImageSet
+from d2nas.config import Config, DataConfig, SearchConfig
+from d2nas.data.images import ImageData, ImageSet, load_data
 from d2nas.files.text_files import read_space
 from d2nas.methods.base import Method
 from d2nas.methods.single_path import SinglePath
@@ -71,6 +72,18 @@ class StepRunner:
         """Return ``steps`` steps as work to be timed."""
         passes = steps * sum(self.search.method.passes)
         return TimedWork(name, lambda: self.run(steps), {"step": steps, "pass": passes})
+
+
+def search_of(config: Config) -> Search:
+    """Return the search that a configuration describes, before its first step, on the CPU."""
+    return Search(
+        config.search,
+        read_space(config.search.space),
+        load_data(config.data, seed=config.run.seed, default_root=Path.cwd()),
+        seed=config.run.seed,
+        device=torch.device("cpu"),
+        augmentation=config.data,
+    )
 
 
 def made_images(half: int, size: int) -> ImageData:

@@ -1,7 +1,7 @@
 """How well does a supernet rank cells? Its losses of 60 random cells against those of their own
 training, for any setting of the search.
 
-    python benchmarks/supernet_ranking.py --data-root DIR --set search.branch_length=2 >> r.jsonl
+    python -m benchmarks.supernet_ranking --data-root DIR --set search.branch_length=2 >> r.jsonl
 
 Weights alone are trained, by uniformly drawn cells, on the task of studies/small-data.toml. At some
 epochs every cell is judged on the architecture half as the search judges it: by the sum of its
@@ -21,14 +21,13 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from d2nas.config import Config
-from d2nas.data.images import load_data
-from d2nas.files.text_files import read_space
 from d2nas.genotype import Genotype
 from d2nas.methods.single_path import SinglePath
 from d2nas.train.candidates import draw_of
 from d2nas.train.search import Search, weight_step
 from pipeline.commands.configuration import configure
+
+from .search import search_of
 
 HERE = Path(__file__).parent
 TASK = ("data.train_images=2000", "search.epochs=160")
@@ -46,7 +45,7 @@ def main() -> None:
     config = configure(str(HERE / "studies" / "proxy.toml"), [*settings, *arguments.set])
     rows = json.loads((HERE / "small_data.json").read_text())["rows"]
     cells = [row for row in rows if row["method"] == "random"]
-    search = start(config)
+    search = search_of(config)
     for epoch in range(1, config.search.epochs + 1):
         for step in range((epoch - 1) * search.steps_per_epoch, epoch * search.steps_per_epoch):
             weight_step(search, step)
@@ -65,19 +64,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
-
-
-def start(config: Config) -> Search:
-    """Return the search before its first step."""
-    data = load_data(config.data, seed=config.run.seed, default_root=Path.cwd())
-    return Search(
-        config.search,
-        read_space(config.search.space),
-        data,
-        seed=config.run.seed,
-        device=torch.device("cpu"),
-        augmentation=config.data,
-    )
 
 
 @torch.no_grad()

@@ -152,6 +152,15 @@ class DataConfig(Section):
         return self
 
 
+Estimator = Literal["straight-through", "score", "mixed"]
+Reward = Literal["calibrated", "loss"]
+
+
+def fewest_draws(estimator: Estimator) -> int:
+    """Return an estimator's smallest ``search.draws``: two where draws are judged by others."""
+    return 1 if estimator == "straight-through" else 2
+
+
 def _warmup_epochs(search: dict[str, Any]) -> int:
     """Return the default for the values of a search that stand before it."""
     return 3 * int(search.get("epochs", 0)) // 10
@@ -215,12 +224,10 @@ class SearchConfig(Section):
     temperature_end: Annotated[Temperature, Source("GDAS")] = 0.1
     edge_gate_scale: Literal[1, 2] = 1
     """Factor on the soft edge gates in the backward pass (ours): they sum to 1, two are open."""
-    estimator: Annotated[
-        Literal["straight-through", "score", "mixed"], Source("D2NAS section 4")
-    ] = "straight-through"
+    estimator: Annotated[Estimator, Source("D2NAS section 4")] = "straight-through"
     """Estimator of the logits' gradient: straight-through; the score function (ours), of forward
     passes alone; or mixed, that for operations and straight-through for edges."""
-    reward: Literal["calibrated", "loss"] = "calibrated"
+    reward: Reward = "calibrated"
     """What the score function counts: the loss at the temperature that suits a draw best, or as it
     is."""
     cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
@@ -346,8 +353,10 @@ class Config(Section):
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
         estimator = self.search.estimator
         is_read = "estimator" not in unread and self.derive.genotype is None
-        if is_read and estimator != "straight-through" and self.search.draws < 2:
-            raise ValueError(f"search.estimator={estimator} needs search.draws of at least 2")
+        if is_read and self.search.draws < (fewest := fewest_draws(estimator)):
+            raise ValueError(
+                f"search.estimator={estimator} needs search.draws of at least {fewest}"
+            )
         length = self.search.branch_length
         reads_length = "branch_length" not in unread
         if reads_length and isinstance(length, int) and length > self.search.num_cells:

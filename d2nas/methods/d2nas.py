@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import SearchConfig
+from ..config import Estimator, Reward, SearchConfig, fewest_draws
 from ..errors import ConfigError
 from ..genotype import Genotype
 from ..measure.calibration import calibrated_losses, cross_entropies
@@ -27,9 +27,6 @@ from ..spaces import SearchSpace
 from .base import Batch, Measured, Method, Sizes, StepContext, register_method
 from .derivation import derive_genotype
 from .single_path import SinglePath, backward_to_logits
-
-ESTIMATORS = ("straight-through", "score", "mixed")
-REWARDS = ("calibrated", "loss")
 
 
 @register_method("d2nas")
@@ -50,8 +47,8 @@ class D2nas(SinglePath):
         recompute: str,
         edge_gate_scale: float,
         branch_head: str = "linear",
-        estimator: str = "straight-through",
-        reward: str = "calibrated",
+        estimator: Estimator = "straight-through",
+        reward: Reward = "calibrated",
     ) -> None:
         super().__init__(
             space,
@@ -62,9 +59,7 @@ class D2nas(SinglePath):
             recompute=recompute,
             branch_head=branch_head,
         )
-        if estimator not in ESTIMATORS or reward not in REWARDS:
-            raise ConfigError(f"unknown estimator or reward: {estimator!r}, {reward!r}")
-        if estimator != "straight-through" and draws < 2:
+        if draws < fewest_draws(estimator):
             raise ConfigError(f"the estimator {estimator} needs 2 draws or more")
         self.edge_gate_scale = edge_gate_scale
         self.estimator, self.reward = estimator, reward

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from d2nas.config import Config, DataConfig
+from d2nas.config import Config, DataConfig, fewest_draws
 from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
@@ -160,8 +160,8 @@ class _Estimates:
         made: list[Search] = []
         # The fewest draws and no warm-up: a pass of the measured step costs what any other does
         # (the mean of both halves where one has forward passes alone).
-        scores = config.estimator != "straight-through"
-        draws = 2 if scores and not without_effect(self._config, ["search.estimator"]) else 1
+        is_read = not without_effect(self._config, ["search.estimator"])
+        draws = fewest_draws(config.estimator) if is_read else 1
 
         def stepper(batch: int) -> Callable[[int], None]:
             one = config.model_copy(
