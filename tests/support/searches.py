@@ -4,6 +4,7 @@ import torch
 
 from d2nas.config import Config, build_config
 from d2nas.data.images import ImageData, ImageSet
+from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import SPACES, SearchSpace
 from d2nas.train.search import Search
 
@@ -89,3 +90,13 @@ def finish(search: Search) -> Search:
 def final_state(search: Search) -> dict[str, torch.Tensor]:
     """Logits, weights, statistics, moments and sums, as a checkpoint holds them."""
     return search.capture(search.num_steps).tensors
+
+
+def spread_logits(space: SearchSpace, seed: int = 0) -> ArchLogits:
+    """Logits far enough from uniform that a wrong formula shows."""
+    logits = ArchLogits(space)
+    numbers = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in logits.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=numbers))
+    return logits

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from differences import central_difference
+from searches import spread_logits
 from torch.nn import functional as F
 
 from d2nas import SPACES, ArchLogits, Genotype, Supernet, derive_genotype, sample
@@ -24,16 +25,6 @@ from d2nas.spaces import CELL_TYPES, EDGES, NODE_EDGES, SearchSpace
 TINY = SearchSpace.from_dict(
     {"name": "tiny", "normal": ["skip_connect", "max_pool_3x3", "dil_conv_3x3"]}
 )
-
-
-def spread_logits(space: SearchSpace, seed: int = 0) -> ArchLogits:
-    """Logits far enough from uniform that a wrong formula shows."""
-    logits = ArchLogits(space)
-    numbers = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in logits.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=numbers))
-    return logits
 
 
 def exact_edge_marginals(edges_E: torch.Tensor) -> list[float]:

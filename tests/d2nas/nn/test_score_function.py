@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from searches import spread_logits
 from torch import Tensor
 
 from d2nas.nn import score_function
@@ -30,15 +31,6 @@ NAMES = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")
 EDGES = (NAMES,) + (NAMES[:1],) * 3 + (NAMES[:2],) + (NAMES[:1],) * 6 + (NAMES,) + (NAMES[:1],) * 2
 SPACE = SearchSpace("tiny", EDGES, EDGES)
 DRAWS, REPEATS = 4, 1000
-
-
-def learned(seed: int = 0) -> ArchLogits:
-    logits = ArchLogits(SPACE)
-    numbers = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in logits.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=numbers))
-    return logits
 
 
 def all_cells() -> list[CellDraw]:
@@ -87,14 +79,14 @@ def exact_gradients(logits: ArchLogits, *, edges: bool = True) -> list[Tensor]:
 
 
 def test_probabilities_of_all_cells_sum_to_one() -> None:
-    logits = learned()
+    logits = spread_logits(SPACE)
     draws = [Draw(cell, cell) for cell in CELLS]
     total = log_probabilities(logits, draws, cell_type="normal").exp().sum()
     assert float(total.detach()) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_pairs_are_as_probable_as_they_are_sampled() -> None:
-    logits, numbers, count = learned(), torch.Generator().manual_seed(2), 4000
+    logits, numbers, count = spread_logits(SPACE), torch.Generator().manual_seed(2), 4000
     seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in NODE_PAIRS]
     for _ in range(count):
         edges = sample(logits, 1.0, numbers).normal.edges
@@ -185,7 +177,7 @@ def distances(sampler: Sampler, *, edges: bool = True) -> tuple[float, float]:
     """Distance of the mean estimate from the exact gradient, in standard errors: the largest of
     all logits; and along the exact gradient, where a baseline's bias lies.
     """
-    logits = learned()
+    logits = spread_logits(SPACE)
     exact = torch.cat([part.flatten() for part in exact_gradients(logits, edges=edges)]).double()
     found = torch.cat(estimates(logits, edges=edges, sampler=sampler), dim=1).double()
     error = found.std(dim=0) / math.sqrt(REPEATS)
@@ -237,7 +229,7 @@ def test_even_draws_vary_less_than_independent_ones(monkeypatch: pytest.MonkeyPa
     variances = [
         sum(
             float(rows.var(dim=0).sum())
-            for rows in estimates(learned(), edges=True, sampler=sampler)
+            for rows in estimates(spread_logits(SPACE), edges=True, sampler=sampler)
         )
         for sampler in (even, independent)
     ]
