@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from d2nas.config import Config
-from d2nas.genotype import PUBLISHED, Genotype
+from d2nas.genotype import PUBLISHED, Genotype, neighbour
 from d2nas.randomness import generator
 from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, SPACES
 
@@ -53,23 +53,6 @@ def random_genotype(seed: int) -> Genotype:
     from d2nas.methods.random_search import RandomSearch
 
     return RandomSearch(SPACES["S0"], generator(seed, "yardstick-cell")).derive()
-
-
-def neighbour(genotype: Genotype, numbers: random.Random) -> Genotype:
-    """Return a genotype of one change: another operation, or another predecessor, on one edge."""
-    cells = {cell_type: list(genotype.cell(cell_type)) for cell_type in CELL_TYPES}
-    pairs = cells[numbers.choice(CELL_TYPES)]
-    index = numbers.randrange(len(pairs))
-    operation, source = pairs[index]
-    node = NODES[index // EDGES_PER_NODE]
-    other = pairs[index ^ 1][1]
-    free = [each for each in range(node) if each not in (source, other)]
-    if free and numbers.random() < 0.5:
-        pairs[index] = (operation, numbers.choice(free))
-    else:
-        others = [each for each in SPACES["S0"].normal[0] if each != operation]
-        pairs[index] = (numbers.choice(others), source)
-    return Genotype(tuple(cells["normal"]), tuple(cells["reduce"]))
 
 
 def first_cells() -> list[Cell]:
@@ -110,7 +93,7 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     for cell in best:
         numbers, made = random.Random(cell.genotype.digest), 0
         while made < NEIGHBOURS_OF_EACH:
-            genotype = neighbour(cell.genotype, numbers)
+            genotype = neighbour(cell.genotype, SPACES["S0"], numbers)
             if genotype not in known:
                 known.add(genotype)
                 made += 1

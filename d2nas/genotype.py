@@ -3,6 +3,7 @@
 A frozen value with canonical JSON and a digest. It is parsed strictly and never evaluated.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 from .errors import ConfigError, DamagedArtifactError, shown_value
 from .files.strict_json import canonical_json, digest, parse_json
 from .files.text_files import read_text
-from .spaces import CELL_TYPES, EDGES_PER_NODE, NODES, OPERATION_NAMES, PARAMETERLESS
+from .spaces import (
+    CELL_TYPES,
+    EDGES,
+    EDGES_PER_NODE,
+    NODES,
+    OPERATION_NAMES,
+    PARAMETERLESS,
+    SearchSpace,
+)
 
 Pair = tuple[str, int]
 NUM_PAIRS = EDGES_PER_NODE * len(NODES)
@@ -142,6 +151,34 @@ def read_genotype(name: str) -> Genotype:
         raise ConfigError(str(error), hint=form) from None
     except ConfigError as error:
         raise ConfigError(str(error), hint=error.hint or form) from None
+
+
+def neighbour(genotype: Genotype, space: SearchSpace, numbers: random.Random) -> Genotype:
+    """Return a genotype of ``space`` that differs by one change, drawn by ``numbers``: another
+    operation, or another predecessor, on one edge.
+
+    A predecessor's edge may lack the operation among its candidates: then one of these is drawn.
+    Pairs stay in their places, in whatever order that leaves the predecessors of a node.
+    """
+    cells = {cell_type: list(genotype.cell(cell_type)) for cell_type in CELL_TYPES}
+    while True:  # nodes behind the first always have another predecessor
+        cell_type = numbers.choice(CELL_TYPES)
+        pairs, candidates = cells[cell_type], space.candidates(cell_type)
+        index = numbers.randrange(len(pairs))
+        operation, source = pairs[index]
+        node, sibling = NODES[index // EDGES_PER_NODE], pairs[index ^ 1][1]
+        free = [each for each in range(node) if each not in (source, sibling)]
+        if free and numbers.random() < 0.5:
+            source = numbers.choice(free)
+            offered = [op for op in candidates[EDGES.index((source, node))] if op != "none"]
+            pairs[index] = (operation if operation in offered else numbers.choice(offered), source)
+            break
+        edge = candidates[EDGES.index((source, node))]
+        others = [each for each in edge if each not in (operation, "none")]
+        if others:
+            pairs[index] = (numbers.choice(others), source)
+            break
+    return Genotype(tuple(cells["normal"]), tuple(cells["reduce"]))
 
 
 def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:

@@ -282,6 +282,12 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
             f"lr {row['lr']:.2g}",
             f"clipped {100 * row['clip_rate']:.0f} %",
         ]
+    elif "calibrated_loss" in row:
+        words += [
+            f"candidate {row['candidate']}",
+            f"calibrated loss {row['calibrated_loss']:.4f}",
+            f"accuracy {row['accuracy']:.4f}",
+        ]
     if "parameterless_normal" in row:
         words.append(f"parameterless {row['parameterless_normal']}/{NUM_PAIRS}")
     return ", ".join(words)

@@ -39,6 +39,7 @@ from .section import (
     Source,
     Temperature,
     Text,
+    TrainingBudget,
 )
 
 if TYPE_CHECKING:
@@ -264,6 +265,18 @@ class DeriveConfig(Section):
     """By the supernet's weights, or by a short training of each on the weight half."""
     rank_epochs: Epochs = 5
     """Epochs of that training; its other settings are retrain's."""
+    budget: Annotated[TrainingBudget | None, Source("ROME 3.3: the most probable")] = None
+    """Such trainings to spend on finding the cell: of the most probable one, of samples, and of
+    neighbours of the best, the better half of them again and again, each time from another seed.
+    None compares nothing, or candidates."""
+    temperature: Annotated[Temperature | None, Source("ROME 3.3: as learned")] = None
+    """What logits are divided by before cells are sampled: above 1 they differ more. None: 1, and
+    for a budget that at which a sample shares half of its edges with the most probable cell."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether several cells are compared."""
+        return self.candidates > 1 or self.budget is not None
 
 
 class RetrainConfig(Section):
@@ -342,12 +355,13 @@ class Config(Section):
                 f"search.warmup_epochs ({self.search.warmup_epochs}) must be below "
                 f"search.epochs ({self.search.epochs})"
             )
-        if self.derive.candidates > 1 and self.derive.genotype is not None:
-            raise ValueError("derive.candidates compares cells of a search; derive.genotype is one")
-        if self.derive.candidates > 1 and method is not None and not method.learns_distribution:
-            raise ValueError(
-                f"derive.candidates: {self.search.method} learns no distribution to sample from"
-            )
+        if self.derive.candidates > 1 and self.derive.budget is not None:
+            raise ValueError("derive.budget has candidates of its own: derive.candidates must be 1")
+        key = "derive.candidates" if self.derive.candidates > 1 else "derive.budget"
+        if self.derive.compares and self.derive.genotype is not None:
+            raise ValueError(f"{key} compares cells of a search; derive.genotype is one")
+        if self.derive.compares and method is not None and not method.learns_distribution:
+            raise ValueError(f"{key}: {self.search.method} learns no distribution to sample from")
         reads_temperatures = not {"temperature_start", "temperature_end"} & {*unread}
         if reads_temperatures and self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")

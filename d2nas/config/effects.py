@@ -29,7 +29,8 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
         "straight-through": ("search.reward",),
         "score": ("search.edge_gate_scale", "search.temperature_start", "search.temperature_end"),
     },
-    "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs")},
+    "derive.budget": {_GIVEN: ("derive.candidates", "derive.rank_by")},
+    "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs", "derive.temperature")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }

@@ -26,6 +26,8 @@ EpochsOrNone = Annotated[int, Field(ge=0, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Repeats = Annotated[int, Field(ge=1, le=10_000)]
 """Sub-networks of a step, candidates: whatever is done several times over."""
+TrainingBudget = Annotated[int, Field(ge=6, le=10_000)]
+"""Trainings to spend on comparing cells: fewer are no two rounds of several cells."""
 ImageCount = Annotated[int, Field(ge=1, le=10**9)]
 Pixels = Annotated[int, Field(ge=0, le=512)]
 """A length in an image, which has at most 512 pixels a side."""

@@ -21,6 +21,7 @@ from ..genotype import Genotype
 from ..measure.calibration import calibrated_loss
 from ..methods.derivation import derive_genotype
 from ..nn.operations import noises_in, set_noise_generator
+from ..nn.probability import tempered
 from ..nn.sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
 from ..nn.supernet import Supernet
 from ..randomness import generator
@@ -41,12 +42,16 @@ class Candidate:
     calibrated_loss: float
 
 
-def sample_candidates(logits: ArchLogits, count: int, *, seed: int) -> list[Genotype]:
-    """Return the most probable genotype and then different samples, ``count`` in all.
+def sample_candidates(
+    logits: ArchLogits, count: int, *, seed: int, temperature: float = 1.0
+) -> list[Genotype]:
+    """Return the most probable genotype and then different samples of the logits divided by
+    ``temperature``, ``count`` in all.
 
     Fewer where the distribution is so narrow that no others turn up.
     """
     found = [derive_genotype(logits, logits.space)]
+    logits = tempered(logits, temperature)
     for attempt in range(count * MAX_ATTEMPTS):
         if len(found) == count:
             break
@@ -134,8 +139,7 @@ def rank_by_training(
     """Yield each genotype with what it reaches after ``epochs`` on the weight half, by the recipe
     of ``config`` otherwise.
     """
-    short = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
-    config = config.model_copy(update=short)
+    config = short_recipe(config, epochs)
     half = replace(data, train=data.weight_half)
     for genotype in genotypes:
         training = Retraining(
@@ -143,9 +147,21 @@ def rank_by_training(
         )
         for _ in training.run():
             pass
-        network: nn.Module = training.network.eval()
-        logits = predict(network, data.arch_half.to(device), Normalizer(data.mean, data.std))
-        yield _judged(genotype, logits, data.arch_half)
+        yield judge(training, genotype, data)
+
+
+def short_recipe(config: RetrainConfig, epochs: int) -> RetrainConfig:
+    """Return the settings of a training of so many epochs that is like a longer one's."""
+    short = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
+    return config.model_copy(update=short)
+
+
+def judge(training: Retraining, genotype: Genotype, data: ImageData) -> Candidate:
+    """Return what a finished training reaches on the architecture half."""
+    network: nn.Module = training.network.eval()
+    images = data.arch_half.to(training.device)
+    logits = predict(network, images, Normalizer(data.mean, data.std))
+    return _judged(genotype, logits, data.arch_half)
 
 
 def _judged(genotype: Genotype, logits_NC: Tensor, images: Images) -> Candidate:

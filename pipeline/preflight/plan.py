@@ -137,11 +137,15 @@ class _Estimates:
         self._shape = data_shape(config.data)
         self._pass: Seconds | None = None
         self._step: Seconds | None = None
+        self._trained: dict[str, Any] | None = None
         self._pass_unit = (1, 1)
 
     def of(self, stage: str, done: int) -> dict[str, Any]:
         """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
-        measure = {"search": self._search, "retrain": self._retrain}.get(stage)
+        measures = {"search": self._search, "retrain": self._retrain}
+        if self._short_trainings(self._config):
+            measures["derive"] = self._derive
+        measure = measures.get(stage)
         if measure is None:
             seconds = BY_NAME[stage].rough_seconds(self._config)
             return {"steps": 1, "seconds": seconds, "note": "time by rule of thumb"}
@@ -214,7 +218,40 @@ class _Estimates:
         held_out = data.held_out_images if data.evaluation == "held-out" else 0
         return max(1, self._shape.num_train - held_out)
 
+    def _derive(self) -> dict[str, Any]:
+        trained = self._retrain()
+        assert self._step is not None  # it has just been timed
+        trainings = self._short_trainings(self._config)
+        steps = self._derive_steps(self._config)
+        # Each is judged on the other half of the images: forward passes, about a third of a step.
+        half = self._num_train(self._config) * self._config.data.validation_fraction
+        judged = trainings * half / self._config.retrain.batch_size / 3
+        if self._config.derive.budget is None:
+            del trained["disk_bytes"]  # no checkpoints
+        return trained | {
+            "steps": steps,
+            **_times(self._step * (steps + judged)),
+            "note": f"{trainings} short trainings, {trained['note']}",
+        }
+
+    def _short_trainings(self, config: Config) -> int:
+        """Return how many short trainings compare cells."""
+        derive = config.derive
+        if derive.budget is not None:
+            return derive.budget
+        return derive.candidates if derive.compares and derive.rank_by == "training" else 0
+
+    def _derive_steps(self, config: Config) -> int:
+        half = self._num_train(config) * (1 - config.data.validation_fraction)
+        epoch = max(1, int(half) // config.retrain.batch_size)
+        return epoch * config.derive.rank_epochs * self._short_trainings(config)
+
     def _retrain(self) -> dict[str, Any]:
+        if self._trained is None:
+            self._trained = self._time_retraining()
+        return dict(self._trained)
+
+    def _time_retraining(self) -> dict[str, Any]:
         from d2nas.train.loop import stem_for
         from d2nas.train.retrain import Retraining, train_step
 
@@ -259,7 +296,8 @@ class _Estimates:
             if self._pass is not None:
                 found += self._pass.expected * search * self._search_work(config)[1]
             if self._step is not None:
-                found += self._step.expected * retrain * self._retrain_steps(config)
+                steps = self._derive_steps(config) + self._retrain_steps(config)
+                found += self._step.expected * retrain * steps
             return found
 
         return shorter_settings(self._config, self._num_train(self._config), seconds_of)

@@ -444,7 +444,9 @@ def _derived(facts: Facts) -> str:
     if facts.made("derive") is None:
         return ""
     if candidates is not None and candidates > 1:
-        return f"the best of {candidates} candidate cells on the architecture half"
+        trainings = facts.made("derive", "facts", "trainings")
+        after = "" if trainings is None else f" after {trainings} short trainings"
+        return f"the best of {candidates} candidate cells{after} on the architecture half"
     if found_by == "random":
         return "the genotype that was drawn"
     return "the genotype that the search's logits say"

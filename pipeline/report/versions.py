@@ -86,6 +86,7 @@ _FACTS: Mapping[str, _Fact] = {
     "method": _Fact("search method"),
     "found_by": _Fact("found by"),
     "candidates": _Fact("candidates", count),
+    "trainings": _Fact("short trainings", count),
     "searched_space": _Fact("search space", space_words),
     "genotype": _Fact("genotype", _cells),
     "genotype_digest": _Fact("genotype digest"),

@@ -76,15 +76,21 @@ def _unfinished(store: Store, run: str) -> dict[str, Any] | None:
         if row is None:
             continue
         try:
-            version = store.latest(run, stage)
-            last = (
-                b"" if version is None else version.read(METRICS_FILE).splitlines(keepends=True)[-1]
-            )
+            last = _last_row(store, run, stage)
         except (DamagedArtifactError, IndexError):
             last = b""
         if last != canonical_json(row):
             return {"stage": stage, "row": row}
     return None
+
+
+def _last_row(store: Store, run: str, stage: str) -> bytes:
+    """Return the last row of the newest version with metrics: a derivation may have none."""
+    for reference in reversed(store.references(run, stage)):
+        version = store.open(reference.name)
+        if METRICS_FILE in version.manifest.files:
+            return version.read(METRICS_FILE).splitlines(keepends=True)[-1]
+    return b""
 
 
 def describe(version: Version) -> dict[str, Any]:

@@ -473,7 +473,7 @@ class _StageHooks:
         state = None if version is None else read_state(version)
         rows = self.events.begin([] if state is None else state.metrics)
         if rows is not None:
-            self.say(f"a row per epoch: tail -f {rows}")
+            self.say(f"a row per {BY_NAME[self._commit.stage].rows}: tail -f {rows}")
         if version is None or state is None:
             commit = self._commit
             lost = given_up(

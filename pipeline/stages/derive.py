@@ -1,7 +1,7 @@
 """Derive: architecture logits to a genotype, its cost and its drawing.
 
-The genotype is the method's own answer. With ``derive.candidates`` above 1 it is the best of
-several cells on the architecture half; the test images are not touched.
+The genotype is the method's own answer. With ``derive.candidates`` above 1 or a ``derive.budget``
+it is the best of several cells on the architecture half; the test images are not touched.
 """
 
 from collections.abc import Iterator
@@ -20,29 +20,37 @@ from d2nas.spaces import SearchSpace
 from ..report.genotype_drawing import draw_genotype
 from ..store.forms import Form, require_valid
 from .search import LOGITS_FILE, SUPERNET_FILE
-from .stage import Context, Facts, Stage
+from .stage import METRICS_FILE, Context, Facts, Stage, bytes_to_write, encode_rows
 
 if TYPE_CHECKING:
     import torch
 
     from d2nas.nn.sampling import ArchLogits
     from d2nas.train.candidates import Candidate
+    from d2nas.train.comparison import Comparison
 
 GENOTYPE_FILE = "genotype.json"
 COST_FILE = "cost.json"
 DRAWING_FILE = "genotype.svg"
 CANDIDATES_FILE = "candidates.json"
 
+_FINAL_TRAINING = ("seed", "epochs", "device")
+"""Keys of ``retrain`` that short trainings do not read."""
+
 
 def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
-    selection step also ``candidates.json``, every candidate with its accuracy and calibrated loss.
+    selection step also ``candidates.json``, every candidate with its accuracies and calibrated
+    losses; with a budget ``metrics.jsonl``, a row per training.
     """
     from d2nas.measure.cost import MACS_CONVENTION, count_cost
     from d2nas.nn.network import Network
 
     given = context.config.derive.genotype
-    genotype = _searched(context) if given is None else read_genotype(given)
+    if given is None:
+        genotype, compared = _searched(context)
+    else:
+        genotype, compared = read_genotype(given), {"candidates": 1}
     cost = count_cost(Network(genotype), (3, 32, 32))
     context.work.write(GENOTYPE_FILE, genotype.to_json().encode())
     context.work.write(
@@ -63,14 +71,13 @@ def run(context: Context) -> Facts:
         "parameterless_normal": genotype.parameterless_normal,
         "params_20x36": cost.params,
         "macs_20x36": cost.macs,
-        "candidates": context.config.derive.candidates,
+        **compared,
         **_origin(context),
-        **_compared_on(context),
     }
 
 
-def _searched(context: Context) -> Genotype:
-    """Return the genotype of the search's logits."""
+def _searched(context: Context) -> tuple[Genotype, Facts]:
+    """Return the genotype of the search's logits, and how many it was compared with and where."""
     from d2nas.files.tensors import decode_tensors
     from d2nas.nn.network import load_weights
     from d2nas.nn.sampling import ArchLogits
@@ -80,13 +87,18 @@ def _searched(context: Context) -> Genotype:
     logits = ArchLogits(space)
     what = f"{search.reference}: {LOGITS_FILE}"
     load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
-    if context.config.derive.candidates > 1:
-        return _select(context, logits)
-    context.hooks.begin(1, 0, "genotype")
-    method = search_methods.find(search.manifest.config["search"]["method"])
-    genotype = method.derive_from(logits)
-    context.hooks.advance(1, None)
-    return genotype
+    derive = context.config.derive
+    if derive.budget is not None:
+        genotype, compared = _spend(context, logits, derive.budget)
+    elif derive.candidates > 1:
+        genotype, compared = _select(context, logits), {"candidates": derive.candidates}
+    else:
+        context.hooks.begin(1, 0, "genotype")
+        method = search_methods.find(search.manifest.config["search"]["method"])
+        genotype = method.derive_from(logits)
+        context.hooks.advance(1, None)
+        return genotype, {"candidates": 1}
+    return genotype, compared | _compared_on(context)
 
 
 def _origin(context: Context) -> Facts:
@@ -102,10 +114,7 @@ def _origin(context: Context) -> Facts:
 
 
 def _compared_on(context: Context) -> Facts:
-    """Return the machine that compared candidates, as its sums may decide; nothing without them."""
-    derive = context.config.derive
-    if derive.genotype is not None or derive.candidates == 1:
-        return {}
+    """Return the machine that compared candidates, as its sums may decide."""
     from d2nas.train.loop import torch_device
     from d2nas.train.machine import machine_facts
 
@@ -142,6 +151,80 @@ def _select(context: Context, logits: "ArchLogits") -> Genotype:
     return best(candidates).genotype
 
 
+def _spend(context: Context, logits: "ArchLogits", budget: int) -> tuple[Genotype, Facts]:
+    """Compare cells by a budget of trainings, write them down, and return the best."""
+    from d2nas.train.comparison import Comparison, halving_of
+    from d2nas.train.loop import torch_device
+
+    config, hooks = context.config, context.hooks
+    derive, seed = config.derive, config.run.seed
+    halving, temperature = halving_of(logits, budget, seed=seed, temperature=derive.temperature)
+    comparison = Comparison(
+        halving,
+        config.retrain,
+        derive.rank_epochs,
+        context.data(),
+        num_trainings=budget,
+        seed=seed,
+        device=torch_device(config.search.device),
+        augmentation=config.data,
+    )
+    hooks.say(
+        f"derive: {budget} trainings of {derive.rank_epochs} epochs; cells sampled at temperature "
+        f"{temperature:g}"
+    )
+    state = hooks.resume()
+    hooks.reserve(bytes_to_write(comparison, continued=state is not None))
+    hooks.begin(budget, len(state.metrics) if state else 0, "training")
+    for batches in comparison.streams():
+        batches.stalled = hooks.stalled
+    for report in comparison.run(state):
+        if report.metrics is not None:
+            hooks.advance(len(comparison.metrics), report.metrics)
+        if report.step + 1 < comparison.num_steps:
+            hooks.checkpoint(report.step + 1, comparison.capture)
+    if len(comparison.metrics) < budget:
+        hooks.warn(f"the space has no more cells: {len(comparison.metrics)} trainings were made")
+    chosen = halving.best()
+    rows = _arm_rows(comparison)
+    context.work.write(METRICS_FILE, encode_rows(comparison.metrics))
+    context.work.write(
+        CANDIDATES_FILE,
+        canonical_json(
+            {
+                "temperature": temperature,
+                "rounds": halving.rounds,
+                "candidates": rows,
+                "chosen": chosen,
+            }
+        ),
+    )
+    facts = {"candidates": len(rows), "trainings": len(comparison.metrics)}
+    return halving.arms[chosen].cell, facts
+
+
+def _arm_rows(comparison: "Comparison") -> list[dict[str, Any]]:
+    """Return every cell of a comparison, where it came from, and its trainings."""
+    arms = comparison.halving.arms
+    rows = []
+    for number, arm in enumerate(arms):
+        origin = "most probable" if number == 0 else "sampled"
+        rows.append(
+            {
+                "genotype": arm.cell.to_dict(),
+                "origin": origin if arm.parent is None else f"neighbour of {arm.parent}",
+                "log_probability": arm.log_probability,
+                "mean_calibrated_loss": arm.mean,
+                "trainings": [
+                    {key: row[key] for key in ("round", "seed", "accuracy", "calibrated_loss")}
+                    for row in comparison.metrics
+                    if row["candidate"] == number
+                ],
+            }
+        )
+    return rows
+
+
 def _ranking(
     context: Context, space: SearchSpace, genotypes: list[Genotype], device: "torch.device"
 ) -> "Iterator[Candidate]":
@@ -172,9 +255,23 @@ def _ranking(
 
 
 def _config(config: Config) -> dict[str, Any]:
-    """Return the settings; of a given genotype the cells decide, not the path of their file."""
+    """Return the settings; of a given genotype the cells decide, not the path of their file.
+
+    Keys are as before there were budgets and temperatures where these change nothing. What a budget
+    costs is not lost to a setting that is the final training's alone.
+    """
     values, derive = config.to_dict(), config.derive
     part: dict[str, Any] = {"derive": values["derive"]}
+    if derive.budget is not None:
+        read = ("budget", "rank_epochs", "temperature")
+        part["derive"] = {key: values["derive"][key] for key in read}
+        part["retrain"] = {
+            key: value for key, value in values["retrain"].items() if key not in _FINAL_TRAINING
+        }
+        return part
+    del part["derive"]["budget"]
+    if derive.temperature in (None, 1.0):
+        del part["derive"]["temperature"]
     if derive.candidates > 1 and derive.rank_by == "training":
         part["retrain"] = values["retrain"]
     if derive.genotype is not None:
@@ -201,7 +298,9 @@ STAGE = Stage(
     code_schema=5,
     run=run,
     own_config=_config,
-    reads_data=lambda config: config.derive.candidates > 1,
+    reads_data=lambda config: config.derive.compares,
+    checkpoints=True,
+    rows="training",
     needs_parents=lambda config: config.derive.genotype is None,
     facts=_Facts,
 )

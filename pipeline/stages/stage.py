@@ -122,6 +122,8 @@ class Stage(Kind):
     reads_data: Callable[[Config], bool] = never
     """Whether it looks at the images."""
     needs_parents: Callable[[Config], bool] = always
+    rows: str = "epoch"
+    """What a row of its metrics is of, where it has some."""
     parallel: bool = False
     """Whether several processes share its work."""
     rough_seconds: Callable[[Config], float] = lambda config: 1.0
