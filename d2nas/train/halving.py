@@ -23,10 +23,10 @@ NEIGHBOUR_PART = 6
 MAX_ATTEMPTS = 100
 """Draws per wanted neighbour before a cell counts as having no more."""
 
-# Both are simulated, with normal effects of which one training's noise hides a half: a neighbour,
-# which shares 15 of 16 edges, is hardly better than its parent, and tells it hardly apart. A sixth
-# gains nothing in budgets below 24 and 0.01 to 0.07 standard deviations of a cell's effect above;
-# a third or more loses. One parent is worse than two, and more are not better.
+# A neighbour shares 15 of 16 edges with its parent, so one training tells it hardly apart, and it is
+# hardly better where the parent was lucky. With effects that add up over edges a sixth costs and
+# gains nothing up to 48 trainings (python -m benchmarks.derive_budget: 0.02 standard deviations of a
+# cell's effect); it pays where single edges decide, and fills what a narrow distribution leaves.
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,22 @@ class Schedule:
 def schedule(budget: int) -> Schedule:
     """Return the rounds that spend a budget of trainings, all of it.
 
-    Cells are halved until two or three are left, and what their rounds leave is the first one's. A
-    cascade n + n/2 + ... + 3 makes 2 n - 3, so half of the budget and a little more is the first
-    round's: less leaves good cells untried, more leaves nothing to tell them apart.
+    The most cells are taken whose trainings and those of the rounds after it, each of half as many
+    down to two or three, fit; what is left makes the first round larger. That is half of the budget
+    or somewhat more for the first: less leaves good cells untried, more does not tell them apart.
     """
-    cells, later = (budget + 3) // 2, list[int]()
-    while (cells := cells // 2) >= 2:
-        later.append(cells)
+    cells = next(n for n in range(budget, 0, -1) if n + sum(_halved(n)) <= budget)
+    later = _halved(cells)
     first = budget - sum(later)
     neighbours = first // NEIGHBOUR_PART
-    return Schedule(first - neighbours, neighbours, tuple(later))
+    return Schedule(first - neighbours, neighbours, later)
+
+
+def _halved(cells: int) -> tuple[int, ...]:
+    found = list[int]()
+    while (cells := cells // 2) >= 2:
+        found.append(cells)
+    return tuple(found)
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ class Halving(Generic[Cell]):
                 self.arms.append(arm)
                 yield from self._trained([len(self.arms) - 1])
         for cells in self._plan.later:
-            others = [number for number in self._best(self.rounds[-1]) if number]
+            others = [number for number in self._best(self.rounds[-1]) if number != 0]
             self.rounds.append([])
             yield from self._trained([0, *others[: cells - 1]])
 

@@ -2,13 +2,15 @@
 
 import copy
 import json
+import random
 
 import pytest
 
 from d2nas import SPACES, Genotype, SearchSpace
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json, digest, parse_json
-from d2nas.genotype import PUBLISHED
+from d2nas.genotype import PUBLISHED, neighbour
+from d2nas.spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODES
 
 GOOD = Genotype.published("DARTS_V2").to_dict()
 
@@ -133,3 +135,52 @@ def test_a_users_space_is_read_strictly() -> None:
     ):
         with pytest.raises(ConfigError):
             SearchSpace.from_dict(values)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_neighbour_is_of_its_space_and_differs_by_one_change(name: str) -> None:
+    space, numbers = SPACES[name], random.Random(0)
+    genotype, places, both = random_genotype(space, numbers), set(), set()
+    for _ in range(400):
+        other = neighbour(genotype, space, numbers)
+        changed = [
+            (cell_type, index)
+            for cell_type in CELL_TYPES
+            for index in range(8)
+            if genotype.cell(cell_type)[index] != other.cell(cell_type)[index]
+        ]
+        ((cell_type, index),) = changed
+        assert is_of(space, other)
+        one, two = genotype.cell(cell_type)[index], other.cell(cell_type)[index]
+        places.add((cell_type, index, one[1] != two[1]))
+        both.add(one[0] != two[0] and one[1] != two[1])
+        if one[0] != two[0] and one[1] != two[1]:  # the operation is none of the other edge's
+            node = NODES[index // EDGES_PER_NODE]
+            assert one[0] not in space.candidates(cell_type)[EDGES.index((two[1], node))]
+    moved = {(cell_type, index) for cell_type, index, is_moved in places if is_moved}
+    assert moved == {(cell_type, index) for cell_type in CELL_TYPES for index in range(2, 8)}
+    assert {*both} == ({False, True} if name == "S1" else {False})
+    genotype = other  # a walk stays in the space, too
+    for _ in range(50):
+        genotype = neighbour(genotype, space, numbers)
+        assert is_of(space, genotype)
+
+
+def random_genotype(space: SearchSpace, numbers: random.Random) -> Genotype:
+    cells = []
+    for cell_type in CELL_TYPES:
+        pairs = []
+        for node in NODES:
+            for source in numbers.sample(range(node), EDGES_PER_NODE):
+                offered = space.candidates(cell_type)[EDGES.index((source, node))]
+                pairs.append((numbers.choice([op for op in offered if op != "none"]), source))
+        cells.append(tuple(pairs))
+    return Genotype(*cells)
+
+
+def is_of(space: SearchSpace, genotype: Genotype) -> bool:
+    return all(
+        operation in space.candidates(cell_type)[EDGES.index((source, NODES[index // 2]))]
+        for cell_type in CELL_TYPES
+        for index, (operation, source) in enumerate(genotype.cell(cell_type))
+    )
