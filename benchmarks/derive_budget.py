@@ -17,6 +17,7 @@ A neighbour's effect correlates with its parent's by ``--likeness``; 15 of 16 ed
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
@@ -59,14 +60,14 @@ def modelled(
     """Return the effects of the cells that are chosen once in the model, higher ones better;
     ``share``: of one training's variance, that between cells.
     """
-    noise = ((1 - share) / share) ** 0.5
+    noise = math.sqrt((1 - share) / share)
     effects = [numbers.gauss(0, 1) for _ in range(plan.num_trainings)]
 
     def loss(cell: int, _round: int) -> float:
         return -effects[cell] + noise * numbers.gauss(0, 1)
 
     def neighbour(cell: int) -> int:
-        own = (1 - likeness**2) ** 0.5 * numbers.gauss(0, 1)
+        own = math.sqrt(1 - likeness**2) * numbers.gauss(0, 1)
         effects.append(likeness * effects[cell] + own)
         return len(effects) - 1
 
@@ -100,7 +101,7 @@ def means_of(draws: Sequence[Mapping[str, float]], scale: float = 1.0) -> dict[s
 
 
 def known_reliability(of_cells: Losses) -> tuple[float, str]:
-    """Return the share of variance of one training that lies between cells, and where it is from."""
+    """Return the share of one training's variance that lies between cells, and its source."""
     if sum(len(of) > 1 for of in of_cells) >= ENOUGH:
         return reliability(of_cells)[0], "yardstick.jsonl"
     rows = json.loads((HERE / "ranking.json").read_text())["rows"]
@@ -122,7 +123,7 @@ def report(rows: Sequence[Mapping[str, Any]], *, repeats: int, likeness: float) 
         row: dict[str, Any] = {"budget": budget, "modelled": means_of(draws)}
         usable = [of for of in of_cells if len(of) > 1 + len(plan.later)]
         if len(usable) >= 2 * budget:
-            between = (share * statistics.variance([of[0] for of in usable])) ** 0.5
+            between = math.sqrt(share * statistics.variance([of[0] for of in usable]))
             draws = [replayed(plan, usable, numbers) for _ in range(repeats)]
             row["replayed"] = {"cells": len(usable), **means_of(draws, between)}
         found.append(row)

@@ -23,10 +23,10 @@ NEIGHBOUR_PART = 6
 MAX_ATTEMPTS = 100
 """Draws per wanted neighbour before a cell counts as having no more."""
 
-# A neighbour shares 15 of 16 edges with its parent, so one training tells it hardly apart, and it is
-# hardly better where the parent was lucky. With effects that add up over edges a sixth costs and
-# gains nothing up to 48 trainings (python -m benchmarks.derive_budget: 0.02 standard deviations of a
-# cell's effect); it pays where single edges decide, and fills what a narrow distribution leaves.
+# A neighbour shares 15 of 16 edges with its parent, so one training tells them hardly apart, and it
+# is hardly better where the parent was lucky. With effects that add up over edges a sixth costs and
+# gains nothing up to 48 trainings (python -m benchmarks.derive_budget: 0.02 standard deviations of
+# a cell's effect); it pays where single edges decide, and fills what a narrow distribution leaves.
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,7 +270,7 @@ def _config(config: Config) -> dict[str, Any]:
         }
         return part
     del part["derive"]["budget"]
-    if derive.temperature in (None, 1.0):
+    if not derive.compares or derive.temperature in (None, 1.0):
         del part["derive"]["temperature"]
     if derive.candidates > 1 and derive.rank_by == "training":
         part["retrain"] = values["retrain"]

@@ -48,7 +48,7 @@ def test_a_schedule_without_neighbours_has_as_many_trainings() -> None:
 def test_a_chosen_cell_is_worth_what_unseen_seeds_say() -> None:
     numbers = random.Random(0)
     plan = schedule(12)
-    noise = [[numbers.gauss(0, 1) for _ in range(3)] for _ in range(200)]
+    noise = [[numbers.gauss(0, 1) for _ in range(10)] for _ in range(500)]
     draws = [replayed(plan, noise, numbers) for _ in range(400)]
     assert abs(mean_of(draws, "halving")) < 0.2
     assert abs(mean_of(draws, "best_of_n")) < 0.2

@@ -13,6 +13,7 @@ from page_facts import (
     DIGEST,
     GPU,
     HOSTILE,
+    MANIFESTS,
     PREPROCESS,
     REPORT,
     a_report,
@@ -351,6 +352,17 @@ def test_without_a_search_none_is_claimed() -> None:
     assert "not searched here (given: DARTS_V2)" in text
     assert "found by a search" not in text
     assert "for the architecture" not in text
+
+
+def test_a_comparison_of_cells_is_told_with_its_trainings() -> None:
+    for facts, told in (
+        ({"candidates": 12}, "the best of 12 candidate cells on the architecture half"),
+        (
+            {"candidates": 9, "trainings": 12},
+            "the best of 9 candidate cells after 12 short trainings on the architecture half",
+        ),
+    ):
+        assert told in words(parsed(page(manifests=MANIFESTS | {"derive": {"facts": facts}})))
 
 
 def test_of_a_random_draw_no_search_is_told() -> None:
