@@ -128,7 +128,8 @@ def _select(context: Context, logits: "ArchLogits") -> Genotype:
     from d2nas.train.loop import EVALUATION_BATCH, memory_errors, torch_device
 
     derive, seed = context.config.derive, context.config.run.seed
-    genotypes = sample_candidates(logits, derive.candidates, seed=seed)
+    temperature = 1.0 if derive.temperature is None else derive.temperature
+    genotypes = sample_candidates(logits, derive.candidates, seed=seed, temperature=temperature)
     if len(genotypes) < derive.candidates:
         context.hooks.warn(f"the learned distribution gave only {len(genotypes)} different cells")
     context.hooks.begin(len(genotypes), 0, "candidate")

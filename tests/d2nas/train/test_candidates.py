@@ -188,6 +188,23 @@ def test_derive_compares_candidates_when_asked(
     assert again["executed"] == []
 
 
+def test_a_temperature_decides_how_much_candidates_differ(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logits = ArchLogits(S0, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for cell in ("normal", "reduce"):
+            logits.edges(cell).copy_(torch.arange(14.0))
+    plain = sample_candidates(logits, 8, seed=3)
+    assert plain == sample_candidates(logits, 8, seed=3, temperature=1.0)
+    assert plain[1:] != sample_candidates(logits, 8, seed=3, temperature=1e-3)[1:]
+    assert len(sample_candidates(logits, 8, seed=3, temperature=1e-9)) == 1
+    settings = ("--set", "derive.candidates=3", "--set", "derive.temperature=0.0001")
+    result = finished.json(capfd, "derive", "toy", *settings)
+    rows = json.loads(Store(finished.store).open(result["ref"]).read("candidates.json"))
+    assert len(rows) < 3
+
+
 def test_methods_without_a_distribution_refuse_candidates() -> None:
     with pytest.raises(ConfigError, match="no distribution"):
         build_config({"search": {"method": "darts"}, "derive": {"candidates": 2}})
