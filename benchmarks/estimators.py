@@ -22,8 +22,8 @@ from torch import Tensor
 from d2nas.config import Config, Estimator
 from d2nas.methods.base import Batch, StepContext
 from d2nas.methods.d2nas import D2nas
+from d2nas.nn.probability import log_probabilities
 from d2nas.nn.sampling import sample
-from d2nas.nn.score_function import log_probabilities
 from d2nas.randomness import generator
 from d2nas.train.search import Search, weight_step
 from pipeline.commands.configuration import configure

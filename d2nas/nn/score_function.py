@@ -17,7 +17,7 @@ for nothing against it, both ours:
   their losses are no baseline. Two groups are independent of each other: the mean loss of one is
   the baseline of the other, which is leave-one-out for groups.
 
-Shape letters: E = 14 edges, O = operation columns, S = 8 sampled edges, K draws.
+Shape letters: O = operation columns, K draws.
 """
 
 import itertools
@@ -27,46 +27,14 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES
-from .sampling import ArchLogits, CellDraw, Draw
-
-NODE_PAIRS = tuple(tuple(itertools.combinations(rows, EDGES_PER_NODE)) for rows in NODE_EDGES)
-"""By node: the pairs of edges that may enter it, as rows of ``EDGES``, ascending."""
-PAIRS = tuple(itertools.chain(*NODE_PAIRS))
-"""The same, one node's after the other's."""
-
-_NUMBER_OF = {pair: number for number, pair in enumerate(PAIRS)}
-_FIRST, _SECOND = (torch.tensor([pair[which] for pair in PAIRS]) for which in (0, 1))
-_OTHERS_EE = torch.tensor(
-    [
-        [one != edge and one in rows for one in range(len(EDGES))]
-        for rows in NODE_EDGES
-        for edge in rows
-    ]
+from ..spaces import CELL_TYPES
+from .probability import (
+    NODE_PAIRS,
+    log_probabilities,
+    operation_log_probabilities,
+    pair_log_probabilities,
 )
-"""Row e: the other edges into the node that edge e enters."""
-
-
-def pair_log_probabilities(edges_E: Tensor) -> Tensor:
-    """Return the logarithms of the probabilities of ``PAIRS``, float64: of each node's they sum
-    to 1.
-
-    Two edges i and j enter a node where they have the two largest perturbed logits: drawn without
-    replacement, in either order (Plackett-Luce),
-
-        p(i, j) = p_i * p_j / (1 - p_i) + p_j * p_i / (1 - p_j)
-    """
-    edges_E = edges_E.double()
-    log_p_E = torch.cat([edges_E[rows.start : rows.stop].log_softmax(dim=0) for rows in NODE_EDGES])
-    # log(1 - p_i) as the logarithm of what the others sum to: exact where p_i is nearly 1.
-    rest_E = log_p_E.expand(len(EDGES), -1).masked_fill(~_OTHERS_EE, -torch.inf).logsumexp(dim=1)
-    orders = torch.stack([-rest_E[_FIRST], -rest_E[_SECOND]])
-    return log_p_E[_FIRST] + log_p_E[_SECOND] + orders.logsumexp(dim=0)
-
-
-def _operation_log_probabilities(logits: ArchLogits, cell_type: str) -> Tensor:
-    ops_EO, mask_EO = logits.ops(cell_type), logits.choosable(cell_type)
-    return ops_EO.double().masked_fill(~mask_EO, -torch.inf).log_softmax(dim=1)
+from .sampling import ArchLogits, CellDraw, Draw
 
 
 class _Systematic:
@@ -124,7 +92,7 @@ def with_even_operations(
     for cell_type in CELL_TYPES:
         own = [draw.cell(cell_type) for draw in draws]
         columns: list[dict[int, int]] = [{} for _ in own]
-        probabilities_EO = _operation_log_probabilities(logits, cell_type).exp().tolist()
+        probabilities_EO = operation_log_probabilities(logits, cell_type).exp().tolist()
         for edge, probabilities in enumerate(probabilities_EO):
             having = [
                 column for column, cell in zip(columns, own, strict=True) if edge in cell.edges
@@ -138,32 +106,6 @@ def with_even_operations(
             for cell, column in zip(own, columns, strict=True)
         ]
     return [Draw(*pair) for pair in zip(cells["normal"], cells["reduce"], strict=True)]
-
-
-def log_probabilities(
-    logits: ArchLogits, draws: Sequence[Draw], *, cell_type: str, edges: bool = True
-) -> Tensor:
-    """Return the logarithm of the probability of each draw's cell, (K,), float64, with a graph.
-
-    That is of the *set* of two edges of each node, and of the operations on those: what stands on
-    edges that were not drawn changes nothing. Without ``edges``: of the operations, given them.
-    """
-    cells = [draw.cell(cell_type) for draw in draws]
-    rows_KS = torch.tensor([cell.edges for cell in cells])
-    columns_KS = torch.tensor([cell.operations for cell in cells])
-    log_p_EO = _operation_log_probabilities(logits, cell_type)
-    total_K = log_p_EO[rows_KS, columns_KS].sum(dim=1)
-    if not edges:
-        return total_K
-    pairs_KN = [
-        [
-            _NUMBER_OF[cell.edges[first : first + EDGES_PER_NODE]]
-            for first in range(0, len(cell.edges), EDGES_PER_NODE)
-        ]
-        for cell in cells
-    ]
-    log_p = pair_log_probabilities(logits.edges(cell_type))
-    return total_K + log_p[torch.tensor(pairs_KN)].sum(dim=1)
 
 
 def groups(count: int) -> tuple[range, range]:

@@ -92,11 +92,11 @@ def final_state(search: Search) -> dict[str, torch.Tensor]:
     return search.capture(search.num_steps).tensors
 
 
-def spread_logits(space: SearchSpace, seed: int = 0) -> ArchLogits:
+def spread_logits(space: SearchSpace, seed: int = 0, *, scale: float = 1.0) -> ArchLogits:
     """Logits far enough from uniform that a wrong formula shows."""
     logits = ArchLogits(space)
     numbers = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in logits.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=numbers))
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=numbers))
     return logits

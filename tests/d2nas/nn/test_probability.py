@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from searches import spread_logits
 
 from d2nas import SPACES, ArchLogits, SearchSpace, sample
 from d2nas.nn.probability import expected_share, log_probability, temperature_of, tempered
@@ -24,20 +25,12 @@ SMALL = SearchSpace(
 )
 
 
-def spread(space: SearchSpace, scale: float = 1.5) -> ArchLogits:
-    logits, numbers = ArchLogits(space), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in logits.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=numbers))
-    return logits
-
-
 def drawn(logits: ArchLogits, seed: int) -> Draw:
     return sample(logits, 1.0, torch.Generator().manual_seed(seed)).with_gates(None, None)
 
 
 def test_probabilities_of_a_whole_space_add_up_to_one() -> None:
-    logits = spread(SMALL)
+    logits = spread_logits(SMALL, scale=1.5)
     reduce = drawn(logits, 0).reduce
     pairs = [list(itertools.combinations(rows, 2)) for rows in NODE_EDGES]
     total, of_reduce = 0.0, set()
@@ -57,7 +50,7 @@ def test_probabilities_of_a_whole_space_add_up_to_one() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_samples_keep_the_expected_share_and_are_as_probable_as_said(temperature: float) -> None:
-    logits = spread(SPACES["S1"])
+    logits = spread_logits(SPACES["S1"], scale=1.5)
     own = drawn(tempered(logits, 1e-4), 0)
     samples = [drawn(tempered(logits, temperature), seed) for seed in range(2000)]
     share = 0.0
@@ -69,7 +62,7 @@ def test_samples_keep_the_expected_share_and_are_as_probable_as_said(temperature
 
 
 def test_a_frequent_draw_is_as_frequent_as_its_probability() -> None:
-    logits = spread(SPACES["S2"], scale=20.0)
+    logits = spread_logits(SPACES["S2"], scale=20.0)
     found = Counter(drawn(logits, seed) for seed in range(2000))
     draw, times = found.most_common(1)[0]
     assert times > 100
@@ -94,24 +87,24 @@ def test_logits_far_apart_are_no_zero_by_zero() -> None:
 def test_a_temperature_keeps_half_of_a_cell_however_flat_or_narrow(
     space: str, scale: float
 ) -> None:
-    logits = spread(SPACES[space], scale)
+    logits = spread_logits(SPACES[space], scale=scale)
     own = drawn(tempered(logits, 1e-4), 0)
     temperature = temperature_of(logits, own, 0.5)
     assert expected_share(logits, own, temperature) == pytest.approx(0.5, abs=0.01)
     assert temperature == pytest.approx(
-        scale * temperature_of(spread(SPACES[space], 1.0), own, 0.5), rel=0.02
+        scale * temperature_of(spread_logits(SPACES[space]), own, 0.5), rel=0.02
     )
 
 
 def test_a_share_that_no_temperature_has_gives_an_end_of_the_range() -> None:
     one = SearchSpace("one", (("skip_connect",),) * 14, (("skip_connect",),) * 14)
-    logits = spread(one)
+    logits = spread_logits(one, scale=1.5)
     own = drawn(tempered(logits, 1e-4), 0)
     assert temperature_of(logits, own, 0.5) == 1e4  # other edges alone: 0.64 at the least
 
 
 def test_tempered_logits_are_a_copy_and_at_one_the_same() -> None:
-    logits = spread(SPACES["S0"])
+    logits = spread_logits(SPACES["S0"], scale=1.5)
     before = {name: value.clone() for name, value in logits.state_dict().items()}
     flat = tempered(logits, 4.0)
     assert torch.equal(flat.ops("normal"), logits.ops("normal") / 4.0)

@@ -11,16 +11,13 @@ from searches import spread_logits
 from torch import Tensor
 
 from d2nas.nn import score_function
+from d2nas.nn.probability import NODE_PAIRS, PAIRS, log_probabilities, pair_log_probabilities
 from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample
 from d2nas.nn.score_function import (
-    NODE_PAIRS,
-    PAIRS,
     _Systematic,
     add_gradients,
     advantages,
     groups,
-    log_probabilities,
-    pair_log_probabilities,
     sample_evenly,
     with_even_operations,
 )
