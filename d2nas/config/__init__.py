@@ -155,11 +155,16 @@ class DataConfig(Section):
 
 Estimator = Literal["straight-through", "score", "mixed"]
 Reward = Literal["calibrated", "loss"]
+WeightOptimizer = Literal["sgd", "rmsprop"]
 
 
 def fewest_draws(estimator: Estimator) -> int:
     """Return an estimator's smallest ``search.draws``: two where draws are judged by others."""
     return 1 if estimator == "straight-through" else 2
+
+
+def _weight_lr(search: dict[str, Any]) -> float:
+    return 0.05 if search.get("weight_optimizer") == "sgd" else 0.015
 
 
 def _warmup_epochs(search: dict[str, Any]) -> int:
@@ -208,7 +213,11 @@ class SearchConfig(Section):
     is 10 % of all for the weights and 10 % for the architecture)."""
     draws: Annotated[Repeats, Source("ROME 4")] = 7
     """K, sub-networks per step and half (paper: 7 on CIFAR, 3 on ImageNet); d2nas and entangled."""
-    weight_lr: Annotated[LearningRate, Source("ROME 4")] = 0.05
+    weight_optimizer: Annotated[WeightOptimizer, Source("ROME 4")] = "sgd"
+    """SGD with momentum; or RMSprop (ours), whose step depends neither on how seldom an operation
+    is sampled nor on how many losses' gradients are summed."""
+    weight_lr: Annotated[LearningRate, Source("ROME 4")] = Field(default_factory=_weight_lr)
+    """Default: 0.05; of RMSprop 0.015 (ours)."""
     weight_lr_min: Annotated[LearningRateOrZero, Source("DARTS's code")] = 0.001
     weight_momentum: Annotated[Rate, Source("ROME 4")] = 0.9
     weight_decay: Annotated[Decay, Source("DARTS's code")] = 3e-4

@@ -29,6 +29,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
         "straight-through": ("search.reward",),
         "score": ("search.edge_gate_scale", "search.temperature_start", "search.temperature_end"),
     },
+    "search.weight_optimizer": {"rmsprop": ("search.weight_momentum",)},
     "derive.budget": {_GIVEN: ("derive.candidates", "derive.rank_by")},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs", "derive.temperature")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},

@@ -5,7 +5,8 @@ takes the architecture's gradient after a weight step looked ahead (Eq. 7), with
 difference in place of the second derivative (Eq. 8).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,13 @@ class DartsSecondOrder(Darts):
     passes = (4, 1)
     several_processes = False  # the look ahead would be at each rank's own images
     precisions = ("fp32",)  # Eq. 8's step is smaller than bf16 can add to a weight
+
+    @classmethod
+    def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the given values over its own; ``ValueError`` for another optimizer than SGD."""
+        if given.get("weight_optimizer", "sgd") != "sgd":
+            raise ValueError("search.weight_optimizer must be sgd for darts-second-order")
+        return super().settings(given)
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss after one weight step, through that step (Eq. 7).

@@ -259,9 +259,10 @@ def _not_finite(problem: str) -> NonFiniteError:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Take the step of a fused optimizer if ``finite`` (0-d, on the device) is true.
+    """Take an optimizer's step if ``finite`` (0-d, on the device) is true.
 
-    Decided on the device, by the switch that fused optimizers have for loss scaling.
+    Decided on the device, by the switch that fused optimizers (and ``RmsProp``) have for loss
+    scaling.
     """
     optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
     try:

@@ -37,6 +37,7 @@ from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
 from .loop import FiniteCheck, Loop, adam, sgd, stem_for, step_if_finite, to_device, torch_device
 from .precision import arithmetic_of, compute_type
+from .rmsprop import RmsProp
 from .schedules import cosine, temperature
 from .state import StepSums, Trained
 
@@ -146,12 +147,7 @@ class Search(Loop):
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         config = self.config
-        self.weight_optimizer = sgd(
-            self.supernet,
-            lr=config.weight_lr,
-            momentum=config.weight_momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.weight_optimizer = weight_optimizer(config, self.supernet)
         self.arch_optimizer = adam(
             list(self.logits.parameters()),
             lr=config.arch_lr,
@@ -268,6 +264,18 @@ class Search(Loop):
             "parameterless_normal": genotype.parameterless_normal,
             "genotype": genotype.to_dict(),
         }
+
+
+def weight_optimizer(config: SearchConfig, supernet: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of a supernet's weights, which are on their device already."""
+    if config.weight_optimizer == "rmsprop":
+        return RmsProp(supernet, lr=config.weight_lr, weight_decay=config.weight_decay)
+    return sgd(
+        supernet,
+        lr=config.weight_lr,
+        momentum=config.weight_momentum,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _halves(config: SearchConfig, data: ImageData, seed: int) -> list[tuple[Images, str]]:

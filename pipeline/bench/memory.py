@@ -31,8 +31,9 @@ from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operati
 from d2nas.nn.units import keep_everything
 from d2nas.randomness import generator
 from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
-from d2nas.train.loop import sgd, to_device
+from d2nas.train.loop import to_device
 from d2nas.train.precision import compute_type
+from d2nas.train.search import weight_optimizer
 
 from .memory_cases import HEAVIEST, HEAVY, RANDOM, Case, Measurement
 
@@ -110,12 +111,7 @@ class _Bench:
         if case.published:
             keep_everything(supernet)
         to_device(supernet, device)
-        self.optimizer = sgd(
-            supernet,
-            lr=config.weight_lr,
-            momentum=config.weight_momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = weight_optimizer(config, supernet)
         moments = [
             [value for value in of_one.values() if torch.is_tensor(value)]
             for of_one in self.optimizer.state.values()

@@ -92,6 +92,8 @@ def _config(config: Config) -> dict[str, Any]:
         del settings["estimator"], settings["reward"]
     if config.search.clip == "sum":
         del settings["clip"]
+    if config.search.weight_optimizer == "sgd":
+        del settings["weight_optimizer"]
     part: dict[str, Any] = {"search": settings, "space": space.to_dict()}
     method = other_method(config.search.method)
     if method is not None and method.revision != 1:
