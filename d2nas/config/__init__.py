@@ -156,6 +156,14 @@ class DataConfig(Section):
 Estimator = Literal["straight-through", "score", "mixed"]
 Reward = Literal["calibrated", "loss"]
 WeightOptimizer = Literal["sgd", "rmsprop"]
+Recipe = Literal["recommended", "paper"]
+RECIPES: tuple[str, ...] = get_args(Recipe)
+DEFAULT_RECIPE: Recipe = "recommended"
+PAPERS_METHODS = ("d2nas", "entangled")
+"""Methods that a ``recipe`` is of; others have their own, as published."""
+LARGEST_RMSPROP_LR = 0.05
+"""Largest ``search.weight_lr`` that RMSprop takes: from 0.1 on searches were measured to diverge
+(benchmarks/README.md), and SGD's rates are there."""
 
 
 def fewest_draws(estimator: Estimator) -> int:
@@ -169,6 +177,8 @@ def _weight_lr(search: dict[str, Any]) -> float:
 
 def _warmup_epochs(search: dict[str, Any]) -> int:
     """Return the default for the values of a search that stand before it."""
+    if search.get("recipe") == "paper" and search.get("method") in PAPERS_METHODS:
+        return 0
     return 3 * int(search.get("epochs", 0)) // 10
 
 
@@ -188,6 +198,9 @@ class SearchConfig(Section):
         "auto"
     )
     """Auto: imagenet from 96 pixels on."""
+    recipe: Recipe = DEFAULT_RECIPE
+    """Whose settings hold where none are given: the paper's to the letter, or those that
+    measurements chose (benchmarks/README.md). A preset says in what it differs."""
     branch_length: Annotated[
         Cells | Literal["num_cells"], Source("D2NAS figure 1, in our reading")
     ] = 1
@@ -201,12 +214,12 @@ class SearchConfig(Section):
     """Type of the features; weights, statistics and sums stay in fp32. tf32: fp32 whose products a
     GPU rounds to 10 bits, faster; fp32 never does."""
     epochs: Annotated[Epochs, Source("ROME 4")] = 50
-    warmup_epochs: Annotated[
-        EpochsOrNone, Source("PC-DARTS's code: 15 of 50; that d2nas has it too is ours")
-    ] = Field(default_factory=_warmup_epochs)
+    warmup_epochs: Annotated[EpochsOrNone, Source("PC-DARTS's code: 15 of 50; paper: none")] = (
+        Field(default_factory=_warmup_epochs)
+    )
     """Epochs before the architecture moves. Default: three tenths of all, rounded down (PC-DARTS's
-    share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 for methods that do
-    not warm up."""
+    share; for d2nas and entangled, too: ours, benchmarks/small_data.json); 0 with recipe=paper and
+    for methods that do not warm up."""
     batch_size: Annotated[Batch, Source("DARTS's code; D2NAS's memory table")] = 64
     image_fraction: Annotated[float, Field(gt=0.0, le=1.0), Source("ours: all")] = 1.0
     """Part of each half's images that the search sees, by class (ImageNet in the paper: 0.2, that
@@ -252,6 +265,15 @@ class SearchConfig(Section):
         except ConfigError:
             return values  # the field tells it
         return values if method is None else method.settings(values)
+
+    @model_validator(mode="after")
+    def _learns_at_the_optimizers_rate(self) -> "SearchConfig":
+        if self.weight_optimizer == "rmsprop" and self.weight_lr > LARGEST_RMSPROP_LR:
+            raise ValueError(
+                f"search.weight_lr ({self.weight_lr}) of rmsprop must be at most "
+                f"{LARGEST_RMSPROP_LR}: leave it out, or add search.weight_optimizer=sgd"
+            )
+        return self
 
     @model_validator(mode="after")
     def _method_computes_in(self) -> "SearchConfig":

@@ -35,6 +35,7 @@ D2NAS_KEYS = (
     "clip",
     "estimator",
     "reward",
+    "recipe",
 )
 """Keys of ``search.*`` that only D2NAS and its entangled form read."""
 

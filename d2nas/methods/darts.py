@@ -106,12 +106,12 @@ class DartsSecondOrder(Darts):
     several_processes = False  # the look ahead would be at each rank's own images
     precisions = ("fp32",)  # Eq. 8's step is smaller than bf16 can add to a weight
 
+    unread = (*Darts.unread, "weight_optimizer")  # Eq. 7 looks a step of SGD ahead
+
     @classmethod
     def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the given values over its own; ``ValueError`` for another optimizer than SGD."""
-        if given.get("weight_optimizer", "sgd") != "sgd":
-            raise ValueError("search.weight_optimizer must be sgd for darts-second-order")
-        return super().settings(given)
+        """Return the given values over its own, with SGD in any case."""
+        return {**super().settings(given), "weight_optimizer": "sgd"}
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss after one weight step, through that step (Eq. 7).

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from d2nas.config import Config, build_config, override_key
+from d2nas.config import Config, build_config, override_key, parse_override
 from d2nas.config.effects import effect_line, preset_line, without_effect
 from d2nas.config.registry import data_sets
 from d2nas.files.text_files import read_space
@@ -15,12 +15,24 @@ from ..presets import keys_of_own_files, read_preset, values_of_presets
 
 def configure(preset: str, settings: Sequence[str] | None, data_root: str | None = None) -> Config:
     """Return a preset's configuration with overrides on top. Raises ``ConfigError``."""
-    values = read_preset(preset)
+    values = read_preset(preset, recipe_of(settings))
     if data_root is not None:
         values.setdefault("data", {})["root"] = data_root
     config = build_config(values, settings or (), what=preset)
     read_space(config.search.space)
     return config
+
+
+def recipe_of(settings: Sequence[str] | None) -> str | None:
+    """Return the ``search.recipe`` that settings choose; None where they choose none.
+
+    Raises ``ConfigError``.
+    """
+    chosen = None
+    for section, field, value in map(parse_override, settings or ()):
+        if (section, field) == ("search", "recipe") and isinstance(value, str):
+            chosen = value
+    return chosen
 
 
 def tell_unread(
@@ -36,12 +48,12 @@ def tell_unread(
     """
     if not is_first_rank():
         return {}
-    keys = [] if preset is None else keys_of_own_files(preset)
+    keys = [] if preset is None else keys_of_own_files(preset, config.search.recipe)
     keys += [override_key(setting) for setting in settings or ()]
     keys += [] if data_root is None else ["data.root"]
     streams = _streams(config) if "data.workers" in keys else None
     found = without_effect(config, keys, streams=streams)
-    of_presets = {} if preset is None else values_of_presets(preset)
+    of_presets = {} if preset is None else values_of_presets(preset, config.search.recipe)
     for line in (effect_line(found), preset_line(config, of_presets, keys)):
         if line is not None:
             Console().say(line)

@@ -87,7 +87,7 @@ def show_config(
     if config.data.image_size is None:
         size = "" if data is None else f" ({data['image_size']})"
         given["data.image_size"] = RULE if data is None else data["image_size_from"] + size
-    sources = sources_of(preset_sources(preset) | given, config.search.method)
+    sources = sources_of(preset_sources(preset, config.search.recipe) | given, config.search.method)
     if as_json:
         values = {**config.to_dict(), "sources": sources}
         console.data(values if data_root is None else {**values, "images": data})

@@ -1,16 +1,18 @@
 """The presets: one TOML file each, with only what differs from the defaults of ``d2nas.config``.
 
-Its table ``[sources]`` says where those values come from: by key ("retrain.lr") or by section. A
-file of the user's is read alike, and may start from another: ``preset = "folder"`` at its top.
+Tables ``[recommended.search]`` and ``[paper.search]`` hold what is set with one ``search.recipe``
+only. ``[sources]`` says where values come from: by key ("retrain.lr") or by section. A file of the
+user's is read alike, and may start from another: ``preset = "folder"`` at its top.
 """
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from d2nas.config import DEFAULT_RECIPE, RECIPES
 from d2nas.errors import ConfigError
 from d2nas.files.text_files import parse_toml, read_text
 
@@ -22,50 +24,48 @@ def preset_names() -> list[str]:
     return names_in(__name__)
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str, recipe: str | None = None) -> dict[str, Any]:
     """Return the values of a preset or a TOML file, on top of those of the preset that it names.
 
-    Raises ``ConfigError``.
+    ``recipe``: in place of the file's own ``search.recipe``. Raises ``ConfigError``.
     """
     values: dict[str, Any] = {}
-    for layer in _layers(name):
-        for section, fields in layer.values.items():
-            base = values.get(section)
-            if isinstance(base, Mapping) and isinstance(fields, Mapping):
-                fields = {**base, **fields}
-            values[section] = fields
+    for layer in _layers(name, recipe):
+        values = _laid_over(values, layer.values)
     return values
 
 
-def preset_sources(name: str) -> dict[str, str]:
+def preset_sources(name: str, recipe: str | None = None) -> dict[str, str]:
     """Return ``section.field`` to source for every value of a preset or a TOML file.
 
     What a file names no source for has the file itself. Raises ``ConfigError``.
     """
     return {
         key: layer.sources.get(key, layer.sources.get(key.partition(".")[0], layer.name))
-        for layer in _layers(name)
+        for layer in _layers(name, recipe)
         for key in layer.names()
     }
 
 
-def keys_of_own_files(name: str) -> list[str]:
+def keys_of_own_files(name: str, recipe: str | None = None) -> list[str]:
     """Return the keys that files of the user's set, where ``name`` is one: no preset's.
 
     Raises ``ConfigError``.
     """
     presets = preset_names()
-    return [key for layer in _layers(name) if layer.name not in presets for key in layer.names()]
+    return [
+        key for layer in _layers(name, recipe) if layer.name not in presets for key in layer.names()
+    ]
 
 
-def values_of_presets(name: str) -> dict[str, tuple[Any, str]]:
+def values_of_presets(name: str, recipe: str | None = None) -> dict[str, tuple[Any, str]]:
     """Return the keys whose values a preset sets, no file of the user's: value and preset.
 
     Raises ``ConfigError``.
     """
     presets = preset_names()
     found: dict[str, tuple[Any, str]] = {}
-    for layer in _layers(name):
+    for layer in _layers(name, recipe):
         for key in layer.names():
             section, _, field = key.partition(".")
             found[key] = layer.values[section][field], layer.name
@@ -74,11 +74,25 @@ def values_of_presets(name: str) -> dict[str, tuple[Any, str]]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One file of a configuration: its values, and their sources by key and by section."""
+    """One file of a configuration: its values, those of one recipe only, and the sources of all by
+    key and by section.
+    """
 
     name: str
     values: dict[str, Any]
+    of_recipes: dict[str, dict[str, Any]]
     sources: dict[str, str]
+
+    @property
+    def recipe(self) -> Any:
+        """The ``search.recipe`` that it sets; None where it sets none."""
+        search = self.values.get("search")
+        return search.get("recipe") if isinstance(search, Mapping) else None
+
+    def of(self, recipe: Any) -> "_Layer":
+        """Return the file as it reads with a recipe."""
+        own = self.of_recipes.get(recipe, {}) if isinstance(recipe, str) else {}
+        return replace(self, values=_laid_over(self.values, own))
 
     def names(self) -> list[str]:
         """Return the keys that it sets, ``section.field``."""
@@ -90,14 +104,28 @@ class _Layer:
         ]
 
 
-def _layers(name: str) -> list[_Layer]:
-    """Return a preset or TOML file after what it starts from, that after what that starts from."""
+def _laid_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of ``values`` with the fields of ``over`` in place of theirs."""
+    found = dict(values)
+    for section, fields in over.items():
+        base = found.get(section)
+        both = isinstance(base, Mapping) and isinstance(fields, Mapping)
+        found[section] = {**base, **fields} if both else fields  # type: ignore[dict-item]
+    return found
+
+
+def _layers(name: str, recipe: str | None) -> list[_Layer]:
+    """Return a preset or TOML file after what it starts from, that after what that starts from; all
+    as they read with ``recipe``, or with the one that the topmost sets.
+    """
     found: list[_Layer] = []
     while True:
         layer, start = _read(name)
         found.insert(0, layer)
         if start is None:
-            return found
+            own = [one.recipe for one in found if one.recipe is not None]
+            chosen = recipe or (own[-1] if own else DEFAULT_RECIPE)
+            return [one.of(chosen) for one in found]
         if any(start == earlier.name for earlier in found):
             raise ConfigError(f"{name}: preset = {start!r} starts from itself")
         if len(found) == _MAX_LAYERS:
@@ -121,8 +149,14 @@ def _read(name: str) -> tuple[_Layer, str | None]:
         raise ConfigError(
             f"{name}: sources must hold one text per key", hint='for example "retrain.lr" = "ours"'
         )
-    layer = _Layer(name, values, sources)
-    known = layer.names()
+    of_recipes = {each: values.pop(each) for each in RECIPES if each in values}
+    for each, sections in of_recipes.items():
+        if not isinstance(sections, Mapping):
+            raise ConfigError(
+                f"{name}: {each} must hold sections", hint=f"for example [{each}.search]"
+            )
+    layer = _Layer(name, values, of_recipes, sources)
+    known = [key for each in ("", *of_recipes) for key in layer.of(each).names()]
     for key in sources:
         if key not in known and key not in values:
             raise ConfigError(f"{name}: sources names {key}, which the file does not set")

@@ -88,6 +88,7 @@ def _config(config: Config) -> dict[str, Any]:
     """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
+    del settings["recipe"]  # its values are there
     if config.search.estimator == "straight-through":
         del settings["estimator"], settings["reward"]
     if config.search.clip == "sum":

@@ -21,6 +21,7 @@ Paths in it are taken from the working directory, as everywhere.
 
 import copy
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -123,10 +124,8 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     """
     what, title = name, Path(name).stem
     file = _parse(read_study_file(name), what)
-    base = {} if file.preset is None else read_preset(file.preset)
-    build_config(base, what=file.preset or what)
-    if data_root is not None:
-        base.setdefault("data", {})["root"] = data_root
+    base = functools.partial(_base, file.preset, data_root)
+    build_config(base(None), what=file.preset or what)
     for method in file.method:
         _check_name(other_method, method, what)
     variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
@@ -142,6 +141,17 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     order = {variant.name: number for number, variant in enumerate(variants)}
     drafts.sort(key=lambda d: (order[d.variant.name], d.variant.seeds.index(d.seed)))
     return Study(title, tuple(_trials(title, drafts)))
+
+
+_Values = dict[str, dict[str, Any]]
+
+
+def _base(preset: str | None, data_root: str | None, recipe: str | None) -> _Values:
+    """Return the preset's values by a recipe, or by its own."""
+    values: _Values = {} if preset is None else read_preset(preset, recipe)
+    if data_root is not None:
+        values.setdefault("data", {})["root"] = data_root
+    return values
 
 
 def setting_of(config: Config, trainings: int) -> str:
@@ -234,13 +244,15 @@ def _variants(file: _File, what: str) -> list[_Variant]:
     return file.variant or [_Variant(name="base")]
 
 
-def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) -> _Resolved:
+def _resolve(
+    variant: _Variant, file: _File, base: Callable[[str | None], _Values], what: str
+) -> _Resolved:
     where = f"{what}: variant {variant.name}" if file.variant else what
     axes: dict[str, list[Any]] = {}
     for axis in ("methods", "spaces", "data", "seeds"):
         values = getattr(variant, axis) or getattr(file, axis)
         if values is None and axis == "data":
-            values = [build_config(base).data.name]
+            values = [build_config(base(None)).data.name]
         if values is None:
             raise ConfigError(f"{where}: {axis} is missing", hint=_EXAMPLE)
         _require_unique(values, f"{where}: {axis}")
@@ -251,14 +263,17 @@ def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) ->
         _check_name(data_sets.find, name, where)
     for space in axes["spaces"]:
         read_space(space)
-    merged = copy.deepcopy(base)
-    _merge(merged, file.settings, f"{what}: settings")
-    by_method = {}
-    for method in axes["methods"]:
-        by_method[method] = copy.deepcopy(merged)
-        _merge(by_method[method], file.method.get(method, {}), f"{what}: method.{method}")
-        _merge(by_method[method], variant.settings, f"{where}: settings")
-    _merge(merged, variant.settings, f"{where}: settings")
+    of_file, of_variant = (
+        (file.settings, f"{what}: settings"),
+        (variant.settings, f"{where}: settings"),
+    )
+    by_method = {
+        method: _merged(
+            base, of_file, (file.method.get(method, {}), f"{what}: method.{method}"), of_variant
+        )
+        for method in axes["methods"]
+    }
+    merged = _merged(base, of_file, of_variant)
     trainings = variant.trainings or file.trainings or 1
     return _Resolved(
         variant.name,
@@ -270,9 +285,18 @@ def _resolve(variant: _Variant, file: _File, base: dict[str, Any], what: str) ->
     )
 
 
-def _merge(values: dict[str, Any], settings: Mapping[str, Any], what: str) -> None:
-    for section, field, value in _flat(settings, what):
+def _merged(
+    base: Callable[[str | None], _Values], *layers: tuple[Mapping[str, Any], str]
+) -> _Values:
+    """Return the settings of all layers, the last one's over those before, on the base that their
+    recipe makes.
+    """
+    given = [each for settings, what in layers for each in _flat(settings, what)]
+    recipes = [value for section, field, value in given if (section, field) == ("search", "recipe")]
+    values = base(recipes[-1] if recipes and isinstance(recipes[-1], str) else None)
+    for section, field, value in given:
         values.setdefault(section, {})[field] = value
+    return values
 
 
 def _require_unique(values: list[Any], what: str) -> None:

@@ -36,6 +36,8 @@ SEARCH_VALUES = {
     "search.clip": "branch",
     "search.estimator": "mixed",
     "search.reward": "loss",
+    "search.recipe": "paper",
+    "search.weight_optimizer": "rmsprop",
     "search.temperature_start": 5.0,
     "search.temperature_end": 2.0,
 }
@@ -92,7 +94,11 @@ def test_what_a_method_does_not_read_changes_no_bit_of_its_search(method: str) -
 @pytest.mark.parametrize("key", SEARCH_VALUES)
 def test_control_it_changes_the_search_of_the_method_that_reads_it(key: str) -> None:
     # In the second epoch of two the temperature is the end's, of three half of the start's too.
-    bases = {"search.temperature_start": ["epochs=3"], "search.reward": ["estimator=score"]}
+    bases = {
+        "search.temperature_start": ["epochs=3"],
+        "search.reward": ["estimator=score"],
+        "search.recipe": ["epochs=7"],  # of which two are of warm-up, or none
+    }
     base = [f"search.{setting}" for setting in bases.get(key, [])]
     one, other = state_of("d2nas", *base), state_of("d2nas", *base, *settings_of([key]))
     assert not is_equal(one, other)

@@ -108,11 +108,20 @@ def test_it_keeps_as_much_as_sgd() -> None:
 
 
 def test_a_step_looked_ahead_is_one_of_sgd() -> None:
-    with pytest.raises(Exception, match="weight_optimizer must be sgd for darts-second-order"):
-        search_by("darts-second-order", RMSPROP)
+    search = search_by("darts-second-order", RMSPROP)
+    assert isinstance(search.weight_optimizer, torch.optim.SGD)
+    assert search.config.weight_lr == 0.05
+    assert "weight_optimizer" in search.method.unread
+    assert isinstance(search_by("darts", RMSPROP).weight_optimizer, RmsProp)  # control
+
+
+def test_a_rate_of_sgd_is_refused() -> None:
+    with pytest.raises(Exception, match=r"search.weight_lr \(0.1\) of rmsprop must be at most"):
+        search_by("d2nas", RMSPROP, "search.weight_lr=0.1")
+    assert search_by("d2nas", "search.weight_lr=0.1").config.weight_lr == 0.1  # control
 
 
 def test_the_learning_rate_is_the_optimizers() -> None:
     assert search_by("d2nas").config.weight_lr == 0.05
     assert search_by("d2nas", RMSPROP).config.weight_lr == 0.015
-    assert search_by("d2nas", RMSPROP, "search.weight_lr=0.5").config.weight_lr == 0.5
+    assert search_by("d2nas", RMSPROP, "search.weight_lr=0.03").config.weight_lr == 0.03

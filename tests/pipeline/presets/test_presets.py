@@ -9,7 +9,9 @@ from d2nas.config import Config, build_config, sources_of
 from d2nas.errors import ConfigError
 from d2nas.train.schedules import linear_by_epoch
 from pipeline.cli import run
+from pipeline.commands.configuration import configure
 from pipeline.presets import keys_of_own_files, preset_names, preset_sources, read_preset
+from pipeline.stages.search import STAGE
 from pipeline.study.grid import read_study
 
 DEFAULT_SOURCES = sources_of({})
@@ -61,6 +63,80 @@ def test_a_file_of_ones_own_is_its_own_source(tmp_path: Path) -> None:
     path.write_text('[retrain]\nlr = 0.1\nepochs = 3\n[sources]\n"retrain.lr" = "a friend"\n')
     assert preset_sources(str(path)) == {"retrain.lr": "a friend", "retrain.epochs": str(path)}
     assert read_preset(str(path)) == {"retrain": {"lr": 0.1, "epochs": 3}}
+
+
+TEXT_OF_THE_PAPER = {
+    "warmup_epochs": 0,
+    "weight_optimizer": "sgd",
+    "weight_lr": 0.05,
+    "weight_lr_min": 0.001,
+    "weight_momentum": 0.9,
+    "clip": "sum",
+    "arch_lr": 3e-4,
+    "edge_gate_scale": 1,
+    "estimator": "straight-through",
+    "temperature_start": 10.0,
+    "temperature_end": 0.1,
+    "branch_length": 1,
+}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_can_be_searched_as_the_paper_says(name: str) -> None:
+    config = configure(name, ["search.recipe=paper"])
+    search = config.search.model_dump()
+    assert {key: search[key] for key in TEXT_OF_THE_PAPER} == TEXT_OF_THE_PAPER
+    assert config.search.draws == (3 if name == "imagenet" else 7)
+    recommended = configure(name, ["search.recipe=recommended"])
+    assert recommended == configure(name, [])
+    assert recommended.search.warmup_epochs > 0
+    sizes = ("num_cells", "init_channels", "epochs", "batch_size")
+    assert all(getattr(config.search, key) == getattr(recommended.search, key) for key in sizes)
+    others = {"search": config.search}
+    assert config == recommended.model_copy(update=others)
+
+
+def test_a_recipe_does_not_touch_the_published_searches_of_others() -> None:
+    for method in ("darts", "gdas", "pc-darts-4"):
+        one, other = (
+            build_config({"search": {"method": method, "recipe": recipe}}).search
+            for recipe in ("recommended", "paper")
+        )
+        assert one.model_dump(exclude={"recipe"}) == other.model_dump(exclude={"recipe"})
+    assert build_config({"search": {"method": "pc-darts-4"}}).search.warmup_epochs == 15
+
+
+def test_a_recipe_itself_is_no_part_of_what_a_search_is_known_by() -> None:
+    config = build_config({})
+    same = build_config({"search": {"recipe": "paper", "warmup_epochs": 15}})
+    assert STAGE.config(config) == STAGE.config(same)
+    assert STAGE.config(config) != STAGE.config(build_config({"search": {"recipe": "paper"}}))
+
+
+def test_a_file_may_hold_what_is_set_with_one_recipe_only(tmp_path: Path) -> None:
+    path, study = tmp_path / "mine.toml", tmp_path / "study.toml"
+    path.write_text(
+        'preset = "quickstart"\n[search]\nepochs = 9\n[paper.search]\nepochs = 4\n'
+        '[recommended.retrain]\nlr = 0.3\n[sources]\n"retrain.lr" = "a friend"\n'
+    )
+    assert configure(str(path), []).search.epochs == 9
+    assert configure(str(path), []).retrain.lr == 0.3
+    assert preset_sources(str(path))["retrain.lr"] == "a friend"
+    paper = configure(str(path), ["search.recipe=paper"])
+    assert (paper.search.epochs, paper.search.draws, paper.retrain.lr) == (4, 7, 0.1)
+    study.write_text(
+        f'preset = "{path}"\nmethods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n[[variant]]\n'
+        'name = "one"\n[[variant]]\nname = "other"\n[variant.settings]\n"search.recipe" = "paper"\n'
+    )
+    trials = read_study(str(study)).trials
+    found = {trial.variant: trial.config for trial in trials if trial.method == "d2nas"}
+    assert found["one"].search.draws == 2
+    assert found["other"].search == paper.search
+    path.write_text('[search]\nrecipe = "paper"\n[paper.search]\nepochs = 4\n')
+    assert configure(str(path), []).search.epochs == 4
+    path.write_text("paper = 3\n")
+    with pytest.raises(ConfigError, match="paper must hold sections"):
+        configure(str(path), [])
 
 
 START = 'preset = "folder"\n[data]\nroot = "pictures"\n[retrain]\nepochs = 3\n'
