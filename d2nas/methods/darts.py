@@ -5,7 +5,7 @@ takes the architecture's gradient after a weight step looked ahead (Eq. 7), with
 difference in place of the second derivative (Eq. 8).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Darts(Method):
     passes = (1, 1)
     searches_none = True
     learns_edges = False
-    unread = (*D2NAS_KEYS, "temperature_start", "temperature_end")
+    unread: Collection[str] = (*D2NAS_KEYS, "temperature_start", "temperature_end")
 
     def __init__(
         self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str

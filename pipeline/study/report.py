@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from d2nas.config import other_method
+
 from .grid import RANDOM
 
 MEASURES = ("accuracy", "calibrated_loss")
@@ -164,9 +166,18 @@ def _search_line(row: Row) -> str:
     return (
         f"searched {search['num_cells']} cells x {search['init_channels']} channels, "
         f"{search['epochs']} epochs ({search['warmup_epochs']} of warm-up), "
-        f"batch {search['batch_size']}, weight lr {search['weight_lr']:g}, "
-        f"arch lr {search['arch_lr']:g}"
+        f"batch {search['batch_size']}, {search['weight_optimizer']} lr {search['weight_lr']:g}, "
+        f"arch lr {search['arch_lr']:g}{_of_draws(row)}"
     )
+
+
+def _of_draws(row: Row) -> str:
+    """Say by which estimator and how many draws a method that has several learned."""
+    search = row["settings"]["search"]
+    method = other_method(row["method"])
+    if method is not None and "draws" in method.unread:
+        return ""
+    return f", {search['estimator']} of {search['draws']} draws"
 
 
 def _training_line(row: Row) -> str:

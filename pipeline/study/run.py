@@ -17,7 +17,8 @@ from .grid import Study, Trial
 _SEARCH_STAGES, _TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
 
 _SIZES = ("num_cells", "init_channels", "epochs", "warmup_epochs", "batch_size")
-SHOWN_SETTINGS = {"search": (*_SIZES, "weight_lr", "arch_lr"), "retrain": (*_SIZES, "lr")}
+_LEARNED_BY = ("estimator", "draws", "weight_optimizer", "weight_lr", "arch_lr")
+SHOWN_SETTINGS = {"search": (*_SIZES, *_LEARNED_BY), "retrain": (*_SIZES, "lr")}
 """What a row says of how its network was searched and trained."""
 
 

@@ -20,6 +20,9 @@ SHAPE = {
     "epochs": 3,
     "warmup_epochs": 0,
     "batch_size": 64,
+    "estimator": "score",
+    "draws": 2,
+    "weight_optimizer": "sgd",
     "weight_lr": 0.05,
     "arch_lr": 3e-4,
     "lr": 0.1,
@@ -241,7 +244,9 @@ def test_the_lines_under_a_table_name_what_was_trained_on_what_it_was_measured_a
     ):
         assert words in training
     assert ours.startswith("d2nas, entangled: searched 4 cells x 8 channels, 3 epochs")
+    assert ours.endswith("sgd lr 0.05, arch lr 0.0003, score of 2 draws")
     assert rival.startswith("gdas: searched 4 cells x 8 channels, 9 epochs")
+    assert rival.endswith("arch lr 0.0003")
     training, *_ = settings_lines([row("d2nas", 0.9, evaluation="test", images=10_000)])
     assert "10,000 test images" in training
     assert "held-out" not in training
