@@ -58,8 +58,11 @@ def retraining_of(ranks: Ranks = ALONE) -> Retraining:
     return retraining
 
 
-def search_of(method: str, ranks: Ranks = ALONE) -> Search:
-    config = config_of(method, "search.epochs=5", "search.batch_size=8", "search.arch_lr=0.1")
+def search_of(words: str, ranks: Ranks = ALONE) -> Search:
+    """Ten steps in float64, of a method and its settings."""
+    method, *settings = words.split()
+    size = ("search.epochs=5", "search.batch_size=8", "search.arch_lr=0.1")
+    config = config_of(method, *size, *settings)
     search = Search(
         config.search,
         SPACES["S2"],
@@ -80,7 +83,8 @@ def in_double(
 ) -> None:
     network.double()
     for moments in optimizer.state.values():
-        moments["momentum_buffer"] = moments["momentum_buffer"].double()
+        for name in moments.keys() & {"momentum_buffer", "square_avg"}:
+            moments[name] = moments[name].double()
     for one in batches:
         exact = one.batch
         one.batch = lambda step, exact=exact: (  # type: ignore[method-assign]
@@ -132,9 +136,9 @@ def ranks_without_messages(ranks: Ranks) -> Ranks:
     return Quiet(ranks.rank, ranks.size)
 
 
-def searched_by_halves(method: str) -> dict[str, Tensor]:
-    whole = search_of(method)
-    parts = [search_of(method, ranks=ranks_without_messages(ranks)) for ranks in HALVES]
+def searched_by_halves(words: str) -> dict[str, Tensor]:
+    whole = search_of(words)
+    parts = [search_of(words, ranks=ranks_without_messages(ranks)) for ranks in HALVES]
 
     def halved(kind: str) -> Any:
         single = getattr(whole.method, kind)
@@ -167,8 +171,8 @@ def retrain_here(ranks: Ranks, folder: str) -> None:
     save(folder, ranks, run_all(retraining_of(ranks)))
 
 
-def search_here(ranks: Ranks, folder: str, method: str) -> None:
-    save(folder, ranks, run_all(search_of(method, ranks)))
+def search_here(ranks: Ranks, folder: str, words: str) -> None:
+    save(folder, ranks, run_all(search_of(words, ranks)))
 
 
 def messages_here(ranks: Ranks, folder: str) -> None:
@@ -351,13 +355,16 @@ def test_retraining_on_two_processes_is_that_of_one(on_two_processes: OnTwo) -> 
         assert_close(first, whole)
 
 
-@pytest.mark.parametrize("method", ["d2nas", "darts"])
-def test_a_search_on_two_processes_is_that_of_one(on_two_processes: OnTwo, method: str) -> None:
-    first, second = on_two_processes("search_here", method)
+SCORE = "d2nas search.estimator=score search.draws=4 search.weight_optimizer=rmsprop"
+
+
+@pytest.mark.parametrize("words", ["d2nas", "darts", SCORE])
+def test_a_search_on_two_processes_is_that_of_one(on_two_processes: OnTwo, words: str) -> None:
+    first, second = on_two_processes("search_here", words)
     for name in first:
         if not is_statistic(name) and name != "sums":  # peaks of memory are each rank's own
             assert torch.equal(first[name], second[name]), name
-    assert_close(first, searched_by_halves(method))
+    assert_close(first, searched_by_halves(words))
 
 
 def test_two_parts_are_the_whole_batch() -> None:
