@@ -1,17 +1,19 @@
-"""How well does a supernet rank cells? Its losses of 60 random cells against those of their own
-training, for any setting of the search.
+"""How well does a supernet rank cells? Its losses of the yardstick's cells against those of their
+own training, for any setting of the search.
 
     python -m benchmarks.supernet_ranking --data-root DIR --set search.branch_length=2 >> r.jsonl
 
 Weights alone are trained, by uniformly drawn cells, on the task of studies/small-data.toml. At some
-epochs every cell is judged on the architecture half as the search judges it: by the sum of its
-branches' losses, whose gradient moves the logits, and by the last branch's, the prediction. Rank
-correlations are with the calibrated loss and the accuracy that the same cell reached when it was
-trained alone (small_data.json), whose own noise bounds them. One JSON line per epoch looked at.
+epochs every cell is judged on the architecture half as the search judges it: by the mean of its
+branches' losses, whose gradient moves the logits straight through, and by the last branch's, the
+prediction's; both as they are and calibrated, as the score function takes it. Rank correlations are
+with the calibrated loss that the same cell reached when it was trained alone (yardstick.jsonl and
+small_data.json, the mean of its trainings), whose own noise bounds them. One JSON line per look.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,21 +21,27 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from torch.nn import functional as F
+from torch import Tensor
 
 from d2nas.genotype import Genotype
+from d2nas.measure.calibration import calibrated_losses, cross_entropies
 from d2nas.methods.single_path import SinglePath
 from d2nas.train.candidates import draw_of
 from d2nas.train.search import Search, weight_step
 from pipeline.commands.configuration import configure
 
 from .search import search_of
+from .yardstick import read_rows
 
 HERE = Path(__file__).parent
-TASK = ("data.train_images=2000", "search.epochs=160")
-LOOKS = (20, 40, 80, 120, 160)
-"""Epochs after which the cells are judged."""
+TASK = ("data.train_images=2000",)
 BATCH = 250
+JUDGED_BY = (
+    "loss",
+    "calibrated loss",
+    "loss, mean of branches",
+    "calibrated loss, mean of branches",
+)
 
 
 def main() -> None:
@@ -41,18 +49,20 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    settings = [*TASK, f"data.root={arguments.data_root}", f"run.seed={arguments.seed}"]
-    config = configure(str(HERE / "studies" / "proxy.toml"), [*settings, *arguments.set])
-    rows = json.loads((HERE / "small_data.json").read_text())["rows"]
-    cells = [row for row in rows if row["method"] == "random"]
+    task = [*TASK, f"search.epochs={max(arguments.looks)}", f"run.seed={arguments.seed}"]
+    settings = [*task, f"data.root={arguments.data_root}", *arguments.set]
+    config = configure(str(HERE / "studies" / "proxy.toml"), settings)
+    cells = [*alone().items()]
     search = search_of(config)
-    for epoch in range(1, config.search.epochs + 1):
-        for step in range((epoch - 1) * search.steps_per_epoch, epoch * search.steps_per_epoch):
-            weight_step(search, step)
-        if epoch in LOOKS:
-            look = judge(search, cells)
-            told = {"set": arguments.set, "seed": arguments.seed, "epoch": epoch, **look}
-            sys.stdout.write(json.dumps(told) + "\n")
+    with torch.no_grad():
+        for parameter in search.logits.parameters():
+            parameter.zero_()
+    for step in range(search.num_steps):
+        weight_step(search, step)
+        epoch, rest = divmod(step + 1, search.steps_per_epoch)
+        if rest == 0 and epoch in arguments.looks:
+            told = {"set": arguments.set, "seed": arguments.seed, "epoch": epoch}
+            sys.stdout.write(json.dumps(told | judge(search, cells)) + "\n")
             sys.stdout.flush()
 
 
@@ -62,49 +72,51 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--looks", type=int, nargs="+", default=[10, 20, 40, 80], metavar="EPOCH")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
+def alone() -> dict[Genotype, float]:
+    """Return the cells that were trained alone and the mean of their calibrated losses."""
+    rows = [*read_rows(), *json.loads((HERE / "small_data.json").read_text())["rows"]]
+    losses: dict[Genotype, list[float]] = {}
+    for row in rows:
+        losses.setdefault(Genotype.from_dict(row["genotype"]), []).append(row["calibrated_loss"])
+    return {genotype: statistics.fmean(of) for genotype, of in losses.items()}
+
+
 @torch.no_grad()
-def judge(search: Search, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the rank correlations of the supernet's losses with what the cells reached alone."""
-    method, batches = search.method, search.arch_batches
-    assert isinstance(method, SinglePath)
-    branch_losses: list[list[float]] = []
-    for cell in cells:
-        draw = draw_of(Genotype.from_dict(cell["genotype"]), search.space).with_gates(None, None)
-        totals: list[float] = []
-        for start_at in range(0, len(batches.images), BATCH):
-            part = slice(start_at, start_at + BATCH)
-            x, labels = (
-                batches.normalizer(batches.images.pixels(part)),
-                batches.images.labels_N[part],
-            )
-            losses = [
-                float(F.cross_entropy(branch.logits, labels, reduction="sum"))
-                for branch in method.supernet.branches(x, draw)
-            ]
-            totals = [a + b for a, b in zip(totals or [0.0] * len(losses), losses, strict=True)]
-        branch_losses.append([total / len(batches.images) for total in totals])
-    judged = {
-        "prediction": [losses[-1] for losses in branch_losses],
-        "sum of branches": [sum(losses) for losses in branch_losses],
-    }
-    better = {
-        "calibrated_loss": [-cell["calibrated_loss"] for cell in cells],
-        "accuracy": [cell["accuracy"] for cell in cells],
-    }
+def judge(search: Search, cells: Sequence[tuple[Genotype, float]]) -> dict[str, Any]:
+    """Return the rank correlations of the supernet's losses with those of the cells alone."""
+    found: dict[str, list[float]] = {name: [] for name in JUDGED_BY}
+    for genotype, _ in cells:
+        logits_BNC, labels = answers(search, genotype)
+        plain = cross_entropies(logits_BNC, labels)
+        calibrated, _ = calibrated_losses(logits_BNC, labels)
+        for name, of in zip(JUDGED_BY, (plain, calibrated), strict=False):
+            found[name].append(float(of[-1]))
+            found[f"{name}, mean of branches"].append(float(of.mean()))
     return {
-        "mean_prediction_loss": sum(judged["prediction"]) / len(cells),
+        "cells": len(cells),
+        "mean_prediction_loss": round(statistics.fmean(found["loss"]), 3),
         **{
-            f"{by}, {what}": round(
-                float(spearmanr([-loss for loss in losses], values).statistic), 3
-            )
-            for by, losses in judged.items()
-            for what, values in better.items()
+            name: round(float(spearmanr(losses, [loss for _, loss in cells]).statistic), 3)
+            for name, losses in found.items()
         },
     }
+
+
+def answers(search: Search, genotype: Genotype) -> tuple[Tensor, Tensor]:
+    """Return each branch's logits (branches, N, classes) on the architecture half, and labels."""
+    method, batches = search.method, search.arch_batches
+    assert isinstance(method, SinglePath)
+    draw = draw_of(genotype, search.space).with_gates(None, None)
+    parts = []
+    for start in range(0, len(batches.images), BATCH):
+        x = batches.normalizer(batches.images.pixels(slice(start, start + BATCH)))
+        parts.append(torch.stack([branch.logits for branch in method.supernet.branches(x, draw)]))
+    return torch.cat(parts, dim=1), batches.images.labels_N
 
 
 if __name__ == "__main__":
