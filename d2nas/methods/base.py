@@ -3,7 +3,8 @@
 The loop (``train.search``) owns data, optimizers, schedules and checks. A method says how a batch
 of the architecture half becomes a gradient of the logits, and one of the weight half a gradient of
 the weights. One sub-network's forward and backward on one batch is a *pass*, the unit in which
-searches of different methods are compared. Nothing here loads torch.
+searches of different methods are compared. Hooks with defaults let a method do more: look at images
+after an epoch, stop, go back, continue with another supernet. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class StepContext:
     ``draws(k)``: the generator of the half's k-th sub-network, k from 0 on (``ValueError`` below);
     no other k, half or step has the same one, also where k is ``search.draws`` or more.
     ``weight_batch``, ``weight_lr`` and ``weight_optimizer`` are for methods that look a weight
-    step ahead.
+    step ahead. ``epoch`` of ``epochs``, from 0 on: after a roll-back again the earlier one.
     """
 
     temperature: float
@@ -63,6 +64,35 @@ class StepContext:
     weight_batch: Callable[[], Batch]
     weight_lr: float
     weight_optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnd:
+    """Context of the end of an epoch: all that a method may use between two epochs.
+
+    ``epoch`` of ``epochs``, from 0 on, has ended; it had ``steps`` steps. ``arch_batch(k)`` and
+    ``weight_batch(k)``: a half's k-th batch of it, augmented as in the steps; from k = ``steps`` on
+    batches of epochs to come. ``draws(k)``: generators, which no step and no other end has.
+    ``keep(slot)`` keeps weights, statistics, logits and both optimizers' moments;
+    ``bring_back(slot)`` makes them what was kept. Slots count from 0, below
+    ``Method.kept_states``, else ``ValueError``; every checkpoint holds them.
+    """
+
+    epoch: int
+    epochs: int
+    steps: int
+    arch_batch: Callable[[int], Batch]
+    weight_batch: Callable[[int], Batch]
+    draws: Callable[[int], torch.Generator]
+    keep: Callable[[int], None]
+    bring_back: Callable[[int], None]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the search ends here unless the method goes back."""
+        return self.epoch + 1 == self.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +127,8 @@ class Method:
     revision = 1
     """Grows when its results change, so that its old ones are not used again."""
     passes: tuple[int, int]
-    """Sub-network passes of a step's architecture and weight half."""
+    """Sub-network passes of a step's architecture and weight half; with none for the architecture
+    its half does not take place."""
     weights_first = False
     """Whether the weight half comes first."""
     warms_up = False
@@ -116,9 +147,13 @@ class Method:
     """Defaults of ``search.*`` where its own differ from d2nas's."""
     unread: Collection[str] = ()
     """Keys of ``search.*`` that it does not read."""
+    kept_states = 0
+    """How many states of weights, logits and optimizers it keeps (``EpochEnd.keep``)."""
 
     supernet: nn.Module
     logits: ArchLogits
+    memory: nn.Module | None = None
+    """Own state: its buffers, of fixed shapes, are part of every checkpoint."""
 
     @property
     def gradients_summed(self) -> int:
@@ -178,6 +213,52 @@ class Method:
         """Fill the gradients of the supernet's weights, which are empty before."""
         raise NotImplementedError
 
+    def update_logits(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the logits by their gradients, which are finite: a step of Adam."""
+        optimizer.step()
+
+    def schedule(self, epoch: int, epochs: int) -> tuple[int, int]:
+        """Return the epoch, and of how many, that learning rate, temperature and warm-up follow.
+
+        Those of the whole search, unless its stages have schedules of their own.
+        """
+        return epoch, epochs
+
+    def weight_decay(self, given: float) -> float:
+        """Return the weight decay of the next step; ``given``: ``search.weight_decay``."""
+        return given
+
+    def close_epoch(self, end: EpochEnd) -> int:
+        """Do what follows an epoch, and return the epoch that comes next.
+
+        ``end.epochs`` stops the search, an earlier epoch repeats its schedules from there on (with
+        other batches and draws; see ``EpochEnd.bring_back``). In the last epoch the logits may be
+        written so that they derive to the wanted cell. See also ``replace``.
+        """
+        return end.epoch + 1
+
+    def closing_passes(self, epoch: int, epochs: int) -> int:
+        """Return how many passes ``close_epoch`` makes, forward passes alone counted as well."""
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the row of the epoch that ``close_epoch`` has closed holds besides losses."""
+        return {}
+
+    def replace(self, supernet: nn.Module, logits: ArchLogits) -> None:
+        """Continue with another supernet and other logits; the optimizers begin anew.
+
+        For ``close_epoch`` and ``rebuild``.
+        """
+        self.supernet, self.logits = supernet, logits
+        self.__dict__.pop("weights", None)
+
+    def rebuild(self) -> None:
+        """Make supernet and logits those that ``memory`` stands for, as a checkpoint filled it.
+
+        Their values come from the checkpoint. Only for methods that ``replace`` them.
+        """
+
     @classmethod
     def derive_from(cls, logits: ArchLogits) -> Genotype:
         """Return ``genotype_of``. Raises ``ConfigError`` where that is no cell of the space."""
@@ -219,6 +300,8 @@ def _problems_of(kind: type[Method]) -> Iterator[str]:
         yield f"invalid recipe: {kind.recipe!r}"
     if not kind.precisions:
         yield "invalid precisions: none"
+    if not isinstance(kind.kept_states, int) or kind.kept_states < 0:
+        yield f"invalid kept_states: {kind.kept_states!r}"
     passes = getattr(kind, "passes", None)
     # Where it depends on the configuration it is set in the instance, or a property.
     if not (passes is None or isinstance(passes, property)) and not (

@@ -7,6 +7,8 @@ edge's channels go through that sum, and edges are weighted too.
 Shape letters: E = 14 edges, O = operation columns.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +16,15 @@ from torch.nn import functional as F
 from ..devices import send
 from ..errors import ConfigError
 from ..spaces import CELL_TYPES, EDGES, NODE_EDGES, NODES, SearchSpace
+from .network import DropPath
 from .operations import CellPlan, build_candidate, build_stem, plan_cells, preprocess_inputs
 from .recomputation import RECOMPUTE, recomputed
 from .sampling import ArchLogits, choice_probabilities
+
+MixtureWeights = Mapping[str, tuple[Tensor, Tensor | None]]
+"""For ``"normal"`` and ``"reduce"`` the weights of the operations (E, O) and of the edges (E,), None
+for 1 on each; as they are, whatever they add up to. What ``mixture_weights`` returns is one such
+pair."""
 
 
 def mixture_weights(logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
@@ -58,10 +66,17 @@ class MixedOperation(nn.Module):
             for operation in operations
         )
 
-    def forward(self, x_NCHW: Tensor, weights_O: Tensor, edge_weight: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_NCHW: Tensor,
+        weights_O: Tensor,
+        edge_weight: Tensor | None,
+        drop_N111: Tensor | None = None,
+    ) -> Tensor:
         """Return the edge's output (N, C, ceil(H / stride), ceil(W / stride)).
 
-        ``edge_weight`` (a scalar tensor, or None for 1) multiplies it.
+        ``edge_weight`` (a scalar tensor, or None for 1) and drop-path's factor of each image
+        multiply it.
         """
         if self.channel_divisor == 1:
             output = self._mixed(x_NCHW, weights_O)
@@ -74,7 +89,9 @@ class MixedOperation(nn.Module):
             mixed_NCHW = self._mixed(x_NCHW[:, :first], weights_O)
             joined_NCHW = torch.cat([mixed_NCHW, bypass_NCHW], dim=1)
             output = F.channel_shuffle(joined_NCHW, self.channel_divisor)
-        return output if edge_weight is None else output * edge_weight
+        if edge_weight is not None:
+            output = output * edge_weight
+        return output if drop_N111 is None else output * drop_N111.to(output.dtype)
 
     def _mixed(self, x_NCHW: Tensor, weights_O: Tensor) -> Tensor:
         # Added up one by one: a stack of all outputs would hold each of them twice.
@@ -89,7 +106,13 @@ class MixedCell(nn.Module):
     """A cell in which all 14 edges run."""
 
     def __init__(
-        self, space: SearchSpace, plan: CellPlan, *, channel_divisor: int, recompute: str
+        self,
+        space: SearchSpace,
+        plan: CellPlan,
+        *,
+        channel_divisor: int,
+        recompute: str,
+        extra: tuple[str, ...],
     ) -> None:
         super().__init__()
         self.cell_type = plan.cell_type
@@ -97,7 +120,7 @@ class MixedCell(nn.Module):
         self.preprocess0, self.preprocess1 = preprocess_inputs(plan, affine=False)
         self.edges = nn.ModuleList(
             MixedOperation(
-                operations,
+                (*operations, *extra),
                 plan.channels,
                 plan.stride(source),
                 channel_divisor=channel_divisor,
@@ -106,20 +129,28 @@ class MixedCell(nn.Module):
         )
 
     def forward(
-        self, input0: Tensor, input1: Tensor, ops_EO: Tensor, edges_E: Tensor | None
+        self,
+        input0: Tensor,
+        input1: Tensor,
+        ops_EO: Tensor,
+        edges_E: Tensor | None,
+        drop_EN111: Tensor | None = None,
     ) -> Tensor:
         """Return the concatenated nodes, (N, 4C, H, W).
 
         ``ops_EO`` and ``edges_E`` are weights, not logits; ``edges_E`` None weighs all edges 1.
+        ``drop_EN111``: drop-path's factor of each edge and image.
         """
         states = [self._block(self.preprocess0, input0), self._block(self.preprocess1, input1)]
         op_weights = ops_EO.unbind()
         edge_weights = [None] * len(EDGES) if edges_E is None else edges_E.unbind()
+        drops = [None] * len(EDGES) if drop_EN111 is None else drop_EN111.unbind()
         for rows in NODE_EDGES:
             node: Tensor | None = None
             for row in rows:
                 source = states[EDGES[row][0]]
-                term = self._block(self.edges[row], source, op_weights[row], edge_weights[row])
+                factors = (op_weights[row], edge_weights[row], drops[row])
+                term = self._block(self.edges[row], source, *factors)
                 node = term if node is None else node + term
             assert node is not None  # every node has predecessors
             states.append(node)
@@ -135,8 +166,10 @@ class MixedSupernet(nn.Module):
 
     It holds no architecture logits: ``forward`` takes them. With ``channel_divisor=1`` the edge
     logits are not used. ``recompute``: what the backward pass computes again in place of being
-    kept: ``"none"``, ``"cell"``, or ``"op"``, one edge with all its candidates. Batch norm: no
-    affine parameters inside cells. Raises ``ConfigError`` for sizes that cannot be built, such as
+    kept: ``"none"``, ``"cell"``, or ``"op"``, one edge with all its candidates. ``extra``: names of
+    operations that every edge has besides the space's candidates, each with weights of its own;
+    ``forward`` then takes mixture weights alone. Batch norm: no affine parameters inside cells.
+    Raises ``ConfigError`` for sizes that cannot be built, such as
     a width that ``channel_divisor`` does not divide.
     """
 
@@ -151,6 +184,7 @@ class MixedSupernet(nn.Module):
         stem: str = "cifar",
         channel_divisor: int = 1,
         recompute: str = "none",
+        extra: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         if recompute not in RECOMPUTE:
@@ -160,41 +194,66 @@ class MixedSupernet(nn.Module):
         self.space = space
         self.channel_divisor = channel_divisor
         self.recompute = recompute
+        self.extra = extra
         # 3 x the cell width for both stems, as DARTS's and PC-DARTS's search networks.
         width = 3 * init_channels
         self.stem = build_stem(stem, in_channels, width)
         outputs = {cell_type: len(NODES) for cell_type in CELL_TYPES}
         plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
         self.cells = nn.ModuleList(
-            MixedCell(space, plan, channel_divisor=channel_divisor, recompute=recompute)
+            MixedCell(
+                space, plan, channel_divisor=channel_divisor, recompute=recompute, extra=extra
+            )
             for plan in plans
         )
         self.classifier = nn.Linear(len(NODES) * plans[-1].channels, num_classes)
 
-    def forward(self, x: Tensor, logits: ArchLogits) -> Tensor:
+    def forward(
+        self, x: Tensor, weights: ArchLogits | MixtureWeights, drop_path: DropPath | None = None
+    ) -> Tensor:
         """Return logits (N, classes) of normalised images ``x`` (N, C, H, W).
 
-        Differentiable in the weights and in ``logits``. Raises ``ConfigError`` for ``logits`` of
-        another space.
+        ``weights``: architecture logits, whose softmax weighs the candidates (Eq. 2), or the
+        weights themselves. Those of operations have a column for each candidate; on an edge, the
+        columns after its last candidate weigh the ``extra`` operations. Differentiable in all of
+        them. ``drop_path`` acts in training only, on an edge's mixture, image by image (R-DARTS,
+        arXiv 1909.09656, section 5.1). Raises ``ConfigError`` for logits of another space and
+        weights of another shape.
         """
-        if logits.space != self.space:
-            raise ConfigError(
-                f"logits of space {logits.space.name} cannot weigh a supernet of {self.space.name}"
-            )
-        weights = {cell_type: self._weights(logits, cell_type, x) for cell_type in CELL_TYPES}
+        pairs = {cell: self._pair(weights, cell, x) for cell in CELL_TYPES}
+        drops: list[Tensor | None] = [None] * len(self.cells)
+        if drop_path is not None and drop_path.probability > 0 and self.training:
+            factors = drop_path.factors(len(self.cells) * len(EDGES), len(x), x.device)
+            drops = list(torch.split(factors, len(EDGES)))
         previous, current = self.stem(x)
-        for cell in self.cells:
+        for cell, drop in zip(self.cells, drops, strict=True):
             assert isinstance(cell, MixedCell)
-            inputs = (previous, current, *weights[cell.cell_type])
+            inputs = (previous, current, *pairs[cell.cell_type], drop)
             output = recomputed(cell, *inputs) if self.recompute == "cell" else cell(*inputs)
             previous, current = current, output
         pooled = current.mean((2, 3), dtype=self.classifier.weight.dtype)
         prediction: Tensor = self.classifier(pooled)
         return prediction
 
-    def _weights(
-        self, logits: ArchLogits, cell_type: str, x: Tensor
+    def _pair(
+        self, weights: ArchLogits | MixtureWeights, cell_type: str, x: Tensor
     ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(weights, ArchLogits):
+            ops_EO, edges_E = self._softmaxed(weights, cell_type)
+        else:
+            ops_EO, edges_E = weights[cell_type]
+        shape = (len(EDGES), self.space.num_columns(cell_type) + len(self.extra))
+        if ops_EO.shape != shape or (edges_E is not None and edges_E.shape != shape[:1]):
+            raise ConfigError(
+                f"{cell_type} weights of shape {tuple(ops_EO.shape)} cannot weigh {shape[1]} "
+                f"operations on each of {shape[0]} edges"
+            )
+        return send(ops_EO, x.device), None if edges_E is None else send(edges_E, x.device)
+
+    def _softmaxed(self, logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor | None]:
+        if logits.space != self.space:
+            raise ConfigError(
+                f"logits of space {logits.space.name} cannot weigh a supernet of {self.space.name}"
+            )
         ops_EO, edges_E = mixture_weights(logits, cell_type)
-        weights_EO = send(ops_EO, x.device)
-        return weights_EO, None if self.channel_divisor == 1 else send(edges_E, x.device)
+        return ops_EO, None if self.channel_divisor == 1 else edges_E

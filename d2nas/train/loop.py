@@ -117,6 +117,14 @@ class Loop:
         """Return the row of the epoch that ``step`` completes; ``means`` are the sums' per step."""
         raise NotImplementedError
 
+    def end_epoch(self, step: int) -> None:
+        """Do what follows an epoch, whose row is the last one; ``num_steps`` may change."""
+
+    def restore(self, state: TrainState) -> None:
+        """Continue from ``state``. Raises ``DamagedArtifactError`` for one that does not fit."""
+        self.trained.restore(state.tensors)
+        self.metrics = list(state.metrics)
+
     def cautions(self, row: Mapping[str, Any]) -> Iterator[str]:
         """Yield what a user should know after the epoch that has just finished, with its row."""
         yield from ()
@@ -127,16 +135,15 @@ class Loop:
         Raises ``NonFiniteError``, ``OutOfMemoryError``, ``ConfigError`` for a state of another
         kind of device or precision, and ``DamagedArtifactError`` for one that does not fit.
         """
-        first = 0
+        step = 0
         if state is not None:
             self._check_kind(state)
-            self.trained.restore(state.tensors)
-            self.metrics = list(state.metrics)
-            first = state.step
+            self.restore(state)
+            step = state.step
         self.network.train()
         with self._guarded():
             self.prepare()
-        for step in range(first, self.num_steps):
+        while step < self.num_steps:
             with self._guarded():
                 try:
                     self.take_step(step)
@@ -146,6 +153,7 @@ class Loop:
             if (step + 1) % self.steps_per_epoch == 0:
                 row = self._close_epoch(step)
             yield StepReport(step, row)
+            step += 1
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -198,6 +206,8 @@ class Loop:
         self.trained.sums.values.zero_()
         place_in_run = {"epoch": step // self.steps_per_epoch, "step": step + 1}
         self.metrics.append(place_in_run | self.describe_epoch(step, means))
+        with self._guarded():
+            self.end_epoch(step)
         return self.metrics[-1]
 
 

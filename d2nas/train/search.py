@@ -29,7 +29,7 @@ from ..errors import ConfigError
 from ..files.text_files import read_space
 from ..genotype import Genotype
 from ..measure.cost import LiveBytes
-from ..methods.base import Batch, Measured, Method, Sizes, StepContext
+from ..methods.base import Batch, EpochEnd, Measured, Method, Sizes, StepContext
 from ..nn.network import load_weights
 from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
@@ -39,7 +39,7 @@ from .loop import FiniteCheck, Loop, adam, sgd, stem_for, step_if_finite, to_dev
 from .precision import arithmetic_of, compute_type
 from .rmsprop import RmsProp
 from .schedules import cosine, temperature
-from .state import StepSums, Trained
+from .state import StepSums, Trained, TrainState, fill_in, memory_tensors
 
 _SUMS = (
     "arch_loss",
@@ -50,6 +50,10 @@ _SUMS = (
     "clip_rate",
     "peak_bytes",
 )
+
+
+NEXT_EPOCH = "next_epoch"
+"""In the row of an epoch: the one that comes next, where that is not the following one."""
 
 
 def search(
@@ -125,24 +129,102 @@ class Search(Loop):
             )
             for half, purpose in _halves(config, data, seed)
         )
-        self.supernet, self.logits = self.method.supernet, self.method.logits
-        self.space = self.logits.space
-        to_device(self.supernet, device)
         self.input_type = compute_type(config.precision, device)
         self.arithmetic = arithmetic_of(config.precision, device)
         self.watch = FiniteCheck(device)
         # A method without passes has nothing to train: one step closes its only epoch.
         self.trains = sum(self.method.passes) > 0
-        optimizers = self._optimizers() if self.trains else {}
         epoch = count_steps(len(self.weight_batches.images), config.batch_size)
         self.steps_per_epoch = epoch if self.trains else 1
-        self.num_steps = epoch * config.epochs if self.trains else 1
         self.metrics = []
-        self.network = self.supernet
-        self.trained = Trained(
+        self._sums = StepSums(_SUMS, device)
+        self._take_supernet()
+        self._count_steps()
+
+    def _take_supernet(self) -> None:
+        """Train the method's supernet and logits from now on, with fresh optimizers."""
+        self.supernet, self.logits = self.method.supernet, self.method.logits
+        self.space = self.logits.space
+        self.network = to_device(self.supernet, self.device)
+        trained = Trained(
             modules={"supernet": self.supernet, "logits": self.logits},
-            optimizers=optimizers,
-            sums=StepSums(_SUMS, device),
+            optimizers=self._optimizers() if self.trains else {},
+            sums=self._sums,
+            memory=self.method.memory,
+        )
+        self.trained = trained.with_room_for(self.method.kept_states)
+
+    def _count_steps(self) -> None:
+        """Count the steps: more after a roll-back, fewer after a stop."""
+        epochs = self.config.epochs + self._repeated
+        self.num_steps = self.steps_per_epoch * epochs if self.trains else 1
+
+    @property
+    def _repeated(self) -> int:
+        """How many epochs roll-backs repeat; after a stop, less those that do not take place."""
+        for row in reversed(self.metrics):
+            if NEXT_EPOCH in row:
+                difference: int = row["epoch"] + 1 - row[NEXT_EPOCH]
+                return difference
+        return 0
+
+    def epoch_at(self, step: int) -> int:
+        """Return the epoch, as schedules count, of a step that is still to come or has just been:
+        after a roll-back again an earlier one.
+        """
+        return step // self.steps_per_epoch - self._repeated
+
+    def _schedule_at(self, step: int) -> tuple[int, int]:
+        return self.method.schedule(self.epoch_at(step), self.config.epochs)
+
+    def learns_architecture(self, epoch: int) -> bool:
+        """Whether the architecture half takes place in an epoch, as schedules count."""
+        scheduled, _ = self.method.schedule(epoch, self.config.epochs)
+        return self.method.passes[0] > 0 and scheduled >= self.config.warmup_epochs
+
+    def restore(self, state: TrainState) -> None:
+        """Continue from ``state``, with the supernet that it was made of."""
+        fill_in(memory_tensors(self.method.memory), state.tensors)
+        self.method.rebuild()
+        if self.method.supernet is not self.supernet:
+            self._take_supernet()
+        super().restore(state)
+        self._count_steps()
+
+    def end_epoch(self, step: int) -> None:
+        """Let the method close the epoch: stop, roll back, or continue with another supernet.
+
+        Raises ``ConfigError`` where it names an epoch that is none of the search.
+        """
+        if not self.trains:
+            return
+        epoch, epochs, row = self.epoch_at(step), self.config.epochs, self.metrics[-1]
+        following = self.method.close_epoch(self._epoch_end(step))
+        if type(following) is not int or not 0 <= following <= epochs:
+            raise ConfigError(
+                f"the search method {self.method.name}: invalid next epoch: {following!r}"
+            )
+        if self.method.supernet is not self.supernet:
+            self._take_supernet()
+        row |= self.method.describe()
+        if following != epoch + 1:
+            row[NEXT_EPOCH] = following
+        self._count_steps()
+        if step + 1 == self.num_steps:
+            row |= self._describe_logits()
+
+    def _epoch_end(self, step: int) -> EpochEnd:
+        first = step + 1 - self.steps_per_epoch
+        purpose = f"epoch-end-draw/{step // self.steps_per_epoch}"
+        return EpochEnd(
+            epoch=self.epoch_at(step),
+            epochs=self.config.epochs,
+            steps=self.steps_per_epoch,
+            arch_batch=lambda index: self.batch(self.arch_batches, first + index),
+            weight_batch=lambda index: self.batch(self.weight_batches, first + index),
+            draws=lambda index: generator(self.seed, purpose, index),
+            keep=self.trained.keep,
+            bring_back=self.trained.bring_back,
         )
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -185,30 +267,36 @@ class Search(Loop):
         moments = [moment for one in optimizers for moment in one.state.values()]
         return [
             *(value for module in modules for value in module.state_dict().values()),
+            *(value for kept in self.trained.kept for value in kept.values()),
             *(value for moment in moments for value in moment.values() if torch.is_tensor(value)),
         ]
 
     @property
     def num_passes(self) -> int:
-        """Sub-network passes of the whole search: the warm-up has no architecture half."""
+        """Sub-network passes of the whole search, as it went so far: the warm-up has no
+        architecture half, a roll-back repeats epochs, a stop leaves some out.
+        """
         architecture, weights = self.method.passes
-        warmup = self.config.warmup_epochs * self.steps_per_epoch
-        return weights * self.num_steps + architecture * (self.num_steps - warmup)
+        epoch, total = 0, 0
+        for number in range(self.num_steps // self.steps_per_epoch):
+            step = weights + (architecture if self.learns_architecture(epoch) else 0)
+            total += self.steps_per_epoch * step
+            total += self.method.closing_passes(epoch, self.config.epochs)
+            row = self.metrics[number] if number < len(self.metrics) else {}
+            epoch = row.get(NEXT_EPOCH, epoch + 1)
+        return total
 
     def temperature_at(self, step: int) -> float:
         """Return the Gumbel-softmax temperature of a step."""
-        config = self.config
+        epoch, epochs = self._schedule_at(step)
         return temperature(
-            step // self.steps_per_epoch,
-            config.epochs,
-            config.temperature_start,
-            config.temperature_end,
+            epoch, epochs, self.config.temperature_start, self.config.temperature_end
         )
 
     def weight_lr_at(self, step: int) -> float:
         """Return SGD's learning rate of a step: cosine by epoch, as DARTS."""
-        progress = (step // self.steps_per_epoch) / self.config.epochs
-        return cosine(progress, self.config.weight_lr, self.config.weight_lr_min)
+        epoch, epochs = self._schedule_at(step)
+        return cosine(epoch / epochs, self.config.weight_lr, self.config.weight_lr_min)
 
     def batch(self, batches: Batches, step: int) -> Batch:
         """Return the step's batch in the type that is computed in."""
@@ -242,23 +330,28 @@ class Search(Loop):
         None stands for what was not measured: the architecture half of an epoch of the warm-up,
         the edge entropy of a method that learns no edges.
         """
+        trained: dict[str, Any] = {**means} if self.trains else {}
+        if trained:
+            trained["peak_bytes"] = round(trained["peak_bytes"])
+            if not self.learns_architecture(self.epoch_at(step)):
+                trained |= {"arch_loss": None, "arch_accuracy": None}
+        return {
+            **trained,
+            "temperature": self.temperature_at(step),
+            "weight_lr": self.weight_lr_at(step),
+            **self._describe_logits(),
+        }
+
+    def _describe_logits(self) -> dict[str, Any]:
         genotype = self.method.derive()
         entropies = {
             cell: self.logits.entropy(cell, none_too=self.method.searches_none)
             for cell in CELL_TYPES
         }
-        trained: dict[str, Any] = {**means} if self.trains else {}
-        if trained:
-            trained["peak_bytes"] = round(trained["peak_bytes"])
-            if step // self.steps_per_epoch < self.config.warmup_epochs:
-                trained |= {"arch_loss": None, "arch_accuracy": None}
         edges = {
             cell: entropies[cell][1] if self.method.learns_edges else None for cell in CELL_TYPES
         }
         return {
-            **trained,
-            "temperature": self.temperature_at(step),
-            "weight_lr": self.weight_lr_at(step),
             "op_entropy": {cell: entropies[cell][0] for cell in CELL_TYPES},
             "edge_entropy": edges,
             "parameterless_normal": genotype.parameterless_normal,
@@ -340,7 +433,7 @@ def search_step(search: Search, step: int) -> None:
     the CPU, else when the host next hears from the device.
     """
     halves = [weight_step]
-    if step >= search.config.warmup_epochs * search.steps_per_epoch:
+    if search.learns_architecture(search.epoch_at(step)):
         halves.insert(1 if search.method.weights_first else 0, architecture_step)
     for half in halves:
         half(search, step)
@@ -362,7 +455,7 @@ def architecture_step(search: Search, step: int) -> None:
         if parameter.grad is not None:
             search.watch.add(step, f"the gradient of {name}", parameter.grad)
     search.watch.check()
-    search.arch_optimizer.step()
+    search.method.update_logits(search.arch_optimizer)
 
 
 def weight_step(search: Search, step: int) -> None:
@@ -378,8 +471,6 @@ def weight_step(search: Search, step: int) -> None:
     limit = config.clip_norm
     if config.clip == "branch":
         limit *= search.method.gradients_summed**0.5
-    for group in search.weight_optimizer.param_groups:
-        group["lr"] = search.weight_lr_at(step)
     search.weight_optimizer.zero_grad()
     batch = search.batch(search.weight_batches, step)
     measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
@@ -401,12 +492,17 @@ def weight_step(search: Search, step: int) -> None:
 
 
 def _context(search: Search, step: int, purpose: str) -> StepContext:
+    for group in search.weight_optimizer.param_groups:  # also for who looks a weight step ahead
+        group["lr"] = search.weight_lr_at(step)
+        group["weight_decay"] = search.method.weight_decay(search.config.weight_decay)
     return StepContext(
         temperature=search.temperature_at(step),
         draws=lambda index: _draw_generator(search, step, purpose, index),
         weight_batch=lambda: search.batch(search.weight_batches, step),
         weight_lr=search.weight_lr_at(step),
         weight_optimizer=search.weight_optimizer,
+        epoch=search.epoch_at(step),
+        epochs=search.config.epochs,
     )
 
 

@@ -5,7 +5,7 @@ state is the step, the weights and buffers, the optimizers' moments and the runn
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -99,10 +99,22 @@ class Trained:
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     sums: StepSums
+    memory: nn.Module | None = None
+    """A method's own state, ``method`` in names; no roll-back changes it."""
+    kept: Sequence[dict[str, Tensor]] = ()
+    """Copies of ``learned()``, to go back to."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all that training changes, by dotted name; not copies."""
-        found = {"sums": self.sums.values}
+    def with_room_for(self, num_kept: int) -> "Trained":
+        """Return the same with ``num_kept`` copies, of zeros."""
+        kept = [
+            {name: torch.zeros_like(value) for name, value in self.learned().items()}
+            for _ in range(num_kept)
+        ]
+        return replace(self, kept=tuple(kept))
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return modules and moments, by dotted name; not copies."""
+        found = dict[str, Tensor]()
         for name, module in self.modules.items():
             found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         for name, parameter, moments in self._moments():
@@ -113,6 +125,26 @@ class Trained:
             }
         return {name: value.detach() for name, value in found.items()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that training changes, by dotted name; not copies."""
+        found = {"sums": self.sums.values, **self.learned(), **memory_tensors(self.memory)}
+        for slot, kept in enumerate(self.kept):
+            found |= {f"kept.{slot}.{name}": value for name, value in kept.items()}
+        return found
+
+    def keep(self, slot: int) -> None:
+        """Copy what is learned into a slot. Raises ``ValueError`` for a slot that is not there."""
+        _copy(self.learned(), self._slot(slot))
+
+    def bring_back(self, slot: int) -> None:
+        """Make what is learned what ``keep`` copied. Raises ``ValueError`` as that."""
+        _copy(self._slot(slot), self.learned())
+
+    def _slot(self, slot: int) -> dict[str, Tensor]:
+        if not 0 <= slot < len(self.kept):
+            raise ValueError(f"kept state {slot}: there are {len(self.kept)}, counted from 0")
+        return self.kept[slot]
+
     def copies(self) -> dict[str, Tensor]:
         """Return copies of ``tensors()`` on the CPU."""
         return {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
@@ -122,14 +154,10 @@ class Trained:
         that does not fit; nothing may be missing or left over.
         """
         own = self.tensors()
-        for name, target in own.items():
-            _check(target, tensors, name)
         left_over = tensors.keys() - own.keys()
+        fill_in(own, tensors)
         if left_over:
             raise _unusable(f"checkpoint: unexpected tensor {min(left_over)}")
-        with torch.no_grad():
-            for name, target in own.items():
-                target.copy_(tensors[name])
 
     def _moments(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         names = {
@@ -142,6 +170,29 @@ class Trained:
                 for parameter in group["params"]:
                     if parameter in optimizer.state:
                         yield name, names[id(parameter)], optimizer.state[parameter]
+
+
+def memory_tensors(memory: nn.Module | None) -> dict[str, Tensor]:
+    """Return a method's own state as a checkpoint holds it; not copies."""
+    if memory is None:
+        return {}
+    return {f"method.{name}": value.detach() for name, value in memory.state_dict().items()}
+
+
+def fill_in(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's ``tensors`` into ``targets`` of the same names.
+
+    Raises ``DamagedArtifactError`` naming one that is missing or does not fit; nothing is changed.
+    """
+    for name, target in targets.items():
+        _check(target, tensors, name)
+    _copy(tensors, targets)
+
+
+@torch.no_grad()
+def _copy(sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        target.copy_(sources[name])
 
 
 def _check(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:

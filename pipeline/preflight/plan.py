@@ -139,6 +139,7 @@ class _Estimates:
         self._step: Seconds | None = None
         self._trained: dict[str, Any] | None = None
         self._pass_unit = (1, 1)
+        self._closing: Callable[[int, int], int] = lambda epoch, epochs: 0
 
     def of(self, stage: str, done: int) -> dict[str, Any]:
         """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
@@ -188,6 +189,7 @@ class _Estimates:
         architecture, weights = search.method.passes
         self._pass_unit = architecture // draws, weights // draws
         self._pass = timing.of(config.batch_size) * (1 / (architecture + weights))
+        self._closing = search.method.closing_passes
         steps, passes = self._search_work(self._config)
         num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
         count = "one pass" if draws == 1 else f"{draws} passes"
@@ -208,7 +210,9 @@ class _Estimates:
         draws = 1 if without_effect(config, ["search.draws"]) else search.draws
         architecture, weights = (passes * draws for passes in self._pass_unit)
         moving = max(0, search.epochs - search.warmup_epochs)
-        return epoch * search.epochs, epoch * (weights * search.epochs + architecture * moving)
+        passes = epoch * (weights * search.epochs + architecture * moving)
+        passes += sum(self._closing(one, search.epochs) for one in range(search.epochs))
+        return epoch * search.epochs, passes
 
     def _num_train(self, config: Config) -> int:
         """Return how many training images the configuration leaves."""
