@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 from d2nas import (
     SPACES,
     ArchLogits,
+    DropPath,
     Genotype,
     MixedSupernet,
     SearchSpace,
@@ -407,3 +408,97 @@ def test_impossible_supernets_are_refused() -> None:
 def test_logits_of_another_space_are_refused() -> None:
     with pytest.raises(ConfigError, match="space"):
         small(S0)[0](images(1, 3, 8, 8), ArchLogits(SPACES["S0"]))
+
+
+# --- weights given, further operations, drop-path -----------------------------------------------
+
+
+def weights_of(logits: ArchLogits) -> dict[str, tuple[Tensor, Tensor | None]]:
+    return {cell: mixture_weights(logits, cell) for cell in ("normal", "reduce")}
+
+
+@pytest.mark.parametrize("recompute", ["none", "cell", "op"])
+@pytest.mark.parametrize("space", [S0, RAGGED], ids=["S0", "ragged"])
+def test_weights_given_are_those_of_the_logits(space: SearchSpace, recompute: str) -> None:
+    for divisor in (1, 4):
+        supernet, logits = small(space, channel_divisor=divisor, recompute=recompute)
+        x, given = images(4, 3, 8, 8), weights_of(logits)
+        wanted = supernet(x, logits)
+        assert torch.equal(supernet(x, given), wanted) == (divisor == 4)
+        if divisor == 1:  # edges weigh 1
+            given = {cell: (ops, None) for cell, (ops, _) in given.items()}
+            assert torch.equal(supernet(x, given), wanted)
+        leaves = {
+            cell: (ops.detach().requires_grad_(), edges) for cell, (ops, edges) in given.items()
+        }
+        F.cross_entropy(supernet(x, leaves), LABELS).backward()
+        assert all(ops.grad is not None and ops.grad.any() for ops, _ in leaves.values())
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    supernet, logits = small(S0)
+    for normal in (torch.ones(14, 7), torch.ones(13, 8), torch.ones(14)):
+        given = weights_of(logits) | {"normal": (normal.double(), None)}
+        with pytest.raises(ConfigError, match="normal weights of shape"):
+            supernet(images(2, 3, 8, 8), given)
+    with pytest.raises(ConfigError, match="reduce weights of shape"):
+        ops, _ = weights_of(logits)["reduce"]
+        supernet(images(2, 3, 8, 8), weights_of(logits) | {"reduce": (ops, torch.ones(8))})
+
+
+@pytest.mark.parametrize("space", [SPACES["S2"], RAGGED], ids=["S2", "ragged"])
+def test_a_further_operation_adds_its_share_on_every_edge(space: SearchSpace) -> None:
+    plain, logits = small(space)
+    supernet = MixedSupernet(space, num_cells=3, init_channels=8, extra=("skip_connect",)).double()
+    initialize(supernet, torch.Generator().manual_seed(0))
+    supernet.load_state_dict(plain.state_dict(), strict=False)
+    x = images(2, 3, 8, 8)
+
+    def given(share: float) -> dict[str, tuple[Tensor, Tensor | None]]:
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for cell, (ops, _) in weights_of(logits).items():
+            wide = torch.cat([ops, torch.zeros_like(ops[:, :1])], dim=1)
+            for row, names in enumerate(space.candidates(cell)):
+                wide[row, len(names)] = share
+            found[cell] = (wide, None)
+        return found
+
+    assert torch.equal(supernet(x, given(0.0)), plain(x, logits))
+    assert not torch.equal(supernet(x, given(0.5)), plain(x, logits))  # control
+    edge, bare = supernet.cells[0].edges[3], plain.cells[0].edges[3]
+    state, (wide, _) = images(2, 8, 8, 8), given(0.5)["normal"]
+    narrow = weights_of(logits)["normal"][0]
+    assert torch.allclose(edge(state, wide[3], None), bare(state, narrow[3], None) + 0.5 * state)
+    with pytest.raises(ConfigError, match="cannot weigh"):
+        supernet(x, logits)
+
+
+class Halves(DropPath):
+    """Drops every edge of the first half of the images, keeps the others' as they are."""
+
+    def factors(self, num_outputs: int, num_images: int, device: torch.device) -> Tensor:
+        kept = (torch.arange(num_images) >= num_images // 2).float()
+        return kept.expand(num_outputs, -1)[:, :, None, None, None]
+
+
+@pytest.mark.parametrize("recompute", ["none", "cell", "op"])
+def test_drop_path_takes_the_mixture_of_an_edge_from_an_image(recompute: str) -> None:
+    supernet, logits = small(SPACES["S2"], recompute=recompute)
+    x = images(4, 3, 8, 8)
+    drop = Halves(0.5, torch.Generator())
+    found = supernet(x, logits, drop)
+    assert torch.equal(found[0], found[1])  # nothing of the image is left
+    assert not torch.equal(found[2], found[3])
+    F.cross_entropy(found, LABELS).backward()
+    evaluated = supernet.eval()(x, logits, drop)
+    assert torch.equal(evaluated, supernet(x, logits))
+    assert not torch.equal(evaluated[0], evaluated[1])
+
+
+def test_drop_path_of_no_probability_draws_nothing() -> None:
+    supernet, logits = small(SPACES["S2"])
+    x, numbers = images(4, 3, 8, 8), torch.Generator().manual_seed(3)
+    before = numbers.get_state()
+    assert torch.equal(supernet(x, logits, DropPath(0.0, numbers)), supernet(x, logits))
+    assert torch.equal(numbers.get_state(), before)
+    assert not torch.equal(supernet(x, logits, DropPath(0.5, numbers)), supernet(x, logits))
