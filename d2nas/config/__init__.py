@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "d2nas"
 """The method whose settings are the fields' defaults: no method's code is loaded to check them."""
+UNREAD_BY_DEFAULT = ("drop_path",)
+"""Keys of ``search.*`` that it does not read."""
 
 
 def other_method(name: str) -> "type[Method] | None":
@@ -254,6 +256,9 @@ class SearchConfig(Section):
     """What the score function counts: the loss at the temperature that suits a draw best, or as it
     is."""
     cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
+    """Probability of drop-path at the end, rising linearly from 0 by epoch, of an edge's mixture
+    (R-DARTS: 0.2 to 0.6); methods that weigh all operations."""
     device: Device = "auto"
 
     @model_validator(mode="before")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from . import Config, SearchConfig, other_method
+from . import UNREAD_BY_DEFAULT, Config, SearchConfig, other_method
 from .registry import data_sets
 
 _GIVEN = object()
@@ -14,7 +14,8 @@ _SEARCH = tuple(f"search.{field}" for field in SearchConfig.model_fields)
 
 def _unread_by_method(name: str) -> list[str]:
     method = other_method(name)
-    return [] if method is None else [f"search.{field}" for field in method.unread]
+    unread = UNREAD_BY_DEFAULT if method is None else method.unread
+    return [f"search.{field}" for field in unread]
 
 
 UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[str]]] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config import SearchConfig
+from ..config import UNREAD_BY_DEFAULT, SearchConfig
 from ..config.registry import search_methods
 from ..errors import ConfigError
 from ..genotype import Genotype
@@ -39,6 +39,8 @@ D2NAS_KEYS = (
     "recipe",
 )
 """Keys of ``search.*`` that only D2NAS and its entangled form read."""
+MIXED_KEYS = UNREAD_BY_DEFAULT
+"""Keys of ``search.*`` that only methods with a mixed supernet read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +239,10 @@ class Method:
         """
         return end.epoch + 1
 
-    def closing_passes(self, epoch: int, epochs: int) -> int:
-        """Return how many passes ``close_epoch`` makes, forward passes alone counted as well."""
+    def closing_passes(self, epoch: int, epochs: int, steps: int) -> int:
+        """Return how many passes ``close_epoch`` makes after an epoch of ``steps`` steps; forward
+        passes alone count, too.
+        """
         return 0
 
     def describe(self) -> dict[str, Any]:

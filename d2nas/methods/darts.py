@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..config import SearchConfig
 from ..genotype import Genotype
-from ..nn.mixed_supernet import MixedSupernet
+from ..nn.mixed_supernet import MixedSupernet, MixtureWeights
+from ..nn.network import DropPath
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.sampling import ArchLogits
 from ..spaces import SearchSpace
-from .base import D2NAS_KEYS, Batch, Measured, Method, Sizes, StepContext, register_method
+from .base import D2NAS_KEYS, Batch, EpochEnd, Measured, Method, Sizes, StepContext, register_method
 from .derivation import derive_darts
 from .passes import frozen, measure
 
@@ -31,13 +32,22 @@ class Darts(Method):
 
     channel_divisor = 1
     """The part of the channels that an edge computes, as PC-DARTS; 1: all of them."""
+    extra: tuple[str, ...] = ()
+    """Operations of every edge besides its candidates (``MixedSupernet``)."""
+    supernet: MixedSupernet
     passes = (1, 1)
     searches_none = True
     learns_edges = False
     unread: Collection[str] = (*D2NAS_KEYS, "temperature_start", "temperature_end")
 
     def __init__(
-        self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
+        self,
+        space: SearchSpace,
+        sizes: Sizes,
+        generator: torch.Generator,
+        *,
+        recompute: str,
+        drop_path: float = 0.0,
     ) -> None:
         self.supernet = MixedSupernet(
             space,
@@ -48,16 +58,18 @@ class Darts(Method):
             stem=sizes.stem,
             channel_divisor=self.channel_divisor,
             recompute=recompute,
+            extra=self.extra,
         )
         self._noises = noises_in(self.supernet)
         self.logits = ArchLogits(space, generator=generator)
+        self.drop_path = drop_path
 
     @classmethod
     def build(
         cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
     ) -> Method:
         """Return the method with a fresh mixed supernet."""
-        return cls(space, sizes, generator, recompute=config.recompute)
+        return cls(space, sizes, generator, recompute=config.recompute, drop_path=config.drop_path)
 
     @classmethod
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
@@ -68,16 +80,39 @@ class Darts(Method):
         """Differentiate the validation loss at the weights as they are."""
         set_noise_generator(self._noises, context.draws(0))
         with frozen(self.weights):
-            return self._backward(batch)
+            return self._backward(batch, context)
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the training loss, the logits held fixed."""
         set_noise_generator(self._noises, context.draws(0))
         with frozen(list(self.logits.parameters())):
-            return self._backward(batch)
+            return self._backward(batch, context)
 
-    def _backward(self, batch: Batch) -> Measured:
-        loss, accuracy = measure(self.supernet(batch.images, self.logits), batch.labels)
+    def mixture(self, epoch: int = 0, epochs: int = 1) -> ArchLogits | MixtureWeights:
+        """Return what weighs the operations in an epoch: the logits, by their softmax."""
+        return self.logits
+
+    def predict(
+        self,
+        batch: Batch,
+        context: StepContext | EpochEnd,
+        weights: ArchLogits | MixtureWeights | None = None,
+        *,
+        look: int = 1,
+    ) -> Tensor:
+        """Return the supernet's logits (N, classes) by ``weights``, else by ``mixture``.
+
+        ``look``: which of the context's generators draws the masks of drop-path; 0 draws noise.
+        """
+        given = self.mixture(context.epoch, context.epochs) if weights is None else weights
+        probability = self.drop_path * context.epoch / max(1, context.epochs - 1)
+        prediction: Tensor = self.supernet(
+            batch.images, given, DropPath(probability, context.draws(look))
+        )
+        return prediction
+
+    def _backward(self, batch: Batch, context: StepContext) -> Measured:
+        loss, accuracy = measure(self.predict(batch, context), batch.labels)
         torch.autograd.backward(loss)
         return Measured(loss.detach(), accuracy, loss.detach())
 
@@ -116,7 +151,8 @@ class DartsSecondOrder(Darts):
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss after one weight step, through that step (Eq. 7).
 
-        Candidates that draw noise draw the same at each of the three looks at the training batch.
+        Candidates that draw noise draw the same at each of the three looks at the training batch,
+        and so does drop-path.
         """
         noise = context.draws(0)
         training_noise = noise.get_state()
@@ -125,9 +161,9 @@ class DartsSecondOrder(Darts):
         logits = list(self.logits.parameters())
         kept = [weight.detach().clone() for weight in weights]
         training = context.weight_batch()
-        ahead = self._gradients(training, weights)
+        ahead = self._gradients(training, context, weights)
         _set(weights, _look_ahead(kept, ahead, context))
-        loss, accuracy = measure(self.supernet(batch.images, self.logits), batch.labels)
+        loss, accuracy = measure(self.predict(batch, context, look=2), batch.labels)
         found = torch.autograd.grad(loss, [*logits, *weights], allow_unused=True)
         direction, along = found[: len(logits)], found[len(logits) :]
         epsilon = FINITE_DIFFERENCE / _norm(along)
@@ -135,7 +171,7 @@ class DartsSecondOrder(Darts):
         for sign in (1.0, -1.0):
             _set(weights, _moved(kept, along, sign * epsilon))
             noise.set_state(training_noise)
-            differences.append(self._gradients(training, logits))
+            differences.append(self._gradients(training, context, logits))
         _set(weights, kept)
         for parameter, gradient, plus, minus in zip(logits, direction, *differences, strict=True):
             if gradient is not None and plus is not None and minus is not None:
@@ -143,8 +179,10 @@ class DartsSecondOrder(Darts):
                 parameter.grad = gradient - context.weight_lr * second
         return Measured(loss.detach(), accuracy, loss.detach())
 
-    def _gradients(self, batch: Batch, wanted: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        loss, _ = measure(self.supernet(batch.images, self.logits), batch.labels)
+    def _gradients(
+        self, batch: Batch, context: StepContext, wanted: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        loss, _ = measure(self.predict(batch, context), batch.labels)
         return torch.autograd.grad(loss, wanted, allow_unused=True)
 
 

@@ -1,4 +1,4 @@
-"""From architecture logits to the genotype: D2NAS's rule, and that of DARTS and PC-DARTS."""
+"""From architecture logits to the genotype, by D2NAS's rule or DARTS's and PC-DARTS's; and back."""
 
 import math
 
@@ -6,8 +6,12 @@ import torch
 
 from ..errors import ConfigError, NonFiniteError
 from ..genotype import Genotype, Pair
-from ..nn.sampling import ArchLogits
-from ..spaces import EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
+from ..nn.sampling import ArchLogits, Draw
+from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, NODES, SearchSpace
+
+_OPERATION_AHEAD, _EDGE_AHEAD = 10.0, 100.0
+"""Logits of what a written genotype has; all others are 0. An edge's says more than any difference
+between operations."""
 
 
 def derive_genotype(logits: ArchLogits, space: SearchSpace) -> Genotype:
@@ -34,6 +38,51 @@ def derive_darts(logits: ArchLogits, space: SearchSpace) -> Genotype:
     """
     _check(logits, space)
     return Genotype(normal=_derive_darts(logits, "normal"), reduce=_derive_darts(logits, "reduce"))
+
+
+def genotype_of(draw: Draw, space: SearchSpace) -> Genotype:
+    """Return the genotype of a sampled sub-network."""
+
+    def pairs(cell_type: str) -> tuple[tuple[str, int], ...]:
+        cell, candidates = draw.cell(cell_type), space.candidates(cell_type)
+        return tuple(
+            (candidates[edge][column], EDGES[edge][0])
+            for edge, column in zip(cell.edges, cell.operations, strict=True)
+        )
+
+    return Genotype(normal=pairs("normal"), reduce=pairs("reduce"))
+
+
+@torch.no_grad()
+def write_genotype(logits: ArchLogits, genotype: Genotype) -> None:
+    """Set logits so that both rules derive ``genotype`` from them: for methods that find a cell in
+    another way.
+
+    Edge logits are set, too, whether or not the method learns them. Raises ``ConfigError`` for a
+    genotype outside of the logits' space; nothing is changed then.
+    """
+    places = {cell: places_of(genotype, logits.space, cell) for cell in CELL_TYPES}
+    for cell, found in places.items():
+        logits.ops(cell).zero_()
+        logits.edges(cell).zero_()
+        for row, column in found:
+            logits.ops(cell)[row, column] = _OPERATION_AHEAD
+            logits.edges(cell)[row] = _EDGE_AHEAD
+
+
+def places_of(genotype: Genotype, space: SearchSpace, cell_type: str) -> list[tuple[int, int]]:
+    """Return the row of ``EDGES`` and the column of each of a cell's pairs, in their order.
+
+    Raises ``ConfigError`` for a genotype outside of the space.
+    """
+    places = []
+    for index, (operation, source) in enumerate(genotype.cell(cell_type)):
+        row = EDGES.index((source, NODES[index // EDGES_PER_NODE]))
+        candidates = space.candidates(cell_type)[row]
+        if operation not in candidates:
+            raise ConfigError(f"{operation} is not a candidate of edge {row} in {space.name}")
+        places.append((row, candidates.index(operation)))
+    return places
 
 
 def _check(logits: ArchLogits, space: SearchSpace) -> None:

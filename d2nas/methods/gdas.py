@@ -12,7 +12,7 @@ from ..config import SearchConfig
 from ..genotype import Genotype
 from ..nn.sampling import ArchLogits, Draw, sample_operations
 from ..spaces import SearchSpace
-from .base import D2NAS_KEYS, Method, Sizes, register_method
+from .base import D2NAS_KEYS, MIXED_KEYS, Method, Sizes, register_method
 from .derivation import derive_darts
 from .single_path import SinglePath
 
@@ -25,7 +25,10 @@ class Gdas(SinglePath):
     searches_none = True
     learns_edges = False
     all_edges = True
-    unread = D2NAS_KEYS  # one draw; K only numbers its random numbers, as a seed would
+    unread = (
+        *D2NAS_KEYS,
+        *MIXED_KEYS,
+    )  # one draw; K only numbers its random numbers, as a seed would
 
     def __init__(
         self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str

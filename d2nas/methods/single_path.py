@@ -6,7 +6,7 @@ gradients of the weights *summed*. One sub-network, and of it one branch, is ali
 branches as long as the network this is ROME's entangled search.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..nn.operations import noises_in, set_noise_generator
 from ..nn.sampling import ArchLogits, Draw
 from ..nn.supernet import SharedInputs, Supernet
 from ..spaces import SearchSpace
-from .base import Batch, Measured, Method, Sizes, StepContext
+from .base import MIXED_KEYS, Batch, Measured, Method, Sizes, StepContext
 from .passes import frozen, measure
 
 
@@ -27,6 +27,7 @@ class SinglePath(Method):
     """
 
     supernet: Supernet
+    unread: Collection[str] = MIXED_KEYS
     all_edges = False
     """Whether a sub-network has all edges of a cell; else two per node."""
     shares_stem = True

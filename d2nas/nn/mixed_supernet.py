@@ -22,8 +22,8 @@ from .recomputation import RECOMPUTE, recomputed
 from .sampling import ArchLogits, choice_probabilities
 
 MixtureWeights = Mapping[str, tuple[Tensor, Tensor | None]]
-"""For each cell type the weights of the operations (E, O) and of the edges (E,), None for 1 on each;
-as they are, whatever they add up to. What ``mixture_weights`` returns is one such pair."""
+"""For each cell type the weights of the operations (E, O) and of the edges (E,), or None where
+each is 1; as they are, whatever they add up to. ``mixture_weights`` returns one such pair."""
 
 
 def mixture_weights(logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ less for it, and asks for gradients in forms that are fast (``convolutions``):
 So a depthwise-separable unit keeps two feature maps for its backward in place of four.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -460,3 +461,20 @@ def keep_everything(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, MemorySaving):
             child.saves_memory = False
+
+
+@contextlib.contextmanager
+def everything_kept(module: nn.Module) -> Iterator[None]:
+    """Train as after ``keep_everything`` for a while: for second derivatives."""
+    saving = [
+        child
+        for child in module.modules()
+        if isinstance(child, MemorySaving) and child.saves_memory
+    ]
+    for child in saving:
+        child.saves_memory = False
+    try:
+        yield
+    finally:
+        for child in saving:
+            child.saves_memory = True

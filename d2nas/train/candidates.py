@@ -16,16 +16,15 @@ from ..config import DataConfig, RetrainConfig
 from ..data.batches import channels_last
 from ..data.images import ImageData, Images, Normalizer
 from ..data.splits import epoch_order
-from ..errors import ConfigError
 from ..genotype import Genotype
 from ..measure.calibration import calibrated_loss
-from ..methods.derivation import derive_genotype
+from ..methods.derivation import derive_genotype, genotype_of, places_of
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.probability import tempered
 from ..nn.sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
 from ..nn.supernet import Supernet
 from ..randomness import generator
-from ..spaces import EDGES, NODE_EDGES, SearchSpace
+from ..spaces import SearchSpace
 from .loop import EVALUATION_BATCH, accuracy, finite_logits, predict
 from .retrain import Retraining
 
@@ -66,33 +65,11 @@ def sample_candidates(
     return found
 
 
-def genotype_of(draw: Draw, space: SearchSpace) -> Genotype:
-    """Return the genotype of a sampled sub-network."""
-
-    def pairs(cell_type: str) -> tuple[tuple[str, int], ...]:
-        cell, candidates = draw.cell(cell_type), space.candidates(cell_type)
-        return tuple(
-            (candidates[edge][column], EDGES[edge][0])
-            for edge, column in zip(cell.edges, cell.operations, strict=True)
-        )
-
-    return Genotype(normal=pairs("normal"), reduce=pairs("reduce"))
-
-
 def draw_of(genotype: Genotype, space: SearchSpace) -> Draw:
     """Return the sub-network that a genotype is. Raises ``ConfigError`` outside of the space."""
 
     def cell(cell_type: str) -> CellDraw:
-        rows = []
-        for index, (name, source) in enumerate(genotype.cell(cell_type)):
-            node = NODE_EDGES[index // 2]
-            edge = next(row for row in node if EDGES[row][0] == source)
-            operations = space.candidates(cell_type)[edge]
-            if name not in operations:
-                raise ConfigError(f"{name} is not a candidate of edge {edge} in {space.name}")
-            rows.append((edge, operations.index(name)))
-        rows.sort()
-        edges, columns = zip(*rows, strict=True)
+        edges, columns = zip(*sorted(places_of(genotype, space, cell_type)), strict=True)
         return CellDraw.of_ones(edges, columns, None)
 
     return Draw(cell("normal"), cell("reduce"))

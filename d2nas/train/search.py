@@ -281,7 +281,7 @@ class Search(Loop):
         for number in range(self.num_steps // self.steps_per_epoch):
             step = weights + (architecture if self.learns_architecture(epoch) else 0)
             total += self.steps_per_epoch * step
-            total += self.method.closing_passes(epoch, self.config.epochs)
+            total += self.method.closing_passes(epoch, self.config.epochs, self.steps_per_epoch)
             row = self.metrics[number] if number < len(self.metrics) else {}
             epoch = row.get(NEXT_EPOCH, epoch + 1)
         return total
@@ -312,7 +312,11 @@ class Search(Loop):
         than chance.
         """
         warmup, chance = self.config.warmup_epochs, math.log(self.num_classes)
-        if not self.trains or len(self.metrics) != max(1, warmup) or row["weight_loss"] < chance:
+        if (
+            self.method.passes[0] == 0
+            or len(self.metrics) != max(1, warmup)
+            or row["weight_loss"] < chance
+        ):
             return
         when = "as the architecture begins to learn" if warmup else "in the first epoch, in which"
         then = "" if warmup else " the architecture learns"

@@ -139,7 +139,7 @@ class _Estimates:
         self._step: Seconds | None = None
         self._trained: dict[str, Any] | None = None
         self._pass_unit = (1, 1)
-        self._closing: Callable[[int, int], int] = lambda epoch, epochs: 0
+        self._closing: Callable[[int, int, int], int] = lambda epoch, epochs, steps: 0
 
     def of(self, stage: str, done: int) -> dict[str, Any]:
         """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
@@ -211,7 +211,7 @@ class _Estimates:
         architecture, weights = (passes * draws for passes in self._pass_unit)
         moving = max(0, search.epochs - search.warmup_epochs)
         passes = epoch * (weights * search.epochs + architecture * moving)
-        passes += sum(self._closing(one, search.epochs) for one in range(search.epochs))
+        passes += sum(self._closing(one, search.epochs, epoch) for one in range(search.epochs))
         return epoch * search.epochs, passes
 
     def _num_train(self, config: Config) -> int:
@@ -361,6 +361,7 @@ class _Estimates:
         convolutions.
         """
         from d2nas.files.text_files import read_space
+        from d2nas.methods.darts import Darts
         from d2nas.methods.single_path import SinglePath
         from d2nas.train.search import build_method
 
@@ -369,7 +370,8 @@ class _Estimates:
         def build() -> tuple[Any, Callable[[Any], Any]]:
             method = build_method(config, data, read_space(config.space), seed=0)
             if not isinstance(method, SinglePath):
-                return method.supernet, lambda images: (method.supernet(images, method.logits),)
+                weights = method.mixture() if isinstance(method, Darts) else method.logits
+                return method.supernet, lambda images: (method.supernet(images, weights),)
             draw = _heavy_draw(method.logits.space, all_edges=method.all_edges)
             return method.supernet, lambda images: (
                 branch.logits for branch in method.supernet.branches(images, draw)

@@ -83,8 +83,9 @@ def run(context: Context) -> Facts:
 def _config(config: Config) -> dict[str, Any]:
     """Return the search's settings; the space itself decides, not the path of its file.
 
-    Keys are as before there were revisions, estimators and clips of a branch where these change
-    nothing: a method's revision is among the settings from 2 on, the others where they are chosen.
+    Keys are as before there were revisions, estimators, clips of a branch and drop-path where these
+    change nothing: a method's revision is among the settings from 2 on, the others where they are
+    chosen.
     """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
@@ -95,6 +96,8 @@ def _config(config: Config) -> dict[str, Any]:
         del settings["clip"]
     if config.search.weight_optimizer == "sgd":
         del settings["weight_optimizer"]
+    if config.search.drop_path == 0.0:
+        del settings["drop_path"]
     part: dict[str, Any] = {"search": settings, "space": space.to_dict()}
     method = other_method(config.search.method)
     if method is not None and method.revision != 1:

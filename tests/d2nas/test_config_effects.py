@@ -40,6 +40,12 @@ SEARCH_VALUES = {
     "search.weight_optimizer": "rmsprop",
     "search.temperature_start": 5.0,
     "search.temperature_end": 2.0,
+    "search.drop_path": 0.5,
+    "search.warmup_epochs": 2,
+    "search.arch_lr": 0.5,
+    "search.arch_beta1": 0.1,
+    "search.arch_beta2": 0.9,
+    "search.arch_weight_decay": 0.5,
 }
 """Other values than ``searches`` has."""
 
@@ -86,8 +92,8 @@ def test_every_choice_is_in_the_table() -> None:
 )
 def test_what_a_method_does_not_read_changes_no_bit_of_its_search(method: str) -> None:
     unread = list(_unread_by_method(method))
-    if method == "gdas":
-        unread.remove("search.draws")  # numbers its random draws; their count is looked at below
+    if method in ("gdas", "rsws", "sdarts-rs", "sdarts-adv"):
+        unread.remove("search.draws")  # numbers random draws; their count is looked at below
     assert is_equal(state_of(method), state_of(method, *settings_of(unread)))
 
 
@@ -96,17 +102,20 @@ def test_control_it_changes_the_search_of_the_method_that_reads_it(key: str) -> 
     # In the second epoch of two the temperature is the end's, of three half of the start's too.
     bases = {
         "search.temperature_start": ["epochs=3"],
+        "search.warmup_epochs": ["epochs=3"],
         "search.reward": ["estimator=score"],
         "search.recipe": ["epochs=7"],  # of which two are of warm-up, or none
     }
     base = [f"search.{setting}" for setting in bases.get(key, [])]
-    one, other = state_of("d2nas", *base), state_of("d2nas", *base, *settings_of([key]))
+    method = "darts" if key == "search.drop_path" else "d2nas"
+    one, other = state_of(method, *base), state_of(method, *base, *settings_of([key]))
     assert not is_equal(one, other)
 
 
 def test_gdas_draws_one_network_however_many_are_asked_for() -> None:
     one, other = search_by("gdas"), search_by("gdas", "search.draws=9")
     assert one.method.passes == other.method.passes == (1, 1)
+    assert search_by("rsws", "search.draws=9").method.passes == (0, 1)
     assert search_by("d2nas", "search.draws=9").method.passes == (9, 9)
 
 

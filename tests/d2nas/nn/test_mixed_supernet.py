@@ -441,9 +441,10 @@ def test_weights_of_another_shape_are_refused() -> None:
         given = weights_of(logits) | {"normal": (normal.double(), None)}
         with pytest.raises(ConfigError, match="normal weights of shape"):
             supernet(images(2, 3, 8, 8), given)
+    ops, _ = weights_of(logits)["reduce"]
+    given = weights_of(logits) | {"reduce": (ops, torch.ones(8))}
     with pytest.raises(ConfigError, match="reduce weights of shape"):
-        ops, _ = weights_of(logits)["reduce"]
-        supernet(images(2, 3, 8, 8), weights_of(logits) | {"reduce": (ops, torch.ones(8))})
+        supernet(images(2, 3, 8, 8), given)
 
 
 @pytest.mark.parametrize("space", [SPACES["S2"], RAGGED], ids=["S2", "ragged"])

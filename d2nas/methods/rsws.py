@@ -1,0 +1,118 @@
+"""Random search with weight sharing (Li and Talwalkar, arXiv 1902.07638).
+
+The supernet's weights are trained on one uniformly drawn sub-network per step; then random
+sub-networks are compared with these weights: each on ten batches of the architecture half, the ten
+most accurate on a whole epoch of them. No logits are learned; in the end they are written so that
+they derive to the best.
+
+As the published code for this space, apart from three things (ours): a thousand sub-networks are
+compared after as many steps as its 50 epochs have on CIFAR-10, in proportion after others (there a
+thousand in any case); batch norm uses each batch's own statistics, as the running ones mix all
+sub-networks; ``none`` is never drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..config import SearchConfig
+from ..genotype import Genotype
+from ..nn.sampling import ArchLogits, Draw, sample
+from ..spaces import SearchSpace
+from .base import D2NAS_KEYS, MIXED_KEYS, EpochEnd, Method, Sizes, register_method
+from .derivation import derive_genotype, genotype_of, write_genotype
+from .passes import measure
+from .single_path import SinglePath
+
+PUBLISHED_STEPS = 19_500
+"""Whole batches of 64 in the 50 epochs of half of CIFAR-10."""
+PUBLISHED_CANDIDATES = 1_000
+FINALISTS = 10
+"""Sub-networks that are compared on a whole epoch of the architecture half."""
+BATCHES = 10
+"""Batches on which all are compared."""
+
+
+def num_candidates(steps: int) -> int:
+    """Return how many sub-networks are compared after a training of ``steps``."""
+    return max(FINALISTS, round(PUBLISHED_CANDIDATES * steps / PUBLISHED_STEPS))
+
+
+@register_method("rsws")
+class RandomWithSharing(SinglePath):
+    """Random search with weight sharing (arXiv 1902.07638): weights alone, then the best draw."""
+
+    passes = (0, 1)
+    several_processes = False  # each rank would compare on its own images
+    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
+    unread = (
+        *D2NAS_KEYS,
+        *MIXED_KEYS,
+        "temperature_start",
+        "temperature_end",
+        "warmup_epochs",
+        "arch_lr",
+        "arch_beta1",
+        "arch_beta2",
+        "arch_weight_decay",
+    )
+
+    def __init__(
+        self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
+    ) -> None:
+        super().__init__(
+            space,
+            sizes,
+            generator,
+            draws=1,
+            branch_length=sizes.num_cells,
+            recompute=recompute,
+        )
+        self.passes = type(self).passes
+        for logits in self.logits.parameters():
+            torch.nn.init.zeros_(logits)
+
+    @classmethod
+    def build(
+        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
+    ) -> Method:
+        """Return the method with a fresh supernet."""
+        return cls(space, sizes, generator, recompute=config.recompute)
+
+    def sample(self, temperature: float, generator: torch.Generator) -> Draw:
+        """Return two edges per node and an operation on each, uniform while all logits are 0."""
+        return sample(self.logits, temperature, generator)
+
+    @classmethod
+    def genotype_of(cls, logits: ArchLogits) -> Genotype:
+        """Return the genotype that was written, the most probable one."""
+        return derive_genotype(logits, logits.space)
+
+    def close_epoch(self, end: EpochEnd) -> int:
+        """After the last epoch compare random sub-networks and write the best into the logits."""
+        if end.is_last:
+            count = num_candidates(end.epochs * end.steps)
+            draws = [self.sample(1.0, end.draws(index + 1)) for index in range(count)]
+            finalists = self._ranked(end, draws, min(BATCHES, end.steps))[:FINALISTS]
+            best = self._ranked(end, finalists, end.steps)[0]
+            write_genotype(self.logits, genotype_of(best, self.logits.space))
+        return end.epoch + 1
+
+    def closing_passes(self, epoch: int, epochs: int, steps: int) -> int:
+        """Return how many sub-networks are run on how many batches, forward alone."""
+        if epoch + 1 < epochs:
+            return 0
+        return num_candidates(epochs * steps) * min(BATCHES, steps) + FINALISTS * steps
+
+    def _ranked(self, end: EpochEnd, draws: Sequence[Draw], num_batches: int) -> list[Draw]:
+        """Return the draws, the most accurate first; of equal ones that of the smaller loss."""
+        totals = torch.zeros(len(draws), 2, dtype=torch.float64)  # errors, losses
+        for index in range(num_batches):
+            batch = end.arch_batch(index)
+            noises = [end.draws(0) for _ in draws]  # the same for all
+            for place, prediction in enumerate(self.predictions(batch, draws, noises)):
+                loss, accuracy = measure(prediction, batch.labels)
+                totals[place] += torch.stack([1.0 - accuracy, loss.double()]).cpu()
+        order = sorted(range(len(draws)), key=lambda place: tuple(totals[place].tolist()))
+        return [draws[place] for place in order]
