@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from reference import fill, uniform
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from d2nas import SPACES
 from d2nas.methods.base import Batch, Method, Sizes, StepContext
+from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, SearchSpace
 
 SIZES = Sizes(num_cells=5, init_channels=4, num_classes=10, in_channels=3, stem="cifar")
@@ -93,6 +94,15 @@ def logit_distances(method: Method, cases: Sequence[Mapping[str, Any]]) -> list[
         assert gradient is not None
         found.append(distance(gradient, case))
     return found
+
+
+def outer_product(_supernet: nn.Module, logits: ArchLogits, loss: Callable[[], Tensor]) -> Tensor:
+    """In place of a Hessian, each of whose rows is a backward pass, the gradient times itself: it
+    depends on the same tensors.
+    """
+    gradients = torch.autograd.grad(loss(), [logits.ops(cell) for cell in CELL_TYPES])
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    return torch.outer(flat, flat).double()
 
 
 def weight_norm(method: Method) -> float:

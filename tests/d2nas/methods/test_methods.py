@@ -1,12 +1,12 @@
 """Every search method in every space: what it moves, derives and reports, and that it resumes."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from rivals import outer_product
 from searches import CHEAP, final_state, finish, search_by
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,18 +54,7 @@ ALWAYS = {
 
 @pytest.fixture(autouse=True)
 def cheap_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of R-DARTS's Hessian, each of whose rows is a backward pass, the outer product of
-    the gradient: it depends on the same tensors. The Hessian itself: ``test_r_darts.py``.
-    """
-
-    def outer_product(
-        _supernet: nn.Module, logits: ArchLogits, loss: Callable[[], Tensor]
-    ) -> Tensor:
-        parameters = [logits.ops(cell) for cell in CELL_TYPES]
-        found = torch.autograd.grad(loss(), parameters)
-        flat = torch.cat([gradient.flatten() for gradient in found])
-        return torch.outer(flat, flat).double()
-
+    """The Hessian itself: ``test_r_darts.py``."""
     monkeypatch.setattr(r_darts, "operation_hessian", outer_product)
 
 
