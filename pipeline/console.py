@@ -110,6 +110,15 @@ class Console:
                 stage, total=total, completed=done, unit=unit, images=images
             )
 
+    def stage_changes(self, stage: str, total: int, epochs: int) -> None:
+        """Show that a stage ends earlier or later than it began to say."""
+        self._total, self._epochs = total, epochs
+        if self._progress is not None:
+            self._progress.update(self._task, total=total)
+            if epochs:
+                self._progress.update(self._epoch_task, total=epochs)
+        self.say(f"{stage}: now {total} {self._unit}s, {epochs} epochs")
+
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
         """Move the bars, and print an epoch's line above them; without bars, now and then."""
         if self._progress is not None:

@@ -25,6 +25,10 @@ class Display(Protocol):
         """A stage's steps begin: of so many images each, if any, and in so many epochs."""
         return
 
+    def stage_changes(self, stage: str, total: int, epochs: int) -> None:
+        """A stage has now so many steps in all, in so many epochs."""
+        return
+
     def stage_advances(self, stage: str, done: int, row: Mapping[str, Any] | None) -> None:
         """Steps were finished; with a row of metrics at an epoch's end."""
         return

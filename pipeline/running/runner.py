@@ -455,6 +455,9 @@ class _StageHooks:
         # What a process does once, imports and reading data, is no part of its first stage.
         self._started = self._last_checkpoint = self._clock()
 
+    def change(self, total: int, epochs: int) -> None:
+        self._runner.display.stage_changes(self._commit.stage, total, epochs)
+
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         self._runner.display.stage_advances(self._commit.stage, done, row)
         self.events.add(done, row)

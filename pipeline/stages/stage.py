@@ -58,6 +58,10 @@ class Hooks(Protocol):
         """
         return
 
+    def change(self, total: int, epochs: int) -> None:
+        """Announce that the stage has now so many steps in all, in so many epochs."""
+        return
+
     def advance(self, done: int, row: Mapping[str, Any] | None) -> None:
         """Report finished steps and, at an epoch's end, its row of metrics."""
         return
@@ -182,7 +186,11 @@ def run_loop(loop: "Loop", hooks: Hooks) -> None:
     for batches in loop.streams():
         batches.stalled = hooks.stalled
     hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size, epochs)
+    total = loop.num_steps
     for report in loop.run(state):
+        if loop.num_steps != total:  # a search was stopped or rolled back
+            total = loop.num_steps
+            hooks.change(total, total // loop.steps_per_epoch)
         hooks.advance(report.step + 1, report.metrics)
         for line in loop.cautions(report.metrics) if report.metrics else ():
             hooks.warn(line)

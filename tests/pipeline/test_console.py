@@ -87,6 +87,29 @@ def test_a_terminal_has_a_bar_of_epochs_and_one_of_steps(terminal: io.StringIO) 
     assert "20/40" in shown
 
 
+def test_a_stage_that_becomes_longer_is_told(terminal: io.StringIO) -> None:
+    console = Console()
+    console.stage_begins("search", 40, 30, "step", 64, epochs=4)
+    console.stage_changes("search", 60, 6)
+    console.stage_advances("search", 50, SEARCH_ROW)
+    console.close()
+    shown = terminal.getvalue()
+    assert "search: now 60 steps, 6 epochs" in shown
+    assert "50/60" in shown
+    assert "5/6" in shown
+
+
+def test_lines_of_progress_count_to_the_new_end(capfd: pytest.CaptureFixture[str]) -> None:
+    console = clocked(0.0, 1.0)
+    console.stage_begins("search", 40, 0, "step", epochs=4)
+    console.stage_changes("search", 20, 2)
+    console.stage_advances("search", 20, {**SEARCH_ROW, "epoch": 1})
+    told = " ".join(capfd.readouterr().err.split())
+    assert "search: now 20 steps, 2 epochs" in told
+    assert "step 20/20" in told
+    assert "epoch 2/2" in told
+
+
 # The longest that is met: 600 epochs, losses of a diverging start.
 LONG_ROW = {**ROW, "epoch": 599, "loss": 1234.5678, "lr": 0.00025, "clip_rate": 1.0}
 LONG_SEARCH_ROW = {**SEARCH_ROW, "epoch": 599, "weight_loss": 1234.5678, "arch_loss": 1234.5678}
