@@ -25,7 +25,7 @@ from d2nas.train.search import Search, build_method, weight_step
 from pipeline import stages
 
 README = Path(d2nas.__file__).parent / "README.md"
-(EXAMPLE,) = (
+EXAMPLE, STOPPING_EXAMPLE = (
     block
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     if "register_method" in block
@@ -165,6 +165,33 @@ def test_it_learns_and_resumes_bit_equal(tmp_path: Path) -> None:
     one, other = final_state(whole), final_state(again)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert whole.method.derive() == again.method.derive()
+
+
+def test_the_example_of_a_stop_stops_and_resumes_bit_equal(tmp_path: Path) -> None:
+    runpy.run_path(str(write(tmp_path, STOPPING_EXAMPLE)), run_name="toy_method")
+
+    def searching() -> Search:
+        return search_by("patient", "search.epochs=4", "search.warmup_epochs=0", space="S2")
+
+    whole, state = searching(), None
+    assert whole.method.memory is not None
+    for report in whole.run():
+        if report.step == 2:
+            state = whole.capture(3)
+            whole.method.memory.lowest.zero_()  # so that the second epoch's loss is a rise
+    assert whole.num_steps == 4
+    assert whole.metrics[-1]["next_epoch"] == 4
+    assert whole.num_passes == 4 * 4 + 2
+    assert state is not None
+    state.tensors["method.lowest"].zero_()
+    again = searching()
+    for _ in again.run(state):
+        pass
+    one, other = final_state(whole), final_state(again)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.metrics == again.metrics
+    assert finish(searching()).num_steps > 4  # control
 
 
 def test_a_file_dropped_among_the_methods_is_found(
