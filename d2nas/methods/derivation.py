@@ -85,6 +85,23 @@ def places_of(genotype: Genotype, space: SearchSpace, cell_type: str) -> list[tu
     return places
 
 
+def derive_strongest(logits: ArchLogits, space: SearchSpace) -> Genotype:
+    """Keep the two edges of each node whose best operation has the largest logit, and that
+    operation; ``none`` takes no part.
+
+    For methods whose operations do not compete with each other (FairDARTS: sigmoids). Ties, order
+    of the pairs and errors are those of ``derive_genotype``.
+    """
+    _check(logits, space)
+    cells = {}
+    for cell in CELL_TYPES:
+        values_EO = logits.ops(cell).detach().masked_fill(~logits.choosable(cell), -torch.inf)
+        rows = values_EO.tolist()
+        best = [row.index(max(row)) for row in rows]
+        cells[cell] = _pairs(logits, cell, [max(row) for row in rows], best)
+    return Genotype(normal=cells["normal"], reduce=cells["reduce"])
+
+
 def _check(logits: ArchLogits, space: SearchSpace) -> None:
     if logits.space != space:
         raise ConfigError(f"logits of space {logits.space.name} cannot be derived in {space.name}")

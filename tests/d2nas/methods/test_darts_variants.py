@@ -1,9 +1,12 @@
-"""beta-DARTS and DARTS-: losses and gradients are those of the published codes."""
+"""beta-DARTS, DARTS-, FairDARTS, SNAS: losses and gradients are those of the published codes."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from reference import uniform
 from rivals import (
     TOLERANCE,
     batch_of,
@@ -18,11 +21,18 @@ from rivals import (
 )
 
 from d2nas import SPACES, ArchLogits
+from d2nas.config import build_config
+from d2nas.errors import ConfigError
+from d2nas.methods import snas
 from d2nas.methods.beta_darts import BetaDarts, beta_penalty
 from d2nas.methods.darts import Darts
 from d2nas.methods.darts_minus import DartsMinus, skip_weight
+from d2nas.methods.fair_darts import FairDarts, zero_one_term
+from d2nas.methods.snas import Snas, concrete_weights
 from d2nas.nn.mixed_supernet import mixture_weights
+from d2nas.nn.sampling import GumbelNoise
 from d2nas.spaces import CELL_TYPES, SearchSpace
+from d2nas.train.schedules import temperature
 
 BETA: dict[str, Any] = rivals()["beta_darts"]
 MINUS: dict[str, Any] = rivals()["darts_minus"]
@@ -131,3 +141,131 @@ def test_the_skip_has_the_column_after_each_edges_last_candidate() -> None:
             assert not ops[row, len(names) + 1 :].any()
     method.architecture_gradients(batch_of("architecture"), context_of(10, 50))
     assert method.logits.normal_ops.grad[0].all()
+
+
+# --- FairDARTS ----------------------------------------------------------------------------------
+
+
+def test_a_step_of_fair_darts_is_the_published_one() -> None:
+    expected = rivals()["fair_darts"]["step"]
+    method = built(FairDarts, space_of("s5", with_none=False))
+    with torch.no_grad():
+        for cell in CELL_TYPES:
+            method.logits.ops(cell).mul_(2.0)
+    context = context_of(0, 50)
+    measured = method.architecture_gradients(batch_of("architecture"), context)
+    loss, term = float(measured.loss), float(zero_one_term(method.logits).detach())
+    assert loss == pytest.approx(expected["cross_entropy"], rel=TOLERANCE)
+    assert term == pytest.approx(expected["separation"], rel=TOLERANCE)
+    assert max(logit_distances(method, expected["arch_grad"])) < TOLERANCE
+    recipe = build_config({}, ["search.method=fair-darts"]).search
+    adam = torch.optim.Adam(
+        method.logits.parameters(),
+        lr=recipe.arch_lr,
+        betas=(recipe.arch_beta1, recipe.arch_beta2),
+        weight_decay=recipe.arch_weight_decay,
+    )
+    method.update_logits(adam)
+    for cell, wanted in zip(CELL_TYPES, expected["alphas_after_one_adam_step"], strict=True):
+        assert distance(method.logits.ops(cell), wanted) < TOLERANCE
+    after = expected["weight_step_after_it"]
+    measured = method.weight_gradients(batch_of("weights"), context)
+    total = float(measured.loss) + 10 * float(zero_one_term(method.logits).detach())
+    assert total == pytest.approx(after["loss"], rel=TOLERANCE)
+    assert weight_norm(method) == pytest.approx(after["weight_grad_l2"], rel=TOLERANCE)
+
+
+def test_the_strongest_edges_are_the_published_ones() -> None:
+    space = SPACES["S0"]
+    for number, expected in enumerate(rivals()["fair_darts"]["derive"]):
+        logits = ArchLogits(space).double()
+        with torch.no_grad():
+            for index, cell in enumerate(CELL_TYPES):
+                values = random_values(1000 + 2 * number + index, 3.0, logits.ops(cell).shape)
+                logits.ops(cell).copy_(values)
+        genotype = FairDarts.genotype_of(logits)
+        for cell in CELL_TYPES:
+            words = (word.split("@") for word in expected[cell].split())
+            wanted = [(operation, int(source)) for operation, source in words]
+            found = genotype.cell(cell)
+            for node in range(0, 8, 2):  # order inside a node differs
+                assert set(found[node : node + 2]) == set(wanted[node : node + 2])
+
+
+def test_weak_edges_and_none_are_not_derived() -> None:
+    logits = ArchLogits(SPACES["S3"])
+    with torch.no_grad():
+        logits.normal_ops[:, 0] = 5.0  # none
+        logits.normal_ops[3, 2] = 2.0
+        logits.normal_ops[4, 1] = 1.0
+    cell = FairDarts.genotype_of(logits).normal[2:4]
+    assert cell == (("sep_conv_3x3", 1), ("skip_connect", 2))
+
+
+def test_columns_without_a_candidate_have_no_weight_and_no_part_in_the_term() -> None:
+    method = built(FairDarts, RAGGED)
+    method.architecture_gradients(batch_of("architecture"), context_of(0, 50))
+    for cell in CELL_TYPES:
+        exists = method.logits.choosable(cell, none_too=True)
+        assert not method.mixture()[cell][0][~exists].any()
+        assert not method.logits.ops(cell).grad[~exists].any()
+        assert method.logits.ops(cell).grad[exists].all()
+
+
+# --- SNAS ---------------------------------------------------------------------------------------
+
+
+def gumbel(seed: int) -> GumbelNoise:
+    uniform = torch.tensor(np.random.RandomState(seed).uniform(size=(14, 8)))
+    return GumbelNoise(-(-uniform.log()).log(), torch.zeros(14, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("number", range(len(rivals()["snas"]["concrete"])))
+def test_concrete_weights_are_the_published_ones(number: int) -> None:
+    case = rivals()["snas"]["concrete"][number]
+    method = built(Snas, space_of("s5", with_none=True), (case["alpha_salt"], 20))
+    noises = {"normal": gumbel(case["uniform_seed"]), "reduce": gumbel(0)}
+    weights, _ = concrete_weights(method.logits, noises, case["temperature"])["normal"]
+    assert distance(weights, case["weights"]) < TOLERANCE
+    (weights * (uniform(weights.shape, 77) - 0.5)).sum().backward()
+    assert distance(method.logits.normal_ops.grad, case["gradient_of_probe"]) < TOLERANCE
+
+
+def test_a_step_of_snas_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = rivals()["snas"]["step"]
+    noises = iter([gumbel(seed) for seed in expected["uniform_seeds"]])
+    monkeypatch.setattr(snas, "draw_noise", lambda columns, generator: next(noises))
+    method = built(Snas, space_of("s5", with_none=True))
+    before = {cell: method.logits.ops(cell).detach().clone() for cell in CELL_TYPES}
+    context = replace(context_of(0, 50), temperature=expected["temperature"])
+    measured = method.weight_gradients(batch_of("weights"), context)
+    assert float(measured.loss) == pytest.approx(expected["loss"], rel=TOLERANCE)
+    assert weight_norm(method) == pytest.approx(expected["weight_grad_l2"], rel=TOLERANCE)
+    for cell, wanted in zip(CELL_TYPES, expected["arch_grad"], strict=True):
+        gradient = (before[cell] - method.logits.ops(cell).detach()) / method.arch_lr
+        assert distance(gradient, wanted) < TOLERANCE
+        assert method.logits.ops(cell).grad is None
+
+
+def test_logits_do_not_move_by_what_is_not_finite() -> None:
+    method = built(Snas, space_of("s2", with_none=True))
+    before = method.logits.normal_ops.detach().clone()
+    batch = batch_of("weights")
+    batch.images[0, 0, 0, 0] = float("nan")
+    assert not method.weight_gradients(batch, context_of(0, 50)).loss.isfinite()
+    assert torch.equal(method.logits.normal_ops, before)
+
+
+def test_the_temperature_of_snas_is_the_published_one() -> None:
+    expected = rivals()["snas"]["temperature_by_epoch_of_150"]
+    config = build_config({}, ["search.method=snas"]).search
+    ends = (config.temperature_start, config.temperature_end)
+    found = [temperature(epoch, config.epochs, *ends) for epoch in range(150)]
+    assert found == pytest.approx(expected, rel=TOLERANCE)
+    assert (config.epochs, config.weight_lr, config.arch_lr, config.drop_path) == (
+        150, 0.025, 3e-4, 0.3,
+    )  # fmt: skip
+    shorter = build_config({}, ["search.method=snas", "search.epochs=10"]).search
+    assert shorter.temperature_start == pytest.approx(1 - 0.97 / 10)
+    with pytest.raises(ConfigError, match="temperature_end must not exceed"):
+        build_config({}, ["search.method=snas", "search.temperature_start=0.01"])

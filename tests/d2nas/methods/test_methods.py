@@ -23,14 +23,17 @@ from d2nas.train.state import TrainState
 
 METHOD_NAMES = search_methods.names()
 TRAINED = [name for name in METHOD_NAMES if name != "random"]
-LEARN_LOGITS = [name for name in TRAINED if name != "rsws"]
+TWO_HALVES = [name for name in TRAINED if name not in ("rsws", "snas")]
 SECOND_ORDER = {"darts-second-order", "r-darts-es", "r-darts-ada"}
 MIXED_EDGES_WEIGH_ONE = {
-    *("darts", "beta-darts", "darts-minus", "sdarts-rs", "sdarts-adv"),
+    *("darts", "beta-darts", "darts-minus", "fair-darts", "sdarts-rs", "sdarts-adv", "snas"),
     *SECOND_ORDER,
 }
 WITHOUT_EDGE_LOGITS = {"gdas", *MIXED_EDGES_WEIGH_ONE}
-WITHOUT_NONE = {"d2nas", "entangled", "beta-darts", "sdarts-rs", "sdarts-adv", "rsws"}
+WITHOUT_NONE = {
+    *("d2nas", "entangled", "rsws"),
+    *("beta-darts", "fair-darts", "sdarts-rs", "sdarts-adv"),
+}
 MEANS = {
     "arch_loss",
     "arch_accuracy",
@@ -121,7 +124,7 @@ def test_a_method_searches_a_space(method: str, space: str) -> None:
         assert 0 <= row["weight_accuracy"] <= 1
         assert 0 <= row["clip_rate"] <= 1
         assert row["branch_loss"] > 0
-    if method in LEARN_LOGITS:
+    if method in TWO_HALVES:
         assert 0 <= row["arch_accuracy"] <= 1
 
 
@@ -138,7 +141,7 @@ def test_the_entropy_is_that_of_what_a_method_chooses_from(method: str) -> None:
     search = search_by(method, space="S0")
     choices = 7 if method in WITHOUT_NONE else 8
     entropies = search.describe_epoch(0, dict.fromkeys(MEANS, 0.0))["op_entropy"]
-    assert list(entropies.values()) == pytest.approx([math.log(choices)] * 2, abs=1e-4)
+    assert list(entropies.values()) == pytest.approx([math.log(choices)] * 2, abs=1e-3)
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
@@ -220,7 +223,7 @@ def test_no_method_draws_from_the_global_generator(method: str, recompute: str) 
 # --- what each half leaves alone ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", LEARN_LOGITS)
+@pytest.mark.parametrize("method", TWO_HALVES)
 def test_each_half_leaves_the_others_parameters_alone(method: str) -> None:
     search = search_by(method, space="S1")
     logits, weights = copies(search.logits), copies(search.supernet)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rivals import outer_product
 from tiny import TinyPlace
 from toy import Place, expect_error
 
 from d2nas.config.registry import search_methods
+from d2nas.methods import r_darts
 
 
 def test_a_folder_with_one_class_is_refused(
@@ -36,8 +38,9 @@ def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) ->
 
 @pytest.mark.parametrize("method", search_methods.names())
 def test_a_plan_knows_what_the_search_will_do(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path, method: str
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(r_darts, "operation_hessian", outer_product)  # counted, not computed
     place = TinyPlace(tmp_path)  # of few candidates
     sets = [
         f"search.method={method}",
