@@ -154,10 +154,12 @@ class Trained:
         that does not fit; nothing may be missing or left over.
         """
         own = self.tensors()
+        for name, target in own.items():
+            _check(target, tensors, name)
         left_over = tensors.keys() - own.keys()
-        fill_in(own, tensors)
         if left_over:
             raise _unusable(f"checkpoint: unexpected tensor {min(left_over)}")
+        _copy(tensors, own)
 
     def _moments(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         names = {
