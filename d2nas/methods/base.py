@@ -166,10 +166,14 @@ class Method:
     def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the ``search.*`` that a user gave over the method's own defaults.
 
-        Raises ``ValueError`` for what contradicts the method.
+        A recipe's learning rate of the weights is SGD's. Raises ``ValueError`` for what contradicts
+        the method.
         """
         rest = {} if cls.warms_up else {"warmup_epochs": 0}
-        return {**rest, **cls.recipe, **given}
+        recipe = dict(cls.recipe)
+        if given.get("weight_optimizer", "sgd") != recipe.get("weight_optimizer", "sgd"):
+            recipe.pop("weight_lr", None)
+        return {**rest, **recipe, **given}
 
     @classmethod
     def searched_space(cls, space: SearchSpace) -> SearchSpace:

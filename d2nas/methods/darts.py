@@ -146,7 +146,7 @@ class DartsSecondOrder(Darts):
     @classmethod
     def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the given values over its own, with SGD in any case."""
-        return {**super().settings(given), "weight_optimizer": "sgd"}
+        return super().settings({**given, "weight_optimizer": "sgd"})
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss after one weight step, through that step (Eq. 7).

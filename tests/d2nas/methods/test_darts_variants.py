@@ -22,6 +22,7 @@ from rivals import (
 
 from d2nas import SPACES, ArchLogits
 from d2nas.config import build_config
+from d2nas.config.effects import without_effect
 from d2nas.errors import ConfigError
 from d2nas.methods import snas
 from d2nas.methods.beta_darts import BetaDarts, beta_penalty
@@ -269,3 +270,25 @@ def test_the_temperature_of_snas_is_the_published_one() -> None:
     assert shorter.temperature_start == pytest.approx(1 - 0.97 / 10)
     with pytest.raises(ConfigError, match="temperature_end must not exceed"):
         build_config({}, ["search.method=snas", "search.temperature_start=0.01"])
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+def test_a_recipes_learning_rate_is_that_of_its_optimizer() -> None:
+    by_sgd = build_config({}, ["search.method=beta-darts"]).search
+    assert by_sgd.weight_lr == 0.025
+    other = ["search.method=beta-darts", "search.weight_optimizer=rmsprop"]
+    plain = build_config({}, ["search.weight_optimizer=rmsprop"]).search
+    assert build_config({}, other).search.weight_lr == plain.weight_lr != 0.025
+    given = build_config({}, [*other, "search.weight_lr=0.1"]).search
+    assert given.weight_lr == 0.1
+
+
+@pytest.mark.parametrize("method", ["r-darts-es", "r-darts-ada"])
+def test_methods_that_look_a_step_of_sgd_ahead_keep_sgd_and_its_rate(method: str) -> None:
+    sets = [f"search.method={method}", "search.weight_optimizer=rmsprop"]
+    config = build_config({}, sets)
+    assert (config.search.weight_optimizer, config.search.weight_lr) == ("sgd", 0.025)
+    told = without_effect(config, ["search.weight_optimizer"])
+    assert told == {f"search.method={method}": ["search.weight_optimizer"]}
