@@ -213,7 +213,10 @@ class RDartsEarlyStopping(DartsSecondOrder):
 
 @register_method("r-darts-ada")
 class RDartsAda(RDartsEarlyStopping):
-    """R-DARTS (arXiv 1909.09656), adaptive: back to before the eigenvalue grew, with more decay."""
+    """R-DARTS (arXiv 1909.09656), adaptive: back to before the eigenvalue grew, with more decay.
+
+    It keeps seven states of weights, momentum and logits, on the device and in every checkpoint.
+    """
 
     kept_states = SPAN // LOOK_EVERY + 1
     memory: _LooksAndRollbacks

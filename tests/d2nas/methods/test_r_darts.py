@@ -5,9 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from rivals import SIZES, TOLERANCE, batch_of, built, outer_product, rivals, space_of
+from reference import fill
+from rivals import (
+    SIZES,
+    TOLERANCE,
+    batch_of,
+    built,
+    context_of,
+    distance,
+    logit_distances,
+    outer_product,
+    rivals,
+    space_of,
+    weight_norm,
+)
 from searches import final_state, search_by
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2nas.config import build_config
@@ -19,7 +32,8 @@ from d2nas.methods.darts import Darts
 from d2nas.methods.passes import frozen
 from d2nas.methods.r_darts import RDartsAda, RDartsEarlyStopping, epoch_before_growth, has_look
 from d2nas.nn.units import MemorySaving
-from d2nas.spaces import CELL_TYPES, SearchSpace
+from d2nas.spaces import CELL_TYPES, EDGES, NODES, SearchSpace
+from d2nas.train.loop import sgd
 from d2nas.train.search import Search
 
 CASES: dict[str, Any] = rivals()["r_darts"]
@@ -93,6 +107,53 @@ def test_rows_of_cells_and_candidates_that_are_not_there_are_zeros_or_left_out(
 def test_a_hessian_that_is_not_finite_is_told() -> None:
     with pytest.raises(NonFiniteError, match="Hessian"):
         largest_eigenvalue(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
+
+
+# --- the supernet -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", sorted(CASES["architecture_step"]))
+def test_the_step_of_the_logits_is_the_published_one(case: str) -> None:
+    """After one clipped step of SGD on the other batch, so that momentum counts."""
+    expected, (space, _, order) = CASES["architecture_step"][case], case.split()
+    kind = RDartsEarlyStopping if order == "2" else Darts
+    method = built(kind, space_of(space, with_none=True))
+    optimizer = sgd(method.supernet, lr=0.025, momentum=0.9, weight_decay=DECAY)
+    context = replace(context_of(0, EPOCHS), weight_optimizer=optimizer)
+    method.weight_gradients(batch_of("weights"), context)
+    nn.utils.clip_grad_norm_(method.weights, 5.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    method.architecture_gradients(batch_of("architecture"), context)
+    assert max(logit_distances(method, expected["gradient"])) < TOLERANCE
+    adam = torch.optim.Adam(
+        method.logits.parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=ARCH_DECAY
+    )
+    method.update_logits(adam)
+    for cell, wanted in zip(CELL_TYPES, expected["alphas_after"], strict=True):
+        assert distance(method.logits.ops(cell), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("number", range(len(CASES["discrete"])))
+def test_a_discrete_cell_is_a_mixture_of_zeros_and_ones(number: int) -> None:
+    case = CASES["discrete"][number]
+    method = built(Darts, space_of(case["space"], with_none=True))
+    space, weights = method.logits.space, {}
+    for cell in CELL_TYPES:
+        ops = torch.zeros(14, space.num_columns(cell), dtype=torch.float64)
+        for place, word in enumerate(case[cell].split()):
+            operation, source = word.split("@")
+            row = EDGES.index((int(source), NODES[place // 2]))
+            ops[row, space.candidates(cell)[row].index(operation)] = 1.0
+        weights[cell] = (ops, None)
+    batch = batch_of("weights")
+    loss = F.cross_entropy(method.supernet(batch.images, weights), batch.labels)
+    assert float(loss.detach()) == pytest.approx(case["loss_train_mode"], rel=TOLERANCE)
+    loss.backward()
+    assert weight_norm(method) == pytest.approx(case["weight_grad_l2"], rel=TOLERANCE)
+    fill(method.supernet).eval()  # the running statistics of before
+    loss = F.cross_entropy(method.supernet(batch.images, weights), batch.labels)
+    assert float(loss.detach()) == pytest.approx(case["loss_eval_mode"], rel=TOLERANCE)
 
 
 # --- the rule -----------------------------------------------------------------------------------

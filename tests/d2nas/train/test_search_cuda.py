@@ -6,6 +6,7 @@ from cuda_device import CUDA, deterministic, no_waiting
 from searches import final_state, finish, made_images, search_by
 from torch import nn
 
+from d2nas.config.registry import search_methods
 from d2nas.methods.single_path import SinglePath
 from d2nas.train.loop import FiniteCheck, step_if_finite
 from d2nas.train.search import Search, _context, search_step
@@ -51,7 +52,9 @@ def test_a_search_runs(method: str, space: str, precision: str) -> None:
         assert row["peak_bytes"] > weights
 
 
-@pytest.mark.parametrize("method", ["darts", "darts-second-order", "pc-darts-4", "pc-darts-2"])
+@pytest.mark.parametrize(
+    "method", [name for name in search_methods.names() if name not in ("random", "d2nas")]
+)
 def test_rivals_run(method: str) -> None:
     search = finish(search_on(CUDA, method, space="S2"))
     for name, value in final_state(search).items():
