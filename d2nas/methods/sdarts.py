@@ -151,6 +151,7 @@ class SdartsAdversarial(SdartsRandom):
 
     passes = (1, ATTACK_STEPS + 3)  # the adversary's steps, two looks without a backward, the last
     several_processes = False  # each rank's adversary would see its own images
+    precisions = ("fp32", "tf32")  # a supernet is evaluated in the type of its weights
 
     def perturbed_weights(self, batch: Batch, context: StepContext) -> MixtureWeights:
         """Return the mixture's weights, moved against the training loss."""

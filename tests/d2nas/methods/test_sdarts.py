@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2nas.config import build_config
+from d2nas.errors import ConfigError
 from d2nas.methods import sdarts
 from d2nas.methods.base import StepContext
 from d2nas.methods.passes import frozen
@@ -178,6 +179,13 @@ def test_the_adversary_raises_the_loss_and_no_perturbation_is_darts(
     clean = F.cross_entropy(method.supernet(batch.images, method.logits), batch.labels)
     assert plain == pytest.approx(float(clean.detach()), rel=TOLERANCE)
     assert worst > max(random, plain)
+
+
+def test_the_adversary_needs_the_weights_precision() -> None:
+    """It looks at the supernet in evaluation, which bf16 features do not pass through."""
+    with pytest.raises(ConfigError, match="precision must be fp32 or tf32 for sdarts-adv"):
+        build_config({}, ["search.method=sdarts-adv", "search.precision=bf16"])
+    assert build_config({}, ["search.method=sdarts-rs", "search.precision=bf16"])
 
 
 def test_the_published_recipe_is_the_default() -> None:
