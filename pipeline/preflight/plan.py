@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from d2nas.config import Config, DataConfig, fewest_draws
+from d2nas.config import Config, DataConfig, SearchConfig, fewest_draws
 from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
@@ -140,6 +140,10 @@ class _Estimates:
         self._trained: dict[str, Any] | None = None
         self._pass_unit = (1, 1)
         self._closing: Callable[[int, int, int], int] = lambda epoch, epochs, steps: 0
+        self._schedule: Callable[[int, int], tuple[int, int]] = lambda epoch, epochs: (
+            epoch,
+            epochs,
+        )
 
     def of(self, stage: str, done: int) -> dict[str, Any]:
         """Return steps, seconds, bytes and a note for a stage that has ``done`` steps behind."""
@@ -189,7 +193,7 @@ class _Estimates:
         architecture, weights = search.method.passes
         self._pass_unit = architecture // draws, weights // draws
         self._pass = timing.of(config.batch_size) * (1 / (architecture + weights))
-        self._closing = search.method.closing_passes
+        self._closing, self._schedule = search.method.closing_passes, search.method.schedule
         steps, passes = self._search_work(self._config)
         num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
         count = "one pass" if draws == 1 else f"{draws} passes"
@@ -209,10 +213,14 @@ class _Estimates:
         epoch = max(1, int(half * search.image_fraction) // search.batch_size)
         draws = 1 if without_effect(config, ["search.draws"]) else search.draws
         architecture, weights = (passes * draws for passes in self._pass_unit)
-        moving = max(0, search.epochs - search.warmup_epochs)
+        moving = sum(self._moves(one, search) for one in range(search.epochs))
         passes = epoch * (weights * search.epochs + architecture * moving)
         passes += sum(self._closing(one, search.epochs, epoch) for one in range(search.epochs))
         return epoch * search.epochs, passes
+
+    def _moves(self, epoch: int, search: SearchConfig) -> bool:
+        """Return whether the architecture learns in an epoch."""
+        return self._schedule(epoch, search.epochs)[0] >= search.warmup_epochs
 
     def _num_train(self, config: Config) -> int:
         """Return how many training images the configuration leaves."""

@@ -92,7 +92,7 @@ def test_every_choice_is_in_the_table() -> None:
 )
 def test_what_a_method_does_not_read_changes_no_bit_of_its_search(method: str) -> None:
     unread = list(_unread_by_method(method))
-    if method in ("gdas", "rsws", "sdarts-rs", "sdarts-adv", "snas"):
+    if method in ("gdas", "p-darts", "rsws", "sdarts-rs", "sdarts-adv", "snas"):
         unread.remove("search.draws")  # numbers random draws; their count is looked at below
     assert is_equal(state_of(method), state_of(method, *settings_of(unread)))
 

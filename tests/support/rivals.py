@@ -49,10 +49,13 @@ def batch_of(half: str) -> Batch:
 
 
 def built(
-    kind: Callable[..., MethodKind], space: SearchSpace, salts: Sequence[int] = ALPHA_SALTS
+    kind: Callable[..., MethodKind],
+    space: SearchSpace,
+    salts: Sequence[int] = ALPHA_SALTS,
+    sizes: Sizes = SIZES,
 ) -> MethodKind:
     """The method with the cases' weights and logits, in float64."""
-    method = kind(space, SIZES, torch.Generator(), recompute="none")
+    method = kind(space, sizes, torch.Generator(), recompute="none")
     fill(method.supernet).train()
     method.logits.double()
     with torch.no_grad():

@@ -14,6 +14,7 @@ SLOW = (
     "d2nas/methods/test_darts_variants.py",
     "d2nas/methods/test_method_hooks.py",
     "d2nas/methods/test_methods.py",
+    "d2nas/methods/test_p_darts.py",
     "d2nas/methods/test_r_darts.py",
     "d2nas/methods/test_sdarts.py",
     "d2nas/nn/test_exactness.py",

@@ -26,7 +26,8 @@ TRAINED = [name for name in METHOD_NAMES if name != "random"]
 TWO_HALVES = [name for name in TRAINED if name not in ("rsws", "snas")]
 SECOND_ORDER = {"darts-second-order", "r-darts-es", "r-darts-ada"}
 MIXED_EDGES_WEIGH_ONE = {
-    *("darts", "beta-darts", "darts-minus", "fair-darts", "sdarts-rs", "sdarts-adv", "snas"),
+    *("darts", "beta-darts", "darts-minus", "fair-darts", "p-darts", "sdarts-rs"),
+    *("sdarts-adv", "snas"),
     *SECOND_ORDER,
 }
 WITHOUT_EDGE_LOGITS = {"gdas", *MIXED_EDGES_WEIGH_ONE}

@@ -41,8 +41,9 @@ def test_a_bf16_search_leaves_finite_fp32_logits_and_weights(
     finish(search)
     for name, value in final_state(search).items():
         assert torch.isfinite(value).all(), name
-        assert value.dtype in (torch.float32, torch.float64, torch.int64), name
-        assert value.dtype != torch.float64 or name == "sums"
+        if not name.startswith("method."):
+            assert value.dtype in (torch.float32, torch.float64, torch.int64), name
+            assert value.dtype != torch.float64 or name == "sums"
     moved = [not torch.equal(b, p) for b, p in zip(before, search.logits.parameters(), strict=True)]
     assert any(moved) == (method != "random")
 
