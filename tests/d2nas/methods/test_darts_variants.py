@@ -281,8 +281,8 @@ def test_a_recipes_learning_rate_is_that_of_its_optimizer() -> None:
     other = ["search.method=beta-darts", "search.weight_optimizer=rmsprop"]
     plain = build_config({}, ["search.weight_optimizer=rmsprop"]).search
     assert build_config({}, other).search.weight_lr == plain.weight_lr != 0.025
-    given = build_config({}, [*other, "search.weight_lr=0.1"]).search
-    assert given.weight_lr == 0.1
+    given = build_config({}, [*other, "search.weight_lr=0.01"]).search
+    assert given.weight_lr == 0.01
 
 
 @pytest.mark.parametrize("method", ["r-darts-es", "r-darts-ada"])
