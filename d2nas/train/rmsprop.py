@@ -1,7 +1,5 @@
 """RMSprop for weights of which every step samples a few."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +42,7 @@ class RmsProp(torch.optim.Optimizer):
             [self.state[one][name] for one in sampled] for name in ("step", "square_avg")
         )
         given = [one.grad for one in sampled if one.grad is not None]
-        gradients: Sequence[Tensor] = torch._foreach_add(given, sampled, alpha=weight_decay)
+        gradients = list(torch._foreach_add(given, sampled, alpha=weight_decay))
         share: Tensor | float = 1.0
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None:  # where it is set nothing moves
