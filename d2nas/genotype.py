@@ -1,6 +1,7 @@
 """The genotype: which operation reads which predecessor in each node of both cells.
 
-A frozen value with canonical JSON and a digest. It is parsed strictly and never evaluated.
+A frozen value with canonical JSON and a digest. It is parsed strictly and never evaluated, from
+JSON and from what published codes print.
 """
 
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DamagedArtifactError, shown_value
+from .files.printed_genotype import is_printed, parse_printed
 from .files.strict_json import canonical_json, digest, parse_json
 from .files.text_files import read_text
 from .spaces import (
@@ -127,30 +129,78 @@ class Genotype:
         return cls.from_dict(parse_json(text, what=what), what=what)
 
     @classmethod
+    def from_string(cls, text: str, *, what: str = "genotype") -> "Genotype":
+        """Parse what published codes print: ``Genotype(normal=[('sep_conv_3x3', 1), ...], ...)``.
+
+        A ``NAME =`` before it, comments, lists or tuples, and arguments without names are taken.
+        Raises ``ConfigError`` naming ``what`` and what is invalid, missing or not supported.
+        """
+        return cls.from_dict(parse_printed(text, what=what)[1], what=what)
+
+    @classmethod
     def published(cls, name: str) -> "Genotype":
         """Return a published genotype of this space. Raises ``ConfigError`` for another name."""
         if name not in PUBLISHED:
             raise ConfigError(
-                f"no published genotype {name!r}", hint="published: " + ", ".join(PUBLISHED)
+                f"no published genotype {shown_value(name)}",
+                hint="published: " + ", ".join(PUBLISHED),
             )
         normal, reduce = PUBLISHED[name]
         return cls(_read_short(normal), _read_short(reduce))
 
 
-def read_genotype(name: str) -> Genotype:
-    """Return a published genotype, or that of a JSON file. Raises ``ConfigError``."""
+def read_genotype(given: str) -> Genotype:
+    """Return a published genotype by its name, that of a file, or a printed one.
+
+    A file named ``.json`` holds JSON, another one what published codes print. Raises
+    ``ConfigError``.
+    """
     form = f"one is written {Genotype.published('DARTS_V2').to_json().strip()}"
-    if not name.endswith(".json"):
-        if Path(name).is_file():
-            raise ConfigError(f"{name}: a genotype's file is JSON and named .json", hint=form)
-        return Genotype.published(name)
+    if given in PUBLISHED:
+        return Genotype.published(given)
+    if is_printed(given):
+        return Genotype.from_string(given)
+    if not given.endswith(".json"):
+        if not is_genotype_file(given):
+            return Genotype.published(given)
+        return _read_printed(given)
     try:
-        return Genotype.from_json(read_text(Path(name)), what=name)
+        return Genotype.from_json(read_text(Path(given)), what=given)
     except DamagedArtifactError as error:
         # A file that the user wrote, not an artifact.
         raise ConfigError(str(error), hint=form) from None
     except ConfigError as error:
         raise ConfigError(str(error), hint=error.hint or form) from None
+
+
+def _read_printed(path: str) -> Genotype:
+    text = read_text(Path(path))
+    if text.lstrip().startswith("{"):
+        raise ConfigError(
+            f"{path}: a genotype in JSON is not supported in a file of this name",
+            hint="name it .json",
+        )
+    return Genotype.from_string(text, what=path)
+
+
+def is_genotype_file(given: str) -> bool:
+    """Whether a genotype is given by the path of a file that is there, or of one named .json."""
+    if given in PUBLISHED or is_printed(given):
+        return False
+    try:
+        return given.endswith(".json") or Path(given).is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
+
+
+def genotype_name(given: str) -> str:
+    """Return a short name: a published one's, a file's without its ending, the one to which a
+    printed genotype is assigned, or the beginning of its digest. Raises ``ConfigError``.
+    """
+    if not is_printed(given):
+        return given if given in PUBLISHED else Path(given).stem
+    name, values = parse_printed(given, what="genotype")
+    return name or f"cell-{Genotype.from_dict(values).digest[:8]}"
 
 
 def neighbour(genotype: Genotype, space: SearchSpace, numbers: random.Random) -> Genotype:
@@ -185,7 +235,10 @@ def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:
     if not _is_list(pairs):
         raise ConfigError(f"{where} must be a list of [operation, predecessor] pairs")
     if len(pairs) != NUM_PAIRS:
-        raise ConfigError(f"{where} has {len(pairs)} edges, not {NUM_PAIRS}")
+        raise ConfigError(
+            f"{where} has {len(pairs)} edges, not {NUM_PAIRS}: other than {len(NODES)} nodes of "
+            f"{EDGES_PER_NODE} edges each are not supported"
+        )
     return tuple(
         _check_pair(f"{where}[{index}]", NODES[index // EDGES_PER_NODE], pair, pairs[index ^ 1])
         for index, pair in enumerate(pairs)
@@ -196,7 +249,9 @@ def _check_pair(where: str, node: int, pair: Any, sibling: Any) -> Pair:
     if not _is_list(pair) or len(pair) != 2:
         raise ConfigError(f"{where} must be an [operation, predecessor] pair")
     operation, source = pair
-    if not isinstance(operation, str) or operation not in OPERATION_NAMES or operation == "none":
+    if operation == "none":
+        raise ConfigError(f"{where}: none is not supported: it is the lack of an edge")
+    if not isinstance(operation, str) or operation not in OPERATION_NAMES:
         raise ConfigError(
             f"{where}: unknown operation {shown_value(operation)}",
             hint="known: " + ", ".join(name for name in OPERATION_NAMES if name != "none"),

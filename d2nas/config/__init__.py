@@ -26,6 +26,7 @@ from .section import (
     Device,
     Epochs,
     EpochsOrNone,
+    GenotypeText,
     ImageCount,
     LearningRate,
     LearningRateOrZero,
@@ -292,8 +293,9 @@ class SearchConfig(Section):
 class DeriveConfig(Section):
     """Derivation: the most probable cell (ROME 3.3), or the best of several (ours)."""
 
-    genotype: Annotated[Text | None, Source("ours: searched")] = None
-    """A published genotype's name, or the path of a JSON file: taken as it is, without a search."""
+    genotype: Annotated[GenotypeText | None, Source("ours: searched")] = None
+    """A published genotype's name, the path of a file (JSON where it is named .json, else what
+    published codes print), or such a printed Genotype(...): taken as it is, without a search."""
     candidates: Annotated[Repeats, Source("ROME 3.3: the most probable")] = 1
     """Cells to compare on the architecture half, by calibrated loss: the most probable one, and
     samples of the learned distribution; 1 compares nothing (paper)."""

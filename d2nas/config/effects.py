@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from ..errors import one_line
 from . import UNREAD_BY_DEFAULT, Config, SearchConfig, other_method
 from .registry import data_sets
 
@@ -57,7 +58,7 @@ def without_effect(
         value = values[section][field]
         names = _names(unread, value)
         ineffective.update(names)
-        _take(asked, names, f"{choice}={value}", found)
+        _take(asked, names, f"{choice}={one_line(str(value), 80)}", found)
     if streams is False:
         _take(asked, ("data.workers",), "the images fit into memory", found)
     return found

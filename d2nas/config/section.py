@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_INTEGER = 2**63 - 1
 MAX_TEXT = 4096
@@ -58,6 +58,18 @@ def _checked_text(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_checked_text)]
 """A name or a path."""
+
+
+def _on_one_line(value: object) -> object:
+    """Return a printed genotype as one line without comments; any other value as it is."""
+    if not isinstance(value, str) or "Genotype" not in value or "(" not in value:
+        return value
+    words = (word for line in value.splitlines() for word in line.partition("#")[0].split())
+    return " ".join(words)
+
+
+GenotypeText = Annotated[Text, BeforeValidator(_on_one_line)]
+"""A name, a path, or a printed genotype, which may have any number of lines."""
 
 Device = Annotated[str, AfterValidator(_checked_device)]
 

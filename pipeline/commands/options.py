@@ -53,7 +53,9 @@ ProcessesOption = Annotated[
 FullOption = Annotated[bool, typer.Option("--full", help="Everything; takes longer.")]
 GenotypeOption = Annotated[
     str | None,
-    typer.Option("--genotype", help="DARTS_V2, a JSON file, a run or RUN/derive@vN."),
+    typer.Option(
+        "--genotype", help="DARTS_V2, a file, a printed Genotype(...), a run, RUN/derive@vN."
+    ),
 ]
 MaxP99Option = Annotated[
     float | None,

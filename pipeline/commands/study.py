@@ -1,4 +1,4 @@
-"""``d2nas study``: methods x spaces x data sets x seeds from one file."""
+"""``d2nas study``: methods or given genotypes x data sets x seeds from one file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def study_command(
     fresh: FreshOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show the trials, and stop.")] = False,
 ) -> int:
-    """Compare methods, spaces and seeds; continues trial by trial.
+    """Compare methods, given genotypes, spaces and seeds; continues trial by trial.
 
     Always compared with random cells.
     """
@@ -40,6 +40,7 @@ def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) 
     from ..running.signals import StopFlag
     from ..stages import open_store
     from ..study.grid import read_study
+    from ..study.report import method_label
     from ..study.run import StudyRun
 
     console = Console()
@@ -50,7 +51,9 @@ def plan_study(name: str, store: Path, data_root: str | None, *, as_json: bool) 
         return
     columns = ("variant", "data", "space", "method", "seed", "state", "run")
     console.table(
-        f"study {study.name}", columns, [tuple(str(row[name]) for name in columns) for row in rows]
+        f"study {study.name}",
+        columns,
+        [tuple(str((row | {"method": method_label(row)})[key]) for key in columns) for row in rows],
     )
     console.say(f"{sum(row['finished'] for row in rows)} of {len(rows)} trials are finished")
 

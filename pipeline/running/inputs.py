@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from d2nas.config import Config, DeriveConfig, build_config, parse_override
-from d2nas.errors import ConfigError, DamagedArtifactError
-from d2nas.genotype import read_genotype
+from d2nas.errors import ConfigError, DamagedArtifactError, shown_value
+from d2nas.files.printed_genotype import is_printed
+from d2nas.genotype import genotype_name, is_genotype_file, read_genotype
 
 from ..presets import run_name
 from ..stages import BY_NAME, STAGES
@@ -69,17 +69,23 @@ def given_genotype(
 ) -> tuple[Config, dict[str, Version]]:
     """Return the configuration and the parents with which retraining needs no search.
 
-    ``genotype`` is a published name or a JSON file, which goes into the configuration, or a run,
-    ``RUN/derive@vN`` or an id, which becomes a parent. Raises ``ConfigError``.
+    ``genotype`` is a published name, a file or a printed genotype, which goes into the
+    configuration, or a run, ``RUN/derive@vN`` or an id, which becomes a parent. Raises
+    ``ConfigError``.
     """
+    if is_printed(genotype):
+        genotype = build_config({"derive": {"genotype": genotype}}).derive.genotype or ""
     if config.derive.genotype not in (None, genotype):
-        raise ConfigError(f"--genotype {genotype}, but derive.genotype={config.derive.genotype}")
+        raise ConfigError(
+            f"--genotype {shown_value(genotype)}, "
+            f"but derive.genotype={shown_value(config.derive.genotype)}"
+        )
     if is_run_name(genotype) and store.references(genotype, "derive"):
         genotype += "/derive"
     elif is_run_name(genotype) and (trained := store.latest(genotype, "retrain")) is not None:
         genotype = trained.manifest.parents["derive"]
-    is_reference = "/" in genotype or is_id(genotype)
-    if is_reference and not genotype.endswith(".json") and not Path(genotype).is_file():
+    is_reference = not is_printed(genotype) and ("/" in genotype or is_id(genotype))
+    if is_reference and not is_genotype_file(genotype):
         version = store.open(genotype)
         if version.stage != "derive":
             raise ConfigError(
@@ -89,7 +95,7 @@ def given_genotype(
     try:
         read_genotype(genotype)
     except ConfigError as error:
-        hint = "a JSON file, a run, or RUN/derive@vN; " + (error.hint or "")
+        hint = "a file, a printed Genotype(...), a run, or RUN/derive@vN; " + (error.hint or "")
         raise ConfigError(str(error), hint=hint.removesuffix("; ")) from None
     derive = DeriveConfig(genotype=genotype)
     return config.model_copy(update={"derive": derive}), {}
@@ -116,7 +122,8 @@ def check_takes_genotype(
 
 def genotype_run_name(preset: str, genotype: str) -> str:
     """Return the default run name for a genotype trained by a preset: both names."""
-    name = Path(genotype).stem if genotype.endswith(".json") else genotype.partition("/")[0]
+    is_reference = not is_printed(genotype) and not is_genotype_file(genotype)
+    name = genotype.partition("/")[0] if is_reference else genotype_name(genotype)
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"{run_name(preset)}-{words}"[:64].rstrip("-")
 

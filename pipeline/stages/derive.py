@@ -14,7 +14,7 @@ from d2nas.config import Config
 from d2nas.config.registry import search_methods
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
-from d2nas.genotype import Genotype, read_genotype
+from d2nas.genotype import Genotype, genotype_name, is_genotype_file, read_genotype
 from d2nas.spaces import SearchSpace
 
 from ..report.genotype_drawing import draw_genotype
@@ -105,7 +105,8 @@ def _origin(context: Context) -> Facts:
     """Return the method of the search and the digest of its images, or a given genotype's name."""
     given = context.config.derive.genotype
     if given is not None:
-        return {"found_by": f"given: {Path(given).name}", "searched_data_digest": None}
+        name = Path(given).name if is_genotype_file(given) else genotype_name(given)
+        return {"found_by": f"given: {name}", "searched_data_digest": None}
     search = context.inputs["search"].manifest
     return {
         "found_by": search.config["search"]["method"],

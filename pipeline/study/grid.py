@@ -1,8 +1,9 @@
-"""A study: a grid of methods, spaces, data sets and seeds out of one TOML file.
+"""A study: a grid of methods or given genotypes, spaces, data sets and seeds out of one TOML file.
 
     preset = "cifar10"                  # what all trials start from; a preset or a TOML file
     methods = ["d2nas", "gdas"]         # random is added: it is what a search must beat
     spaces = ["S0"]
+    genotypes = ["DARTS_V2", "my.txt"]  # given, without a search; methods may be left out then
     seeds = [0, 1, 2]
     data = ["cifar10"]                  # default: the preset's
     [settings]                          # on top of the preset, keys as in --set
@@ -16,7 +17,8 @@
     "retrain.epochs" = 600
     trainings = 2                       # train each network from two seeds, and take the mean
 
-Paths in it are taken from the working directory, as everywhere.
+Paths in it are taken from the working directory, as everywhere; those of genotypes from the file's
+own folder. Given genotypes are compared with random cells of the first space (default: S0).
 """
 
 import copy
@@ -33,20 +35,25 @@ from pydantic import Field, ValidationError
 from d2nas.config import Config, build_config, other_method
 from d2nas.config.registry import data_sets
 from d2nas.config.section import Section, Seed
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, shown_value
+from d2nas.files.printed_genotype import is_printed
 from d2nas.files.strict_json import digest
 from d2nas.files.text_files import read_space
+from d2nas.genotype import PUBLISHED, genotype_name, is_genotype_file, read_genotype
 
 from ..presets import read_preset
 from ..stages import BY_NAME
 from .tables import read_study_file
 
 RANDOM = "random"
+GIVEN = "given"
+"""What stands as the method of a given genotype."""
 
 _AXIS_OF = {
     "search.method": "methods",
     "search.space": "spaces",
     "data.name": "data",
+    "derive.genotype": "genotypes",
     "run.seed": "seeds",
     "retrain.seed": "trainings",
 }
@@ -61,6 +68,7 @@ class _Block(Section):
     """Block of settings, of the file's top or of a variant; None: as above."""
 
     methods: Annotated[list[str], Field(min_length=1)] | None = None
+    genotypes: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
     spaces: Annotated[list[str], Field(min_length=1)] | None = None
     data: Annotated[list[str], Field(min_length=1)] | None = None
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)] | None = None
@@ -80,10 +88,13 @@ class _File(_Block):
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a study's network: searched, derived, retrained, evaluated."""
+    """One training of a study's network: searched or given, derived, retrained, evaluated."""
 
     variant: str
     method: str
+    """That of the search, or ``GIVEN``."""
+    genotype_name: str | None
+    """Name of a given genotype."""
     space: str
     data: str
     seed: int
@@ -94,12 +105,17 @@ class Trial:
     run: str
     """Name of its run in the store."""
     search_run: str
-    """Run that holds its search: another one's, where a variant searches the very same."""
+    """Run that holds its search and derivation: another one's, where a variant searches the very
+    same, or the same cells are given.
+    """
 
     @property
     def title(self) -> str:
         """Name for a person."""
-        title = f"{self.variant}, {self.data}, {self.space}, {self.method}, seed {self.seed}"
+        found = f"{self.space}, {self.method}"
+        if self.genotype_name is not None:
+            found = f"{GIVEN} {self.genotype_name}"
+        title = f"{self.variant}, {self.data}, {found}, seed {self.seed}"
         return f"{title}, training {self.training + 1}" if self.trainings > 1 else title
 
     @property
@@ -120,7 +136,8 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     """Read a study by name or path; ``data_root`` overrides ``data.root`` of every trial.
 
     Random cells are added to every variant, data set and space, unless another variant has them
-    with the same data and retraining. Raises ``ConfigError`` naming the key.
+    with the same data and retraining. A genotype in the preset is given like one in the file.
+    Raises ``ConfigError`` naming the key.
     """
     what, title = name, Path(name).stem
     file = _parse(read_study_file(name), what)
@@ -129,14 +146,7 @@ def read_study(name: str, *, data_root: str | None = None) -> Study:
     for method in file.method:
         _check_name(other_method, method, what)
     variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
-    drafts = [
-        _draft(variant, method, space, data, seed)
-        for variant in variants
-        for seed in variant.seeds
-        for data in variant.data
-        for space in variant.spaces
-        for method in variant.methods
-    ]
+    drafts = [draft for variant in variants for draft in _drafts(variant)]
     drafts += _missing_random(variants, drafts)
     order = {variant.name: number for number, variant in enumerate(variants)}
     drafts.sort(key=lambda d: (order[d.variant.name], d.variant.seeds.index(d.seed)))
@@ -172,11 +182,22 @@ def run_name(study: str, *parts: str) -> str:
 
 
 @dataclass(frozen=True)
+class _Given:
+    """A genotype of the file."""
+
+    name: str
+    """Short, and other than those of the rest."""
+    text: str
+    """As ``derive.genotype`` has it."""
+
+
+@dataclass(frozen=True)
 class _Resolved:
     """A variant with nothing left out."""
 
     name: str
     methods: list[str]
+    given: list[_Given]
     spaces: list[str]
     data: list[str]
     seeds: list[int]
@@ -197,6 +218,7 @@ class _Draft:
     data: str
     seed: int
     config: Config
+    given: _Given | None = None
 
 
 def _parse(values: dict[str, Any], what: str) -> _File:
@@ -226,9 +248,9 @@ def _check_keys(values: Mapping[str, Any], block: type[_Block], what: str) -> No
 
 
 def _unknown(what: str, kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name[:100], list(known), n=1)
     hint = f"did you mean {close[0]}?" if close else "known: " + ", ".join(known)
-    return ConfigError(f"{what}: unknown {kind} {name!r}", hint=hint)
+    return ConfigError(f"{what}: unknown {kind} {shown_value(name)}", hint=hint)
 
 
 def _check_name(find: Callable[[str], object], name: str, what: str) -> None:
@@ -249,10 +271,19 @@ def _resolve(
 ) -> _Resolved:
     where = f"{what}: variant {variant.name}" if file.variant else what
     axes: dict[str, list[Any]] = {}
+    preset = build_config(base(None))
+    genotypes = [_beside(what, each) for each in variant.genotypes or file.genotypes or ()]
+    if not genotypes and preset.derive.genotype is not None:
+        genotypes = [preset.derive.genotype]
+    given = _read_given(genotypes, f"{where}: genotypes")
+    methods = variant.methods or file.methods
+    defaults: dict[str, list[str]] = {"data": [preset.data.name]}
+    if given:
+        defaults["methods"] = []
+        if methods is None:
+            defaults["spaces"] = ["S0"]
     for axis in ("methods", "spaces", "data", "seeds"):
-        values = getattr(variant, axis) or getattr(file, axis)
-        if values is None and axis == "data":
-            values = [build_config(base(None)).data.name]
+        values = getattr(variant, axis) or getattr(file, axis) or defaults.get(axis)
         if values is None:
             raise ConfigError(f"{where}: {axis} is missing", hint=_EXAMPLE)
         _require_unique(values, f"{where}: {axis}")
@@ -277,12 +308,50 @@ def _resolve(
     trainings = variant.trainings or file.trainings or 1
     return _Resolved(
         variant.name,
+        given=given,
         values=merged,
         by_method=by_method,
         what=where,
         trainings=trainings,
         **axes,
     )
+
+
+def _read_given(genotypes: Iterable[str], what: str) -> list[_Given]:
+    """Return given genotypes with a name each. Raises ``ConfigError`` for one that is invalid, or
+    there twice.
+    """
+    found: dict[str, str] = {}
+    named: dict[str, _Given] = {}
+    for text in genotypes:
+        given = build_config({"derive": {"genotype": text}}, what=what).derive.genotype
+        assert given is not None
+        try:
+            cells, name = read_genotype(given).digest, genotype_name(given)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}", hint=error.hint) from None
+        if cells in found:
+            raise ConfigError(
+                f"{what}: {found[cells]} and {name} have the same cells", hint="name each one once"
+            )
+        found[cells] = name
+        if run_name(name) in named:
+            name = f"{name}-{cells[:8]}"
+        named[run_name(name)] = _Given(name, given)
+    return list(named.values())
+
+
+def _beside(file: str, genotype: str) -> str:
+    """Return a genotype with its path, if it is one, taken from the folder of the study's file."""
+    if genotype in PUBLISHED or is_printed(genotype):
+        return genotype
+    path = str(Path(file).absolute().parent / genotype)
+    if not is_genotype_file(path):
+        raise ConfigError(
+            f"{file}: genotypes: {shown_value(genotype)} is no file's path from the study's folder",
+            hint="or a published one: " + ", ".join(PUBLISHED),
+        )
+    return path
 
 
 def _merged(
@@ -323,6 +392,17 @@ def _flat(settings: Mapping[str, Any], what: str) -> Iterator[tuple[str, str, An
             yield section, name, setting
 
 
+def _drafts(variant: _Resolved) -> Iterator[_Draft]:
+    for seed in variant.seeds:
+        for data in variant.data:
+            for space in variant.spaces:
+                for method in variant.methods:
+                    yield _draft(variant, method, space, data, seed)
+            for given in variant.given:
+                config = _configure_given(variant, given, data, seed)
+                yield _Draft(variant, GIVEN, variant.spaces[0], data, seed, config, given)
+
+
 def _draft(variant: _Resolved, method: str, space: str, data: str, seed: int) -> _Draft:
     config = _configure(variant, method, space, data, seed)
     return _Draft(variant, method, space, data, seed, config)
@@ -335,11 +415,20 @@ def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int
         ("search", "space", space),
         ("data", "name", data),
         ("run", "seed", seed),
+        ("derive", "genotype", None),
     ):
         values.setdefault(section, {})[field] = value
     if method == RANDOM:
         # A variant's way of choosing among learned cells is not for what learns nothing.
         values.pop("derive", None)
+    return build_config(values, what=variant.what)
+
+
+def _configure_given(variant: _Resolved, given: _Given, data: str, seed: int) -> Config:
+    values = copy.deepcopy(variant.values)
+    values["derive"] = {"genotype": given.text}
+    values.setdefault("data", {})["name"] = data
+    values.setdefault("run", {})["seed"] = seed
     return build_config(values, what=variant.what)
 
 
@@ -367,11 +456,14 @@ def _trials(study: str, drafts: list[_Draft]) -> Iterator[Trial]:
     for draft in drafts:
         trainings = draft.variant.trainings
         for training in range(trainings):
-            names = (draft.variant.name, draft.method, draft.space, draft.data, str(draft.seed))
+            name = None if draft.given is None else draft.given.name
+            found = (draft.method, draft.space if name is None else name)
+            names = (draft.variant.name, *found, draft.data, str(draft.seed))
             again = (f"training-{training}",) if training else ()
             trial = Trial(
                 variant=draft.variant.name,
                 method=draft.method,
+                genotype_name=name,
                 space=draft.space,
                 data=draft.data,
                 seed=draft.seed,
@@ -381,8 +473,14 @@ def _trials(study: str, drafts: list[_Draft]) -> Iterator[Trial]:
                 run=run_name(study, *names, *again),
                 search_run="",
             )
-            key = digest([BY_NAME["search"].config(trial.config), trial.config.data.root])
-            yield replace(trial, search_run=first_run.setdefault(key, trial.run))
+            yield replace(trial, search_run=first_run.setdefault(_search_key(trial), trial.run))
+
+
+def _search_key(trial: Trial) -> str:
+    """Return the digest of what trials share: a search, or given cells."""
+    if trial.genotype_name is not None:
+        return digest([GIVEN, BY_NAME["derive"].config(trial.config)])
+    return digest([BY_NAME["search"].config(trial.config), trial.config.data.root])
 
 
 def _with_training(config: Config, training: int) -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 
 from d2nas.config import other_method
 
-from .grid import RANDOM
+from .grid import GIVEN, RANDOM
 
 MEASURES = ("accuracy", "calibrated_loss")
 MIN_RANKED = 5
@@ -35,11 +35,14 @@ COLUMNS = (
     "device",
 )
 
+_GROUP = ("variant", "data", "space", "method", "genotype_name")
+
 Row = Mapping[str, Any]
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return one line per variant, data set, space and method, in the order of the rows.
+    """Return one line per variant, data set, space and method, in the order of the rows; given
+    genotypes have one each.
 
     ``error`` and ``error_sd`` are mean and sample standard deviation in percent (None without or
     with one value); ``percentile`` says how many percent of the ``random`` cells with the same
@@ -60,7 +63,7 @@ def networks(rows: Sequence[Row]) -> list[Row]:
     """
     trained: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("variant", "data", "space", "method", "seed"))
+        key = (*_group_of(row), row["seed"])
         trained.setdefault(key, []).append(row)
     return [_network(group) for group in trained.values()]
 
@@ -133,7 +136,8 @@ def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return summaries as cells for ``COLUMNS``."""
     return [
         (
-            *(line[key] for key in ("data", "variant", "space", "method")),
+            *(line[key] for key in ("data", "variant", "space")),
+            method_label(line),
             str(line["n"]),
             str(line["failed"]),
             _with_spread(line["error"], line["error_sd"]),
@@ -150,14 +154,22 @@ def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
+def method_label(row: Row) -> str:
+    """Return the method of a row or summary, with the name of a given genotype."""
+    name = row.get("genotype_name")
+    return str(row["method"]) if name is None else f"{row['method']} {name}"
+
+
 def settings_lines(rows: Sequence[Row]) -> list[str]:
     """Say how the rows' networks were trained and measured, and how each method searched."""
     searches: dict[str, list[str]] = {}
     for row in rows:
+        if row["method"] in (RANDOM, GIVEN):
+            continue
         methods = searches.setdefault(_search_line(row), [])
-        if row["method"] not in [*methods, RANDOM]:
+        if row["method"] not in methods:
             methods.append(row["method"])
-    lines = [f"{', '.join(methods)}: {line}" for line, methods in searches.items() if methods]
+    lines = [f"{', '.join(methods)}: {line}" for line, methods in searches.items()]
     return [_training_line(rows[0]), *lines]
 
 
@@ -206,10 +218,14 @@ def correlation_line(found: Mapping[str, Any]) -> str:
     )
 
 
-def _grouped(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
+def _group_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _GROUP)
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("variant", "data", "space", "method"))
+        key = _group_of(row)
         groups.setdefault(key, []).append(row)
     # All methods of a space together, whatever order they ran in.
     places = [list(dict.fromkeys(key[axis] for key in groups)) for axis in range(3)]
@@ -221,8 +237,8 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
     )
 
 
-def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    variant, data, space, method = key
+def _summary(key: tuple[Any, ...], group: list[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    variant, data, space, method, genotype_name = key
     done = [row for row in group if row["error"] is None]
     accuracies = [row["accuracy"] for row in done]
     errors = [100 * (1 - accuracy) for accuracy in accuracies]
@@ -241,6 +257,7 @@ def _summary(key: tuple[str, ...], group: list[Row], rows: Sequence[Row]) -> dic
         "data": data,
         "space": space,
         "method": method,
+        "genotype_name": genotype_name,
         "n": len(done),
         "failed": len(group) - len(done),
         "error": statistics.fmean(errors) if errors else None,

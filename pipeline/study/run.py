@@ -175,7 +175,7 @@ def _seconds(version: Version) -> float | None:
 
 
 def _names(trial: Trial) -> dict[str, Any]:
-    names = ("variant", "method", "space", "data", "seed", "training", "run")
+    names = ("variant", "method", "genotype_name", "space", "data", "seed", "training", "run")
     return {name: getattr(trial, name) for name in names}
 
 

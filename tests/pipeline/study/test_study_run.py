@@ -14,6 +14,7 @@ import pytest
 import torch
 from children import ForkServer
 from forgery import forge_version, reference_file, rewrite_reference
+from printed_genotypes import printed
 from studies import SMALL, write
 from toy import Place
 
@@ -436,11 +437,9 @@ def test_the_time_of_an_interrupted_search_is_the_sum_of_its_parts(place, monkey
 
 
 GIVEN = """
-methods = ["d2nas"]
-spaces = ["S0"]
+genotypes = ["DARTS_V2", "Mine.txt"]
 seeds = [0]
 [settings]
-"derive.genotype" = "DARTS_V2"
 "data.train_images" = 400
 "retrain.epochs" = 1
 "retrain.num_cells" = 2
@@ -448,20 +447,43 @@ seeds = [0]
 """
 
 
-def test_a_study_of_a_given_genotype_searches_nothing_and_finishes(place, capfd, monkeypatch):
+def test_a_study_of_given_genotypes_searches_nothing_and_finishes(place, capfd, monkeypatch):
     ran = []
     real = runner_module.run_stage
     monkeypatch.setattr(
         runner_module, "run_stage", lambda stage, context: ran.append(stage) or real(stage, context)
     )
-    path = str(write(place, GIVEN, "given"))
+    (place.folder / "Mine.txt").write_text(printed(Genotype.published("DARTS_V1")))
+    path = str(write(place, GIVEN, "cells"))
     rows = place.json(capfd, "study", path)
-    assert [(row["method"], row["error"]) for row in rows] == [("d2nas", None), ("random", None)]
-    assert rows[0]["genotype_digest"] == Genotype.published("DARTS_V2").digest
-    assert (rows[0]["passes"], rows[1]["passes"]) == (None, 0)
+    found = [(row["method"], row["genotype_name"], row["error"]) for row in rows]
+    assert found == [
+        ("given", "DARTS_V2", None),
+        ("given", "Mine", None),
+        ("random", None, None),
+    ]
+    assert [row["genotype_digest"] for row in rows[:2]] == [
+        Genotype.published(name).digest for name in ("DARTS_V2", "DARTS_V1")
+    ]
+    assert [row["passes"] for row in rows] == [None, None, 0]
     assert ran.count("search") == 1  # of the random cell
     ran.clear()
     assert place.run("study", path) == 0
+    assert ran == []
+    shown = capfd.readouterr().out
+    assert [line.split("\t")[3] for line in shown.splitlines()[1:4]] == [
+        "given DARTS_V2",
+        "given Mine",
+        "random",
+    ]
+    assert "given: searched" not in shown
+    assert place.run("study", path, "--plan") == 0
+    plan = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert plan[1][3:] == ["given DARTS_V2", "0", "finished", "cells-base-given-darts-v2-digits-0"]
+    # The cells decide, not how they are given.
+    text = printed(Genotype.published("DARTS_V1"), start="Mine = ")
+    again = GIVEN.replace('"Mine.txt"', json.dumps(text))
+    assert place.json(capfd, "study", str(write(place, again, "cells"))) == rows
     assert ran == []
 
 
