@@ -1,15 +1,19 @@
 """Studies: the grid of trials that a file means."""
 
 import json
+import random
 
 import pytest
+from printed_genotypes import printed
 from studies import SMALL, read, trials, write
 from toy import Place
 
+from d2nas import SPACES, Genotype
 from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
+from d2nas.genotype import PUBLISHED, neighbour, read_genotype
 from pipeline.store import safe_run_name
-from pipeline.study.grid import read_study, run_name
+from pipeline.study.grid import Study, read_study, run_name
 from pipeline.study.tables import study_names
 
 
@@ -153,6 +157,7 @@ def test_run_names_are_names_the_store_takes(place):
         assert safe_run_name(name) == name
 
 
+KNOWN = {Genotype.published(name) for name in PUBLISHED}
 GOOD = {"methods": ["d2nas"], "spaces": ["S0"], "seeds": [0]}
 
 
@@ -176,6 +181,16 @@ GOOD = {"methods": ["d2nas"], "spaces": ["S0"], "seeds": [0]}
         ('[settings]\n"retrain.epochs" = "many"', ["retrain.epochs='many'"]),
         ("[settings]\nepochs = 1", ["'epochs'", 'hint: for example "retrain.epochs"']),
         ('[settings]\n"run.seed" = 1', ["run.seed is an axis", "hint: name it in seeds"]),
+        (
+            '[settings]\n"derive.genotype" = "DARTS_V2"',
+            ["derive.genotype is an axis", "hint: name it in genotypes"],
+        ),
+        ("genotypes = []", ["genotypes"]),
+        ("genotypes = [1]", ["genotypes.0"]),
+        ('genotypes = ["DARTS_V3"]', ["'DARTS_V3' is no file's path", "hint: or a published one"]),
+        ('genotypes = ["missing.json"]', ["genotypes: ", "missing.json: No such file"]),
+        ('genotypes = ["Genotype(normal=[])"]', ["genotypes: ", "reduce is missing"]),
+        ('genotypes = ["DARTS_V2", "DARTS_V2"]', ["have the same cells", "hint: name each one"]),
         (
             '[settings]\nsearch.method = "d2nas"',
             ["search.method is an axis", "hint: name it in methods"],
@@ -218,6 +233,88 @@ def test_a_missing_axis_is_named(tmp_path, axis):
     )
     with pytest.raises(ConfigError, match=f"{axis} is missing"):
         read_study(str(path))
+
+
+def given(study: Study) -> list[tuple[str | None, str, int]]:
+    return [
+        (trial.genotype_name, trial.space, trial.seed)
+        for trial in study.trials
+        if trial.method == "given"
+    ]
+
+
+def test_given_genotypes_need_no_method_and_no_space_but_have_random_cells(place):
+    study = read(place, 'genotypes = ["DARTS_V2", "PDARTS"]\nseeds = [0, 3]\n')
+    assert given(study) == [
+        (name, "S0", seed) for seed in (0, 3) for name in ("DARTS_V2", "PDARTS")
+    ]
+    others = [(trial.method, trial.space) for trial in study.trials if trial.method != "given"]
+    assert others == [("random", "S0")] * 2
+    assert [trial.config.derive.genotype for trial in study.trials[:2]] == ["DARTS_V2", "PDARTS"]
+    # One derivation of the same cells, whatever the seed.
+    v2 = [trial for trial in study.trials if trial.genotype_name == "DARTS_V2"]
+    assert {trial.search_run for trial in v2} == {v2[0].run}
+    assert v2[0].run != v2[1].run
+
+
+def test_given_genotypes_stand_beside_searches_which_they_do_not_change(place):
+    axes = 'methods = ["random", "d2nas"]\nspaces = ["S3", "S0"]\nseeds = [0]\n'
+    axes += '[settings]\n"derive.candidates" = 4\n'
+    alone, both = read(place, axes), read(place, f'genotypes = ["DARTS_V1"]\n{axes}')
+    assert [trial for trial in both.trials if trial.method != "given"] == list(alone.trials)
+    assert given(both) == [("DARTS_V1", "S3", 0)]
+    assert {trial.setting for trial in both.trials} == {alone.trials[0].setting}
+
+
+def test_a_variant_has_genotypes_of_its_own(place):
+    text = 'genotypes = ["DARTS_V1"]\nseeds = [0]\n[[variant]]\nname = "a"\n'
+    study = read(place, text + '[[variant]]\nname = "b"\ngenotypes = ["PDARTS"]\n')
+    found = [(trial.variant, trial.genotype_name) for trial in study.trials]
+    assert found == [("a", "DARTS_V1"), ("a", None), ("b", "PDARTS")]
+
+
+def test_a_presets_genotype_is_given_and_no_method_takes_it(place):
+    place.preset.write_text(place.preset.read_text() + '\n[derive]\ngenotype = "DARTS_V2"\n')
+    study = read(place, 'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n')
+    assert [(trial.method, trial.config.derive.genotype) for trial in study.trials] == [
+        ("d2nas", None),
+        ("given", "DARTS_V2"),
+        ("random", None),
+    ]
+    assert given(read(place, 'genotypes = ["PDARTS"]\nseeds = [0]\n')) == [("PDARTS", "S0", 0)]
+
+
+def test_paths_of_genotypes_are_taken_from_the_studys_folder(place, monkeypatch):
+    cells = [Genotype.published(name) for name in ("DARTS_V1", "DARTS_V2")]
+    for folder, genotype in zip(("a", "b"), cells, strict=True):
+        (place.folder / folder).mkdir()
+        (place.folder / folder / "Cell.txt").write_text(printed(genotype))
+    elsewhere = place.folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    study = read(place, 'genotypes = ["a/Cell.txt", "b/Cell.txt"]\nseeds = [0]\n')
+    trials = [trial for trial in study.trials if trial.method == "given"]
+    assert [read_genotype(trial.config.derive.genotype) for trial in trials] == cells
+    assert [trial.genotype_name for trial in trials] == ["Cell", f"Cell-{cells[1].digest[:8]}"]
+    with pytest.raises(ConfigError, match="no file's path"):
+        read(place, 'genotypes = ["Cell.txt"]\nseeds = [0]\n')
+
+
+def test_a_hundred_genotypes_have_short_names_each_its_own(place, capfd):
+    numbers, cell, texts = random.Random(0), Genotype.published("DARTS_V2"), {}
+    while len(texts) < 100:
+        cell = neighbour(cell, SPACES["S0"], numbers)
+        texts[cell] = printed(cell)
+    given = [*PUBLISHED, *(text for cell, text in texts.items() if cell not in KNOWN)]
+    path = write(place, f"genotypes = {json.dumps(given)}\nseeds = [0]\n")
+    plan = place.json(capfd, "study", str(path), "--plan")
+    runs = [trial["run"] for trial in plan]
+    assert len(set(runs)) == len(runs) == len(given) + 1
+    assert len(given) > 100
+    assert all(safe_run_name(run) == run for run in runs)
+    assert max(map(len, runs)) < 50
+    states = {trial["state"] for trial in plan if trial["method"] == "given"}
+    assert states == {"derive is next"}
 
 
 def test_every_method_of_the_configuration_can_be_a_cell(place):
