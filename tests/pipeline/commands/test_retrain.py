@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from printed_genotypes import printed
 from toy import TOY, Place
 
 from d2nas import Genotype
@@ -172,13 +173,37 @@ def test_a_genotypes_file_of_another_name_is_told_with_the_form(
     assert "name it .json" not in capfd.readouterr().err
 
 
+def test_a_printed_cell_is_trained_as_text_and_from_a_file(
+    place: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cells = Genotype.published("PDARTS")
+    text = printed(cells, start="My_Cell = ").replace("), (", "),  # an edge / of two\n  (")
+    file = tmp_path / "cells.py"
+    file.write_text(text)
+    preset = str(place.preset)
+    shown = place.json(capfd, "retrain", preset, "--genotype", text)
+    assert shown["versions"]["retrain"] == "toy-my-cell/retrain@v1"
+    assert genotype_of(place, "toy-my-cell/retrain") == cells
+    found_by = Store(place.store).open("toy-my-cell/derive").manifest.facts["found_by"]
+    assert found_by == "given: My_Cell"
+    for again in (text, str(file), "PDARTS", printed(cells, quote='"')):
+        named = ("--genotype", again, "--name", "toy-my-cell")
+        assert place.json(capfd, "retrain", preset, *named)["executed"] == []
+    assert place.run("retrain", preset, "--genotype", printed(cells).replace("skip", "jump")) == 2
+    assert "unknown operation 'jump_connect'" in capfd.readouterr().err
+    both = ("--genotype", text, "--set", "derive.genotype=DARTS_V1")
+    assert place.run("retrain", preset, *both) == 2
+    assert all(len(line) < 300 for line in capfd.readouterr().err.splitlines())
+
+
 def test_the_cells_decide_not_the_name_of_their_file(tmp_path: Path) -> None:
-    file = tmp_path / "cell.json"
+    file, text = tmp_path / "cell.json", printed(Genotype.published("DARTS_V2"))
     file.write_text(Genotype.published("DARTS_V2").to_json())
-    by_name, by_file = (
-        build_config({"derive": {"genotype": name}}) for name in ("DARTS_V2", str(file))
+    by_name, by_file, by_text = (
+        build_config({"derive": {"genotype": name}}) for name in ("DARTS_V2", str(file), text)
     )
     assert BY_NAME["derive"].config(by_name) == BY_NAME["derive"].config(by_file)
+    assert BY_NAME["derive"].config(by_name) == BY_NAME["derive"].config(by_text)
     other = build_config({"derive": {"genotype": "DARTS_V1"}})
     assert BY_NAME["derive"].config(by_name) != BY_NAME["derive"].config(other)
     assert stages_of_run(by_name) == ("derive", "retrain", "export", "validate")
