@@ -84,6 +84,8 @@ def test_what_is_no_genotype_is_refused_with_its_reason(old: str, new: str, mess
         "Genotype(normal=[(((((((((((((((((1)))))))))))))))))])",
         "Genotype(" + "[" * 5_000 + "]" * 5_000 + ")",
         "Genotype(" + "(" * 9_000,
+        "Genotype" + "()" * 9_000,
+        "Genotype" + "[0]" * 6_000,
         "Genotype(normal=[\0])",
         "Genotype(normal=['a\nb'])",
         "x = Genotype(normal=[]); y = 1",
