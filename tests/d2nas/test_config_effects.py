@@ -246,7 +246,10 @@ def test_control_an_empty_table_tells_nothing(
 
 # --- a preset's values in place of a method's own -----------------------------------------------
 
-OVER_GDAS = "search.warmup_epochs=2 (quickstart) in place of gdas's own 0"
+OVER_FAIR_DARTS = (
+    "search.batch_size=64 (quickstart) in place of fair-darts's own 128; "
+    "search.arch_lr=0.03 (quickstart) in place of fair-darts's own 0.003"
+)
 
 
 def over_method(capfd: pytest.CaptureFixture[str]) -> list[str]:
@@ -260,18 +263,19 @@ def test_a_preset_that_beats_a_methods_own_default_is_told(
     mine = place.folder / "mine.toml"
     mine.write_text('preset = "quickstart"\n[search]\nepochs = 5\n')
     for preset in ("quickstart", str(mine)):
-        assert place.run(command[0], preset, *command[1:], "--set", "search.method=gdas") == 0
-        assert over_method(capfd) == [OVER_GDAS]
-    assert configure("quickstart", ["search.method=gdas"]).search.warmup_epochs == 2
+        given = ("--set", "search.method=fair-darts")
+        assert place.run(command[0], preset, *command[1:], *given) == 0
+        assert over_method(capfd) == [OVER_FAIR_DARTS]
+    assert configure("quickstart", ["search.method=fair-darts"]).search.batch_size == 64
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ["search.method=gdas", "search.warmup_epochs=2"],  # the user's own
+        ["search.method=fair-darts", "search.batch_size=8", "search.arch_lr=0.1"],  # own
         ["search.method=pc-darts-4"],  # its own default is the fields'
         ["search.method=random"],  # does not read it
-        ["search.method=gdas", "derive.genotype=DARTS_V2"],  # no search
+        ["search.method=fair-darts", "derive.genotype=DARTS_V2"],  # no search
         [],
     ],
 )
@@ -285,7 +289,9 @@ def test_control_a_file_of_the_users_own_knows_what_it_sets(
     capfd: pytest.CaptureFixture[str], place: Place, stubs: None
 ) -> None:
     mine = place.folder / "mine.toml"
-    mine.write_text('preset = "quickstart"\n[search]\nmethod = "gdas"\nwarmup_epochs = 1\n')
+    mine.write_text(
+        'preset = "quickstart"\n[search]\nmethod = "fair-darts"\nbatch_size = 8\narch_lr = 0.1\n'
+    )
     assert place.run("run", str(mine)) == 0
     assert over_method(capfd) == []
 
