@@ -23,7 +23,7 @@ def study_command(
     fresh: FreshOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show the trials, and stop.")] = False,
 ) -> int:
-    """Compare methods, given genotypes, spaces and seeds; continues trial by trial.
+    """Compare methods, genotypes and seeds; continues trial by trial.
 
     Always compared with random cells.
     """
