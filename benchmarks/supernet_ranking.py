@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,8 @@ from .search import search_of
 from .yardstick import read_rows
 
 HERE = Path(__file__).parent
-TASK = ("data.train_images=2000",)
+TASK = ("data.train_images=2000", "search.warmup_epochs=0")
 BATCH = 250
-JUDGED_BY = (
-    "loss",
-    "calibrated loss",
-    "loss, mean of branches",
-    "calibrated loss, mean of branches",
-)
 
 
 def main() -> None:
@@ -89,12 +84,12 @@ def alone() -> dict[Genotype, float]:
 @torch.no_grad()
 def judge(search: Search, cells: Sequence[tuple[Genotype, float]]) -> dict[str, Any]:
     """Return the rank correlations of the supernet's losses with those of the cells alone."""
-    found: dict[str, list[float]] = {name: [] for name in JUDGED_BY}
+    found: dict[str, list[float]] = defaultdict(list)
     for genotype, _ in cells:
         logits_BNC, labels = answers(search, genotype)
         plain = cross_entropies(logits_BNC, labels)
         calibrated, _ = calibrated_losses(logits_BNC, labels)
-        for name, of in zip(JUDGED_BY, (plain, calibrated), strict=False):
+        for name, of in (("loss", plain), ("calibrated loss", calibrated)):
             found[name].append(float(of[-1]))
             found[f"{name}, mean of branches"].append(float(of.mean()))
     return {

@@ -165,8 +165,8 @@ DEFAULT_RECIPE: Recipe = "recommended"
 PAPERS_METHODS = ("d2nas", "entangled")
 """Methods that a ``recipe`` is of; others have their own, as published."""
 LARGEST_RMSPROP_LR = 0.05
-"""Largest ``search.weight_lr`` that RMSprop takes: from 0.1 on searches were measured to diverge
-(benchmarks/README.md), and SGD's rates are there."""
+"""Largest ``search.weight_lr`` that RMSprop takes: SGD's 0.1 begins far above the loss of chance
+(benchmarks/README.md)."""
 
 
 def fewest_draws(estimator: Estimator) -> int:

@@ -69,7 +69,12 @@ class Darts(Method):
         cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
     ) -> Method:
         """Return the method with a fresh mixed supernet."""
-        return cls(space, sizes, generator, recompute=config.recompute, drop_path=config.drop_path)
+        return cls(space, sizes, generator, **cls.options(config))
+
+    @classmethod
+    def options(cls, config: SearchConfig) -> dict[str, Any]:
+        """Return what of the configuration ``__init__`` takes."""
+        return {"recompute": config.recompute, "drop_path": config.drop_path}
 
     @classmethod
     def genotype_of(cls, logits: ArchLogits) -> Genotype:

@@ -30,18 +30,6 @@ class Gdas(SinglePath):
         *MIXED_KEYS,
     )  # one draw; K only numbers its random numbers, as a seed would
 
-    def __init__(
-        self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
-    ) -> None:
-        super().__init__(
-            space,
-            sizes,
-            generator,
-            draws=1,
-            branch_length=sizes.num_cells,
-            recompute=recompute,
-        )
-
     def sample(self, temperature: float, generator: torch.Generator) -> Draw:
         """Return all edges with one operation each."""
         return sample_operations(self.logits, temperature, generator)

@@ -28,7 +28,7 @@ from ..nn.mixed_supernet import MixedOperation, MixedSupernet, MixtureWeights, m
 from ..nn.operations import Noise, initialize, noises_in
 from ..nn.sampling import ArchLogits
 from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
-from .base import Batch, EpochEnd, Measured, Method, Sizes, StepContext, register_method
+from .base import Batch, EpochEnd, Measured, Sizes, StepContext, register_method
 from .darts import Darts
 
 FURTHER_CELLS = (0, 6, 12)
@@ -216,18 +216,12 @@ class PDarts(Darts):
         return values
 
     @classmethod
-    def build(
-        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
-    ) -> Method:
-        """Return the method with the supernet of its first stage."""
-        return cls(
-            space,
-            sizes,
-            generator,
-            recompute=config.recompute,
-            drop_path=config.drop_path,
-            warmup=config.warmup_epochs,
-        )
+    def options(cls, config: SearchConfig) -> dict[str, Any]:
+        """Return what of the configuration ``__init__`` takes."""
+        return {
+            **super().options(config),
+            "warmup": config.warmup_epochs,
+        }
 
     def schedule(self, epoch: int, epochs: int) -> tuple[int, int]:
         """Return the epoch in its stage, and of how many."""

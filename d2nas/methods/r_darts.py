@@ -30,7 +30,7 @@ from ..config import SearchConfig
 from ..nn.operations import set_noise_generator
 from ..nn.sampling import ArchLogits
 from ..spaces import CELL_TYPES, SearchSpace
-from .base import EpochEnd, Method, Sizes, register_method
+from .base import EpochEnd, Sizes, register_method
 from .curvature import largest_eigenvalue, num_operation_logits, operation_hessian
 from .darts import DartsSecondOrder
 from .passes import frozen
@@ -144,20 +144,14 @@ class RDartsEarlyStopping(DartsSecondOrder):
         return _LooksAndLogits(epochs, self.logits)
 
     @classmethod
-    def build(
-        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
-    ) -> Method:
-        """Return the method with a fresh mixed supernet."""
-        return cls(
-            space,
-            sizes,
-            generator,
-            recompute=config.recompute,
-            drop_path=config.drop_path,
-            epochs=config.epochs,
-            arch_weight_decay=config.arch_weight_decay,
-            weight_decay=config.weight_decay,
-        )
+    def options(cls, config: SearchConfig) -> dict[str, Any]:
+        """Return what of the configuration ``__init__`` takes."""
+        return {
+            **super().options(config),
+            "epochs": config.epochs,
+            "arch_weight_decay": config.arch_weight_decay,
+            "weight_decay": config.weight_decay,
+        }
 
     def close_epoch(self, end: EpochEnd) -> int:
         """Look at the eigenvalue every second epoch; go back from where it has grown."""

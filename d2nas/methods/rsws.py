@@ -61,14 +61,7 @@ class RandomWithSharing(SinglePath):
     def __init__(
         self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
     ) -> None:
-        super().__init__(
-            space,
-            sizes,
-            generator,
-            draws=1,
-            branch_length=sizes.num_cells,
-            recompute=recompute,
-        )
+        super().__init__(space, sizes, generator, recompute=recompute)
         self.passes = type(self).passes
         for logits in self.logits.parameters():
             torch.nn.init.zeros_(logits)

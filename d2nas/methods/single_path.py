@@ -39,8 +39,8 @@ class SinglePath(Method):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        draws: int,
-        branch_length: int,
+        draws: int = 1,
+        branch_length: int | None = None,
         recompute: str,
         branch_head: str = "linear",
     ) -> None:
@@ -51,7 +51,7 @@ class SinglePath(Method):
             num_classes=sizes.num_classes,
             in_channels=sizes.in_channels,
             stem=sizes.stem,
-            branch_length=branch_length,
+            branch_length=branch_length or sizes.num_cells,
             recompute=recompute,
             branch_head=branch_head,
         )

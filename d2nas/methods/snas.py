@@ -22,7 +22,7 @@ from ..nn.mixed_supernet import MixtureWeights
 from ..nn.operations import set_noise_generator
 from ..nn.sampling import ArchLogits, GumbelNoise, choice_probabilities, draw_noise
 from ..spaces import CELL_TYPES, SearchSpace
-from .base import D2NAS_KEYS, Batch, Measured, Method, Sizes, StepContext, register_method
+from .base import D2NAS_KEYS, Batch, Measured, Sizes, StepContext, register_method
 from .darts import Darts
 from .passes import measure
 
@@ -93,18 +93,12 @@ class Snas(Darts):
         return values
 
     @classmethod
-    def build(
-        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
-    ) -> Method:
-        """Return the method with a fresh mixed supernet."""
-        return cls(
-            space,
-            sizes,
-            generator,
-            recompute=config.recompute,
-            drop_path=config.drop_path,
-            arch_lr=config.arch_lr,
-        )
+    def options(cls, config: SearchConfig) -> dict[str, Any]:
+        """Return what of the configuration ``__init__`` takes."""
+        return {
+            **super().options(config),
+            "arch_lr": config.arch_lr,
+        }
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the training loss of one draw in all parameters; move the logits."""

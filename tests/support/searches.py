@@ -7,6 +7,7 @@ from d2nas.data.images import ImageData, ImageSet
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import SPACES, SearchSpace
 from d2nas.train.search import Search
+from d2nas.train.state import TrainState
 
 # Few candidates, cheap ones; noise, pooling, skips and convolutions among them.
 CHEAP = SearchSpace(
@@ -85,6 +86,34 @@ def finish(search: Search) -> Search:
     for _ in search.run():
         pass
     return search
+
+
+def run_with_states(search: Search) -> dict[int, TrainState]:
+    """Run every step, and return the states after each but the last, and before the first."""
+    states = {0: search.capture(0)}
+    for report in search.run():
+        states[report.step + 1] = search.capture(report.step + 1)
+    del states[search.num_steps]
+    return states
+
+
+def continued(search: Search, state: TrainState) -> Search:
+    """Run what is left after a state."""
+    for _ in search.run(state):
+        pass
+    return search
+
+
+def same_end(one: Search, other: Search) -> bool:
+    """Whether two finished searches are equal to the last bit, in all that they found and told."""
+    first, second = final_state(one), final_state(other)
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and one.metrics == other.metrics
+        and one.method.derive() == other.method.derive()
+        and one.num_passes == other.num_passes
+    )
 
 
 def final_state(search: Search) -> dict[str, torch.Tensor]:

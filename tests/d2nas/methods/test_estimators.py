@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from searches import CHEAP, final_state, finish, made_images, search_by
+from searches import CHEAP, continued, made_images, run_with_states, same_end, search_by
 from torch import Tensor
 
 from d2nas.measure.calibration import calibrated_losses, cross_entropies
@@ -160,17 +160,9 @@ def test_forward_passes_alone_keep_no_activation() -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_resumed_search_is_bit_equal(estimator: str) -> None:
-    whole = finish(search_of(estimator))
-    first, state = search_of(estimator), None
-    for report in first.run():
-        if report.step == 1:
-            state = first.capture(2)
-            break
-    again = search_of(estimator)
-    for _ in again.run(state):
-        pass
-    one, other = final_state(whole), final_state(again)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    whole = search_of(estimator)
+    states = run_with_states(whole)
+    assert same_end(whole, continued(search_of(estimator), states[2]))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

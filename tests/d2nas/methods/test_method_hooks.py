@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from searches import CHEAP, final_state, search_by
+from searches import CHEAP, continued, run_with_states, same_end, search_by
 from torch import nn
 from toy import Place
 
@@ -174,32 +174,10 @@ def searching(method: str, epochs: int = 3) -> Search:
     return search_by(method, f"search.epochs={epochs}", space=CHEAP)
 
 
-def whole_and_states(method: str, epochs: int = 3) -> tuple[Search, dict[int, TrainState]]:
+def whole_and_states(method: str) -> tuple[Search, dict[int, TrainState]]:
     """A finished search, and its states before each step."""
-    search = searching(method, epochs)
-    states = {0: search.capture(0)}
-    for report in search.run():
-        states[report.step + 1] = search.capture(report.step + 1)
-    del states[search.num_steps]
-    return search, states
-
-
-def continued(state: TrainState, method: str, epochs: int = 3) -> Search:
-    search = searching(method, epochs)
-    for _ in search.run(state):
-        pass
-    return search
-
-
-def same(one: Search, other: Search) -> bool:
-    first, second = final_state(one), final_state(other)
-    return (
-        first.keys() == second.keys()
-        and all(torch.equal(first[name], second[name]) for name in first)
-        and one.metrics == other.metrics
-        and one.method.derive() == other.method.derive()
-        and one.num_passes == other.num_passes
-    )
+    search = searching(method)
+    return search, run_with_states(search)
 
 
 @pytest.mark.parametrize("method", ["stopping", "rollingback", "staged", "weightsonly"])
@@ -208,7 +186,7 @@ def test_it_resumes_bit_equal_from_any_step(method: str) -> None:
     assert len(states) == whole.num_steps
     for step, state in states.items():
         torch.rand(step)
-        assert same(whole, continued(state, method)), step
+        assert same_end(whole, continued(searching(method), state)), step
 
 
 # --- stop ---------------------------------------------------------------------------------------
@@ -281,7 +259,7 @@ def test_control_a_checkpoint_without_its_own_state_ends_elsewhere(forgotten: st
         name: torch.zeros_like(value) if name.startswith(forgotten) else value
         for name, value in state.tensors.items()
     }
-    assert not same(whole, continued(replace(state, tensors=tensors), "rollingback"))
+    assert not same_end(whole, continued(searching("rollingback"), replace(state, tensors=tensors)))
 
 
 def test_a_checkpoint_with_a_part_of_its_own_state_missing_is_refused() -> None:
@@ -333,8 +311,8 @@ def test_an_end_in_the_middle_of_the_change_is_no_loss(monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(Staged, "fails", True)
         with pytest.raises(KeyboardInterrupt):
-            continued(states[1], "staged")
-    assert same(whole, continued(states[1], "staged"))
+            continued(searching("staged"), states[1])
+    assert same_end(whole, continued(searching("staged"), states[1]))
 
 
 def test_control_a_checkpoint_does_not_fit_the_supernet_of_another_stage(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rivals import outer_product
-from searches import CHEAP, final_state, finish, search_by
+from searches import CHEAP, continued, finish, run_with_states, same_end, search_by
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,6 @@ from d2nas.nn.operations import initialize
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, NODE_EDGES
 from d2nas.train.search import Search, architecture_step, weight_step
-from d2nas.train.state import TrainState
 
 METHOD_NAMES = search_methods.names()
 TRAINED = [name for name in METHOD_NAMES if name != "random"]
@@ -156,48 +155,25 @@ def test_none_is_searched_where_the_published_code_does(method: str) -> None:
 # --- resume -------------------------------------------------------------------------------------
 
 
-def whole_and_states(method: str) -> tuple[Search, dict[int, TrainState]]:
-    """A finished search, and its states after each step but the last."""
-    search = search_by(method, space=CHEAP)
-    states = {}
-    for report in search.run():
-        done = report.step + 1
-        if done < search.num_steps:
-            states[done] = search.capture(done)
-    return search, states
-
-
-def continued(state: TrainState, method: str) -> Search:
-    search = search_by(method, space=CHEAP)
-    for _ in search.run(state):
-        pass
-    return search
-
-
-def same(one: Search, other: Search) -> bool:
-    first, second = final_state(one), final_state(other)
-    return (
-        first.keys() == second.keys()
-        and all(torch.equal(first[name], second[name]) for name in first)
-        and one.metrics == other.metrics
-        and one.method.derive() == other.method.derive()
-    )
+def searching(method: str) -> Search:
+    return search_by(method, space=CHEAP)
 
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_search_stopped_at_any_step_ends_bit_equal(method: str) -> None:
     """And a control: without its moments it does not."""
-    whole, states = whole_and_states(method)
+    whole = searching(method)
+    states = run_with_states(whole)
     assert sorted(states) == [1, 2, 3]
     for stop, state in states.items():
         torch.rand(stop)  # whoever draws from the global generator will not find it where it was
-        assert same(whole, continued(state, method)), stop
+        assert same_end(whole, continued(searching(method), state)), stop
     state = states[3]
     forgotten = {
         name: torch.zeros_like(tensor) if name.startswith(("adam.", "sgd.")) else tensor
         for name, tensor in state.tensors.items()
     }
-    assert not same(whole, continued(replace(state, tensors=forgotten), method))
+    assert not same_end(whole, continued(searching(method), replace(state, tensors=forgotten)))
 
 
 def test_random_search_resumes_to_its_own_draw() -> None:
@@ -208,7 +184,7 @@ def test_random_search_resumes_to_its_own_draw() -> None:
     assert other.method.derive() != first.method.derive()
     for _ in other.run(state):
         pass
-    assert same(first, other) == (first.metrics == other.metrics)
+    assert same_end(first, other) == (first.metrics == other.metrics)
     assert other.method.derive() == first.method.derive()
 
 

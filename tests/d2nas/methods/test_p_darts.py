@@ -18,7 +18,7 @@ from rivals import (
     rivals,
     weight_norm,
 )
-from searches import final_state, search_by
+from searches import continued, run_with_states, same_end, search_by
 
 from d2nas import SPACES, ArchLogits
 from d2nas.config import build_config
@@ -36,7 +36,6 @@ from d2nas.methods.p_darts import (
 )
 from d2nas.spaces import CELL_TYPES, SearchSpace
 from d2nas.train.search import Search
-from d2nas.train.state import TrainState
 
 CASES: dict[str, Any] = rivals()["p_darts"]
 S0 = SPACES["S0"].with_none()
@@ -173,30 +172,22 @@ def test_the_published_recipe_is_the_default() -> None:
 # --- a search of three stages -------------------------------------------------------------------
 
 
-def searched(state: TrainState | None = None) -> tuple[Search, dict[int, TrainState]]:
+def searching() -> Search:
     search = search_by("p-darts", "search.epochs=6", "search.init_channels=2", space=SMALL)
     assert search.config.warmup_epochs == 0
-    states = {}
-    for report in search.run(state):
-        states[report.step + 1] = search.capture(report.step + 1)
-    return search, states
+    return search
 
 
 def test_a_search_goes_through_its_stages_and_resumes_bit_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(p_darts, "FURTHER_CELLS", (0, 1, 2))
-    whole, states = searched()
+    whole = searching()
+    states = run_with_states(whole)
     assert len(whole.supernet.cells) == 3 + 2
     assert {len(names) for names in whole.space.normal} == {2}
     assert any(skip.rate > 0 for skip in whole.method._skips)  # type: ignore[attr-defined]
     rates = [row["weight_lr"] for row in whole.metrics]
     assert rates[0] == rates[2] == rates[4] > rates[1] == rates[3] == rates[5]
-    ends = final_state(whole)
     for stop in (3, 4, 7):  # in a stage, at its end, in the next one
-        again, _ = searched(states[stop])
-        other = final_state(again)
-        assert ends.keys() == other.keys()
-        assert all(torch.equal(ends[name], other[name]) for name in ends), stop
-        assert whole.metrics == again.metrics
-        assert whole.method.derive() == again.method.derive()
+        assert same_end(whole, continued(searching(), states[stop])), stop
