@@ -57,13 +57,14 @@ class StepContext:
 
     ``draws(k)``: the generator of the half's k-th sub-network, k from 0 on (``ValueError`` below);
     no other k, half or step has the same one, also where k is ``search.draws`` or more.
-    ``weight_batch``, ``weight_lr`` and ``weight_optimizer`` are for methods that look a weight
-    step ahead. ``epoch`` of ``epochs``, from 0 on: after a roll-back again the earlier one.
+    ``weight_batch()``, the step's batch of the weight half, or ``weight_batch(k)``, that of k steps
+    later, ``weight_lr`` and ``weight_optimizer`` are for methods that look weight steps ahead.
+    ``epoch`` of ``epochs``, from 0 on: after a roll-back again the earlier one.
     """
 
     temperature: float
     draws: Callable[[int], torch.Generator]
-    weight_batch: Callable[[], Batch]
+    weight_batch: Callable[..., Batch]
     weight_lr: float
     weight_optimizer: torch.optim.Optimizer
     epoch: int = 0
@@ -131,6 +132,8 @@ class Method:
     passes: tuple[int, int]
     """Sub-network passes of a step's architecture and weight half; with none for the architecture
     its half does not take place."""
+    architecture_interval = 1
+    """The architecture half takes place in an epoch's first step and every so many steps after."""
     weights_first = False
     """Whether the weight half comes first."""
     warms_up = False
@@ -203,6 +206,10 @@ class Method:
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the genotype that logits stand for by the method's own rule."""
         raise NotImplementedError
+
+    def architecture_halves(self, steps: int) -> int:
+        """Return how many of an epoch's ``steps`` have an architecture half, after the warm-up."""
+        return -(-steps // self.architecture_interval)
 
     @cached_property
     def weights(self) -> list[nn.Parameter]:
@@ -310,6 +317,8 @@ def _problems_of(kind: type[Method]) -> Iterator[str]:
         yield "invalid precisions: none"
     if not isinstance(kind.kept_states, int) or kind.kept_states < 0:
         yield f"invalid kept_states: {kind.kept_states!r}"
+    if not isinstance(kind.architecture_interval, int) or kind.architecture_interval < 1:
+        yield f"invalid architecture_interval: {kind.architecture_interval!r}"
     passes = getattr(kind, "passes", None)
     # Where it depends on the configuration it is set in the instance, or a property.
     if not (passes is None or isinstance(passes, property)) and not (

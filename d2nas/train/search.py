@@ -279,8 +279,9 @@ class Search(Loop):
         architecture, weights = self.method.passes
         epoch, total = 0, 0
         for number in range(self.num_steps // self.steps_per_epoch):
-            step = weights + (architecture if self.learns_architecture(epoch) else 0)
-            total += self.steps_per_epoch * step
+            total += self.steps_per_epoch * weights
+            if self.learns_architecture(epoch):
+                total += self.method.architecture_halves(self.steps_per_epoch) * architecture
             total += self.method.closing_passes(epoch, self.config.epochs, self.steps_per_epoch)
             row = self.metrics[number] if number < len(self.metrics) else {}
             epoch = row.get(NEXT_EPOCH, epoch + 1)
@@ -337,8 +338,11 @@ class Search(Loop):
         trained: dict[str, Any] = {**means} if self.trains else {}
         if trained:
             trained["peak_bytes"] = round(trained["peak_bytes"])
-            if not self.learns_architecture(self.epoch_at(step)):
-                trained |= {"arch_loss": None, "arch_accuracy": None}
+            halves = self.method.architecture_halves(self.steps_per_epoch)
+            learns = self.learns_architecture(self.epoch_at(step))
+            for name in ("arch_loss", "arch_accuracy"):
+                mean = trained[name] * (self.steps_per_epoch / halves)
+                trained[name] = mean if learns else None
         return {
             **trained,
             "temperature": self.temperature_at(step),
@@ -437,7 +441,8 @@ def search_step(search: Search, step: int) -> None:
     the CPU, else when the host next hears from the device.
     """
     halves = [weight_step]
-    if search.learns_architecture(search.epoch_at(step)):
+    in_turn = step % search.steps_per_epoch % search.method.architecture_interval == 0
+    if in_turn and search.learns_architecture(search.epoch_at(step)):
         halves.insert(1 if search.method.weights_first else 0, architecture_step)
     for half in halves:
         half(search, step)
@@ -502,7 +507,7 @@ def _context(search: Search, step: int, purpose: str) -> StepContext:
     return StepContext(
         temperature=search.temperature_at(step),
         draws=lambda index: _draw_generator(search, step, purpose, index),
-        weight_batch=lambda: search.batch(search.weight_batches, step),
+        weight_batch=lambda later=0: search.batch(search.weight_batches, step + later),
         weight_lr=search.weight_lr_at(step),
         weight_optimizer=search.weight_optimizer,
         epoch=search.epoch_at(step),

@@ -140,6 +140,7 @@ class _Estimates:
         self._trained: dict[str, Any] | None = None
         self._pass_unit = (1, 1)
         self._closing: Callable[[int, int, int], int] = lambda epoch, epochs, steps: 0
+        self._halves: Callable[[int], int] = lambda steps: steps
         self._schedule: Callable[[int, int], tuple[int, int]] = lambda epoch, epochs: (
             epoch,
             epochs,
@@ -180,9 +181,9 @@ class _Estimates:
             search.supernet.train()
             made.append(search)
 
-            def step(number: int) -> None:
+            def step(_number: int) -> None:
                 with search.arithmetic.pinned():
-                    search_step(search, number)
+                    search_step(search, 0)  # which has both halves
 
             return step
 
@@ -194,6 +195,7 @@ class _Estimates:
         self._pass_unit = architecture // draws, weights // draws
         self._pass = timing.of(config.batch_size) * (1 / (architecture + weights))
         self._closing, self._schedule = search.method.closing_passes, search.method.schedule
+        self._halves = search.method.architecture_halves
         steps, passes = self._search_work(self._config)
         num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
         count = "one pass" if draws == 1 else f"{draws} passes"
@@ -214,7 +216,7 @@ class _Estimates:
         draws = 1 if without_effect(config, ["search.draws"]) else search.draws
         architecture, weights = (passes * draws for passes in self._pass_unit)
         moving = sum(self._moves(one, search) for one in range(search.epochs))
-        passes = epoch * (weights * search.epochs + architecture * moving)
+        passes = epoch * weights * search.epochs + self._halves(epoch) * architecture * moving
         passes += sum(self._closing(one, search.epochs, epoch) for one in range(search.epochs))
         return epoch * search.epochs, passes
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from reference import fill, uniform
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from d2nas import SPACES
+from d2nas.methods import r_darts, zarts
 from d2nas.methods.base import Batch, Method, Sizes, StepContext
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, SearchSpace
@@ -69,7 +71,7 @@ def context_of(epoch: int, epochs: int) -> StepContext:
     return StepContext(
         temperature=1.0,
         draws=lambda index: torch.Generator().manual_seed(index),
-        weight_batch=lambda: batch_of("weights"),
+        weight_batch=lambda later=0: batch_of("weights"),
         weight_lr=0.025,
         weight_optimizer=torch.optim.SGD([torch.zeros(1)]),
         epoch=epoch,
@@ -106,6 +108,15 @@ def outer_product(_supernet: nn.Module, logits: ArchLogits, loss: Callable[[], T
     gradients = torch.autograd.grad(loss(), [logits.ops(cell) for cell in CELL_TYPES])
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     return torch.outer(flat, flat).double()
+
+
+def make_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes long and is looked at in the rivals' own tests: a Hessian, copies and
+    their tuning.
+    """
+    monkeypatch.setattr(r_darts, "operation_hessian", outer_product)
+    monkeypatch.setattr(zarts, "SAMPLES", 2)
+    monkeypatch.setattr(zarts, "TUNING_STEPS", 1)
 
 
 def weight_norm(method: Method) -> float:

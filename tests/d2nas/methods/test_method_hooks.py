@@ -31,7 +31,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a test registers is there for the next one."""
     search_methods.names()
     monkeypatch.setattr(search_methods, "_known", dict(search_methods._known))
-    for kind in (Stopping, RollingBack, Staged, WeightsOnly, Signed):
+    for kind in (Stopping, RollingBack, Staged, WeightsOnly, Seldom, Signed):
         register_method(kind.__name__.lower().replace("_", "-"))(kind)
     return
 
@@ -153,6 +153,20 @@ class WeightsOnly(Darts):
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         raise AssertionError("there is no architecture half")
+
+
+class Seldom(Darts):
+    """Has an architecture half in every third step; keeps its losses, and the weights' batch of
+    two steps later.
+    """
+
+    architecture_interval = 3
+
+    def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
+        measured = super().architecture_gradients(batch, context)
+        found = (context.epoch, float(measured.loss), context.weight_batch(2).images)
+        self.__dict__.setdefault("seen", []).append(found)
+        return measured
 
 
 class Signed(Darts):
@@ -345,6 +359,29 @@ def test_weights_alone_are_trained_where_there_is_no_architecture_half() -> None
     for row in search.metrics:
         assert row["arch_loss"] is row["arch_accuracy"] is None
         assert row["weight_loss"] > 0
+
+
+def test_the_architecture_half_takes_place_at_the_methods_interval() -> None:
+    """Counted and averaged by the steps that have one: the first and fourth of an epoch's four."""
+    sets = ("search.epochs=3", "search.batch_size=4", "search.warmup_epochs=1")
+    search = search_by("seldom", *sets, space=CHEAP)
+    list(search.run())
+    seen = search.method.seen  # type: ignore[attr-defined]
+    assert [epoch for epoch, _, _ in seen] == [1, 1, 2, 2]
+    assert search.num_passes == 3 * 4 + 2 * 2
+    assert search.metrics[0]["arch_loss"] is None
+    for row, first in zip(search.metrics[1:], (0, 2), strict=True):
+        losses = [loss for _, loss, _ in seen[first : first + 2]]
+        assert row["arch_loss"] == pytest.approx(sum(losses) / 2)
+    for (_, _, images), step in zip(seen, (4, 7, 8, 11), strict=True):
+        later, _ = search.weight_batches.batch(step + 2)
+        assert torch.equal(images, later)
+
+
+def test_an_invalid_interval_is_refused() -> None:
+    facts = {"__module__": "somewhere", "architecture_interval": 0}
+    with pytest.raises(ConfigError, match="search method toy: invalid architecture_interval: 0"):
+        register_method("toy")(type("Toy", (Darts,), facts))
 
 
 def test_a_method_moves_its_logits_itself_and_knows_the_epoch() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rivals import make_cheap
 from searches import CHEAP, CPU, config_of, final_state, finish, made_images, search_by
 from torch import Tensor, nn
 
@@ -34,8 +35,9 @@ OTHERS = tuple(
     ],
 )
 def test_a_bf16_search_leaves_finite_fp32_logits_and_weights(
-    method: str, space: str | SearchSpace
+    method: str, space: str | SearchSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make_cheap(monkeypatch)
     search = search_by(method, BF16, "search.epochs=1", space=space)
     before = [parameter.detach().clone() for parameter in search.logits.parameters()]
     finish(search)

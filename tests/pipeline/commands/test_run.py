@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from rivals import outer_product
+from rivals import make_cheap
 from tiny import TinyPlace
 from toy import Place, expect_error
 
 from d2nas.config.registry import search_methods
-from d2nas.methods import r_darts
 
 
 def test_a_folder_with_one_class_is_refused(
@@ -40,7 +39,7 @@ def test_a_plan_runs_nothing(capfd: pytest.CaptureFixture[str], place: Place) ->
 def test_a_plan_knows_what_the_search_will_do(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r_darts, "operation_hessian", outer_product)  # counted, not computed
+    make_cheap(monkeypatch)  # passes are counted, not computed
     place = TinyPlace(tmp_path)  # of few candidates
     sets = [
         f"search.method={method}",
