@@ -93,17 +93,17 @@ class D2nas(SinglePath):
                 )
             leaves, _, predictions = self.gate_gradients(batch, draws, generators)
             backward_to_logits(draws, leaves)
-        predictions_KNC = torch.stack(predictions)
+        predictions_KBNC = torch.stack(predictions)
         add_gradients(
             self.logits,
             draws,
-            self.losses(predictions_KNC, batch.labels),
+            self.losses(predictions_KBNC, batch.labels),
             self.supernet.cell_types,
             edges=self.estimator == "score",
         )
-        loss = cross_entropies(predictions_KNC, batch.labels).mean()
-        correct = predictions_KNC.argmax(dim=2) == batch.labels
-        return Measured(loss, correct.double().mean(), loss)
+        losses_B = _branch_losses(predictions_KBNC, batch.labels).mean(dim=0)
+        correct_KN = predictions_KBNC[:, -1].argmax(dim=2) == batch.labels
+        return Measured(losses_B[-1], correct_KN.double().mean(), losses_B.mean())
 
     def _sample_edges(self, temperature: float, generator: torch.Generator) -> Draw:
         return sample(
@@ -114,12 +114,15 @@ class D2nas(SinglePath):
             operation_gate_scale=0.0,
         )
 
-    def losses(self, predictions_KNC: Tensor, labels_N: Tensor) -> Tensor:
-        """Return the losses by which draws are judged, as ``reward`` says: (K,), on the host."""
-        if self.reward == "loss":
-            return cross_entropies(predictions_KNC, labels_N).cpu()
-        losses_K, _ = calibrated_losses(predictions_KNC.cpu(), labels_N.cpu())
-        return losses_K
+    def losses(self, predictions_KBNC: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the losses by which draws are judged, as ``reward`` says, (K,), on the host.
+
+        A draw's branches add, as in the gradient of the weights and in the straight-through one:
+        all three are of one objective.
+        """
+        if self.reward == "calibrated":
+            predictions_KBNC, labels_N = predictions_KBNC.cpu(), labels_N.cpu()
+        return _branch_losses(predictions_KBNC, labels_N, self.reward).sum(dim=1).cpu()
 
     @classmethod
     def branch_cells(cls, config: SearchConfig) -> int:
@@ -149,6 +152,16 @@ class D2nas(SinglePath):
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the most probable sub-network (ROME v2, 3.3)."""
         return derive_genotype(logits, logits.space)
+
+
+def _branch_losses(predictions_KBNC: Tensor, labels_N: Tensor, reward: Reward = "loss") -> Tensor:
+    """Return each branch's loss, (K, B)."""
+    logits = predictions_KBNC.flatten(0, 1)
+    if reward == "loss":
+        losses = cross_entropies(logits, labels_N)
+    else:
+        losses, _ = calibrated_losses(logits, labels_N)
+    return losses.unflatten(0, predictions_KBNC.shape[:2])
 
 
 @register_method("entangled")

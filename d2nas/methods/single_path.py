@@ -93,7 +93,7 @@ class SinglePath(Method):
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
     ) -> tuple[list[tuple[Tensor, Tensor]], Measured, list[Tensor]]:
         """Return each draw's gates (normal, reduction) as leaves on the device, with gradients,
-        and each draw's prediction, logits (N, classes).
+        and the logits of each draw's branches, (branches, N, classes).
 
         Leaves collect the gradients there, so that the host, which turns them into the logits',
         waits for the device once a step and not at every branch.
@@ -116,11 +116,13 @@ class SinglePath(Method):
     def predictions(
         self, batch: Batch, draws: Sequence[Draw], generators: Sequence[torch.Generator]
     ) -> list[Tensor]:
-        """Return each draw's prediction, logits (N, classes), by forward passes alone."""
+        """Return the logits of each draw's branches, (branches, N, classes), by forward passes
+        alone; the last branch's are the draw's prediction.
+        """
         shared, found = self.supernet.share(batch.images), []
         for draw, generator in zip(draws, generators, strict=True):
             set_noise_generator(self._noises, generator)
-            found.append(self.supernet.predict(shared, draw))
+            found.append(torch.stack(self.supernet.branch_predictions(shared, draw)))
         return found
 
     def run(
@@ -142,13 +144,15 @@ class SinglePath(Method):
         totals = [torch.zeros((), device=labels.device) for _ in range(3)]
         for draw, generator in zip(draws, generators, strict=True):
             set_noise_generator(self._noises, generator)
+            of_branches = []
             for branch in supernet.branches(x, draw):
+                of_branches.append(branch.logits.detach())
                 loss, accuracy = measure(branch.logits, labels)
                 torch.autograd.backward(loss)
                 totals[2] += loss.detach() / (num_draws * len(supernet.borders))
             totals[0] += loss.detach() / num_draws
             totals[1] += accuracy / num_draws
-            predictions.append(branch.logits.detach())
+            predictions.append(torch.stack(of_branches))
         return Measured(*totals), predictions
 
 

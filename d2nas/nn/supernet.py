@@ -339,25 +339,28 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
         """Return the prediction of the sub-network ``draw``, logits (N, classes)."""
         if not torch.is_grad_enabled():
-            return self.predict(self.share(x), draw)
+            return self.branch_predictions(self.share(x), draw)[-1]
         logits = x
         for branch in self.branches(x, draw):
             logits = branch.logits
         return logits
 
     @torch.no_grad()
-    def predict(self, shared: SharedInputs, draw: Draw) -> Tensor:
-        """Return the prediction of the sub-network ``draw`` on what ``share`` made of the images.
+    def branch_predictions(self, shared: SharedInputs, draw: Draw) -> list[Tensor]:
+        """Return the logits of each branch of the sub-network ``draw``, (N, classes), on what
+        ``share`` made of the images; the last are its prediction.
 
-        The same numbers as those of the last branch, with less alive: what later cells read of a
+        The same numbers as those of ``branches``, with less alive: what later cells read of a
         cell's output, an input of a quarter of its width each, is made at once, and the output is
         gone.
         """
-        prepared = dict(shared)
+        prepared, found = dict(shared), []
         for position, cell in enumerate(self.cells):
             assert isinstance(cell, SuperCell)
             states = [prepared.pop((position, which)) for which in (0, 1)]
             output = cell.run_edges(states, draw.cell(cell.cell_type))
+            if position + 1 in self.borders:
+                found.append(self._head(len(found), output))
             readers = [
                 (reader, which, getattr(self.cells[reader], f"preprocess{which}"))
                 for which, reader in ((1, position + 1), (0, position + 2))
@@ -367,5 +370,5 @@ class Supernet(nn.Module):
                 output.relu_()  # both begin with it, and nobody else reads the output
                 for reader, which, preprocess in readers:
                     prepared[reader, which] = preprocess.forward_only(output, rectified=True)
-                del output
-        return self._head(len(self.borders) - 1, output)
+            del output
+        return found

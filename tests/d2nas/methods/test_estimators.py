@@ -88,12 +88,14 @@ def test_the_score_is_of_the_reward_asked_for(reward: str, monkeypatch: pytest.M
     monkeypatch.setattr(method, "predictions", keep)
     found = gradients_of(search)
     ((batch, draws, predictions),) = kept
-    stacked = torch.stack(predictions)
-    calibrated, _ = calibrated_losses(stacked, batch.labels)
-    plain = cross_entropies(stacked, batch.labels)
-    losses, other = (calibrated, plain) if reward == "calibrated" else (plain, calibrated)
-    assert is_estimate(search, draws, losses, found)
-    assert not is_estimate(search, draws, other, found)  # the control
+    of_each = {  # (K, branches)
+        "calibrated": [calibrated_losses(one, batch.labels)[0] for one in predictions],
+        "loss": [cross_entropies(one, batch.labels) for one in predictions],
+    }
+    for name, losses in of_each.items():
+        assert is_estimate(search, draws, torch.stack(losses).sum(dim=1), found) == (name == reward)
+    # Of the last branch alone it is another one (control).
+    assert not is_estimate(search, draws, torch.stack(of_each[reward])[:, -1], found)
 
 
 def is_estimate(search: Search, draws: Any, losses: Tensor, found: dict[str, Tensor]) -> bool:
