@@ -7,7 +7,8 @@ the score function with independent draws and leave-one-out baselines, which has
 ``--reference`` draws in two halves: the cosine between the halves says how near a perfect estimator
 could come. Each estimator's mean over 48, 200, 1,000 draws is compared with it, by cosine, for the
 operations and edges of both cell types. All draws of a step see one batch of the architecture half.
-The loss is that of ``search.reward``.
+The loss is that of ``search.reward``, a draw's branches added: what the straight-through gradient
+is of, too.
 """
 
 import argparse

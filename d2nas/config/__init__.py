@@ -254,8 +254,8 @@ class SearchConfig(Section):
     """Estimator of the logits' gradient: straight-through; the score function (ours), of forward
     passes alone; or mixed, that for operations and straight-through for edges."""
     reward: Reward = "calibrated"
-    """What the score function counts: the loss at the temperature that suits a draw best, or as it
-    is."""
+    """What the score function counts, added over a draw's branches: the loss at the temperature
+    that suits a branch best, or as it is."""
     cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
     """Probability of drop-path at the end, rising linearly from 0 by epoch, of an edge's mixture

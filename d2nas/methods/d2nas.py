@@ -161,7 +161,7 @@ def _branch_losses(predictions_KBNC: Tensor, labels_N: Tensor, reward: Reward = 
         losses = cross_entropies(logits, labels_N)
     else:
         losses, _ = calibrated_losses(logits, labels_N)
-    return losses.unflatten(0, predictions_KBNC.shape[:2])
+    return losses.view(predictions_KBNC.shape[:2])
 
 
 @register_method("entangled")

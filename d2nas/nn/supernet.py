@@ -354,7 +354,7 @@ class Supernet(nn.Module):
         cell's output, an input of a quarter of its width each, is made at once, and the output is
         gone.
         """
-        prepared, found = dict(shared), []
+        prepared, found = dict(shared), list[Tensor]()
         for position, cell in enumerate(self.cells):
             assert isinstance(cell, SuperCell)
             states = [prepared.pop((position, which)) for which in (0, 1)]
