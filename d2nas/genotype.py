@@ -16,16 +16,18 @@ from .files.strict_json import canonical_json, digest, parse_json
 from .files.text_files import read_text
 from .spaces import (
     CELL_TYPES,
-    EDGES,
     EDGES_PER_NODE,
+    NODE_COUNTS,
     NODES,
+    NUM_INPUTS,
     OPERATION_NAMES,
     PARAMETERLESS,
     SearchSpace,
 )
 
 Pair = tuple[str, int]
-NUM_PAIRS = EDGES_PER_NODE * len(NODES)
+_ALL: Any = object()
+"""In place of a concatenation: of all nodes."""
 _KEYS = ("normal", "normal_concat", "reduce", "reduce_concat")
 
 
@@ -33,33 +35,45 @@ _KEYS = ("normal", "normal_concat", "reduce", "reduce_concat")
 class Genotype:
     """A pair of cells.
 
-    ``normal`` and ``reduce``: 8 pairs ``(operation, predecessor)``, two per node, in node order;
-    the order inside a node is kept (DARTS emits the stronger edge first). ``normal_concat`` and
-    ``reduce_concat``: the nodes that form the cell's output, ascending. Raises ``ConfigError``
-    for anything that is not such a pair of cells: an unknown operation or ``none``, a predecessor
-    out of range, both edges of a node from the same predecessor, a wrong number of pairs.
+    ``normal`` and ``reduce``: pairs ``(operation, predecessor)``, two per node, in node order: 8
+    in DARTS's cells; the order inside a node is kept (DARTS emits the stronger edge first).
+    ``normal_concat`` and ``reduce_concat``: the nodes that form the cell's output, ascending; by
+    default all. Raises ``ConfigError`` for anything that is not such a pair of cells: an unknown
+    operation or ``none``, a predecessor out of range, another number of pairs, and, in cells of
+    four nodes, both edges of a node from the same predecessor. (Cells of DARTS's space never are;
+    of other spaces, such as NASNet's, they are.)
     """
 
     normal: tuple[Pair, ...]
     reduce: tuple[Pair, ...]
-    normal_concat: tuple[int, ...] = NODES
-    reduce_concat: tuple[int, ...] = NODES
+    normal_concat: tuple[int, ...] = _ALL
+    reduce_concat: tuple[int, ...] = _ALL
 
     def __post_init__(self) -> None:
         for cell_type in CELL_TYPES:
             object.__setattr__(self, cell_type, _check_pairs(cell_type, getattr(self, cell_type)))
-            concat_name = f"{cell_type}_concat"
-            object.__setattr__(
-                self, concat_name, _check_concat(concat_name, getattr(self, concat_name))
+        if len(self.normal) != len(self.reduce):
+            raise ConfigError(
+                f"normal has {len(self.normal)} edges, not {len(self.reduce)} as reduce: cells of "
+                "different numbers of nodes are not supported"
             )
+        for name in ("normal_concat", "reduce_concat"):
+            nodes = getattr(self, name)
+            concat = tuple(self.nodes) if nodes is _ALL else _check_concat(name, nodes, self.nodes)
+            object.__setattr__(self, name, concat)
+
+    @property
+    def nodes(self) -> range:
+        """The intermediate nodes of both cells."""
+        return range(NUM_INPUTS, NUM_INPUTS + len(self.normal) // EDGES_PER_NODE)
 
     def cell(self, cell_type: str) -> tuple[Pair, ...]:
-        """Return the 8 pairs of ``"normal"`` or ``"reduce"``."""
+        """Return the pairs of ``"normal"`` or ``"reduce"``."""
         return self.normal if cell_type == "normal" else self.reduce
 
     @property
     def parameterless_normal(self) -> int:
-        """Operations without weights among the normal cell's eight (the paper's "Num")."""
+        """Operations without weights in the normal cell (the paper's "Num")."""
         return sum(operation in PARAMETERLESS for operation, _ in self.normal)
 
     @property
@@ -94,12 +108,12 @@ class Genotype:
                 f"{operation}({source})"
                 for operation, source in pairs[EDGES_PER_NODE * i : EDGES_PER_NODE * (i + 1)]
             )
-            for i, node in enumerate(NODES)
+            for i, node in enumerate(self.nodes)
         )
 
     @classmethod
     def from_dict(cls, values: Any, *, what: str = "genotype") -> "Genotype":
-        """Parse plain data strictly; concat lists default to all four nodes.
+        """Parse plain data strictly; concat lists default to all nodes.
 
         Raises ``ConfigError`` naming ``what`` and the place.
         """
@@ -113,10 +127,7 @@ class Genotype:
                 raise ConfigError(f"{what}: {key} is missing")
         try:
             return cls(
-                normal=values["normal"],
-                reduce=values["reduce"],
-                normal_concat=values.get("normal_concat", NODES),
-                reduce_concat=values.get("reduce_concat", NODES),
+                **{key: values[key] for key in _KEYS if key in values},
             )
         except ConfigError as error:
             raise ConfigError(f"{what}: {error}", hint=error.hint) from None
@@ -139,14 +150,14 @@ class Genotype:
 
     @classmethod
     def published(cls, name: str) -> "Genotype":
-        """Return a published genotype of this space. Raises ``ConfigError`` for another name."""
+        """Return a published genotype. Raises ``ConfigError`` for another name."""
         if name not in PUBLISHED:
             raise ConfigError(
                 f"no published genotype {shown_value(name)}",
                 hint="published: " + ", ".join(PUBLISHED),
             )
-        normal, reduce = PUBLISHED[name]
-        return cls(_read_short(normal), _read_short(reduce))
+        (normal, normal_concat), (reduce, reduce_concat) = map(_read_short, PUBLISHED[name])
+        return cls(normal, reduce, normal_concat, reduce_concat)
 
 
 def read_genotype(given: str) -> Genotype:
@@ -203,12 +214,38 @@ def genotype_name(given: str) -> str:
     return name or f"cell-{Genotype.from_dict(values).digest[:8]}"
 
 
+def places_of(genotype: Genotype, space: SearchSpace, cell_type: str) -> list[tuple[int, int]]:
+    """Return the row of the space's ``edges`` and the column of each of a cell's pairs, in their
+    order.
+
+    Raises ``ConfigError`` for a genotype outside of the space.
+    """
+    if genotype.nodes != space.nodes:
+        raise ConfigError(
+            f"a cell of {len(genotype.nodes)} nodes, not of {len(space.nodes)} as the space "
+            f"{space.name}"
+        )
+    places = dict[int, int]()
+    for index, (operation, source) in enumerate(genotype.cell(cell_type)):
+        node = space.nodes[index // EDGES_PER_NODE]
+        row = space.edges.index((source, node))
+        candidates = space.candidates(cell_type)[row]
+        if operation not in candidates or row in places:
+            raise ConfigError(
+                f"{operation} from {source} to {node} in the {cell_type} cell, which the space "
+                f"{space.name} has not"
+            )
+        places[row] = candidates.index(operation)
+    return [*places.items()]
+
+
 def neighbour(genotype: Genotype, space: SearchSpace, numbers: random.Random) -> Genotype:
     """Return a genotype of ``space`` that differs by one change, drawn by ``numbers``: another
     operation, or another predecessor, on one edge.
 
-    A predecessor's edge may lack the operation among its candidates: then one of these is drawn.
-    Pairs stay in their places, in whatever order that leaves the predecessors of a node.
+    The genotype must be of the space. A predecessor's edge may lack the operation among its
+    candidates: then one of these is drawn. Pairs stay in their places, in whatever order that
+    leaves the predecessors of a node.
     """
     cells = {cell_type: list(genotype.cell(cell_type)) for cell_type in CELL_TYPES}
     while True:  # nodes behind the first always have another predecessor
@@ -216,14 +253,14 @@ def neighbour(genotype: Genotype, space: SearchSpace, numbers: random.Random) ->
         pairs, candidates = cells[cell_type], space.candidates(cell_type)
         index = numbers.randrange(len(pairs))
         operation, source = pairs[index]
-        node, sibling = NODES[index // EDGES_PER_NODE], pairs[index ^ 1][1]
+        node, sibling = space.nodes[index // EDGES_PER_NODE], pairs[index ^ 1][1]
         free = [each for each in range(node) if each not in (source, sibling)]
         if free and numbers.random() < 0.5:
             source = numbers.choice(free)
-            offered = [op for op in candidates[EDGES.index((source, node))] if op != "none"]
+            offered = [op for op in candidates[space.edges.index((source, node))] if op != "none"]
             pairs[index] = (operation if operation in offered else numbers.choice(offered), source)
             break
-        edge = candidates[EDGES.index((source, node))]
+        edge = candidates[space.edges.index((source, node))]
         others = [each for each in edge if each not in (operation, "none")]
         if others:
             pairs[index] = (numbers.choice(others), source)
@@ -234,13 +271,19 @@ def neighbour(genotype: Genotype, space: SearchSpace, numbers: random.Random) ->
 def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:
     if not _is_list(pairs):
         raise ConfigError(f"{where} must be a list of [operation, predecessor] pairs")
-    if len(pairs) != NUM_PAIRS:
+    num_nodes, rest = divmod(len(pairs), EDGES_PER_NODE)
+    if rest or num_nodes not in NODE_COUNTS:
         raise ConfigError(
-            f"{where} has {len(pairs)} edges, not {NUM_PAIRS}: other than {len(NODES)} nodes of "
-            f"{EDGES_PER_NODE} edges each are not supported"
+            f"{where} has {len(pairs)} edges: other than {NODE_COUNTS[0]} to {NODE_COUNTS[-1]} "
+            f"nodes of {EDGES_PER_NODE} edges each are not supported"
         )
     return tuple(
-        _check_pair(f"{where}[{index}]", NODES[index // EDGES_PER_NODE], pair, pairs[index ^ 1])
+        _check_pair(
+            f"{where}[{index}]",
+            NUM_INPUTS + index // EDGES_PER_NODE,
+            pair,
+            sibling=pairs[index ^ 1] if num_nodes == len(NODES) else None,
+        )
         for index, pair in enumerate(pairs)
     )
 
@@ -265,14 +308,14 @@ def _check_pair(where: str, node: int, pair: Any, sibling: Any) -> Pair:
     return operation, source
 
 
-def _check_concat(where: str, nodes: Any) -> tuple[int, ...]:
+def _check_concat(where: str, nodes: Any, known: range) -> tuple[int, ...]:
     if (
         not _is_list(nodes)
         or not nodes
-        or any(type(node) is not int or node not in NODES for node in nodes)
+        or any(type(node) is not int or node not in known for node in nodes)
         or list(nodes) != sorted(set(nodes))
     ):
-        raise ConfigError(f"{where} must list nodes out of {list(NODES)}, ascending, each once")
+        raise ConfigError(f"{where} must list nodes out of {list(known)}, ascending, each once")
     return tuple(nodes)
 
 
@@ -286,12 +329,17 @@ _SHORT_NAMES = {
     "skip": "skip_connect",
     "sep3": "sep_conv_3x3",
     "sep5": "sep_conv_5x5",
+    "sep7": "sep_conv_7x7",
     "dil3": "dil_conv_3x3",
     "dil5": "dil_conv_5x5",
+    "1x7": "conv_7x1_1x7",
 }
 
-# Published cells, "operation@predecessor" in node order: quark0/darts, yuhuixu1993/PC-DARTS,
-# D-X-Y/AutoDL-Projects, chenxin061/pdarts.
+# Published cells, "operation@predecessor" in node order, after a bar the nodes of the output where
+# these are not all: quark0/darts, yuhuixu1993/PC-DARTS, D-X-Y/AutoDL-Projects, chenxin061/pdarts.
+# Those of five nodes: NASNet-A and AmoebaNet-A as quark0/darts has them, PNASNet-5 as TensorFlow's
+# slim, ENAS as melodyguan/enas. In our cells they differ from their own networks in what is around
+# these operations; NASNet's own normal cell hands on its input 0, too.
 PUBLISHED: Mapping[str, tuple[str, str]] = {
     "DARTS_V1": (
         "sep3@1 sep3@0 skip@0 sep3@1 skip@0 sep3@1 sep3@0 skip@2",
@@ -317,9 +365,27 @@ PUBLISHED: Mapping[str, tuple[str, str]] = {
         "skip@0 dil3@1 skip@0 sep3@1 sep3@1 sep3@3 sep3@0 dil5@4",
         "avg@0 sep5@1 sep3@0 dil5@2 max@0 dil3@1 dil3@1 dil5@3",
     ),
+    "NASNet_A": (
+        "sep5@1 sep3@0 sep5@0 sep3@0 avg@1 skip@0 avg@0 avg@0 sep3@1 skip@1",
+        "sep5@1 sep7@0 max@1 sep7@0 avg@1 sep5@0 skip@3 avg@2 sep3@2 max@1 | 4 5 6",
+    ),
+    "AmoebaNet_A": (
+        "avg@0 max@1 sep3@0 sep5@2 sep3@0 avg@3 sep3@1 skip@1 skip@0 avg@1 | 4 5 6",
+        "avg@0 sep3@1 max@0 sep7@2 sep7@0 avg@1 max@0 max@1 1x7@0 sep3@5 | 3 4 6",
+    ),
+    "PNAS": (
+        "sep5@0 max@0 sep7@1 max@1 sep5@1 sep3@1 sep3@4 max@1 sep3@0 skip@1",
+        "sep5@0 max@0 sep7@1 max@1 sep5@1 sep3@1 sep3@4 max@1 sep3@0 skip@1",
+    ),
+    "ENAS": (
+        "avg@0 sep3@0 skip@0 sep5@0 skip@0 sep5@1 sep3@1 sep5@0 avg@0 sep5@1",
+        "sep3@1 sep3@1 max@0 avg@0 sep5@1 sep5@3 sep3@1 skip@0 max@0 sep5@1 | 2 4 5 6",
+    ),
 }
 
 
-def _read_short(cell: str) -> tuple[Pair, ...]:
-    pairs = (word.split("@") for word in cell.split())
-    return tuple((_SHORT_NAMES[operation], int(source)) for operation, source in pairs)
+def _read_short(cell: str) -> tuple[tuple[Pair, ...], tuple[int, ...]]:
+    edges, _, output = cell.partition(" | ")
+    pairs = (word.split("@") for word in edges.split())
+    concat = tuple(map(int, output.split())) or _ALL
+    return tuple((_SHORT_NAMES[operation], int(source)) for operation, source in pairs), concat

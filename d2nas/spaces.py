@@ -1,12 +1,14 @@
 """Operation names, the edges of a cell and the search spaces S0 to S4, as data.
 
 A cell has two inputs (0: output of the cell before the previous one, 1: of the previous one) and
-four intermediate nodes 2 to 5; its output concatenates them. S0 is DARTS's space (arXiv 1806.09055,
-3.1) without ``none``; S1 to S4 are those of R-DARTS (arXiv 1909.09656, section 4).
+intermediate nodes from 2 on, in these spaces four, 2 to 5; its output concatenates them. S0 is
+DARTS's space (arXiv 1806.09055, 3.1) without ``none``; S1 to S4 are those of R-DARTS (arXiv
+1909.09656, section 4).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -14,13 +16,10 @@ from .errors import ConfigError, shown_value
 
 NUM_INPUTS = 2
 NODES = (2, 3, 4, 5)
-EDGES: tuple[tuple[int, int], ...] = tuple(
-    (source, node) for node in NODES for source in range(node)
-)
-"""(predecessor, node) of the 14 edges, in the order of the rows of the architecture logits."""
+"""Intermediate nodes of DARTS's cells, those of S0 to S4."""
 
-NODE_EDGES: tuple[range, ...] = (range(0, 2), range(2, 5), range(5, 9), range(9, 14))
-"""Rows of the edges that enter nodes 2, 3, 4 and 5."""
+NODE_COUNTS = range(2, 9)
+"""How many intermediate nodes the cells of a space of one's own may have."""
 
 EDGES_PER_NODE = 2
 """In-degree of a derived node, and of a sampled one."""
@@ -48,11 +47,33 @@ PARAMETERLESS = frozenset({"none", "noise", "max_pool_3x3", "avg_pool_3x3", "ski
 EdgeOperations = tuple[tuple[str, ...], ...]
 
 
+@cache
+def edges_of(num_nodes: int) -> tuple[tuple[int, int], ...]:
+    """Return (predecessor, node) of the edges of a cell with so many intermediate nodes, in the
+    order of the rows of the architecture logits.
+    """
+    nodes = range(NUM_INPUTS, NUM_INPUTS + num_nodes)
+    return tuple((source, node) for node in nodes for source in range(node))
+
+
+@cache
+def node_edges(num_edges: int) -> tuple[range, ...]:
+    """Return, by node, the rows of the edges that enter it, in a cell of so many edges."""
+    rows = [range(NUM_INPUTS)]
+    while rows[-1].stop < num_edges:
+        rows.append(range(rows[-1].stop, rows[-1].stop + len(rows[-1]) + 1))
+    return tuple(rows)
+
+
+EDGES = edges_of(len(NODES))
+"""The 14 edges of DARTS's cells."""
+
+
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """The candidate operations on each of the 14 edges of both cell types.
+    """The candidate operations on each edge of both cell types, which have as many nodes.
 
-    ``normal[e]`` and ``reduce[e]`` name the candidates of ``EDGES[e]``; their order is the column
+    ``normal[e]`` and ``reduce[e]`` name the candidates of ``edges[e]``; their order is the column
     order of the operation logits. Raises ``ConfigError`` for a space that cannot be searched.
     """
 
@@ -61,13 +82,16 @@ class SearchSpace:
     reduce: EdgeOperations
 
     def __post_init__(self) -> None:
+        possible = [len(edges_of(count)) for count in NODE_COUNTS]
+        if len(self.normal) not in possible or len(self.reduce) != len(self.normal):
+            raise ConfigError(
+                f"space {self.name}: cells of {len(self.normal)} and {len(self.reduce)} edges are "
+                "not supported",
+                hint=f"both have {', '.join(map(str, possible))}: {NODE_COUNTS[0]} to "
+                f"{NODE_COUNTS[-1]} nodes, each with an edge from all before it",
+            )
         for cell_type in CELL_TYPES:
-            edges = self.candidates(cell_type)
-            if len(edges) != len(EDGES):
-                raise ConfigError(
-                    f"space {self.name}: {cell_type} has {len(edges)} edges, not {len(EDGES)}"
-                )
-            for index, operations in enumerate(edges):
+            for index, operations in enumerate(self.candidates(cell_type)):
                 self._check_edge(f"{cell_type} edge {index}", operations)
 
     def _check_edge(self, where: str, operations: tuple[str, ...]) -> None:
@@ -82,8 +106,18 @@ class SearchSpace:
         if not set(operations) - {"none"}:
             raise ConfigError(f"space {self.name}: {where} has no operation to choose")
 
+    @property
+    def nodes(self) -> range:
+        """The intermediate nodes of its cells."""
+        return range(NUM_INPUTS, NUM_INPUTS + len(node_edges(len(self.normal))))
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(Predecessor, node) of each edge of its cells, in the order of the logits' rows."""
+        return edges_of(len(self.nodes))
+
     def candidates(self, cell_type: str) -> EdgeOperations:
-        """Return the 14 tuples of ``"normal"`` or ``"reduce"``."""
+        """Return the candidates on each edge of the ``"normal"`` or ``"reduce"`` cell."""
         return self.normal if cell_type == "normal" else self.reduce
 
     def num_columns(self, cell_type: str) -> int:
@@ -109,29 +143,38 @@ class SearchSpace:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, what: str = "search space") -> "SearchSpace":
         """Build a user's own space. ``normal`` and ``reduce`` are either one list of operation
-        names, used on every edge, or 14 lists. Raises ``ConfigError``.
+        names, used on every edge, or one list for each; ``nodes`` says how many intermediate nodes
+        a cell has, by default four. Raises ``ConfigError``.
         """
-        unknown = set(values) - {"name", "normal", "reduce"}
+        unknown = set(values) - {"name", "nodes", "normal", "reduce"}
         if unknown:
             raise ConfigError(f"{what}: unknown key {shown_value(min(unknown))}")
         name = values.get("name", "custom")
         if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 64:
             raise ConfigError(f"{what}: name must be text of 1 to 64 printable characters")
+        nodes = values.get("nodes")
+        if nodes is not None and (type(nodes) is not int or nodes not in NODE_COUNTS):
+            first, last = NODE_COUNTS[0], NODE_COUNTS[-1]
+            raise ConfigError(f"{what}: nodes must be a number from {first} to {last}")
         return cls(
             name,
-            _read_edges(values.get("normal"), f"{what}: normal"),
-            _read_edges(values.get("reduce", values.get("normal")), f"{what}: reduce"),
+            _read_edges(values.get("normal"), nodes, f"{what}: normal"),
+            _read_edges(values.get("reduce", values.get("normal")), nodes, f"{what}: reduce"),
         )
 
 
-def _read_edges(value: Any, what: str) -> EdgeOperations:
+def _read_edges(value: Any, nodes: int | None, what: str) -> EdgeOperations:
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return (tuple(value),) * len(EDGES)
-    if isinstance(value, list) and all(
+        return (tuple(value),) * len(edges_of(nodes or len(NODES)))
+    if not isinstance(value, list) or not all(
         isinstance(item, list) and all(isinstance(name, str) for name in item) for item in value
     ):
-        return tuple(tuple(item) for item in value)
-    raise ConfigError(f"{what} must be a list of operations, or one such list for each edge")
+        raise ConfigError(f"{what} must be a list of operations, or one such list for each edge")
+    if nodes is not None and len(value) != len(edges_of(nodes)):
+        raise ConfigError(
+            f"{what} has {len(value)} edges, but a cell of {nodes} nodes {len(edges_of(nodes))}"
+        )
+    return tuple(tuple(item) for item in value)
 
 
 def _uniform(name: str, operations: Iterable[str]) -> SearchSpace:

@@ -25,7 +25,6 @@ from rich.text import Text
 
 from d2nas.data.faults import shown
 from d2nas.errors import one_line
-from d2nas.genotype import NUM_PAIRS
 
 from .streams import optional_output, output_has_ended
 
@@ -298,7 +297,8 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
             f"accuracy {row['accuracy']:.4f}",
         ]
     if "parameterless_normal" in row:
-        words.append(f"parameterless {row['parameterless_normal']}/{NUM_PAIRS}")
+        operations = len(row["genotype"]["normal"])
+        words.append(f"parameterless {row['parameterless_normal']}/{operations}")
     return ", ".join(words)
 
 

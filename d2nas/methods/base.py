@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..config import UNREAD_BY_DEFAULT, SearchConfig
 from ..config.registry import search_methods
 from ..errors import ConfigError
-from ..genotype import Genotype
-from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODES, SPACES, SearchSpace
+from ..genotype import Genotype, places_of
+from ..spaces import CELL_TYPES, SPACES, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -280,15 +280,11 @@ class Method:
         genotype = cls.genotype_of(logits)
         if not isinstance(genotype, Genotype):
             raise ConfigError(f"the search method {cls.name} derives {genotype!r}, no Genotype")
-        for cell_type in CELL_TYPES:
-            candidates = logits.space.candidates(cell_type)
-            for index, (operation, source) in enumerate(genotype.cell(cell_type)):
-                node = NODES[index // EDGES_PER_NODE]
-                if operation not in candidates[EDGES.index((source, node))]:
-                    raise ConfigError(
-                        f"the search method {cls.name} derives {operation} from {source} to {node} "
-                        f"in the {cell_type} cell, which the space {logits.space.name} has not"
-                    )
+        try:
+            for cell_type in CELL_TYPES:
+                places_of(genotype, logits.space, cell_type)
+        except ConfigError as error:
+            raise ConfigError(f"the search method {cls.name} derives {error}") from None
         return genotype
 
     def derive(self) -> Genotype:

@@ -5,9 +5,9 @@ import math
 import torch
 
 from ..errors import ConfigError, NonFiniteError
-from ..genotype import Genotype, Pair
+from ..genotype import Genotype, Pair, places_of
 from ..nn.sampling import ArchLogits, Draw
-from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, NODES, SearchSpace
+from ..spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace, node_edges
 
 _OPERATION_AHEAD, _EDGE_AHEAD = 10.0, 100.0
 """Logits of what a written genotype has; all others are 0. An edge's says more than any difference
@@ -46,7 +46,7 @@ def genotype_of(draw: Draw, space: SearchSpace) -> Genotype:
     def pairs(cell_type: str) -> tuple[tuple[str, int], ...]:
         cell, candidates = draw.cell(cell_type), space.candidates(cell_type)
         return tuple(
-            (candidates[edge][column], EDGES[edge][0])
+            (candidates[edge][column], space.edges[edge][0])
             for edge, column in zip(cell.edges, cell.operations, strict=True)
         )
 
@@ -68,21 +68,6 @@ def write_genotype(logits: ArchLogits, genotype: Genotype) -> None:
         for row, column in found:
             logits.ops(cell)[row, column] = _OPERATION_AHEAD
             logits.edges(cell)[row] = _EDGE_AHEAD
-
-
-def places_of(genotype: Genotype, space: SearchSpace, cell_type: str) -> list[tuple[int, int]]:
-    """Return the row of ``EDGES`` and the column of each of a cell's pairs, in their order.
-
-    Raises ``ConfigError`` for a genotype outside of the space.
-    """
-    places = []
-    for index, (operation, source) in enumerate(genotype.cell(cell_type)):
-        row = EDGES.index((source, NODES[index // EDGES_PER_NODE]))
-        candidates = space.candidates(cell_type)[row]
-        if operation not in candidates:
-            raise ConfigError(f"{operation} is not a candidate of edge {row} in {space.name}")
-        places.append((row, candidates.index(operation)))
-    return places
 
 
 def derive_strongest(logits: ArchLogits, space: SearchSpace) -> Genotype:
@@ -144,7 +129,7 @@ def _pairs(
     """Keep the strongest edges of each node, each with its best column."""
     candidates = logits.space.candidates(cell_type)
     return tuple(
-        (candidates[row][best[row]], EDGES[row][0])
-        for rows in NODE_EDGES
+        (candidates[row][best[row]], row - rows.start)
+        for rows in node_edges(len(best))
         for row in sorted(sorted(rows, key=lambda row: (-strength[row], row))[:EDGES_PER_NODE])
     )

@@ -1,6 +1,6 @@
 """GDAS (Dong and Yang, arXiv 1910.04465): one sampled operation on every edge.
 
-All 14 edges of a cell are computed, one sub-network per half, weights first, gradients through
+All edges of a cell are computed, one sub-network per half, weights first, gradients through
 the whole network. ``none`` is a candidate. Two things are not as in the published code, which the
 comparison does not need: the network ends like DARTS's, and the genotype is derived by DARTS's
 rule, because the published one can put both edges of a node on the same predecessor.
@@ -19,7 +19,7 @@ from .single_path import SinglePath
 
 @register_method("gdas")
 class Gdas(SinglePath):
-    """GDAS: one sampled operation on all 14 edges, with the kernels of D2NAS."""
+    """GDAS: one sampled operation on every edge, with the kernels of D2NAS."""
 
     weights_first = True
     searches_none = True

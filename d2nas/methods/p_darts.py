@@ -27,7 +27,7 @@ from ..genotype import Genotype
 from ..nn.mixed_supernet import MixedOperation, MixedSupernet, MixtureWeights, mixture_weights
 from ..nn.operations import Noise, initialize, noises_in
 from ..nn.sampling import ArchLogits
-from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
+from ..spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace, node_edges
 from .base import Batch, EpochEnd, Measured, Sizes, StepContext, register_method
 from .darts import Darts
 
@@ -122,7 +122,7 @@ def derive_with_few_skips(logits: ArchLogits, max_skips: int = MAX_SKIPS) -> Gen
     """
     return Genotype(
         normal=_derive(logits, "normal", max_skips),
-        reduce=_derive(logits, "reduce", len(EDGES)),
+        reduce=_derive(logits, "reduce", len(logits.space.edges)),
     )
 
 
@@ -138,13 +138,13 @@ def _derive(logits: ArchLogits, cell_type: str, max_skips: int) -> tuple[tuple[s
         strength = [weights_EO[row][column] for row, column in enumerate(best)]
         edges = [
             row
-            for rows in NODE_EDGES
+            for rows in node_edges(len(best))
             for row in sorted(sorted(rows, key=lambda row: -strength[row])[:EDGES_PER_NODE])
         ]
         skips = [row for row in edges if candidates[row][best[row]] == "skip_connect"]
         weakest = min(skips, key=strength.__getitem__, default=None)
         if weakest is None or len(skips) <= max_skips or strength[weakest] == 0.0:
-            return tuple((candidates[row][best[row]], EDGES[row][0]) for row in edges)
+            return tuple((candidates[row][best[row]], logits.space.edges[row][0]) for row in edges)
         weights_EO[weakest][best[weakest]] = 0.0
 
 
@@ -157,7 +157,7 @@ class _Stages(nn.Module):
         super().__init__()
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
         for cell in CELL_TYPES:
-            shape = (len(EDGES), space.num_columns(cell))
+            shape = (len(space.edges), space.num_columns(cell))
             self.register_buffer(cell, torch.ones(shape, dtype=torch.bool))
 
     def kept(self) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class RandomSearch(Method):
         self.logits = ArchLogits(space)
         with torch.no_grad():
             for cell_type in CELL_TYPES:
-                noise = draw_noise(space.num_columns(cell_type), generator)
+                noise = draw_noise(self.logits.ops(cell_type), generator)
                 self.logits.ops(cell_type).copy_(noise.ops)
                 self.logits.edges(cell_type).copy_(noise.edges)
 

@@ -8,7 +8,7 @@ published search takes all 50,000. Each then moves by SGD, the logits without mo
 
 As the published code (SNAS-Series): logits start at N(1, 0.01); the temperature falls linearly to
 0.03, in the first epoch already below 1; drop-path of 0.3; S0 with ``none``. Its final network has
-all 14 edges, ``none`` among them; here DARTS's rule keeps two per node and derives no ``none``
+all edges, ``none`` among them; here DARTS's rule keeps two per node and derives no ``none``
 (ours, so that cells are compared in the same form). No resource loss, which is optional there.
 """
 
@@ -104,9 +104,7 @@ class Snas(Darts):
         """Differentiate the training loss of one draw in all parameters; move the logits."""
         set_noise_generator(self._noises, context.draws(0))
         numbers = context.draws(2)
-        noises = {
-            cell: draw_noise(self.logits.space.num_columns(cell), numbers) for cell in CELL_TYPES
-        }
+        noises = {cell: draw_noise(self.logits.ops(cell), numbers) for cell in CELL_TYPES}
         weights = concrete_weights(self.logits, noises, context.temperature)
         loss, accuracy = measure(self.predict(batch, context, weights), batch.labels)
         torch.autograd.backward(loss)

@@ -4,7 +4,7 @@ DARTS (arXiv 1806.09055, Eq. 2): an edge is the sum of all its candidates, each 
 softmax of the edge's operation logits. PC-DARTS (arXiv 1907.05737, section 3): only 1/K of an
 edge's channels go through that sum, and edges are weighted too.
 
-Shape letters: E = 14 edges, O = operation columns.
+Shape letters: E edges (14 in a cell of four nodes), O = operation columns.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..devices import send
 from ..errors import ConfigError
-from ..spaces import CELL_TYPES, EDGES, NODE_EDGES, NODES, SearchSpace
+from ..spaces import CELL_TYPES, NUM_INPUTS, SearchSpace, node_edges
 from .network import DropPath
 from .operations import CellPlan, build_candidate, build_stem, plan_cells, preprocess_inputs
 from .recomputation import RECOMPUTE, recomputed
@@ -102,7 +102,7 @@ class MixedOperation(nn.Module):
 
 
 class MixedCell(nn.Module):
-    """A cell in which all 14 edges run."""
+    """A cell in which all edges run."""
 
     def __init__(
         self,
@@ -124,7 +124,9 @@ class MixedCell(nn.Module):
                 plan.stride(source),
                 channel_divisor=channel_divisor,
             )
-            for (source, _), operations in zip(EDGES, space.candidates(plan.cell_type), strict=True)
+            for (source, _), operations in zip(
+                space.edges, space.candidates(plan.cell_type), strict=True
+            )
         )
 
     def forward(
@@ -135,25 +137,25 @@ class MixedCell(nn.Module):
         edges_E: Tensor | None,
         drop_EN111: Tensor | None = None,
     ) -> Tensor:
-        """Return the concatenated nodes, (N, 4C, H, W).
+        """Return the concatenated nodes, (N, nodes x C, H, W).
 
         ``ops_EO`` and ``edges_E`` are weights, not logits; ``edges_E`` None weighs all edges 1.
         ``drop_EN111``: drop-path's factor of each edge and image.
         """
         states = [self._block(self.preprocess0, input0), self._block(self.preprocess1, input1)]
         op_weights = ops_EO.unbind()
-        edge_weights = [None] * len(EDGES) if edges_E is None else edges_E.unbind()
-        drops = [None] * len(EDGES) if drop_EN111 is None else drop_EN111.unbind()
-        for rows in NODE_EDGES:
+        num_edges = len(op_weights)
+        edge_weights = [None] * num_edges if edges_E is None else edges_E.unbind()
+        drops = [None] * num_edges if drop_EN111 is None else drop_EN111.unbind()
+        for rows in node_edges(num_edges):
             node: Tensor | None = None
-            for row in rows:
-                source = states[EDGES[row][0]]
+            for source, row in zip(states, rows, strict=True):
                 factors = (op_weights[row], edge_weights[row], drops[row])
                 term = self._block(self.edges[row], source, *factors)
                 node = term if node is None else node + term
             assert node is not None  # every node has predecessors
             states.append(node)
-        return torch.cat(states[-len(NODES) :], dim=1)
+        return torch.cat(states[NUM_INPUTS:], dim=1)
 
     def _block(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         output: Tensor = recomputed(block, *inputs) if self.recompute == "op" else block(*inputs)
@@ -197,7 +199,7 @@ class MixedSupernet(nn.Module):
         # 3 x the cell width for both stems, as DARTS's and PC-DARTS's search networks.
         width = 3 * init_channels
         self.stem = build_stem(stem, in_channels, width)
-        outputs = {cell_type: len(NODES) for cell_type in CELL_TYPES}
+        outputs = {cell_type: len(space.nodes) for cell_type in CELL_TYPES}
         plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
         self.cells = nn.ModuleList(
             MixedCell(
@@ -205,7 +207,7 @@ class MixedSupernet(nn.Module):
             )
             for plan in plans
         )
-        self.classifier = nn.Linear(len(NODES) * plans[-1].channels, num_classes)
+        self.classifier = nn.Linear(len(space.nodes) * plans[-1].channels, num_classes)
 
     def forward(
         self, x: Tensor, weights: ArchLogits | MixtureWeights, drop_path: DropPath | None = None
@@ -222,8 +224,9 @@ class MixedSupernet(nn.Module):
         pairs = {cell: self._pair(weights, cell, x) for cell in CELL_TYPES}
         drops: list[Tensor | None] = [None] * len(self.cells)
         if drop_path is not None and drop_path.probability > 0 and self.training:
-            factors = drop_path.factors(len(self.cells) * len(EDGES), len(x), x.device)
-            drops = list(torch.split(factors, len(EDGES)))
+            num_edges = len(self.space.edges)
+            factors = drop_path.factors(len(self.cells) * num_edges, len(x), x.device)
+            drops = list(torch.split(factors, num_edges))
         previous, current = self.stem(x)
         for cell, drop in zip(self.cells, drops, strict=True):
             assert isinstance(cell, MixedCell)
@@ -241,7 +244,7 @@ class MixedSupernet(nn.Module):
             ops_EO, edges_E = self._softmaxed(weights, cell_type)
         else:
             ops_EO, edges_E = weights[cell_type]
-        shape = (len(EDGES), self.space.num_columns(cell_type) + len(self.extra))
+        shape = (len(self.space.edges), self.space.num_columns(cell_type) + len(self.extra))
         if ops_EO.shape != shape or (edges_E is not None and edges_E.shape != shape[:1]):
             raise ConfigError(
                 f"{cell_type} weights of shape {tuple(ops_EO.shape)} cannot weigh {shape[1]} "

@@ -21,7 +21,7 @@ from ..files.strict_json import parse_json
 from ..files.tensors import decode_tensors
 from ..files.verified_folder import read_verified
 from ..genotype import Genotype
-from ..spaces import EDGES_PER_NODE, NODES
+from ..spaces import EDGES_PER_NODE
 from .operations import CellPlan, build_operation, build_stem, plan_cells, preprocess_inputs
 from .units import MemorySaving, share_relu
 
@@ -112,9 +112,8 @@ class Cell(MemorySaving):
             State(self._apply_to(state, preprocess))
             for state, preprocess in ((input0, self.preprocess0), (input1, self.preprocess1))
         ]
-        for node in range(len(NODES)):
-            edges = range(EDGES_PER_NODE * node, EDGES_PER_NODE * (node + 1))
-            first, second = (self._edge(edge, states, factors) for edge in edges)
+        for edge in range(0, len(self.operations), EDGES_PER_NODE):
+            first, second = (self._edge(each, states, factors) for each in (edge, edge + 1))
             states.append(State(_sum(*first, *second)))
         return torch.cat([states[node].value for node in self.concat], dim=1)
 

@@ -2,43 +2,48 @@
 
 In logarithms and float64, as logits that lie far apart would make 0 / 0 of quotients.
 
-Shape letters: E = 14 edges, O = operation columns, S = 8 sampled edges, K draws.
+Shape letters: E edges, O = operation columns, P = pairs of edges, S = sampled edges, K draws.
 """
 
 import copy
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES
-from .sampling import ArchLogits, Draw
+from ..spaces import CELL_TYPES, EDGES_PER_NODE, node_edges
+from .sampling import ArchLogits, Draw, same_node
 
-NODE_PAIRS = tuple(tuple(itertools.combinations(rows, EDGES_PER_NODE)) for rows in NODE_EDGES)
-"""By node: the pairs of edges that may enter it, as rows of ``EDGES``, ascending."""
-PAIRS = tuple(itertools.chain(*NODE_PAIRS))
-"""The same, one node's after the other's."""
-
-_NUMBER_OF = {pair: number for number, pair in enumerate(PAIRS)}
-_FIRST, _SECOND = (torch.tensor([pair[which] for pair in PAIRS]) for which in (0, 1))
-_OTHERS_EE = torch.tensor(
-    [
-        [one != edge and one in rows for one in range(len(EDGES))]
-        for rows in NODE_EDGES
-        for edge in rows
-    ]
-)
-"""Row e: the other edges into the node that edge e enters."""
 TEMPERATURES = (1e-4, 1e4)
 """Those that ``temperature_of`` looks among."""
 _STEPS = 60
 
 
+@cache
+def node_pairs(num_edges: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Return, by node, the pairs of edges that may enter it, as rows of the logits, ascending."""
+    return tuple(tuple(itertools.combinations(rows, 2)) for rows in node_edges(num_edges))
+
+
+@cache
+def _pairs(num_edges: int) -> tuple[tuple[int, int], ...]:
+    """The same, one node's after the other's."""
+    return tuple(itertools.chain(*node_pairs(num_edges)))
+
+
+@cache
+def _pair_rows(num_edges: int) -> tuple[Tensor, Tensor]:
+    """Return the first and the second edge of each pair, (P,)."""
+    first_P, second_P = torch.tensor(_pairs(num_edges)).unbind(dim=1)
+    return first_P, second_P
+
+
 def pair_log_probabilities(edges_E: Tensor) -> Tensor:
-    """Return the logarithms of the probabilities of ``PAIRS``, float64: of each node's they sum
-    to 1.
+    """Return the logarithms of the probabilities of ``node_pairs``, one node's after the other's,
+    (P,), float64: of each node's they sum to 1.
 
     Two edges i and j enter a node where they have the two largest perturbed logits: drawn without
     replacement, in either order (Plackett-Luce),
@@ -46,11 +51,15 @@ def pair_log_probabilities(edges_E: Tensor) -> Tensor:
         p(i, j) = p_i * p_j / (1 - p_i) + p_j * p_i / (1 - p_j)
     """
     edges_E = edges_E.double()
-    log_p_E = torch.cat([edges_E[rows.start : rows.stop].log_softmax(dim=0) for rows in NODE_EDGES])
+    num_edges = len(edges_E)
+    by_node = node_edges(num_edges)
+    log_p_E = torch.cat([edges_E[rows.start : rows.stop].log_softmax(dim=0) for rows in by_node])
     # log(1 - p_i) as the logarithm of what the others sum to: exact where p_i is nearly 1.
-    rest_E = log_p_E.expand(len(EDGES), -1).masked_fill(~_OTHERS_EE, -torch.inf).logsumexp(dim=1)
-    orders = torch.stack([-rest_E[_FIRST], -rest_E[_SECOND]])
-    return log_p_E[_FIRST] + log_p_E[_SECOND] + orders.logsumexp(dim=0)
+    others_EE = (same_node(num_edges) - torch.eye(num_edges)).bool()
+    rest_E = log_p_E.expand(num_edges, -1).masked_fill(~others_EE, -torch.inf).logsumexp(dim=1)
+    first_P, second_P = _pair_rows(num_edges)
+    orders_2P = torch.stack([-rest_E[first_P], -rest_E[second_P]])
+    return log_p_E[first_P] + log_p_E[second_P] + orders_2P.logsumexp(dim=0)
 
 
 def operation_log_probabilities(logits: ArchLogits, cell_type: str) -> Tensor:
@@ -61,11 +70,12 @@ def operation_log_probabilities(logits: ArchLogits, cell_type: str) -> Tensor:
 
 def edge_probabilities(edges_E: Tensor) -> Tensor:
     """Return each edge's probability to be one of the two that enter its node, (E,), float64."""
-    pairs = pair_log_probabilities(edges_E).exp()
+    pairs_P = pair_log_probabilities(edges_E).exp()
+    first_P, second_P = _pair_rows(len(edges_E))
     return (
         torch.zeros_like(edges_E, dtype=torch.float64)
-        .index_add(0, _FIRST, pairs)
-        .index_add(0, _SECOND, pairs)
+        .index_add(0, first_P, pairs_P)
+        .index_add(0, second_P, pairs_P)
     )
 
 
@@ -84,15 +94,16 @@ def log_probabilities(
     total_K = log_p_EO[rows_KS, columns_KS].sum(dim=1)
     if not edges:
         return total_K
+    log_p_P = pair_log_probabilities(logits.edges(cell_type))
+    number_of = {pair: number for number, pair in enumerate(_pairs(len(log_p_EO)))}
     pairs_KN = [
         [
-            _NUMBER_OF[cell.edges[first : first + EDGES_PER_NODE]]
+            number_of[cell.edges[first], cell.edges[first + 1]]
             for first in range(0, len(cell.edges), EDGES_PER_NODE)
         ]
         for cell in cells
     ]
-    log_p = pair_log_probabilities(logits.edges(cell_type))
-    return total_K + log_p[torch.tensor(pairs_KN)].sum(dim=1)
+    return total_K + log_p_P[torch.tensor(pairs_KN)].sum(dim=1)
 
 
 @torch.no_grad()

@@ -3,28 +3,33 @@
 Per cell type: two edges per node by Gumbel top-2, one operation per edge by Gumbel argmax, with
 straight-through gradients (the paper's section 4, equal to ROME v2, arXiv 2011.11233, section 3.3).
 
-Shape letters: E = 14 edges, O = operation columns, S = 8 sampled edges.
+Shape letters: E edges (14 in a cell of four nodes), O = operation columns, S = sampled edges, two
+of each node.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODE_EDGES, SearchSpace
+from ..spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace, node_edges
 
-# same_node[e, f] = 1 where edges e and f enter the same node.
-_SAME_NODE_EE = torch.tensor(
-    [[float(edge in rows) for edge in range(len(EDGES))] for rows in NODE_EDGES for _ in rows]
-)
+
+@cache
+def same_node(num_edges: int) -> Tensor:
+    """Return (E, E): 1 where two edges enter the same node."""
+    edges = range(num_edges)
+    return torch.tensor(
+        [[float(e in rows) for e in edges] for rows in node_edges(num_edges) for _ in rows]
+    )
 
 
 class ArchLogits(nn.Module):
     """The architecture parameters of a space, in this order: ``normal_ops``, ``reduce_ops``
-    (14 x columns), ``normal_edges``, ``reduce_edges`` (14).
+    (edges x columns), ``normal_edges``, ``reduce_edges`` (edges).
 
     Start: operations 1e-3 x N(0, 1), as DARTS's code; edges 0, so that no edge is ahead before
     anything was learned (ours; for methods without edge logits they stay there). They stay on the
@@ -76,7 +81,7 @@ class ArchLogits(nn.Module):
                 self.choosable(cell_type, none_too=none_too),
             )
             per_edge = -torch.xlogy(ops_EO, ops_EO).sum(1).mean()
-            all_edges = -torch.xlogy(edges_E, edges_E).sum() / len(NODE_EDGES)
+            all_edges = -torch.xlogy(edges_E, edges_E).sum() / len(self.space.nodes)
         return float(per_edge), float(all_edges)
 
 
@@ -84,9 +89,9 @@ class ArchLogits(nn.Module):
 class CellDraw:
     """One sampled cell.
 
-    ``edges``: 8 rows of ``EDGES``, two per node, ascending. ``operations``: the column chosen on
-    each. ``gates``: (S,) tensor of ones whose gradient reaches the logits straight through the
-    sampling, or None where no architecture gradient is wanted.
+    ``edges``: rows of the space's ``edges``, two per node, ascending. ``operations``: the column
+    chosen on each. ``gates``: (S,) tensor of ones whose gradient reaches the logits straight
+    through the sampling, or None where no architecture gradient is wanted.
     """
 
     edges: tuple[int, ...]
@@ -147,9 +152,11 @@ def choosable(space: SearchSpace, cell_type: str, *, none_too: bool = False) -> 
     return mask
 
 
-def draw_noise(num_columns: int, generator: torch.Generator) -> GumbelNoise:
-    """Draw a cell's noise: minus the logarithm of exponential samples."""
-    num_edges = len(_SAME_NODE_EE)
+def draw_noise(ops_EO: Tensor, generator: torch.Generator) -> GumbelNoise:
+    """Draw the noise of a cell with such operation logits: minus the logarithm of exponential
+    samples.
+    """
+    num_edges, num_columns = ops_EO.shape
     exponential = torch.empty(num_edges, num_columns + 1, dtype=torch.float64)
     exponential.exponential_(generator=generator)
     gumbel = -exponential.clamp_min(torch.finfo(torch.float64).tiny).log()
@@ -173,7 +180,8 @@ def choice_probabilities(
         ops_EO = (ops_EO + noise.ops.to(ops_EO.dtype)) / temperature
         edges_E = (edges_E + noise.edges.to(edges_E.dtype)) / temperature
     soft_EO = ops_EO.masked_fill(~choosable_EO, -torch.inf).softmax(dim=1)
-    soft_E = torch.cat([edges_E[rows.start : rows.stop].softmax(dim=0) for rows in NODE_EDGES])
+    by_node = node_edges(len(edges_E))
+    soft_E = torch.cat([edges_E[rows.start : rows.stop].softmax(dim=0) for rows in by_node])
     return soft_EO, soft_E
 
 
@@ -228,7 +236,7 @@ class _StraightThrough(torch.autograd.Function):
         weighted_EO = soft_EO * hard_EO
         ops_EO = weighted_EO - soft_EO * weighted_EO.sum(dim=1, keepdim=True)
         weighted_E = soft_E * hard_E
-        edges_E = weighted_E - soft_E * (_SAME_NODE_EE.to(soft_E.dtype) @ weighted_E)
+        edges_E = weighted_E - soft_E * (same_node(len(soft_E)).to(soft_E.dtype) @ weighted_E)
         return ops_EO * ops_scale, edges_E * edges_scale, *[None] * 6
 
     @staticmethod
@@ -277,7 +285,7 @@ def sample_cell(
         strength, columns = perturbed_E.tolist(), perturbed_EO.argmax(dim=1).tolist()
     edges = tuple(
         edge
-        for rows in NODE_EDGES
+        for rows in node_edges(len(strength))
         for edge in sorted(sorted(rows, key=lambda row: -strength[row])[:EDGES_PER_NODE])
     )
     operations = tuple(columns[edge] for edge in edges)
@@ -312,7 +320,7 @@ def sample(
             logits,
             cell_type,
             tau,
-            draw_noise(logits.space.num_columns(cell_type), generator),
+            draw_noise(logits.ops(cell_type), generator),
             edge_gate_scale=edge_gate_scale,
             operation_gate_scale=operation_gate_scale,
         )
@@ -329,7 +337,7 @@ def sample_operations(logits: ArchLogits, tau: float, generator: torch.Generator
     for cell_type in CELL_TYPES:
         ops_EO, edges_E = logits.ops(cell_type), logits.edges(cell_type)
         mask_EO = logits.choosable(cell_type, none_too=True)
-        noise = draw_noise(logits.space.num_columns(cell_type), generator)
+        noise = draw_noise(ops_EO, generator)
         soften = partial(choice_probabilities, ops_EO, edges_E, mask_EO, noise, tau)
         with torch.no_grad():
             soft_EO, soft_E = soften()

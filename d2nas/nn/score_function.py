@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ..spaces import CELL_TYPES
 from .probability import (
-    NODE_PAIRS,
     log_probabilities,
+    node_pairs,
     operation_log_probabilities,
     pair_log_probabilities,
 )
@@ -68,7 +68,7 @@ def sample_evenly(logits: ArchLogits, count: int, generator: torch.Generator) ->
     for cell_type in CELL_TYPES:
         probabilities = iter(pair_log_probabilities(logits.edges(cell_type)).exp().tolist())
         chosen = []
-        for pairs in NODE_PAIRS:
+        for pairs in node_pairs(len(logits.edges(cell_type))):
             own = [*itertools.islice(probabilities, len(pairs))]
             chosen.append([pairs[index] for index in systematic.draw(own, count)])
         edges_of[cell_type] = [

@@ -11,7 +11,7 @@ and branch cells, of which only the latter are updated during the search (its Fi
 - Exactly one branch is alive at a time, so activation memory does not grow with depth.
 
 ``branch_length`` cells form one branch; with ``branch_length=num_cells`` this is ROME's entangled
-single-path supernet. Only the eight sampled edges of a cell are ever computed.
+single-path supernet. Only the sampled edges of a cell, two per node, are ever computed.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..spaces import EDGES, NODE_EDGES, NODES, SearchSpace
+from ..spaces import NUM_INPUTS, SearchSpace, node_edges
 from .operations import (
     CellPlan,
     build_candidate,
@@ -106,10 +106,12 @@ class SuperCell(nn.Module):
         self.preprocess0, self.preprocess1 = preprocess_inputs(plan, affine=False)
         self.candidates = nn.ModuleList(
             nn.ModuleList(
-                build_candidate(operation, plan.channels, plan.stride(EDGES[edge][0]))
+                build_candidate(operation, plan.channels, plan.stride(source))
                 for operation in operations
             )
-            for edge, operations in enumerate(space.candidates(plan.cell_type))
+            for (source, _), operations in zip(
+                space.edges, space.candidates(plan.cell_type), strict=True
+            )
         )
 
     def forward(
@@ -119,7 +121,7 @@ class SuperCell(nn.Module):
         draw: CellDraw,
         prepared: tuple[bool, bool] = (False, False),
     ) -> Tensor:
-        """Return the concatenated nodes, (N, 4C, H, W).
+        """Return the concatenated nodes, (N, nodes x C, H, W).
 
         ``prepared`` says which input has been through the cell's preprocessing already. Any number
         of sampled edges may enter a node, from one on.
@@ -141,10 +143,10 @@ class SuperCell(nn.Module):
         if gates is not None and gates.device != states[0].device:
             gates = gates.to(states[0].device)
         first = 0
-        for node_edges in NODE_EDGES:
-            edges = [edge for edge in node_edges if edge in operations]
+        for rows in node_edges(len(self.candidates)):
+            edges = [edge for edge in rows if edge in operations]
             blocks = [self.candidates[edge][operations[edge]] for edge in edges]  # type: ignore[index]
-            sources = [states[EDGES[edge][0]] for edge in edges]
+            sources = [states[edge - rows.start] for edge in edges]
             if gates is None:
                 states.append(reduce(torch.add, map(self._block, blocks, sources)))
             elif self.recompute == "op":
@@ -158,7 +160,7 @@ class SuperCell(nn.Module):
                 terms = list(map(self._block, blocks, sources))
                 states.append(_GatedSum.apply(gates, first, draw.are_ones, *terms))
             first += len(edges)
-        del states[: -len(NODES)]
+        del states[:NUM_INPUTS]
         output = torch.cat(states, dim=1)
         states.clear()
         return output
@@ -192,11 +194,10 @@ class _GlobalMean(torch.autograd.Function):
         return shares[:, :, None, None].expand(ctx.shape), None
 
 
-def _head_body(branch_head: str, channels: int) -> nn.Module:
-    """Return what stands between a branch's last cell and its pooling."""
+def _head_body(branch_head: str, width: int) -> nn.Module:
+    """Return what stands between a branch's last cell, of ``width`` channels, and its pooling."""
     if branch_head == "linear":
         return nn.Identity()
-    width = len(NODES) * channels
     return nn.Sequential(
         _AtMost(HEAD_SIZE), build_depthwise_unit(width, kernel=3, stride=1, dilation=1, affine=True)
     )
@@ -256,19 +257,18 @@ class Supernet(nn.Module):
         # 3 x the cell width for both stems, as DARTS's and PC-DARTS's search networks.
         width = 3 * init_channels
         self.stem = build_stem(stem, in_channels, width)
-        outputs = {"normal": len(NODES), "reduce": len(NODES)}
+        num_nodes = len(space.nodes)
+        outputs = {"normal": num_nodes, "reduce": num_nodes}
         plans = plan_cells(num_cells, init_channels, stem=stem, stem_width=width, outputs=outputs)
         self.cells = nn.ModuleList(SuperCell(space, plan, recompute=recompute) for plan in plans)
         self.cell_types = sorted({plan.cell_type for plan in plans})
         self.borders = (*range(branch_length, num_cells, branch_length), num_cells)
-        self.heads = nn.ModuleList(
-            nn.Linear(len(NODES) * plans[border - 1].channels, num_classes)
-            for border in self.borders
-        )
+        widths = [num_nodes * plans[border - 1].channels for border in self.borders]
+        self.heads = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
         # The last branch's logits are the network's prediction: its head is the network's.
         self.head_bodies = nn.ModuleList(
-            _head_body(branch_head if border < num_cells else "linear", plans[border - 1].channels)
-            for border in self.borders
+            _head_body(branch_head if border < num_cells else "linear", width)
+            for border, width in zip(self.borders, widths, strict=True)
         )
 
     @torch.no_grad()

@@ -16,9 +16,9 @@ from ..config import DataConfig, RetrainConfig
 from ..data.batches import channels_last
 from ..data.images import ImageData, Images, Normalizer
 from ..data.splits import epoch_order
-from ..genotype import Genotype
+from ..genotype import Genotype, places_of
 from ..measure.calibration import calibrated_loss
-from ..methods.derivation import derive_genotype, genotype_of, places_of
+from ..methods.derivation import derive_genotype, genotype_of
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.probability import tempered
 from ..nn.sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
@@ -56,7 +56,7 @@ def sample_candidates(
             break
         draws = generator(seed, "candidate", attempt)
         cells = [
-            sample_cell(logits, cell, 1.0, draw_noise(logits.space.num_columns(cell), draws))
+            sample_cell(logits, cell, 1.0, draw_noise(logits.ops(cell), draws))
             for cell in ("normal", "reduce")
         ]
         genotype = genotype_of(Draw(*cells), logits.space)

@@ -30,7 +30,7 @@ from d2nas.methods.single_path import SinglePath
 from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
 from d2nas.nn.units import keep_everything
 from d2nas.randomness import generator
-from d2nas.spaces import CELL_TYPES, EDGES, NODES, SPACES, SearchSpace
+from d2nas.spaces import CELL_TYPES, SPACES, SearchSpace
 from d2nas.train.loop import to_device
 from d2nas.train.precision import compute_type
 from d2nas.train.search import weight_optimizer
@@ -194,7 +194,7 @@ def draws_of(case: Case) -> dict[str, Draw | None]:
     """Return the sub-networks to measure, without gates, by name.
 
     Each operation (or each heavy one) on all edges, these entering from the two inputs or making
-    the deepest chain (GDAS runs all 14): there the worst is looked for. And 16 random ones, of
+    the deepest chain (GDAS runs all): there the worst is looked for. And 16 random ones, of
     which the mean is taken. A method that samples nothing has one entry, None.
     """
     kind = search_methods.find(case.config.method)
@@ -214,11 +214,11 @@ def _uniform_draws(
     kind: type[SinglePath], space: SearchSpace, operations: Sequence[str] | None
 ) -> dict[str, Draw]:
     shapes = {
-        "from the inputs": _entering(lambda node: (0, 1)),
-        "in a chain": _entering(lambda node: (node - 2, node - 1)),
+        "from the inputs": _entering(space, lambda node: (0, 1)),
+        "in a chain": _entering(space, lambda node: (node - 2, node - 1)),
     }
     if kind.all_edges:
-        shapes = {"on all edges": tuple(range(len(EDGES)))}
+        shapes = {"on all edges": tuple(range(len(space.edges)))}
     known = dict.fromkeys(name for edge in space.normal for name in edge)
     return {
         f"{operation} {shape}": _uniform(space, operation, edges)
@@ -227,8 +227,10 @@ def _uniform_draws(
     }
 
 
-def _entering(sources: Callable[[int], tuple[int, int]]) -> tuple[int, ...]:
-    return tuple(EDGES.index((source, node)) for node in NODES for source in sources(node))
+def _entering(space: SearchSpace, sources: Callable[[int], tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(
+        space.edges.index((source, node)) for node in space.nodes for source in sources(node)
+    )
 
 
 def _uniform(space: SearchSpace, operation: str, edges: tuple[int, ...]) -> Draw:

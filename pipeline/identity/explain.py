@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from d2nas.genotype import Pair
-from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS
+from d2nas.spaces import EDGES_PER_NODE, NUM_INPUTS
 
 from .expressions import Value
 from .layout import DEPLOYED_OPERATIONS, CellLayout, fit_node, lay, node_values, operation_layers
@@ -26,7 +26,7 @@ def explain_cell(layout: CellLayout, output: Value, previous: Value | None) -> s
         )
     names = _name_states(layout, states, previous)
     for node in layout.concat:
-        position = NODES.index(node)
+        position = node - NUM_INPUTS
         edges = slice(EDGES_PER_NODE * position, EDGES_PER_NODE * (position + 1))
         claimed, operands = layout.pairs[edges], states[node].inputs
         if not _agrees(layout, claimed, operands, names):

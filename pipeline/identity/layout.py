@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from d2nas.genotype import Genotype, Pair
-from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS, OPERATION_NAMES
+from d2nas.spaces import EDGES_PER_NODE, NUM_INPUTS, OPERATION_NAMES
 
 from .expressions import Value
 
@@ -114,7 +114,7 @@ class CellLayout:
     after_reduction: bool
 
     def operation(self, edge: int) -> Layers:
-        """Return the layers of one of the 8 edges."""
+        """Return the layers of one of the edges."""
         name, source = self.pairs[edge]
         return operation_layers(name, self.channels, self.stride(source))
 
@@ -228,7 +228,8 @@ def fit_cell(layout: CellLayout, output: Value) -> list[CellFit]:
     """Return the ways to lay a cell over ``output``, one for each pair of inputs; [] if none."""
     states = node_values(layout, output)
     found: dict[tuple[int, ...], CellFit] = {}
-    for assigned, convs in _fit_nodes(layout, states or {}, len(NODES) - 1, ()):
+    last = len(layout.pairs) // EDGES_PER_NODE - 1
+    for assigned, convs in _fit_nodes(layout, states or {}, last, ()):
         fits = [lay(layout.preprocess(which), assigned[which]) for which in range(NUM_INPUTS)]
         first, second = fits
         if first is None or second is None:
@@ -259,7 +260,7 @@ def _fit_nodes(
         if all(which in states for which in range(NUM_INPUTS)):
             yield states, convs
         return
-    if NODES[position] not in states:  # neither concatenated nor read: not in the graph
+    if NUM_INPUTS + position not in states:  # neither concatenated nor read: not in the graph
         yield from _fit_nodes(layout, states, position - 1, convs)
         return
     for fitted, more in fit_node(layout, states, position):
@@ -270,7 +271,7 @@ def fit_node(
     layout: CellLayout, states: dict[int, Value], position: int
 ) -> Iterator[tuple[dict[int, Value], tuple[Value, ...]]]:
     """Yield (values of the states known then, convolutions) for each way to lay one node."""
-    value = states[NODES[position]]
+    value = states[NUM_INPUTS + position]
     if value.kind != "add":
         return
     edges = range(EDGES_PER_NODE * position, EDGES_PER_NODE * (position + 1))

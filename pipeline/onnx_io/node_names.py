@@ -24,7 +24,7 @@ from torch import nn
 from d2nas.genotype import Pair
 from d2nas.nn.network import Cell, Network
 from d2nas.nn.operations import reduction_positions
-from d2nas.spaces import EDGES_PER_NODE, NODES, NUM_INPUTS
+from d2nas.spaces import EDGES_PER_NODE, NUM_INPUTS
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 """Metadata of a node: the modules around it from the outside in, then the traced call's name."""
@@ -91,7 +91,7 @@ def _edge_path(cell: int, edge: int) -> str:
 
 def _edge_name(network: Network, index: int, edge: int) -> str:
     operation, _ = _pairs(network, index)[edge]
-    node, which = NODES[edge // EDGES_PER_NODE], edge % EDGES_PER_NODE
+    node, which = NUM_INPUTS + edge // EDGES_PER_NODE, edge % EDGES_PER_NODE
     return f"{_cell_name(index)}/node{node}/edge{which}_{operation}"
 
 
@@ -129,7 +129,7 @@ def _sums(
             for which in range(NUM_INPUTS)
         ]
         outputs: dict[tuple[str, str | None], str | None] = {}
-        for position, node in enumerate(NODES):
+        for position, node in enumerate(network.genotype.nodes):
             operands = []
             for edge in range(EDGES_PER_NODE * position, EDGES_PER_NODE * (position + 1)):
                 key = (pairs[edge][0], states[pairs[edge][1]])

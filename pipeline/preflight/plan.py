@@ -14,7 +14,7 @@ from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
 from d2nas.data.sources import data_folder, list_config, list_usable_images
-from d2nas.spaces import CELL_TYPES, NODE_EDGES, SearchSpace
+from d2nas.spaces import CELL_TYPES, SearchSpace, node_edges
 
 from ..running.file_hashes import FileHashes
 from ..running.runner import Runner
@@ -435,7 +435,8 @@ def _heavy_draw(space: SearchSpace, *, all_edges: bool) -> Any:
     """Return a sub-network with a separable convolution on each edge that offers one."""
     from d2nas.nn.sampling import CellDraw, Draw
 
-    edges = tuple(edge for rows in NODE_EDGES for edge in (rows if all_edges else rows[:2]))
+    by_node = node_edges(len(space.edges))
+    edges = tuple(edge for rows in by_node for edge in (rows if all_edges else rows[:2]))
     cells = []
     for cell_type in CELL_TYPES:
         candidates = space.candidates(cell_type)

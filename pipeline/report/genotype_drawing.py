@@ -6,11 +6,10 @@ right angles; a dot says where one branches off.
 """
 
 from d2nas.genotype import Genotype
-from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, NUM_INPUTS, PARAMETERLESS
+from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NUM_INPUTS, PARAMETERLESS
 
 from . import svg
 
-_WIDTH, _CELL_HEIGHT = 706, 424
 _INPUTS = {38: "c(k-2)", 104: "c(k-1)"}
 _INPUT_Y = 60
 _COLUMN, _ROW, _LANE = 143, 72, 32
@@ -20,7 +19,7 @@ _RADIUS = 15
 _BOX_WIDTH, _BOX_HEIGHT = 58, 26
 _OPERATION_WIDTH = 98
 _ARROW = 16
-_OUTPUT_Y = 386
+_RIGHT_MARGIN, _BOTTOM_MARGIN = 30, 38
 _RULES = """
 text { font: 12px system-ui, sans-serif; fill: $ink; text-anchor: middle }
 .title { font-size: 15px; font-weight: 600; text-anchor: start }
@@ -50,12 +49,14 @@ text { fill: $ink }
 
 def draw_genotype(genotype: Genotype) -> str:
     """Return a self-contained SVG; dashed are operations without weights."""
-    height = _CELL_HEIGHT * len(CELL_TYPES)
+    height = _output_y(genotype) + _BOTTOM_MARGIN
     cells = "".join(
-        f'<g transform="translate(0 {_CELL_HEIGHT * index})">{_draw_cell(genotype, cell)}</g>'
+        f'<g transform="translate(0 {height * index})">{_draw_cell(genotype, cell)}</g>'
         for index, cell in enumerate(CELL_TYPES)
     )
-    return svg.document(_WIDTH, height, "genotype", _RULES, _DARK_RULES, cells)
+    return svg.document(
+        _width(genotype), height * len(CELL_TYPES), "genotype", _RULES, _DARK_RULES, cells
+    )
 
 
 def _draw_cell(genotype: Genotype, cell_type: str) -> str:
@@ -69,15 +70,24 @@ def _draw_cell(genotype: Genotype, cell_type: str) -> str:
     return "".join(
         [
             f'<text class="title" x="9" y="26">{title}</text>',
-            f'<text class="legend" x="{_WIDTH - 9}" y="26">{legend}</text>',
-            *(_draw_output_line(node) for node in concat),
-            *(_draw_trunk(source, edges) for source in range(NUM_INPUTS + len(NODES))),
+            f'<text class="legend" x="{_width(genotype) - 9}" y="26">{legend}</text>',
+            *(_draw_output_line(node, _output_y(genotype)) for node in concat),
+            *(_draw_trunk(source, edges) for source in range(genotype.nodes.stop)),
             *(_draw_edge(*edge) for edge in edges),
             *(_draw_box(x, _INPUT_Y, name) for x, name in _INPUTS.items()),
-            *(_draw_node(node) for node in NODES),
-            _draw_output(concat),
+            *(_draw_node(node) for node in genotype.nodes),
+            _draw_output(genotype, concat),
         ]
     )
+
+
+def _width(genotype: Genotype) -> int:
+    return _centre(genotype.nodes[-1])[0] + _RIGHT_MARGIN
+
+
+def _output_y(genotype: Genotype) -> int:
+    """Height of the output, below the lowest node."""
+    return _lane(len(genotype.normal)) - _LANE // 4
 
 
 def _centre(source: int) -> tuple[int, int]:
@@ -105,7 +115,7 @@ def _draw_trunk(source: int, edges: list[tuple[str, int, int]]) -> str:
 
 def _draw_edge(operation: str, source: int, index: int) -> str:
     start, lane = _centre(source)[0], _lane(index)
-    end, middle = _centre(NODES[index // EDGES_PER_NODE])
+    end, middle = _centre(NUM_INPUTS + index // EDGES_PER_NODE)
     right = end - _RADIUS - _ARROW
     left = right - _OPERATION_WIDTH
     line, box = ("plain", "free") if operation in PARAMETERLESS else ("edge", "operation")
@@ -135,16 +145,17 @@ def _draw_node(node: int) -> str:
     )
 
 
-def _draw_output_line(node: int) -> str:
+def _draw_output_line(node: int, output_y: int) -> str:
     x, y = _centre(node)
-    return f'<path class="out" d="M{x} {y} V{_OUTPUT_Y}"/>'
+    return f'<path class="out" d="M{x} {y} V{output_y}"/>'
 
 
-def _draw_output(concat: tuple[int, ...]) -> str:
-    left, right = _centre(NODES[0])[0] - 20, _centre(NODES[-1])[0] + 20
+def _draw_output(genotype: Genotype, concat: tuple[int, ...]) -> str:
+    left, right = _centre(genotype.nodes[0])[0] - 20, _centre(genotype.nodes[-1])[0] + 20
+    y = _output_y(genotype)
     names = ", ".join(str(node) for node in concat)
     return (
-        f'<rect class="box" x="{left}" y="{_OUTPUT_Y - _BOX_HEIGHT // 2}" width="{right - left}" '
+        f'<rect class="box" x="{left}" y="{y - _BOX_HEIGHT // 2}" width="{right - left}" '
         f'height="{_BOX_HEIGHT}" rx="5"/>'
-        f'<text x="{(left + right) // 2}" y="{_OUTPUT_Y + 4}">output: {names} concatenated</text>'
+        f'<text x="{(left + right) // 2}" y="{y + 4}">output: {names} concatenated</text>'
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from d2nas.measure.scores import wilson_interval
-from d2nas.spaces import EDGES_PER_NODE, NODES, PARAMETERLESS
+from d2nas.spaces import EDGES_PER_NODE, NUM_INPUTS, PARAMETERLESS
 
 from .facts import Facts, device_kind, is_stable
 from .words import (
@@ -176,7 +176,7 @@ def network_section(facts: Facts) -> Mapping[str, Any]:
         f"{name.capitalize()} cell: "
         + "; ".join(
             f"node {number}: " + " and ".join(f"{op} of {_source(source)}" for op, source in pair)
-            for number, pair in enumerate(cell, start=NODES[0])
+            for number, pair in enumerate(cell, start=NUM_INPUTS)
         )
         + "."
         for cell, (_, name) in zip(cells, _CELLS, strict=True)
@@ -221,10 +221,10 @@ def _edges(cells: Sequence[_Nodes]) -> Table:
             *(
                 [Marked(op, "code", f" of {_source(source)}") for op, source in pair]
                 for cell in cells
-                for pair in cell[number - NODES[0] : number - NODES[0] + 1] or [()]
+                for pair in cell[number - NUM_INPUTS : number - NUM_INPUTS + 1] or [()]
             ),
         ]
-        for number in range(NODES[0], NODES[0] + max(len(cell) for cell in cells))
+        for number in range(NUM_INPUTS, NUM_INPUTS + max(len(cell) for cell in cells))
     ]
     return Table("What each node reads", ("node", "normal cell", "reduction cell"), rows)
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from d2nas.genotype import NUM_PAIRS
-
 NOT_APPLICABLE = "n/a"
 
 
@@ -83,7 +81,7 @@ def percent(share: float | None) -> str:
 
 def parameterless(number: int) -> str:
     """Write how many operations of a normal cell have no weights."""
-    return f"{number} of {NUM_PAIRS} operations in the normal cell"
+    return f"{number} operations in the normal cell"
 
 
 def tiny(value: float | None) -> str:

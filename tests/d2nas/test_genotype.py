@@ -9,8 +9,16 @@ import pytest
 from d2nas import SPACES, Genotype, SearchSpace
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json, digest, parse_json
-from d2nas.genotype import PUBLISHED, neighbour
-from d2nas.spaces import CELL_TYPES, EDGES, EDGES_PER_NODE, NODES
+from d2nas.genotype import PUBLISHED, neighbour, places_of
+from d2nas.spaces import (
+    CELL_TYPES,
+    EDGES,
+    EDGES_PER_NODE,
+    NODE_COUNTS,
+    NODES,
+    OPERATION_NAMES,
+    node_edges,
+)
 
 GOOD = Genotype.published("DARTS_V2").to_dict()
 
@@ -55,10 +63,14 @@ def with_pair(index: int, pair: object) -> dict[str, object]:
         (with_pair(0, [["sep_conv_3x3"], 0]), "unknown operation"),
         (edited(normal=GOOD["normal"][:7]), "7 edges"),
         (edited(normal=[*GOOD["normal"], GOOD["normal"][0]]), "9 edges"),
+        (edited(normal=GOOD["normal"][:2], reduce=GOOD["reduce"][:2]), "2 edges"),
+        (edited(normal=GOOD["normal"] * 3, reduce=GOOD["reduce"] * 3), "24 edges"),
+        (edited(normal=[*GOOD["normal"], *GOOD["normal"][:2]]), "10 edges, not 8"),
         (edited(normal="eval"), "list"),
         (edited(normal_concat=[2, 3, 4, 6]), "normal_concat"),
         (edited(normal_concat=[3, 2]), "normal_concat"),
         (edited(reduce_concat=[]), "reduce_concat"),
+        (edited(reduce_concat=None), "reduce_concat"),
         (edited(extra=1), "extra"),
         ({"normal": GOOD["normal"]}, "reduce"),
         ([], "object"),
@@ -111,6 +123,32 @@ def test_a_flipped_bit_gives_only_our_own_errors(position: int) -> None:
     assert bytes(data) != Genotype.published("DARTS_V1").to_json().encode()
 
 
+def test_a_genotype_has_as_many_nodes_as_its_lists_and_hands_on_any_of_them() -> None:
+    six = [["skip_connect", 0], ["sep_conv_7x7", 0]] * 6
+    genotype = Genotype.from_dict({"normal": six, "reduce": six, "reduce_concat": [4, 7]})
+    assert genotype.nodes == range(2, 8)
+    assert (genotype.normal_concat, genotype.reduce_concat) == ((2, 3, 4, 5, 6, 7), (4, 7))
+    assert Genotype.from_json(genotype.to_json()) == genotype
+    assert genotype.describe("normal").endswith("7: skip_connect(0) + sep_conv_7x7(0)")
+    assert genotype.parameterless_normal == 6
+    with pytest.raises(ConfigError, match=r"reduce_concat must list nodes out of \[2, 3, 4"):
+        Genotype.from_dict({"normal": six, "reduce": six, "reduce_concat": [8]})
+
+
+def test_published_cells_hand_on_every_node_that_no_node_reads() -> None:
+    five = [name for name in PUBLISHED if len(Genotype.published(name).nodes) == 5]
+    assert five == ["NASNet_A", "AmoebaNet_A", "PNAS", "ENAS"]
+    for name in five:
+        genotype = Genotype.published(name)
+        for cell, concat in (
+            (genotype.normal, genotype.normal_concat),
+            (genotype.reduce, genotype.reduce_concat),
+        ):
+            unread = set(genotype.nodes) - {source for _, source in cell}
+            assert unread <= set(concat)
+            assert unread == set(concat) or name == "PNAS"  # which hands on node 4 as well
+
+
 def test_spaces_are_those_of_the_papers() -> None:
     assert sorted(SPACES) == ["S0", "S1", "S2", "S3", "S4"]
     assert all(len(edge) == 7 for edge in SPACES["S0"].normal)
@@ -131,10 +169,38 @@ def test_a_users_space_is_read_strictly() -> None:
         {"normal": ["none"]},
         {"normal": ["skip_connect", "skip_connect"]},
         {"normal": ["skip_connect"], "colour": "blue"},
+        {"normal": ["skip_connect"], "nodes": 1},
+        {"normal": ["skip_connect"], "nodes": 9},
+        {"normal": ["skip_connect"], "nodes": 5.0},
+        {"normal": ["skip_connect"], "nodes": True},
+        {"normal": [["skip_connect"]] * 14, "nodes": 5},
+        {"normal": [["skip_connect"]] * 14, "reduce": [["skip_connect"]] * 20},
         {"normal": "skip_connect"},
     ):
         with pytest.raises(ConfigError):
             SearchSpace.from_dict(values)
+
+
+@pytest.mark.parametrize("nodes", NODE_COUNTS)
+def test_a_users_space_has_the_nodes_that_it_asks_for(nodes: int) -> None:
+    space = SearchSpace.from_dict({"nodes": nodes, "normal": ["sep_conv_3x3", "skip_connect"]})
+    assert len(space.nodes) == nodes
+    assert space.edges == tuple((s, n) for n in space.nodes for s in range(n))
+    assert len(space.normal) == len(space.reduce) == len(space.edges)
+    assert SearchSpace.from_dict(space.to_dict()) == space
+    rows = [row for rows in node_edges(len(space.edges)) for row in rows]
+    assert rows == [*range(len(space.edges))]
+    for node, own in zip(space.nodes, node_edges(len(space.edges)), strict=True):
+        assert [space.edges[row] for row in own] == [(source, node) for source in range(node)]
+
+
+def test_a_genotype_of_other_nodes_is_outside_of_a_space() -> None:
+    five = Genotype.published("NASNet_A")
+    with pytest.raises(ConfigError, match="a cell of 5 nodes, not of 4 as the space S0"):
+        places_of(five, SPACES["S0"], "normal")
+    twice = SearchSpace("five", (OPERATION_NAMES,) * 20, (OPERATION_NAMES,) * 20)
+    with pytest.raises(ConfigError, match=r"sep_conv_3x3 from 0 to 3 .* which the space five has"):
+        places_of(five, twice, "normal")
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -24,7 +24,9 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLISHED if Genotype.published(name).nodes == V2.nodes]
+)
 def test_every_style_is_read(name: str, style: str) -> None:
     genotype = Genotype.published(name)
     assert Genotype.from_string(printed(genotype, **STYLES[style])) == genotype

@@ -74,7 +74,7 @@ def test_gdas_gradients_are_those_of_the_relaxed_loss() -> None:
     (branch,) = method.supernet.branches(IMAGES, draw)
     F.cross_entropy(branch.logits, LABELS).backward()
     numbers = torch.Generator().manual_seed(4)
-    noise = {cell: draw_noise(space.num_columns(cell), numbers) for cell in CELL_TYPES}
+    noise = {cell: draw_noise(method.logits.ops(cell), numbers) for cell in CELL_TYPES}
 
     def soft(cell: str) -> Tensor:
         mask = choosable(space, cell, none_too=True)

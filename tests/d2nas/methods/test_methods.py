@@ -11,12 +11,13 @@ from searches import CHEAP, continued, finish, run_with_states, same_end, search
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2nas import SPACES, Genotype, Supernet, sample
+from d2nas import SPACES, Genotype, SearchSpace, Supernet, sample
 from d2nas.config.registry import search_methods
+from d2nas.genotype import places_of
 from d2nas.methods.passes import frozen
 from d2nas.nn.operations import initialize
 from d2nas.nn.sampling import ArchLogits
-from d2nas.spaces import CELL_TYPES, NODE_EDGES
+from d2nas.spaces import CELL_TYPES, node_edges
 from d2nas.train.search import Search, architecture_step, weight_step
 
 METHOD_NAMES = search_methods.names()
@@ -79,7 +80,7 @@ def assert_lies_in(genotype: Genotype, space: str) -> None:
     for cell_type in CELL_TYPES:
         candidates = SPACES[space].candidates(cell_type)
         for place, (operation, source) in enumerate(genotype.cell(cell_type)):
-            row = NODE_EDGES[place // 2].start + source
+            row = node_edges(14)[place // 2].start + source
             assert operation in candidates[row]
             assert operation != "none"
             assert operation != "noise" or space == "S4"
@@ -124,6 +125,18 @@ def test_a_method_searches_a_space(method: str, space: str) -> None:
         assert row["branch_loss"] > 0
     if method in TWO_HALVES:
         assert 0 <= row["arch_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_method_searches_cells_of_five_nodes(method: str) -> None:
+    values = {"normal": ["noise", "skip_connect"], "reduce": ["max_pool_3x3", "skip_connect"]}
+    space = SearchSpace.from_dict({"name": "five", "nodes": 5, **values})
+    search = finish(search_by(method, "search.epochs=1", "search.batch_size=16", space=space))
+    genotype = search.method.derive()
+    assert genotype.nodes == range(2, 7)
+    assert all(len(places_of(genotype, space, cell)) == 10 for cell in CELL_TYPES)
+    assert all(len(search.logits.edges(cell)) == 20 for cell in CELL_TYPES)
+    assert Genotype.from_dict(search.metrics[-1]["genotype"]) == genotype
 
 
 def test_what_a_warm_up_does_not_measure_is_none() -> None:

@@ -13,7 +13,7 @@ from d2nas.methods.random_search import RandomSearch
 from d2nas.nn import sampling
 from d2nas.nn.sampling import choosable
 from d2nas.randomness import generator
-from d2nas.spaces import CELL_TYPES, NODE_EDGES
+from d2nas.spaces import CELL_TYPES, node_edges
 
 NUM_DRAWS = 2000
 
@@ -41,7 +41,7 @@ def worst_z(space: str, num_draws: int = NUM_DRAWS) -> float:
             chosen = genotype.cell(cell)[2 * node : 2 * node + 2]
             pairs.setdefault((cell, node), Counter())[tuple(s for _, s in chosen)] += 1
             for operation, source in chosen:
-                row = NODE_EDGES[node].start + source
+                row = node_edges(14)[node].start + source
                 operations.setdefault((cell, row), Counter())[operation] += 1
     scores = []
     for (cell, row), counts in operations.items():

@@ -11,14 +11,14 @@ from searches import spread_logits
 from d2nas import SPACES, ArchLogits, SearchSpace, sample
 from d2nas.nn.probability import expected_share, log_probability, temperature_of, tempered
 from d2nas.nn.sampling import CellDraw, Draw
-from d2nas.spaces import NODE_EDGES
+from d2nas.spaces import node_edges
 
 # Two operations on one edge of each node, one on all others: 16 x 180 cells of a type.
 SMALL = SearchSpace(
     "small",
     tuple(
         ("skip_connect", "sep_conv_3x3") if edge == rows.start else ("skip_connect",)
-        for rows in NODE_EDGES
+        for rows in node_edges(14)
         for edge in rows
     ),
     (("max_pool_3x3",),) * 14,
@@ -32,7 +32,7 @@ def drawn(logits: ArchLogits, seed: int) -> Draw:
 def test_probabilities_of_a_whole_space_add_up_to_one() -> None:
     logits = spread_logits(SMALL, scale=1.5)
     reduce = drawn(logits, 0).reduce
-    pairs = [list(itertools.combinations(rows, 2)) for rows in NODE_EDGES]
+    pairs = [list(itertools.combinations(rows, 2)) for rows in node_edges(14)]
     total, of_reduce = 0.0, set()
     for chosen in itertools.product(*pairs):
         edges = tuple(edge for pair in chosen for edge in pair)

@@ -20,7 +20,7 @@ from d2nas.nn.sampling import (
     draw_noise,
     sample_cell,
 )
-from d2nas.spaces import CELL_TYPES, EDGES, NODE_EDGES, SearchSpace
+from d2nas.spaces import CELL_TYPES, EDGES, SearchSpace, node_edges
 
 TINY = SearchSpace.from_dict(
     {"name": "tiny", "normal": ["skip_connect", "max_pool_3x3", "dil_conv_3x3"]}
@@ -30,7 +30,7 @@ TINY = SearchSpace.from_dict(
 def exact_edge_marginals(edges_E: torch.Tensor) -> list[float]:
     """P(edge is drawn) = p1 + sum over the others i of p_i p1 / (1 - p_i), per node."""
     marginals: list[float] = []
-    for rows in NODE_EDGES:
+    for rows in node_edges(14):
         p = edges_E[rows.start : rows.stop].softmax(0).tolist()
         for j in range(len(p)):
             others = (p[i] * p[j] / (1 - p[i]) for i in range(len(p)) if i != j)
@@ -156,7 +156,7 @@ def test_gradient_of_every_logit_is_that_of_the_relaxed_loss(
         3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
     )
     noise = {
-        cell: draw_noise(3, torch.Generator().manual_seed(5 + i))
+        cell: draw_noise(torch.empty(14, 3), torch.Generator().manual_seed(5 + i))
         for i, cell in enumerate(CELL_TYPES)
     }
     cells = {
@@ -208,7 +208,7 @@ def test_a_gate_is_one_and_reaches_only_its_own_edge_and_node() -> None:
     edge = draw.edges[2]
     touched = logits.normal_ops.grad.abs().sum(1).nonzero().flatten().tolist()
     assert touched == [edge]
-    assert logits.normal_edges.grad.nonzero().flatten().tolist() == list(NODE_EDGES[1])
+    assert logits.normal_edges.grad.nonzero().flatten().tolist() == list(node_edges(14)[1])
     assert float(logits.normal_edges.grad.sum()) == pytest.approx(0, abs=1e-6)
 
 
@@ -232,7 +232,7 @@ def test_derivation_keeps_the_two_best_edges_and_the_best_operations() -> None:
     genotype = derive_genotype(logits, space)
     for cell_type in CELL_TYPES:
         pairs = genotype.cell(cell_type)
-        for node, rows in enumerate(NODE_EDGES):
+        for node, rows in enumerate(node_edges(14)):
             kept = {source for _, source in pairs[2 * node : 2 * node + 2]}
             ranked = sorted(rows, key=lambda row: -logits.edges(cell_type)[row].item())
             assert kept == {EDGES[row][0] for row in ranked[:2]}

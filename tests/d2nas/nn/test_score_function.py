@@ -11,7 +11,7 @@ from searches import spread_logits
 from torch import Tensor
 
 from d2nas.nn import score_function
-from d2nas.nn.probability import NODE_PAIRS, PAIRS, log_probabilities, pair_log_probabilities
+from d2nas.nn.probability import log_probabilities, node_pairs, pair_log_probabilities
 from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample
 from d2nas.nn.score_function import (
     _Systematic,
@@ -33,7 +33,7 @@ DRAWS, REPEATS = 4, 1000
 def all_cells() -> list[CellDraw]:
     """Every cell of the space."""
     cells = []
-    for pairs in itertools.product(*NODE_PAIRS):
+    for pairs in itertools.product(*node_pairs(14)):
         edges = tuple(itertools.chain(*pairs))
         columns = (range(len(EDGES[edge])) for edge in edges)
         cells += [CellDraw(edges, operations, None) for operations in itertools.product(*columns)]
@@ -84,13 +84,13 @@ def test_probabilities_of_all_cells_sum_to_one() -> None:
 
 def test_pairs_are_as_probable_as_they_are_sampled() -> None:
     logits, numbers, count = spread_logits(SPACE), torch.Generator().manual_seed(2), 4000
-    seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in NODE_PAIRS]
+    seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in node_pairs(14)]
     for _ in range(count):
         edges = sample(logits, 1.0, numbers).normal.edges
         for node, own in enumerate(seen):
             own[edges[2 * node : 2 * node + 2]] += 1
     probabilities = pair_log_probabilities(logits.edges("normal")).exp().tolist()
-    for pair, p in zip(PAIRS, probabilities, strict=True):
+    for pair, p in zip(itertools.chain(*node_pairs(14)), probabilities, strict=True):
         error = math.sqrt(p * (1 - p) / count) + 1e-9
         assert abs(sum(own[pair] for own in seen) / count - p) < 4.5 * error
 
@@ -101,7 +101,7 @@ def test_a_choice_that_is_nearly_certain_has_finite_probabilities() -> None:
         logits.normal_edges[5] = 60.0  # of five predecessors
     log_p = pair_log_probabilities(logits.edges("normal")).detach()
     assert log_p.isfinite().all()
-    of_nodes = log_p.exp().split([len(pairs) for pairs in NODE_PAIRS])
+    of_nodes = log_p.exp().split([len(pairs) for pairs in node_pairs(14)])
     assert [float(p.sum()) for p in of_nodes] == pytest.approx([1.0] * len(of_nodes))
 
 
@@ -129,7 +129,7 @@ def test_a_group_sees_every_operation_of_an_edge_as_evenly_as_it_can() -> None:
     columns = Counter(draw.normal.operations[draw.normal.edges.index(0)] for draw in draws)
     p = logits.normal_ops[0].detach().softmax(dim=0)
     assert all(abs(columns[index] - 6 * float(p[index])) <= 1 for index in range(3))
-    assert Counter(draw.normal.edges[2:4] for draw in draws) == dict.fromkeys(NODE_PAIRS[1], 2)
+    assert Counter(draw.normal.edges[2:4] for draw in draws) == dict.fromkeys(node_pairs(14)[1], 2)
     assert len({draw.normal.operations for draw in draws}) > 1
 
 

@@ -13,7 +13,7 @@ from d2nas import SPACES, ArchLogits, Genotype, Network, Supernet, peak_memory, 
 from d2nas.errors import ConfigError
 from d2nas.nn.operations import initialize, noises_in, set_noise_generator
 from d2nas.nn.sampling import CellDraw, Draw
-from d2nas.spaces import EDGES, NODE_EDGES
+from d2nas.spaces import EDGES, node_edges
 
 CELLS = 6
 
@@ -36,7 +36,7 @@ def draw_of(seed: int = 0, space: str = "S0") -> Draw:
 
 def convolution_draw() -> Draw:
     """The heaviest draw: all separable 3x3."""
-    edges = tuple(edge for rows in NODE_EDGES for edge in (rows[0], rows[1]))
+    edges = tuple(edge for rows in node_edges(14) for edge in (rows[0], rows[1]))
     cell = CellDraw(edges, (3,) * 8, None)
     return Draw(cell, cell)
 

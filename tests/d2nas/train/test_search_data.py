@@ -23,7 +23,7 @@ from torchvision.datasets import CIFAR100
 from d2nas import SPACES, Genotype
 from d2nas.data.sets import OfficialFile
 from d2nas.nn.operations import ImageNetStem
-from d2nas.spaces import CELL_TYPES, NODE_EDGES
+from d2nas.spaces import CELL_TYPES, node_edges
 from d2nas.train.search import Search
 from pipeline.cli import run
 from pipeline.store import Store
@@ -96,7 +96,7 @@ def searched(
 def assert_lies_in(genotype: Genotype, space: str) -> None:
     for cell_type in CELL_TYPES:
         for place, (operation, source) in enumerate(genotype.cell(cell_type)):
-            row = NODE_EDGES[place // 2].start + source
+            row = node_edges(14)[place // 2].start + source
             assert operation in set(SPACES[space].candidates(cell_type)[row]) - {"none"}
 
 

@@ -21,31 +21,33 @@ def genotype_of(place: Place, reference: str) -> Genotype:
     )
 
 
+@pytest.mark.parametrize("name", ["DARTS_V2", "NASNet_A"])
 def test_a_published_cell_goes_all_the_way(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
+    run = f"toy-{name.lower().replace('_', '-')}"
     small = "num_cells = 2\ninit_channels = 4"
     place = Place(tmp_path, preset=TOY.replace("num_cells = 4\ninit_channels = 8", small))
-    shown = place.json(capfd, "retrain", str(place.preset), "--genotype", "DARTS_V2")
+    shown = place.json(capfd, "retrain", str(place.preset), "--genotype", name)
     assert shown["versions"] == {
-        "derive": "toy-darts-v2/derive@v1",
-        "retrain": "toy-darts-v2/retrain@v1",
+        "derive": f"{run}/derive@v1",
+        "retrain": f"{run}/retrain@v1",
     }
-    assert genotype_of(place, "toy-darts-v2/retrain") == Genotype.published("DARTS_V2")
-    assert place.run("export", "toy-darts-v2") == 0
-    report = place.json(capfd, "validate", "toy-darts-v2")
-    assert Genotype.from_dict(report["genotype"]) == Genotype.published("DARTS_V2")
-    card = (place.exported / "toy-darts-v2" / "MODEL_CARD.md").read_text()
-    assert "not searched here (given: DARTS_V2)" in card
+    assert genotype_of(place, f"{run}/retrain") == Genotype.published(name)
+    assert place.run("export", run) == 0
+    report = place.json(capfd, "validate", run)
+    assert Genotype.from_dict(report["genotype"]) == Genotype.published(name)
+    card = (place.exported / run / "MODEL_CARD.md").read_text()
+    assert f"not searched here (given: {name})" in card
     assert "for the architecture" not in card
     # The same command has nothing left to do; a run of the preset with that cell neither.
-    arguments = ("--name", "toy-darts-v2", "--set", "derive.genotype=DARTS_V2")
+    arguments = ("--name", run, "--set", f"derive.genotype={name}")
     again = place.json(capfd, "run", str(place.preset), *arguments)
     assert again["executed"] == []
     assert "search" not in again["versions"]
     # Deriving again finds the given cell, and another one needs a search that was not made.
-    assert place.json(capfd, "derive", "toy-darts-v2")["executed"] == []
-    assert place.run("derive", "toy-darts-v2", "--set", "derive.genotype=none") == 2
+    assert place.json(capfd, "derive", run)["executed"] == []
+    assert place.run("derive", run, "--set", "derive.genotype=none") == 2
     assert "was made without a search version" in capfd.readouterr().err
 
 
