@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .nn.network import DropPath, Network, load_network
     from .nn.sampling import ArchLogits, sample
     from .nn.supernet import Branch, Supernet
-    from .spaces import SPACES, SearchSpace
+    from .spaces import SPACES, SearchSpace, register_operation
     from .train.retrain import Retraining, retrain
     from .train.search import Search, search
 
@@ -63,6 +63,7 @@ _HOMES = {
     "peak_memory": "d2nas.measure.cost",
     "register_data_set": "d2nas.data.sets",
     "register_method": "d2nas.methods.base",
+    "register_operation": "d2nas.spaces",
     "retrain": "d2nas.train.retrain",
     "run": "pipeline.api",
     "sample": "d2nas.nn.sampling",
@@ -100,6 +101,7 @@ __all__ = [
     "peak_memory",
     "register_data_set",
     "register_method",
+    "register_operation",
     "retrain",
     "run",
     "sample",

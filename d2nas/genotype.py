@@ -20,9 +20,9 @@ from .spaces import (
     NODE_COUNTS,
     NODES,
     NUM_INPUTS,
-    OPERATION_NAMES,
-    PARAMETERLESS,
     SearchSpace,
+    find_operation,
+    is_parameterless,
 )
 
 Pair = tuple[str, int]
@@ -74,7 +74,7 @@ class Genotype:
     @property
     def parameterless_normal(self) -> int:
         """Operations without weights in the normal cell (the paper's "Num")."""
-        return sum(operation in PARAMETERLESS for operation, _ in self.normal)
+        return sum(is_parameterless(operation) for operation, _ in self.normal)
 
     @property
     def has_noise(self) -> bool:
@@ -294,11 +294,12 @@ def _check_pair(where: str, node: int, pair: Any, sibling: Any) -> Pair:
     operation, source = pair
     if operation == "none":
         raise ConfigError(f"{where}: none is not supported: it is the lack of an edge")
-    if not isinstance(operation, str) or operation not in OPERATION_NAMES:
-        raise ConfigError(
-            f"{where}: unknown operation {shown_value(operation)}",
-            hint="known: " + ", ".join(name for name in OPERATION_NAMES if name != "none"),
-        )
+    if not isinstance(operation, str):
+        raise ConfigError(f"{where}: unknown operation {shown_value(operation)}")
+    try:
+        find_operation(operation)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}", hint=error.hint) from None
     if type(source) is not int or not 0 <= source < node:
         raise ConfigError(
             f"{where}: predecessor {shown_value(source)} of node {node} is not in 0..{node - 1}"

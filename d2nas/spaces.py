@@ -6,13 +6,17 @@ DARTS's space (arXiv 1806.09055, 3.1) without ``none``; S1 to S4 are those of R-
 1909.09656, section 4).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, shown_value
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NUM_INPUTS = 2
 NODES = (2, 3, 4, 5)
@@ -39,10 +43,67 @@ OPERATION_NAMES = (
     "dil_conv_5x5",
     "conv_7x1_1x7",
 )
-"""Every operation d2nas can build; ``none`` may be searched but never stands in a genotype."""
+"""d2nas's own operations; ``none`` may be searched but never stands in a genotype."""
 
-PARAMETERLESS = frozenset({"none", "noise", "max_pool_3x3", "avg_pool_3x3", "skip_connect"})
-"""What the paper's "Num" counts in a normal cell (a stride-2 skip does have weights)."""
+_PARAMETERLESS = frozenset({"none", "noise", "max_pool_3x3", "avg_pool_3x3", "skip_connect"})
+
+
+@dataclass(frozen=True, slots=True)
+class OwnOperation:
+    """An operation that somebody registered, see ``register_operation``."""
+
+    build: "Callable[[int, int, bool], nn.Module]"
+    parameterless: bool
+
+
+own_operations: Registry[OwnOperation] = Registry("operation", group="d2nas.operations", joint="_")
+
+
+def register_operation(
+    name: str, build: "Callable[[int, int, bool], nn.Module]", *, parameterless: bool = False
+) -> None:
+    """Register an operation for spaces and genotypes.
+
+    ``build(channels, stride, affine)`` returns a module that maps (N, channels, H, W) to
+    (N, channels, ceil(H / stride), ceil(W / stride)), for strides 1 and 2; ``affine`` is False in
+    a supernet, whose batch norms have no parameters. Initial weights are drawn anew for ``Conv2d``,
+    ``Linear`` and ``BatchNorm2d``; other parameters keep what ``build`` gives them.
+    ``parameterless`` says that it has no weights. Whoever changes what an operation computes gives
+    it another name: finished stages go by names. Raises ``ConfigError`` for a name that is taken or
+    not of a to z, digits and underscores, and for a ``build`` that cannot be called.
+    """
+    if name in OPERATION_NAMES:
+        raise ConfigError(f"the operation {name} is one of d2nas's")
+    if not callable(build):
+        raise ConfigError(f"the operation {name}: build={build!r} cannot be called")
+    own_operations.add(name, OwnOperation(build, parameterless))
+
+
+def find_operation(name: str) -> OwnOperation | None:
+    """Return a registered operation, None for one of d2nas's.
+
+    Raises ``ConfigError`` for one that is neither, and where its code cannot be loaded.
+    """
+    if name in OPERATION_NAMES:
+        return None
+    found = own_operations.get(name)
+    if found is None:
+        known = ", ".join((*OPERATION_NAMES, *own_operations.names()))
+        raise ConfigError(
+            f"unknown operation {shown_value(name)}: neither built in nor registered here, by "
+            "d2nas.register_operation or an entry point d2nas.operations",
+            hint=f"known: {known}",
+        )
+    return found
+
+
+def is_parameterless(name: str) -> bool:
+    """Whether an operation has no weights: what the paper's "Num" counts in a normal cell (a
+    stride-2 skip does have some). Raises as ``find_operation``.
+    """
+    own = find_operation(name)
+    return name in _PARAMETERLESS if own is None else own.parameterless
+
 
 EdgeOperations = tuple[tuple[str, ...], ...]
 
@@ -96,11 +157,10 @@ class SearchSpace:
 
     def _check_edge(self, where: str, operations: tuple[str, ...]) -> None:
         for operation in operations:
-            if operation not in OPERATION_NAMES:
-                raise ConfigError(
-                    f"space {self.name}: {where}: unknown operation {shown_value(operation)}",
-                    hint="known: " + ", ".join(OPERATION_NAMES),
-                )
+            try:
+                find_operation(operation)
+            except ConfigError as error:
+                raise ConfigError(f"space {self.name}: {where}: {error}", hint=error.hint) from None
         if len(set(operations)) != len(operations):
             raise ConfigError(f"space {self.name}: {where} lists an operation twice")
         if not set(operations) - {"none"}:

@@ -67,15 +67,18 @@ def explained(error: BaseException) -> D2NasError | None:
 
 
 def _owner_of(error: BaseException) -> str | None:
-    """Return which search method or data set of another package an error has passed through."""
+    """Return which search method, data set or operation of another package an error has passed
+    through.
+    """
     if "d2nas.config.registry" not in sys.modules:
         return None  # nothing was registered, and --help does without the configuration
     from d2nas.config.registry import data_sets, search_methods
+    from d2nas.spaces import own_operations
 
     trace = error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
-        for registry in (search_methods, data_sets):
+        for registry in (search_methods, data_sets, own_operations):
             owner = registry.owner_of(module)
             if owner is not None:
                 return owner

@@ -282,7 +282,7 @@ def build_described(description: Any, *, what: str) -> Network:
             **{key: description[key] for key in sizes},
         )
     except ConfigError as error:
-        raise DamagedArtifactError(f"{what}: {error}") from None
+        raise DamagedArtifactError(f"{what}: {error}", hint=error.hint) from None
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], *, what: str) -> None:

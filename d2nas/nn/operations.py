@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..devices import send
 from ..errors import ConfigError
-from ..spaces import NUM_INPUTS
+from ..spaces import NUM_INPUTS, find_operation
 from .units import (
     AvgPoolLayer,
     ConvLayer,
@@ -188,6 +188,23 @@ def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
 
 
+class _PlainModule(nn.Module):
+    """An operation of plain modules, computed by autocast where features are bfloat16."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return the module's output, in the type of the input."""
+        if x_NCHW.dtype != torch.bfloat16:
+            output: Tensor = self.module(x_NCHW)
+            return output
+        with torch.autocast(x_NCHW.device.type, dtype=torch.bfloat16):
+            output = self.module(x_NCHW)
+        return output.to(torch.bfloat16)
+
+
 class _Factorized7x7(nn.Sequential):
     """ReLU, 1x7 and 7x1 convolutions, batch norm."""
 
@@ -229,7 +246,17 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 def build_operation(name: str, channels: int, stride: int) -> nn.Module:
     """Build an operation of a derived network (affine batch norm, bare pooling)."""
-    return OPERATIONS[name](channels, stride, True)
+    return _build(name, channels, stride, affine=True)
+
+
+def _build(name: str, channels: int, stride: int, *, affine: bool) -> nn.Module:
+    own = find_operation(name)
+    if own is None:
+        return OPERATIONS[name](channels, stride, affine)
+    module = own.build(channels, stride, affine)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"the operation {name} builds {module!r}, no torch.nn.Module")
+    return _PlainModule(module)
 
 
 def build_candidate(name: str, channels: int, stride: int) -> nn.Module:
@@ -238,7 +265,7 @@ def build_candidate(name: str, channels: int, stride: int) -> nn.Module:
     """
     if name in ("max_pool_3x3", "avg_pool_3x3"):
         return NormalizedPool(name, channels, stride)
-    return OPERATIONS[name](channels, stride, False)
+    return _build(name, channels, stride, affine=False)
 
 
 class CifarStem(ConvUnit):

@@ -146,6 +146,7 @@ def _verified(bundle: "Bundle", device: str, *, published: bool) -> dict[str, An
     from ..identity.check import check_identity
 
     identity = check_identity(bundle.model)
+    unknown = {"model.onnx": identity.not_checked} if identity.not_checked else {}
     picture = check_preparation(bundle)
     session = open_model(bundle, device)
     found = check_golden(bundle, session)
@@ -164,7 +165,8 @@ def _verified(bundle: "Bundle", device: str, *, published: bool) -> dict[str, An
         "lineage": dict(bundle.report["lineage"]),
         "checked": checks.checked,
         "not_checked": [
-            {"file": path, "reason": reason} for path, reason in checks.not_checked.items()
+            {"file": path, "reason": reason}
+            for path, reason in {**checks.not_checked, **unknown}.items()
         ],
     }
 

@@ -274,6 +274,12 @@ class Facts:
         return reasons
 
     @property
+    def identity_not_checked(self) -> str | None:
+        """Why the model was not compared with its genotype, if it was not."""
+        reason = self.get("identity", "reason")
+        return None if reason is None else f"not compared with the genotype: {reason}"
+
+    @property
     def parity(self) -> str | None:
         """Distance of the exported model to the network."""
         parity = self.get("parity")

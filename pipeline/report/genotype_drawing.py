@@ -6,7 +6,7 @@ right angles; a dot says where one branches off.
 """
 
 from d2nas.genotype import Genotype
-from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NUM_INPUTS, PARAMETERLESS
+from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NUM_INPUTS, is_parameterless
 
 from . import svg
 
@@ -118,7 +118,7 @@ def _draw_edge(operation: str, source: int, index: int) -> str:
     end, middle = _centre(NUM_INPUTS + index // EDGES_PER_NODE)
     right = end - _RADIUS - _ARROW
     left = right - _OPERATION_WIDTH
-    line, box = ("plain", "free") if operation in PARAMETERLESS else ("edge", "operation")
+    line, box = ("plain", "free") if is_parameterless(operation) else ("edge", "operation")
     bend = right + _ARROW // 2
     return (
         f'<path class="{line}" d="M{start} {lane} H{left}"/>'

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from d2nas.measure.scores import wilson_interval
-from d2nas.spaces import EDGES_PER_NODE, NUM_INPUTS, PARAMETERLESS
+from d2nas.spaces import EDGES_PER_NODE, NUM_INPUTS, is_parameterless
 
 from .facts import Facts, device_kind, is_stable
 from .words import (
@@ -155,6 +155,7 @@ def parity_section(facts: Facts) -> Mapping[str, Any] | None:
         "facts": [
             ("limits", ", ".join(told) or None),
             ("also checked", checked),
+            ("identity", facts.identity_not_checked),
             ("why not", "; ".join(str(r) for r in parity.get("reasons") or []) or None),
         ],
     }
@@ -199,16 +200,16 @@ def _source(source: int) -> str:
 
 def _operations(cells: Sequence[_Nodes]) -> Table:
     counters = [Counter(operation for pair in cell for operation, _ in pair) for cell in cells]
-    names = sorted(counters[0] + counters[1], key=lambda n: (n in PARAMETERLESS, n))
+    names = sorted(counters[0] + counters[1], key=lambda n: (is_parameterless(n), n))
     rows: list[Sequence[Value]] = [
         [
             Marked(name, "code"),
             *(str(counter[name]) for counter in counters),
-            "no" if name in PARAMETERLESS else "yes",
+            "no" if is_parameterless(name) else "yes",
         ]
         for name in names
     ]
-    without = [sum(c[name] for name in PARAMETERLESS) for c in counters]
+    without = [sum(c[name] for name in names if is_parameterless(name)) for c in counters]
     of_all = [f"{n} of {c.total()}" for n, c in zip(without, counters, strict=True)]
     rows.append(["without weights", *of_all, ""])
     return Table("Operations counted", ("operation", "normal", "reduction", "weights"), rows)

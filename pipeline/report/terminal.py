@@ -29,6 +29,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> Rows:
         ("accuracy", facts.accuracy),
         ("caution", facts.chance and f"accuracy {facts.chance}"),
         ("parity", facts.parity),
+        ("identity", facts.identity_not_checked),
         *latency_rows(facts),
         ("latency gate", facts.gate and f"passed: {facts.gate}"),
         ("device", facts.device),

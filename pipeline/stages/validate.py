@@ -65,6 +65,8 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     exported, hooks, batches = context.inputs["export"], context.hooks, config.parity_batches
     model = exported.read(MODEL_FILE)
     identity = _check_identity(context, model)
+    if identity.not_checked is not None:
+        hooks.warn(f"the model is not compared with its genotype: {identity.not_checked}")
 
     device, what = runtime_device(config.device), f"{exported.reference}: {MODEL_FILE}"
     session = open_session(model, device=device, what=what)

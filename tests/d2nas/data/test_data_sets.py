@@ -12,8 +12,8 @@ import pytest
 from image_files import publish
 from toy import Place
 
+from d2nas import registry as registry_module
 from d2nas.config import DataConfig, build_config
-from d2nas.config import registry as registry_module
 from d2nas.config.registry import data_sets
 from d2nas.data import readers as data_readers
 from d2nas.data import sets
