@@ -26,8 +26,8 @@ from torch import Tensor
 
 from d2nas.genotype import Genotype
 from d2nas.measure.calibration import calibrated_losses, cross_entropies
+from d2nas.methods.derivation import draw_of
 from d2nas.methods.single_path import SinglePath
-from d2nas.train.candidates import draw_of
 from d2nas.train.search import Search, weight_step
 from pipeline.commands.configuration import configure
 

@@ -268,6 +268,62 @@ def neighbour(genotype: Genotype, space: SearchSpace, numbers: random.Random) ->
     return Genotype(tuple(cells["normal"]), tuple(cells["reduce"]))
 
 
+def neighbours(genotype: Genotype, space: SearchSpace) -> list[Genotype]:
+    """Return every genotype of ``space`` that ``neighbour`` may return, each network once; pairs of
+    a node are ordered by predecessor.
+    """
+    found = []
+    for cell_type in CELL_TYPES:
+        for index, (operation, source) in enumerate(genotype.cell(cell_type)):
+            node = space.nodes[index // EDGES_PER_NODE]
+            _, taken = genotype.cell(cell_type)[index ^ 1]
+            for other in range(node):
+                offered = choices(space, cell_type, other, node)
+                if other == source:
+                    offered = [each for each in offered if each != operation]
+                elif operation in offered:
+                    offered = [operation]
+                if other != taken:
+                    found += [_with(genotype, cell_type, index, (each, other)) for each in offered]
+    return found
+
+
+def uniform(space: SearchSpace, numbers: random.Random) -> Genotype:
+    """Return a genotype of ``space`` drawn by ``numbers``: two predecessors per node, in order, and
+    an operation on each edge, all equally probable.
+    """
+
+    def cell(cell_type: str) -> tuple[Pair, ...]:
+        return tuple(
+            (numbers.choice(choices(space, cell_type, source, node)), source)
+            for node in space.nodes
+            for source in sorted(numbers.sample(range(node), EDGES_PER_NODE))
+        )
+
+    return Genotype(cell("normal"), cell("reduce"))
+
+
+def choices(space: SearchSpace, cell_type: str, source: int, node: int) -> list[str]:
+    """Return the operations that a genotype may have on an edge: the candidates but ``none``."""
+    candidates = space.candidates(cell_type)[space.edges.index((source, node))]
+    return [operation for operation in candidates if operation != "none"]
+
+
+def _with(genotype: Genotype, cell_type: str, index: int, pair: Pair) -> Genotype:
+    """Return a genotype with another pair, and each node's pairs ordered by predecessor."""
+    cells = {each: list(genotype.cell(each)) for each in CELL_TYPES}
+    cells[cell_type][index] = pair
+    normal, reduce = (
+        tuple(
+            pair
+            for first in range(0, len(pairs), EDGES_PER_NODE)
+            for pair in sorted(pairs[first : first + EDGES_PER_NODE], key=lambda each: each[1])
+        )
+        for pairs in cells.values()
+    )
+    return Genotype(normal, reduce)
+
+
 def _check_pairs(where: str, pairs: Any) -> tuple[Pair, ...]:
     if not _is_list(pairs):
         raise ConfigError(f"{where} must be a list of [operation, predecessor] pairs")

@@ -48,8 +48,10 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "d2nas"
 """The method whose settings are the fields' defaults: no method's code is loaded to check them."""
-UNREAD_BY_DEFAULT = ("drop_path",)
-"""Keys of ``search.*`` that it does not read."""
+TRAINING_KEYS = ("training_epochs", "population", "sample_size")
+"""Keys of ``search.*`` that only methods which train one cell after another read."""
+UNREAD_BY_DEFAULT = ("drop_path", *TRAINING_KEYS)
+"""Keys of ``search.*`` that the default method does not read."""
 
 
 def other_method(name: str) -> "type[Method] | None":
@@ -256,6 +258,15 @@ class SearchConfig(Section):
     reward: Reward = "calibrated"
     """What the score function counts, added over a draw's branches: the loss at the temperature
     that suits a branch best, or as it is."""
+    training_epochs: Epochs = 5
+    """Epochs in which a cell is trained by methods that train one after another, as many as
+    search.epochs allow: best-of-n, local-search, regularized-evolution."""
+    population: Repeats = 10
+    """Youngest cells that are parents; regularized-evolution (published, for thousands of
+    trainings: 100)."""
+    sample_size: Repeats = 3
+    """Draws from the population whose best is the next parent; regularized-evolution (published:
+    25)."""
     cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
     """Probability of drop-path at the end, rising linearly from 0 by epoch, of an edge's mixture

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config import UNREAD_BY_DEFAULT, SearchConfig
+from ..config import SearchConfig
 from ..config.registry import search_methods
 from ..errors import ConfigError
 from ..genotype import Genotype, places_of
@@ -39,8 +39,6 @@ D2NAS_KEYS = (
     "recipe",
 )
 """Keys of ``search.*`` that only D2NAS and its entangled form read."""
-MIXED_KEYS = UNREAD_BY_DEFAULT
-"""Keys of ``search.*`` that only methods with a mixed supernet read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import SearchConfig
+from ..config import TRAINING_KEYS, SearchConfig
 from ..genotype import Genotype
 from ..nn.mixed_supernet import MixedSupernet, MixtureWeights
 from ..nn.network import DropPath
@@ -38,7 +38,7 @@ class Darts(Method):
     passes = (1, 1)
     searches_none = True
     learns_edges = False
-    unread: Collection[str] = (*D2NAS_KEYS, "temperature_start", "temperature_end")
+    unread: Collection[str] = (*D2NAS_KEYS, *TRAINING_KEYS, "temperature_start", "temperature_end")
 
     def __init__(
         self,

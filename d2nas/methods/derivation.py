@@ -6,7 +6,7 @@ import torch
 
 from ..errors import ConfigError, NonFiniteError
 from ..genotype import Genotype, Pair, places_of
-from ..nn.sampling import ArchLogits, Draw
+from ..nn.sampling import ArchLogits, CellDraw, Draw
 from ..spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace, node_edges
 
 _OPERATION_AHEAD, _EDGE_AHEAD = 10.0, 100.0
@@ -51,6 +51,16 @@ def genotype_of(draw: Draw, space: SearchSpace) -> Genotype:
         )
 
     return Genotype(normal=pairs("normal"), reduce=pairs("reduce"))
+
+
+def draw_of(genotype: Genotype, space: SearchSpace) -> Draw:
+    """Return the sub-network that a genotype is. Raises ``ConfigError`` outside of the space."""
+
+    def cell(cell_type: str) -> CellDraw:
+        edges, columns = zip(*sorted(places_of(genotype, space, cell_type)), strict=True)
+        return CellDraw.of_ones(edges, columns, None)
+
+    return Draw(cell("normal"), cell("reduce"))
 
 
 @torch.no_grad()

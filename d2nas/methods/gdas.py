@@ -8,11 +8,11 @@ rule, because the published one can put both edges of a node on the same predece
 
 import torch
 
-from ..config import SearchConfig
+from ..config import UNREAD_BY_DEFAULT, SearchConfig
 from ..genotype import Genotype
 from ..nn.sampling import ArchLogits, Draw, sample_operations
 from ..spaces import SearchSpace
-from .base import D2NAS_KEYS, MIXED_KEYS, Method, Sizes, register_method
+from .base import D2NAS_KEYS, Method, Sizes, register_method
 from .derivation import derive_darts
 from .single_path import SinglePath
 
@@ -27,7 +27,7 @@ class Gdas(SinglePath):
     all_edges = True
     unread = (
         *D2NAS_KEYS,
-        *MIXED_KEYS,
+        *UNREAD_BY_DEFAULT,
     )  # one draw; K only numbers its random numbers, as a seed would
 
     def sample(self, temperature: float, generator: torch.Generator) -> Draw:

@@ -16,14 +16,11 @@ from typing import Any
 
 import torch
 
-from ..config import SearchConfig
-from ..genotype import Genotype
-from ..nn.sampling import ArchLogits, Draw, sample
-from ..spaces import SearchSpace
-from .base import D2NAS_KEYS, MIXED_KEYS, EpochEnd, Method, Sizes, register_method
-from .derivation import derive_genotype, genotype_of, write_genotype
+from ..nn.sampling import Draw
+from .base import EpochEnd, register_method
+from .derivation import genotype_of, write_genotype
 from .passes import measure
-from .single_path import SinglePath
+from .uniform_paths import UniformPaths
 
 PUBLISHED_STEPS = 19_500
 """Whole batches of 64 in the 50 epochs of half of CIFAR-10."""
@@ -40,47 +37,10 @@ def num_candidates(steps: int) -> int:
 
 
 @register_method("rsws")
-class RandomWithSharing(SinglePath):
+class RandomWithSharing(UniformPaths):
     """Random search with weight sharing (arXiv 1902.07638): weights alone, then the best draw."""
 
-    passes = (0, 1)
-    several_processes = False  # each rank would compare on its own images
     recipe: Mapping[str, Any] = {"weight_lr": 0.025}
-    unread = (
-        *D2NAS_KEYS,
-        *MIXED_KEYS,
-        "temperature_start",
-        "temperature_end",
-        "warmup_epochs",
-        "arch_lr",
-        "arch_beta1",
-        "arch_beta2",
-        "arch_weight_decay",
-    )
-
-    def __init__(
-        self, space: SearchSpace, sizes: Sizes, generator: torch.Generator, *, recompute: str
-    ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute)
-        self.passes = type(self).passes
-        for logits in self.logits.parameters():
-            torch.nn.init.zeros_(logits)
-
-    @classmethod
-    def build(
-        cls, config: SearchConfig, space: SearchSpace, sizes: Sizes, generator: torch.Generator
-    ) -> Method:
-        """Return the method with a fresh supernet."""
-        return cls(space, sizes, generator, recompute=config.recompute)
-
-    def sample(self, temperature: float, generator: torch.Generator) -> Draw:
-        """Return two edges per node and an operation on each, uniform while all logits are 0."""
-        return sample(self.logits, temperature, generator)
-
-    @classmethod
-    def genotype_of(cls, logits: ArchLogits) -> Genotype:
-        """Return the genotype that was written, the most probable one."""
-        return derive_genotype(logits, logits.space)
 
     def close_epoch(self, end: EpochEnd) -> int:
         """After the last epoch compare random sub-networks and write the best into the logits."""

@@ -7,16 +7,17 @@ branches as long as the network this is ROME's entangled search.
 """
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..config import SearchConfig
+from ..config import UNREAD_BY_DEFAULT, SearchConfig
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.sampling import ArchLogits, Draw
 from ..nn.supernet import SharedInputs, Supernet
 from ..spaces import SearchSpace
-from .base import MIXED_KEYS, Batch, Measured, Method, Sizes, StepContext
+from .base import Batch, Measured, Method, Sizes, StepContext
 from .passes import frozen, measure
 
 
@@ -27,7 +28,7 @@ class SinglePath(Method):
     """
 
     supernet: Supernet
-    unread: Collection[str] = MIXED_KEYS
+    unread: Collection[str] = UNREAD_BY_DEFAULT
     all_edges = False
     """Whether a sub-network has all edges of a cell; else two per node."""
     shares_stem = True
@@ -44,7 +45,8 @@ class SinglePath(Method):
         recompute: str,
         branch_head: str = "linear",
     ) -> None:
-        self.supernet = Supernet(
+        self._fresh_supernet = partial(
+            Supernet,
             space,
             num_cells=sizes.num_cells,
             init_channels=sizes.init_channels,
@@ -55,6 +57,7 @@ class SinglePath(Method):
             recompute=recompute,
             branch_head=branch_head,
         )
+        self.supernet = self._fresh_supernet()
         self._noises = noises_in(self.supernet)
         self.logits = ArchLogits(space, generator=generator)
         self.draws = draws

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..config import SearchConfig
+from ..config import TRAINING_KEYS, SearchConfig
 from ..nn.mixed_supernet import MixtureWeights
 from ..nn.operations import set_noise_generator
 from ..nn.sampling import ArchLogits, GumbelNoise, choice_probabilities, draw_noise
@@ -64,7 +64,14 @@ class Snas(Darts):
         "drop_path": 0.3,
         "temperature_end": LAST_TEMPERATURE,
     }
-    unread = (*D2NAS_KEYS, "warmup_epochs", "arch_beta1", "arch_beta2", "arch_weight_decay")
+    unread = (
+        *D2NAS_KEYS,
+        *TRAINING_KEYS,
+        "warmup_epochs",
+        "arch_beta1",
+        "arch_beta2",
+        "arch_weight_decay",
+    )
 
     def __init__(
         self,

@@ -16,15 +16,14 @@ from ..config import DataConfig, RetrainConfig
 from ..data.batches import channels_last
 from ..data.images import ImageData, Images, Normalizer
 from ..data.splits import epoch_order
-from ..genotype import Genotype, places_of
+from ..genotype import Genotype
 from ..measure.calibration import calibrated_loss
-from ..methods.derivation import derive_genotype, genotype_of
+from ..methods.derivation import derive_genotype, draw_of, genotype_of
 from ..nn.operations import noises_in, set_noise_generator
 from ..nn.probability import tempered
-from ..nn.sampling import ArchLogits, CellDraw, Draw, draw_noise, sample_cell
+from ..nn.sampling import ArchLogits, Draw, draw_noise, sample_cell
 from ..nn.supernet import Supernet
 from ..randomness import generator
-from ..spaces import SearchSpace
 from .loop import EVALUATION_BATCH, accuracy, finite_logits, predict
 from .retrain import Retraining
 
@@ -63,16 +62,6 @@ def sample_candidates(
         if genotype not in found:
             found.append(genotype)
     return found
-
-
-def draw_of(genotype: Genotype, space: SearchSpace) -> Draw:
-    """Return the sub-network that a genotype is. Raises ``ConfigError`` outside of the space."""
-
-    def cell(cell_type: str) -> CellDraw:
-        edges, columns = zip(*sorted(places_of(genotype, space, cell_type)), strict=True)
-        return CellDraw.of_ones(edges, columns, None)
-
-    return Draw(cell("normal"), cell("reduce"))
 
 
 def rank_by_supernet(

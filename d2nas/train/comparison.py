@@ -15,11 +15,11 @@ from ..data.batches import Batches
 from ..data.images import ImageData
 from ..errors import ConfigError
 from ..genotype import Genotype, neighbour
-from ..methods.derivation import derive_genotype, genotype_of
+from ..methods.derivation import derive_genotype, draw_of, genotype_of
 from ..nn.probability import log_probability, temperature_of
 from ..nn.sampling import ArchLogits
 from ..randomness import derive_seed
-from .candidates import draw_of, judge, sample_candidates, short_recipe
+from .candidates import judge, sample_candidates, short_recipe
 from .halving import Arm, Halving, schedule
 from .loop import Loop, StepReport, memory_errors
 from .retrain import Retraining

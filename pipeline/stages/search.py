@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from d2nas.config import Config, other_method
+from d2nas.config import TRAINING_KEYS, Config, SearchConfig, other_method
 from d2nas.config.section import NonNegative
 from d2nas.files.text_files import read_space
 from d2nas.spaces import SearchSpace
@@ -83,9 +83,9 @@ def run(context: Context) -> Facts:
 def _config(config: Config) -> dict[str, Any]:
     """Return the search's settings; the space itself decides, not the path of its file.
 
-    Keys are as before there were revisions, estimators, clips of a branch and drop-path where these
-    change nothing: a method's revision is among the settings from 2 on, the others where they are
-    chosen.
+    Keys are as before there were revisions, estimators, clips of a branch, drop-path and trainings
+    of single cells where these change nothing: a method's revision is among the settings from 2 on,
+    the others where they are chosen.
     """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
@@ -98,6 +98,9 @@ def _config(config: Config) -> dict[str, Any]:
         del settings["weight_optimizer"]
     if config.search.drop_path == 0.0:
         del settings["drop_path"]
+    for key in TRAINING_KEYS:
+        if settings[key] == SearchConfig.model_fields[key].default:
+            del settings[key]
     part: dict[str, Any] = {"search": settings, "space": space.to_dict()}
     method = other_method(config.search.method)
     if method is not None and method.revision != 1:

@@ -3,13 +3,14 @@
 import copy
 import json
 import random
+from collections import Counter
 
 import pytest
 
 from d2nas import SPACES, Genotype, SearchSpace
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError
 from d2nas.files.strict_json import canonical_json, digest, parse_json
-from d2nas.genotype import PUBLISHED, neighbour, places_of
+from d2nas.genotype import PUBLISHED, neighbour, neighbours, places_of, uniform
 from d2nas.spaces import (
     CELL_TYPES,
     EDGES,
@@ -230,6 +231,39 @@ def test_a_neighbour_is_of_its_space_and_differs_by_one_change(name: str) -> Non
     for _ in range(50):
         genotype = neighbour(genotype, space, numbers)
         assert is_of(space, genotype)
+
+
+@pytest.mark.parametrize("name", ["S0", "S1", "S4"])
+def test_neighbours_are_all_that_one_change_makes(name: str) -> None:
+    space, numbers = SPACES[name], random.Random(1)
+    genotype = uniform(space, numbers)
+    found = neighbours(genotype, space)
+    assert len({*found}) == len(found)
+    drawn = {ordered(neighbour(genotype, space, numbers)) for _ in range(3000)}
+    assert drawn == {*found}
+    assert all(ordered(each) == each and is_of(space, each) for each in found)
+
+
+def ordered(genotype: Genotype) -> Genotype:
+    cells = (
+        tuple(
+            pair for node in range(4) for pair in sorted(cell[2 * node :][:2], key=lambda p: p[1])
+        )
+        for cell in (genotype.normal, genotype.reduce)
+    )
+    return Genotype(*cells)
+
+
+def test_uniform_genotypes_have_every_choice_equally_often() -> None:
+    space, numbers = SPACES["S3"], random.Random(0)
+    drawn = [uniform(space, numbers) for _ in range(2000)]
+    assert all(ordered(each) == each and is_of(space, each) for each in drawn)
+    pairs = Counter(tuple(source for _, source in each.reduce[6:]) for each in drawn)
+    operations = Counter(operation for each in drawn for operation, _ in each.normal)
+    assert len(pairs) == 10
+    assert all(count == pytest.approx(200, abs=70) for count in pairs.values())  # 5 deviations
+    assert {*operations} == {"skip_connect", "sep_conv_3x3"}
+    assert operations["skip_connect"] == pytest.approx(8000, abs=320)
 
 
 def random_genotype(space: SearchSpace, numbers: random.Random) -> Genotype:

@@ -9,10 +9,9 @@ from d2nas import SPACES, Genotype, derive_darts, derive_genotype, sample
 from d2nas.config import build_config
 from d2nas.errors import ConfigError
 from d2nas.methods import rsws
-from d2nas.methods.derivation import genotype_of, write_genotype
+from d2nas.methods.derivation import draw_of, genotype_of, write_genotype
 from d2nas.nn.operations import noises_in, set_noise_generator
 from d2nas.nn.sampling import ArchLogits
-from d2nas.train.candidates import draw_of
 from d2nas.train.search import Search
 
 # --- a genotype written into logits -------------------------------------------------------------

@@ -12,10 +12,10 @@ from d2nas.config import build_config
 from d2nas.data.images import ImageData, load_data
 from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype, neighbour
-from d2nas.methods.derivation import derive_genotype
+from d2nas.methods.derivation import derive_genotype, draw_of, genotype_of
 from d2nas.nn.probability import log_probability
 from d2nas.train import comparison as compare
-from d2nas.train.candidates import Candidate, draw_of, genotype_of, rank_by_training
+from d2nas.train.candidates import Candidate, rank_by_training
 from d2nas.train.comparison import Comparison, halving_of, seed_of_round
 from d2nas.train.retrain import Retraining
 from d2nas.train.state import TrainState
