@@ -22,6 +22,8 @@ SLOW = (
     "d2nas/train",
     "house/test_references.py",
     "pipeline/bench",
+    "pipeline/commands/test_node_counts.py",
+    "pipeline/commands/test_own_operation.py",
     "pipeline/identity",
     "pipeline/onnx_io/test_node_names.py",
     "pipeline/onnx_io/test_onnx_equality.py",
