@@ -79,6 +79,7 @@ class EpochEnd:
     ``keep(slot)`` keeps weights, statistics, logits and both optimizers' moments;
     ``bring_back(slot)`` makes them what was kept. Slots count from 0, below
     ``Method.kept_states``, else ``ValueError``; every checkpoint holds them.
+    ``restart_weight_optimizer()`` makes its moments zero, as before the first step.
     """
 
     epoch: int
@@ -89,6 +90,7 @@ class EpochEnd:
     draws: Callable[[int], torch.Generator]
     keep: Callable[[int], None]
     bring_back: Callable[[int], None]
+    restart_weight_optimizer: Callable[[], None] = lambda: None
 
     @property
     def is_last(self) -> bool:
@@ -234,6 +236,10 @@ class Method:
         Those of the whole search, unless its stages have schedules of their own.
         """
         return epoch, epochs
+
+    def weight_lr(self, scheduled: float, epoch: int, epochs: int) -> float:
+        """Return the learning rate of the weights in an epoch; ``scheduled``: the cosine's."""
+        return scheduled
 
     def weight_decay(self, given: float) -> float:
         """Return the weight decay of the next step; ``given``: ``search.weight_decay``."""

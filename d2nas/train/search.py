@@ -225,7 +225,14 @@ class Search(Loop):
             draws=lambda index: generator(self.seed, purpose, index),
             keep=self.trained.keep,
             bring_back=self.trained.bring_back,
+            restart_weight_optimizer=self._restart_weight_optimizer,
         )
+
+    @torch.no_grad()
+    def _restart_weight_optimizer(self) -> None:
+        for moments in self.weight_optimizer.state.values():
+            for moment in moments.values():
+                moment.zero_()
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         config = self.config
@@ -295,9 +302,12 @@ class Search(Loop):
         )
 
     def weight_lr_at(self, step: int) -> float:
-        """Return SGD's learning rate of a step: cosine by epoch, as DARTS."""
+        """Return SGD's learning rate of a step: cosine by epoch, as DARTS, unless the method has
+        another.
+        """
         epoch, epochs = self._schedule_at(step)
-        return cosine(epoch / epochs, self.config.weight_lr, self.config.weight_lr_min)
+        scheduled = cosine(epoch / epochs, self.config.weight_lr, self.config.weight_lr_min)
+        return self.method.weight_lr(scheduled, self.epoch_at(step), self.config.epochs)
 
     def batch(self, batches: Batches, step: int) -> Batch:
         """Return the step's batch in the type that is computed in."""

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from d2nas import SPACES
 from d2nas.methods import r_darts, zarts
 from d2nas.methods.base import Batch, Method, Sizes, StepContext
+from d2nas.methods.darts_pt import DartsPt
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, SearchSpace
 
@@ -112,11 +113,12 @@ def outer_product(_supernet: nn.Module, logits: ArchLogits, loss: Callable[[], T
 
 def make_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes long and is looked at in the rivals' own tests: a Hessian, copies and
-    their tuning.
+    their tuning, the effect of every removal.
     """
     monkeypatch.setattr(r_darts, "operation_hessian", outer_product)
     monkeypatch.setattr(zarts, "SAMPLES", 2)
     monkeypatch.setattr(zarts, "TUNING_STEPS", 1)
+    monkeypatch.setattr(DartsPt, "_accuracies", lambda self, mixtures, end: [0] * len(mixtures))
 
 
 def weight_norm(method: Method) -> float:

@@ -33,7 +33,7 @@ MIXED_EDGES_WEIGH_ONE = {
 WITHOUT_EDGE_LOGITS = {"gdas", *MIXED_EDGES_WEIGH_ONE}
 WITHOUT_NONE = {
     *("d2nas", "entangled", "rsws", *TRAINED_CELLS),
-    *("beta-darts", "fair-darts", "sdarts-rs", "sdarts-adv", "zarts"),
+    *("beta-darts", "darts-pt", "fair-darts", "sdarts-rs", "sdarts-adv", "zarts"),
 }
 MEANS = {
     "arch_loss",
@@ -89,7 +89,7 @@ def assert_lies_in(genotype: Genotype, space: str) -> None:
 
 def test_every_method_is_found_by_its_name() -> None:
     sampled = {"d2nas", "entangled", "gdas", "random", "rsws", *TRAINED_CELLS}
-    mixed = {"pc-darts-4", "pc-darts-2", *MIXED_EDGES_WEIGH_ONE}
+    mixed = {"darts-pt", "pc-darts-4", "pc-darts-2", *MIXED_EDGES_WEIGH_ONE}
     assert set(METHOD_NAMES) == sampled | mixed
     assert [search_methods.find(name).name for name in METHOD_NAMES] == list(METHOD_NAMES)
 
