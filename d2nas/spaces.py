@@ -98,10 +98,11 @@ def find_operation(name: str) -> OwnOperation | None:
 
 
 def is_parameterless(name: str) -> bool:
-    """Whether an operation has no weights: what the paper's "Num" counts in a normal cell (a
-    stride-2 skip does have some). Raises as ``find_operation``.
+    """Whether an operation is known to have no weights: what the paper's "Num" counts in a normal
+    cell (a stride-2 skip does have some). Any text may be a name. Raises ``ConfigError`` where its
+    code cannot be loaded.
     """
-    own = find_operation(name)
+    own = None if name in OPERATION_NAMES else own_operations.get(name)
     return name in _PARAMETERLESS if own is None else own.parameterless
 
 
