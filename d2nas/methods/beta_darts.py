@@ -11,9 +11,6 @@ cell types together, and the factor is 50 times the epoch over the number of epo
 is. S0 is searched without ``none``, as in that code.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -44,7 +41,6 @@ class BetaDarts(Darts):
     """beta-DARTS (arXiv 2203.01665): DARTS with a growing penalty on the logits."""
 
     searches_none = False
-    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss and the penalty; what is measured is the former."""

@@ -38,6 +38,7 @@ class Darts(Method):
     passes = (1, 1)
     searches_none = True
     learns_edges = False
+    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
     unread: Collection[str] = (*D2NAS_KEYS, *TRAINING_KEYS, "temperature_start", "temperature_end")
 
     def __init__(
@@ -129,6 +130,12 @@ class PcDarts4(Darts):
     channel_divisor = 4
     warms_up = True
     learns_edges = True
+    recipe: Mapping[str, Any] = {
+        "batch_size": 256,
+        "weight_lr": 0.1,
+        "weight_lr_min": 0.0,
+        "arch_lr": 6e-4,
+    }
 
 
 @register_method("pc-darts-2")

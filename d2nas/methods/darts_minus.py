@@ -10,9 +10,6 @@ last; an auxiliary skip of stride 2 is a factorized reduction with weights of it
 ignores the auxiliary skips. Of first order, S0 with ``none``.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from ..nn.mixed_supernet import MixtureWeights, mixture_weights
@@ -31,7 +28,6 @@ class DartsMinus(Darts):
     """DARTS- (arXiv 2009.01027): an auxiliary skip on every edge, whose weight falls to 0."""
 
     extra = ("skip_connect",)
-    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
 
     def mixture(self, epoch: int = 0, epochs: int = 1) -> MixtureWeights:
         """Return the softmax of the logits, and beta in the column after each edge's last one."""

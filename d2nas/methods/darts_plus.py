@@ -7,7 +7,6 @@ architecture has learned; and the genotype is that of the epoch which ended the 
 skips or more. The reduction cell is not counted. Of first order, S0 with ``none``.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ def num_skips(genotype: Genotype) -> int:
 class DartsPlus(Darts):
     """DARTS+ (arXiv 1909.06035): DARTS until the normal cell has two skip connections."""
 
-    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
 
     def __init__(
         self,

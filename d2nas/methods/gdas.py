@@ -1,10 +1,14 @@
 """GDAS (Dong and Yang, arXiv 1910.04465): one sampled operation on every edge.
 
 All edges of a cell are computed, one sub-network per half, weights first, gradients through
-the whole network. ``none`` is a candidate. Two things are not as in the published code, which the
-comparison does not need: the network ends like DARTS's, and the genotype is derived by DARTS's
-rule, because the published one can put both edges of a node on the same predecessor.
+the whole network. ``none`` is a candidate. Not as in the published code, which the comparison does
+not need: the network ends like DARTS's and has 8 cells by default, not 6; the momentum is not
+Nesterov's; and the genotype is derived by DARTS's rule, because the published one can put both
+edges of a node on the same predecessor.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -25,6 +29,12 @@ class Gdas(SinglePath):
     searches_none = True
     learns_edges = False
     all_edges = True
+    recipe: Mapping[str, Any] = {
+        "epochs": 250,
+        "batch_size": 256,
+        "weight_lr": 0.025,
+        "weight_decay": 5e-4,
+    }
     unread = (
         *D2NAS_KEYS,
         *UNREAD_BY_DEFAULT,

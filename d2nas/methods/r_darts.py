@@ -19,7 +19,7 @@ Told apart from the published code:
   decay holds for both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,7 +119,6 @@ class _LooksAndRollbacks(_Looks):
 class RDartsEarlyStopping(DartsSecondOrder):
     """R-DARTS (arXiv 1909.09656), early stopping: the genotype of before the eigenvalue grew."""
 
-    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
     memory: _Looks
 
     def __init__(

@@ -11,8 +11,7 @@ mixture's weights, shared by all cells of a type; the adversary sees batch norm'
 statistics, which lag behind the weights at first. S0 is searched without ``none``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -112,7 +111,6 @@ class SdartsRandom(Darts):
     """SDARTS-RS (arXiv 2002.05283): weights trained under randomly perturbed mixtures."""
 
     searches_none = False
-    recipe: Mapping[str, Any] = {"weight_lr": 0.025}
 
     def weight_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the training loss in the weights, at perturbed mixture weights."""

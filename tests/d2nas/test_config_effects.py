@@ -281,7 +281,7 @@ def test_a_preset_that_beats_a_methods_own_default_is_told(
     "settings",
     [
         ["search.method=fair-darts", "search.batch_size=8", "search.arch_lr=0.1"],  # own
-        ["search.method=pc-darts-4"],  # its own default is the fields'
+        ["search.method=entangled"],  # its own default is the fields'
         ["search.method=random"],  # does not read it
         ["search.method=fair-darts", "derive.genotype=DARTS_V2"],  # no search
         [],

@@ -275,6 +275,31 @@ def test_the_temperature_of_snas_is_the_published_one() -> None:
 # --- recipes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("methods", "differing"),
+    [
+        (("darts", "darts-second-order"), {"weight_lr": 0.025}),
+        (
+            ("pc-darts-4", "pc-darts-2"),
+            {"batch_size": 256, "weight_lr": 0.1, "weight_lr_min": 0.0, "arch_lr": 6e-4},
+        ),
+        (
+            ("gdas",),
+            {"epochs": 250, "batch_size": 256, "weight_lr": 0.025, "weight_decay": 5e-4},
+        ),
+    ],
+)
+def test_rivals_search_by_their_published_codes_settings(
+    methods: tuple[str, ...], differing: dict[str, object]
+) -> None:
+    ours = build_config({}).search.model_dump()
+    for method in methods:
+        own = build_config({}, [f"search.method={method}"]).search.model_dump()
+        others = ("method", "warmup_epochs")
+        assert {k: v for k, v in own.items() if v != ours[k] and k not in others} == differing
+        assert own["warmup_epochs"] == (15 if method.startswith("pc-") else 0)
+
+
 def test_a_recipes_learning_rate_is_that_of_its_optimizer() -> None:
     by_sgd = build_config({}, ["search.method=beta-darts"]).search
     assert by_sgd.weight_lr == 0.025

@@ -111,8 +111,9 @@ def test_its_facts_count(tmp_path: Path) -> None:
         build_config({}, ["search.method=toy", "derive.candidates=3"])
 
 
-def search_key(method: str) -> str:
-    return stages.BY_NAME["search"].key(build_config({}, [f"search.method={method}"]), {}, "data")
+def search_key(method: str, *settings: str) -> str:
+    config = build_config({}, [f"search.method={method}", *settings])
+    return stages.BY_NAME["search"].key(config, {}, "data")
 
 
 def test_a_grown_revision_is_another_search(tmp_path: Path) -> None:
@@ -128,7 +129,10 @@ def test_a_grown_revision_is_another_search(tmp_path: Path) -> None:
 
 def test_a_first_revision_leaves_keys_as_they_were() -> None:
     """Another key would make stored searches run again."""
-    assert search_key("gdas") == "9113d2739b6ddede4793d7da5a712624eae19203bed09eb05e5411324504bac1"
+    gdas = {"epochs": 50, "batch_size": 64, "weight_lr": 0.05, "weight_decay": 3e-4}
+    settings = [f"search.{field}={value}" for field, value in gdas.items()]
+    expected = "9113d2739b6ddede4793d7da5a712624eae19203bed09eb05e5411324504bac1"
+    assert search_key("gdas", *settings) == expected
     assert search_key("d2nas") == "ff11d914d2786d07a75868aeef49e321fa59761ded330f5c7d47490901a299d1"
 
 
@@ -256,7 +260,7 @@ def test_an_instance_takes_the_place_of_the_configured_method() -> None:
         return finish(Search(config, SPACES["S0"], data, **place, **given))
 
     by_name = config_of("gdas", "search.warmup_epochs=0").search
-    plain = config_of("d2nas", "search.warmup_epochs=0").search
+    plain = by_name.model_copy(update={"method": "d2nas"})
     instance = build_method(by_name, made_images(), SPACES["S0"], seed=0)
     given = search_with(plain, method=instance)
     assert given.method is instance

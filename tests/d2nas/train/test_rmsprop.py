@@ -104,7 +104,7 @@ def test_it_keeps_as_much_as_sgd() -> None:
 def test_a_step_looked_ahead_is_one_of_sgd() -> None:
     search = search_by("darts-second-order", RMSPROP)
     assert isinstance(search.weight_optimizer, torch.optim.SGD)
-    assert search.config.weight_lr == 0.05
+    assert search.config.weight_lr == 0.025
     assert "weight_optimizer" in search.method.unread
     assert isinstance(search_by("darts", RMSPROP).weight_optimizer, RmsProp)  # control
 
