@@ -30,7 +30,6 @@ def num_skips(genotype: Genotype) -> int:
 class DartsPlus(Darts):
     """DARTS+ (arXiv 1909.06035): DARTS until the normal cell has two skip connections."""
 
-
     def __init__(
         self,
         space: SearchSpace,

@@ -16,6 +16,15 @@
     [variant.settings]
     "retrain.epochs" = 600
     trainings = 2                       # train each network from two seeds, and take the mean
+    recipes = ["paper", "recommended"]  # each search that a recipe is of, once by each
+    random = 20                         # random cells to compare with; default: one for each seed
+    [[copied]]                          # a row of a paper's table, shown apart; figures as text
+    method = "NASNet-A"
+    error = "2.65"
+    source = "arXiv 1707.07012"
+
+``--scale`` runs the same grid by other settings: those of a file in ``pipeline.study.scales``,
+whose data set stands for all of the grid's.
 
 Paths in it are taken from the working directory, as everywhere; those of genotypes from the file's
 own folder. Given genotypes are compared with random cells of the first space (default: S0).
@@ -25,14 +34,14 @@ import copy
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from d2nas.config import Config, build_config, other_method
+from d2nas.config import PAPERS_METHODS, Config, Recipe, build_config, other_method
 from d2nas.config.registry import data_sets
 from d2nas.config.section import Section, Seed
 from d2nas.errors import ConfigError, shown_value
@@ -43,6 +52,7 @@ from d2nas.genotype import PUBLISHED, genotype_name, is_genotype_file, read_geno
 
 from ..presets import read_preset
 from ..stages import BY_NAME
+from .scales import PAPER_SCALE, read_scale_file, scale_names
 from .tables import read_study_file
 
 RANDOM = "random"
@@ -73,6 +83,8 @@ class _Block(Section):
     data: Annotated[list[str], Field(min_length=1)] | None = None
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)] | None = None
     trainings: Annotated[int, Field(ge=1, le=1000)] | None = None
+    recipes: Annotated[list[Recipe], Field(min_length=1)] | None = None
+    random: Annotated[int, Field(ge=1, le=1000)] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -80,8 +92,25 @@ class _Variant(_Block):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,23}$")]
 
 
+class Copied(Section):
+    """Row that others published and that is not run here; figures as they print them."""
+
+    method: str
+    source: str
+    data: str | None = None
+    """None: that of the whole study."""
+    space: str = ""
+    error: str = ""
+    """In percent."""
+    num: str = ""
+    params: str = ""
+    macs: str = ""
+    gpu_days: str = ""
+
+
 class _File(_Block):
     preset: str | None = None
+    copied: list[Copied] = Field(default_factory=list)
     method: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variant: list[_Variant] = Field(default_factory=list)
 
@@ -95,8 +124,12 @@ class Trial:
     """That of the search, or ``GIVEN``."""
     genotype_name: str | None
     """Name of a given genotype."""
+    recipe: str | None
+    """``search.recipe``, where the grid has an axis of them and the method reads it."""
     space: str
     data: str
+    stands_for: str | None
+    """The study's data set in whose place a reduced scale takes ``data``."""
     seed: int
     training: int
     """Which of the network's ``trainings`` this is, from 0."""
@@ -115,7 +148,10 @@ class Trial:
         found = f"{self.space}, {self.method}"
         if self.genotype_name is not None:
             found = f"{GIVEN} {self.genotype_name}"
-        title = f"{self.variant}, {self.data}, {found}, seed {self.seed}"
+        elif self.recipe is not None:
+            found = f"{found} ({self.recipe})"
+        data = self.data if self.stands_for is None else f"{self.data} for {self.stands_for}"
+        title = f"{self.variant}, {data}, {found}, seed {self.seed}"
         return f"{title}, training {self.training + 1}" if self.trainings > 1 else title
 
     @property
@@ -130,27 +166,49 @@ class Study:
 
     name: str
     trials: tuple[Trial, ...]
+    scale: str = PAPER_SCALE
+    copied: tuple[Copied, ...] = ()
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether its settings are not its file's."""
+        return self.scale != PAPER_SCALE
 
 
-def read_study(name: str, *, data_root: str | None = None) -> Study:
+def read_study(name: str, *, data_root: str | None = None, scale: str = PAPER_SCALE) -> Study:
     """Read a study by name or path; ``data_root`` overrides ``data.root`` of every trial.
+
+    ``scale``: one of ``scale_names()``, by whose settings the grid is run.
 
     Random cells are added to every variant, data set and space, unless another variant has them
     with the same data and retraining. A genotype in the preset is given like one in the file.
     Raises ``ConfigError`` naming the key.
     """
     what, title = name, Path(name).stem
+    if scale not in scale_names():
+        raise _unknown(what, "scale", scale, scale_names())
     file = _parse(read_study_file(name), what)
+    reduced = None
+    if scale != PAPER_SCALE:
+        reduced = _parse(read_scale_file(scale), f"scale {scale}")
+        title = f"{title}-{scale}"
     base = functools.partial(_base, file.preset, data_root)
     build_config(base(None), what=file.preset or what)
     for method in file.method:
         _check_name(other_method, method, what)
     variants = [_resolve(variant, file, base, what) for variant in _variants(file, what)]
+    if reduced is not None:
+        reduced_base = functools.partial(_base, reduced.preset, None)
+        variants = [_reduced(variant, reduced, reduced_base, scale) for variant in variants]
     drafts = [draft for variant in variants for draft in _drafts(variant)]
     drafts += _missing_random(variants, drafts)
     order = {variant.name: number for number, variant in enumerate(variants)}
-    drafts.sort(key=lambda d: (order[d.variant.name], d.variant.seeds.index(d.seed)))
-    return Study(title, tuple(_trials(title, drafts)))
+    drafts.sort(key=lambda d: (order[d.variant.name], _place(d.seed, d.variant.seeds)))
+    return Study(title, tuple(_trials(title, drafts)), scale, tuple(file.copied))
+
+
+def _place(seed: int, seeds: list[int]) -> int:
+    return seeds.index(seed) if seed in seeds else len(seeds) + seed
 
 
 _Values = dict[str, dict[str, Any]]
@@ -167,7 +225,8 @@ def _base(preset: str | None, data_root: str | None, recipe: str | None) -> _Val
 def setting_of(config: Config, trainings: int) -> str:
     """Digest of the retraining and the images, whatever was searched, and wherever it ran."""
     values = config.to_dict()
-    for section, key in (("retrain", "device"), ("retrain", "seed"), ("data", "root")):
+    unseen = ("data", "root"), ("data", "validation_fraction")  # the latter by retraining
+    for section, key in (("retrain", "device"), ("retrain", "seed"), *unseen):
         del values[section][key]
     measured = {"retrain": values["retrain"], "data": values["data"]}
     return digest(measured if trainings == 1 else {**measured, "trainings": trainings})
@@ -202,10 +261,16 @@ class _Resolved:
     data: list[str]
     seeds: list[int]
     trainings: int
+    recipes: list[str]
+    """Empty: no axis of them."""
+    num_random: int | None
+    """None: a random cell for each seed."""
     values: dict[str, dict[str, Any]]
-    by_method: dict[str, dict[str, dict[str, Any]]]
-    """The values with what a method needs on top."""
+    by_row: dict[tuple[str, str | None], dict[str, dict[str, Any]]]
+    """The values with what a method needs on top, by method and recipe."""
     what: str
+    stand_in: str | None = None
+    """The data set in place of all of ``data``."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +284,7 @@ class _Draft:
     seed: int
     config: Config
     given: _Given | None = None
+    recipe: str | None = None
 
 
 def _parse(values: dict[str, Any], what: str) -> _File:
@@ -270,7 +336,7 @@ def _resolve(
     variant: _Variant, file: _File, base: Callable[[str | None], _Values], what: str
 ) -> _Resolved:
     where = f"{what}: variant {variant.name}" if file.variant else what
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, Any] = {}
     preset = build_config(base(None))
     genotypes = [_beside(what, each) for each in variant.genotypes or file.genotypes or ()]
     if not genotypes and preset.derive.genotype is not None:
@@ -298,22 +364,56 @@ def _resolve(
         (file.settings, f"{what}: settings"),
         (variant.settings, f"{where}: settings"),
     )
-    by_method = {
-        method: _merged(
-            base, of_file, (file.method.get(method, {}), f"{what}: method.{method}"), of_variant
+    recipes = list[str](variant.recipes or file.recipes or ())
+    _require_unique(recipes, f"{where}: recipes")
+    by_row = {
+        (method, recipe): _merged(
+            base,
+            of_file,
+            (file.method.get(method, {}), f"{what}: method.{method}"),
+            of_variant,
+            recipe=recipe,
         )
         for method in axes["methods"]
+        for recipe in _recipes_of(method, recipes)
     }
-    merged = _merged(base, of_file, of_variant)
-    trainings = variant.trainings or file.trainings or 1
     return _Resolved(
         variant.name,
         given=given,
-        values=merged,
-        by_method=by_method,
+        values=_merged(base, of_file, of_variant),
+        by_row=by_row,
         what=where,
-        trainings=trainings,
+        trainings=variant.trainings or file.trainings or 1,
+        recipes=recipes,
+        num_random=variant.random or file.random,
         **axes,
+    )
+
+
+def _recipes_of(method: str, recipes: list[str]) -> Sequence[str | None]:
+    return recipes if recipes and method in PAPERS_METHODS else (None,)
+
+
+def _reduced(
+    variant: _Resolved, scale: _File, base: Callable[[str | None], _Values], name: str
+) -> _Resolved:
+    """Return the variant's rows by the settings of a scale, which has seeds and a data set."""
+    assert scale.seeds is not None
+    assert scale.data is not None
+    settings = scale.settings, f"scale {name}: settings"
+
+    def of_row(method: str, recipe: str | None) -> _Values:
+        own = scale.method.get(method, {}), f"scale {name}: method.{method}"
+        return _merged(base, settings, own, recipe=recipe)
+
+    return replace(
+        variant,
+        seeds=scale.seeds,
+        trainings=1,
+        num_random=scale.random,
+        values=_merged(base, settings),
+        by_row={row: of_row(*row) for row in variant.by_row},
+        stand_in=scale.data[0],
     )
 
 
@@ -355,12 +455,16 @@ def _beside(file: str, genotype: str) -> str:
 
 
 def _merged(
-    base: Callable[[str | None], _Values], *layers: tuple[Mapping[str, Any], str]
+    base: Callable[[str | None], _Values],
+    *layers: tuple[Mapping[str, Any], str],
+    recipe: str | None = None,
 ) -> _Values:
-    """Return the settings of all layers, the last one's over those before, on the base that their
-    recipe makes.
+    """Return the settings of all layers, the last one's over those before, and a ``recipe`` over
+    all, on the base that their recipe makes.
     """
     given = [each for settings, what in layers for each in _flat(settings, what)]
+    if recipe is not None:
+        given.append(("search", "recipe", recipe))
     recipes = [value for section, field, value in given if (section, field) == ("search", "recipe")]
     values = base(recipes[-1] if recipes and isinstance(recipes[-1], str) else None)
     for section, field, value in given:
@@ -397,23 +501,21 @@ def _drafts(variant: _Resolved) -> Iterator[_Draft]:
         for data in variant.data:
             for space in variant.spaces:
                 for method in variant.methods:
-                    yield _draft(variant, method, space, data, seed)
+                    for recipe in _recipes_of(method, variant.recipes):
+                        yield _draft(variant, method, space, data, seed, recipe)
             for given in variant.given:
                 config = _configure_given(variant, given, data, seed)
                 yield _Draft(variant, GIVEN, variant.spaces[0], data, seed, config, given)
 
 
-def _draft(variant: _Resolved, method: str, space: str, data: str, seed: int) -> _Draft:
-    config = _configure(variant, method, space, data, seed)
-    return _Draft(variant, method, space, data, seed, config)
-
-
-def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int) -> Config:
-    values = copy.deepcopy(variant.by_method.get(method, variant.values))
+def _draft(
+    variant: _Resolved, method: str, space: str, data: str, seed: int, recipe: str | None = None
+) -> _Draft:
+    values = copy.deepcopy(variant.by_row.get((method, recipe), variant.values))
     for section, field, value in (
         ("search", "method", method),
         ("search", "space", space),
-        ("data", "name", data),
+        ("data", "name", variant.stand_in or data),
         ("run", "seed", seed),
         ("derive", "genotype", None),
     ):
@@ -421,13 +523,14 @@ def _configure(variant: _Resolved, method: str, space: str, data: str, seed: int
     if method == RANDOM:
         # A variant's way of choosing among learned cells is not for what learns nothing.
         values.pop("derive", None)
-    return build_config(values, what=variant.what)
+    config = build_config(values, what=variant.what)
+    return _Draft(variant, method, space, data, seed, config, recipe=recipe)
 
 
 def _configure_given(variant: _Resolved, given: _Given, data: str, seed: int) -> Config:
     values = copy.deepcopy(variant.values)
     values["derive"] = {"genotype": given.text}
-    values.setdefault("data", {})["name"] = data
+    values.setdefault("data", {})["name"] = variant.stand_in or data
     values.setdefault("run", {})["seed"] = seed
     return build_config(values, what=variant.what)
 
@@ -435,7 +538,7 @@ def _configure_given(variant: _Resolved, given: _Given, data: str, seed: int) ->
 def _missing_random(variants: list[_Resolved], drafts: list[_Draft]) -> list[_Draft]:
     """Return the random cells that no variant has for some retraining, data set and space."""
     covered = {
-        (draft.space, setting_of(draft.config, draft.variant.trainings))
+        (draft.data, draft.space, setting_of(draft.config, draft.variant.trainings))
         for draft in drafts
         if draft.method == RANDOM
     }
@@ -443,8 +546,10 @@ def _missing_random(variants: list[_Resolved], drafts: list[_Draft]) -> list[_Dr
     for variant in variants:
         for data in variant.data:
             for space in variant.spaces:
-                random = [_draft(variant, RANDOM, space, data, seed) for seed in variant.seeds]
-                key = space, setting_of(random[0].config, variant.trainings)
+                number = variant.num_random
+                seeds = variant.seeds if number is None else range(number)
+                random = [_draft(variant, RANDOM, space, data, seed) for seed in seeds]
+                key = data, space, setting_of(random[0].config, variant.trainings)
                 if key not in covered:
                     covered.add(key)
                     added += random
@@ -458,14 +563,17 @@ def _trials(study: str, drafts: list[_Draft]) -> Iterator[Trial]:
         for training in range(trainings):
             name = None if draft.given is None else draft.given.name
             found = (draft.method, draft.space if name is None else name)
-            names = (draft.variant.name, *found, draft.data, str(draft.seed))
+            recipe = () if draft.recipe is None else (draft.recipe,)
+            names = (draft.variant.name, *found, *recipe, draft.data, str(draft.seed))
             again = (f"training-{training}",) if training else ()
             trial = Trial(
                 variant=draft.variant.name,
                 method=draft.method,
                 genotype_name=name,
+                recipe=draft.recipe,
                 space=draft.space,
-                data=draft.data,
+                data=draft.config.data.name,
+                stands_for=None if draft.variant.stand_in is None else draft.data,
                 seed=draft.seed,
                 training=training,
                 trainings=trainings,

@@ -6,16 +6,26 @@ Rows are those of ``study_run.StudyRun.rows``: accuracies are fractions, here er
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from d2nas.config import other_method
 
-from .grid import GIVEN, RANDOM
+from .grid import GIVEN, RANDOM, Copied, Study
 
 MEASURES = ("accuracy", "calibrated_loss")
 MIN_RANKED = 5
 """Fewest networks for which a rank correlation is shown."""
+MIN_RANDOM = 10
+"""Fewest random cells among which a percentile is shown."""
+DAY = 86_400
+MACS_NOTE = (
+    "MACs: multiply-adds of convolutions and linear layers for one image, without batch norm; "
+    "papers call them FLOPs and count differently"
+)
+BEST_NOTE = (
+    "best of n: chosen by the images that its error is of, so the error is too low by the choice"
+)
 
 COLUMNS = (
     "data",
@@ -32,10 +42,25 @@ COLUMNS = (
     "percentile",
     "passes",
     "search s",
+    "GPU-days",
     "device",
 )
+COPIED_COLUMNS = (
+    "data",
+    "space",
+    "method",
+    "error %",
+    "num",
+    "params",
+    "FLOPs",
+    "GPU-days",
+    "source",
+)
 
-_GROUP = ("variant", "data", "space", "method", "genotype_name")
+_GROUP = ("variant", "data", "stands_for", "space", "method", "genotype_name", "recipe")
+_ORDERED = 4
+"""So many of them are in the order in which they come, before what is ordered by rows."""
+_AVERAGED = ("parameterless_normal", "params", "macs")
 
 Row = Mapping[str, Any]
 
@@ -48,9 +73,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     with one value); ``percentile`` says how many percent of the ``random`` cells with the same
     data and retraining have a lower accuracy than the mean (ties count half; None for the random
     cells themselves); ``loss``, ``loss_sd`` and ``loss_percentile`` say the same of the calibrated
-    loss, where lower is better. A network counts once, with the mean of its trainings, whose pooled
-    standard deviation is ``training_sd`` (None with one training each). If one of them failed it
-    counts in ``failed`` and nowhere else.
+    loss, where lower is better. ``best`` is the network of the lowest error among several of a
+    search, ``gpu_days`` the mean time of searches that all ran on GPUs. A network counts once, with
+    the mean of its trainings, whose pooled standard deviation is ``training_sd`` (None with one
+    training each). If one of them failed it counts in ``failed`` and nowhere else.
     """
     found = networks(rows)
     return [_summary(key, group, found) for key, group in _grouped(found).items()]
@@ -133,30 +159,70 @@ def _ranked(rows: Sequence[Row], measure: str) -> dict[tuple[Any, ...], float]:
 
 
 def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return summaries as cells for ``COLUMNS``."""
+    """Return summaries as cells for ``COLUMNS``, the best networks below their means."""
+    return [cells for line in summaries for cells in _cells(line)]
+
+
+def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    names = data_label(line), line["variant"], line["space"]
+    yield (
+        *names,
+        method_label(line),
+        str(line["n"]),
+        str(line["failed"]),
+        _with_spread(line["error"], line["error_sd"]),
+        _with_spread(line["loss"], line["loss_sd"], ".4f"),
+        _with_spread(line["parameterless_normal"], line["parameterless_normal_sd"], ".1f"),
+        _with_spread(line["params"], line["params_sd"], ",.0f"),
+        _with_spread(line["macs"], line["macs_sd"], ",.0f"),
+        _of_random(line),
+        _number(line["passes"], ",.0f"),
+        _number(line["search_seconds"], ",.0f"),
+        _number(line["gpu_days"], ".2f"),
+        line["device"] or "",
+    )
+    best = line["best"]
+    if best is not None:
+        yield (
+            *names,
+            f"{method_label(line)}, best of {line['n']}",
+            *("1", "0", _number(best["error"], ".2f"), _number(best["loss"], ".4f")),
+            *(_number(best[name], ",.0f") for name in _AVERAGED),
+            *("", "", "", "", line["device"] or ""),
+        )
+
+
+def copied_rows(copied: Iterable[Copied], data: str) -> list[tuple[str, ...]]:
+    """Return published rows as cells for ``COPIED_COLUMNS``; ``data``: the study's data set."""
     return [
         (
-            *(line[key] for key in ("data", "variant", "space")),
-            method_label(line),
-            str(line["n"]),
-            str(line["failed"]),
-            _with_spread(line["error"], line["error_sd"]),
-            _with_spread(line["loss"], line["loss_sd"], 4),
-            _number(line["parameterless_normal"], ".1f"),
-            _number(line["params"], ",.0f"),
-            _number(line["macs"], ",.0f"),
-            _of_random(line),
-            _number(line["passes"], ",.0f"),
-            _number(line["search_seconds"], ",.0f"),
-            line["device"] or "",
+            *(row.data or data, row.space, row.method, row.error, row.num),
+            *(row.params, row.macs, row.gpu_days, row.source),
         )
-        for line in summaries
+        for row in copied
     ]
 
 
+def reduced_line(study: Study) -> str:
+    """Say that a study is a reduced protocol, and what it is not."""
+    return (
+        f"REDUCED PROTOCOL (--scale {study.scale}): the same rows by other settings, on "
+        f"{study.trials[0].data} in place of the study's data sets. It shows that every row runs; "
+        "no figure stands for one of the full study, and none says which method is better"
+    )
+
+
+def data_label(row: Row) -> str:
+    """Return the data set of a row or summary, with the one in whose place it stands."""
+    other = row.get("stands_for")
+    return str(row["data"]) if other is None else f"{row['data']} for {other}"
+
+
 def method_label(row: Row) -> str:
-    """Return the method of a row or summary, with the name of a given genotype."""
-    name = row.get("genotype_name")
+    """Return the method of a row or summary, with its recipe or the name of a given genotype."""
+    name, recipe = row.get("genotype_name"), row.get("recipe")
+    if recipe is not None:
+        return f"{row['method']}, {'as written' if recipe == 'paper' else recipe}"
     return str(row["method"]) if name is None else f"{row['method']} {name}"
 
 
@@ -167,8 +233,8 @@ def settings_lines(rows: Sequence[Row]) -> list[str]:
         if row["method"] in (RANDOM, GIVEN):
             continue
         methods = searches.setdefault(_search_line(row), [])
-        if row["method"] not in methods:
-            methods.append(row["method"])
+        if method_label(row) not in methods:
+            methods.append(method_label(row))
     lines = [f"{', '.join(methods)}: {line}" for line, methods in searches.items()]
     return [_training_line(rows[0]), *lines]
 
@@ -228,17 +294,18 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
         key = _group_of(row)
         groups.setdefault(key, []).append(row)
     # All methods of a space together, whatever order they ran in.
-    places = [list(dict.fromkeys(key[axis] for key in groups)) for axis in range(3)]
+    places = [list(dict.fromkeys(key[axis] for key in groups)) for axis in range(_ORDERED)]
     return dict(
         sorted(
             groups.items(),
-            key=lambda item: [places[axis].index(item[0][axis]) for axis in range(3)],
+            key=lambda item: [places[axis].index(item[0][axis]) for axis in range(_ORDERED)],
         )
     )
 
 
 def _summary(key: tuple[Any, ...], group: list[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    variant, data, space, method, genotype_name = key
+    names = dict(zip(_GROUP, key, strict=True))
+    method = names["method"]
     done = [row for row in group if row["error"] is None]
     accuracies = [row["accuracy"] for row in done]
     errors = [100 * (1 - accuracy) for accuracy in accuracies]
@@ -248,16 +315,12 @@ def _summary(key: tuple[Any, ...], group: list[Row], rows: Sequence[Row]) -> dic
         for row in rows
         if row["method"] == RANDOM
         and row["error"] is None
-        and (row["data"], row["space"]) == (data, space)
+        and all(row.get(name) == names[name] for name in ("data", "stands_for", "space"))
         and row["setting"] == group[0]["setting"]
     }.values()
     compared = method != RANDOM and accuracies
     return {
-        "variant": variant,
-        "data": data,
-        "space": space,
-        "method": method,
-        "genotype_name": genotype_name,
+        **names,
         "n": len(done),
         "failed": len(group) - len(done),
         "error": statistics.fmean(errors) if errors else None,
@@ -268,12 +331,32 @@ def _summary(key: tuple[Any, ...], group: list[Row], rows: Sequence[Row]) -> dic
         else None,
         **_loss_summary([row["calibrated_loss"] for row in done], random if compared else ()),
         "num_random": len(random),
+        "best": _best(done) if method not in (RANDOM, GIVEN) and len(done) > 1 else None,
         **{
             name: _mean(row[name] for row in done)
-            for name in ("parameterless_normal", "params", "macs", "passes", "search_seconds")
+            for name in (*_AVERAGED, "passes", "search_seconds")
         },
+        **{f"{name}_sd": _spread(row[name] for row in done) for name in _AVERAGED},
+        "gpu_days": _gpu_days(done),
         "device": ", ".join(sorted({row["device"] for row in done if row["device"]})),
     }
+
+
+def _best(rows: list[Row]) -> dict[str, Any]:
+    best = max(rows, key=lambda row: row["accuracy"])
+    return {
+        "seed": best["seed"],
+        "error": 100 * (1 - best["accuracy"]),
+        "loss": best["calibrated_loss"],
+        **{name: best[name] for name in _AVERAGED},
+    }
+
+
+def _gpu_days(rows: list[Row]) -> float | None:
+    """Return the mean time of searches in days, where all ran on a GPU and trained something."""
+    on_gpu = all((row["device"] or "").startswith("cuda") and row["passes"] for row in rows)
+    seconds = _mean(row["search_seconds"] for row in rows)
+    return seconds / DAY if on_gpu and seconds is not None else None
 
 
 def _loss_summary(losses: list[float | None], random: Iterable[Row]) -> dict[str, float | None]:
@@ -305,6 +388,11 @@ def _mean(values: Any) -> float | None:
     return None if not known or None in known else statistics.fmean(known)
 
 
+def _spread(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) > 1 else None
+
+
 def _spearman(pairs: list[tuple[float, float]]) -> float | None:
     from scipy.stats import spearmanr
 
@@ -314,11 +402,9 @@ def _spearman(pairs: list[tuple[float, float]]) -> float | None:
     return float(spearmanr(ones, others).statistic)
 
 
-def _with_spread(mean: float | None, spread: float | None, digits: int = 2) -> str:
-    if mean is None:
-        return ""
-    shown = f"{mean:.{digits}f}"
-    return shown if spread is None else f"{shown} +- {spread:.{digits}f}"
+def _with_spread(mean: float | None, spread: float | None, form: str = ".2f") -> str:
+    shown = _number(mean, form)
+    return shown if mean is None or spread is None else f"{shown} +- {spread:{form}}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -328,6 +414,8 @@ def _number(value: float | None, form: str) -> str:
 def _of_random(line: Mapping[str, Any]) -> str:
     if line["percentile"] is None:
         return ""
+    if line["num_random"] < MIN_RANDOM:
+        return f"too few ({line['num_random']} random)"
     by_loss = line["loss_percentile"]
     loss = "" if by_loss is None else f" (by loss {by_loss:.0f})"
     return f"{line['percentile']:.0f}{loss} of {line['num_random']} random"

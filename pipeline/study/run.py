@@ -18,6 +18,10 @@ _SEARCH_STAGES, _TRAIN_STAGES = STUDY_STAGES[:2], STUDY_STAGES[2:]
 
 _SIZES = ("num_cells", "init_channels", "epochs", "warmup_epochs", "batch_size")
 _LEARNED_BY = ("estimator", "draws", "weight_optimizer", "weight_lr", "arch_lr")
+_NAMES = (
+    *("variant", "method", "genotype_name", "recipe", "space", "data", "stands_for"),
+    *("seed", "training", "run"),
+)
 SHOWN_SETTINGS = {"search": (*_SIZES, *_LEARNED_BY), "retrain": (*_SIZES, "lr")}
 """What a row says of how its network was searched and trained."""
 
@@ -54,7 +58,8 @@ class StudyRun:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row per trial, read from the store: other processes' trials count, too."""
-        return [self._row(trial) for trial in self.study.trials]
+        scale = {"scale": self.study.scale, "reduced": self.study.is_reduced}
+        return [{**self._row(trial), **scale} for trial in self.study.trials]
 
     def first_failure(self) -> Failure | None:
         """Return the failure of the first trial that has one, once ``rows`` has looked."""
@@ -67,6 +72,8 @@ class StudyRun:
         return [
             {
                 **_names(trial),
+                "scale": self.study.scale,
+                "reduced": self.study.is_reduced,
                 "finished": state == "finished",
                 "state": state,
             }
@@ -175,8 +182,7 @@ def _seconds(version: Version) -> float | None:
 
 
 def _names(trial: Trial) -> dict[str, Any]:
-    names = ("variant", "method", "genotype_name", "space", "data", "seed", "training", "run")
-    return {name: getattr(trial, name) for name in names}
+    return {name: getattr(trial, name) for name in _NAMES}
 
 
 def _describe(trial: Trial, versions: Mapping[str, Version], error: str | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
 from d2nas.genotype import PUBLISHED, neighbour, read_genotype
 from pipeline.store import safe_run_name
-from pipeline.study.grid import Study, read_study, run_name
+from pipeline.study.grid import Study, Trial, read_study, run_name
+from pipeline.study.report import MIN_RANDOM
 from pipeline.study.tables import study_names
 
 
@@ -324,22 +325,129 @@ def test_every_method_of_the_configuration_can_be_a_cell(place):
     assert "random" in search_methods.names()
 
 
-def test_the_studies_that_come_along_are_whole() -> None:
-    """Every one can be read, has random cells, and the tables' sizes are R-DARTS's and DARTS's."""
-    assert study_names() == ["table-1", "table-2", "table-3", "table-5"]
-    for name in study_names():
-        study = read_study(name)
-        assert "random" in {trial.method for trial in study.trials}
-        assert len({trial.run for trial in study.trials}) == len(study.trials)
-    sizes = {
-        trial.data: (trial.config.retrain.num_cells, trial.config.retrain.init_channels)
-        for trial in read_study("table-5").trials
+TABLES = ["table-1", "table-2", "table-3", "table-5"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_has_random_cells_enough_and_d2nas_twice(name: str) -> None:
+    study = read_study(name)
+    assert len({trial.run for trial in study.trials}) == len(study.trials)
+    for trial in study.trials:
+        if trial.method != "random":
+            assert random_cells(study, trial) >= MIN_RANDOM
+    recipes = {trial.recipe for trial in study.trials if trial.method == "d2nas"}
+    assert recipes == {"paper", "recommended"}
+    warm_up = {
+        trial.recipe: trial.config.search.warmup_epochs
+        for trial in study.trials
+        if trial.method == "entangled"
     }
-    assert sizes == {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
-    data = {name: {trial.data for trial in read_study(name).trials} for name in study_names()[:3]}
+    assert warm_up["paper"] == 0 < warm_up["recommended"]
+    assert all(row.source for row in study.copied)
+
+
+def random_cells(study: Study, trial: Trial) -> int:
+    """How many random cells a trial is compared with."""
+    return sum(
+        (other.method, other.data, other.space) == ("random", trial.data, trial.space)
+        and other.setting == trial.setting
+        for other in study.trials
+    )
+
+
+def test_the_tables_are_those_of_the_paper() -> None:
+    assert study_names() == TABLES
+    data = {name: {trial.data for trial in read_study(name).trials} for name in TABLES[:3]}
     assert data == {"table-1": {"cifar10"}, "table-2": {"cifar100"}, "table-3": {"imagenet"}}
     with pytest.raises(ConfigError, match="unknown study"):
         read_study("table-4")
+
+
+def test_table_5_has_the_sizes_and_searches_of_r_darts() -> None:
+    study = read_study("table-5")
+    sizes = {
+        (trial.data, trial.space): (
+            trial.config.retrain.num_cells,
+            trial.config.retrain.init_channels,
+        )
+        for trial in study.trials
+    }
+    spaces = ("S1", "S2", "S3", "S4")
+    assert sizes == {
+        **{("cifar10", space): (20, 36 if space in ("S1", "S3") else 16) for space in spaces},
+        **{(data, space): (8, 16) for data in ("cifar100", "svhn") for space in spaces},
+    }
+    seeds = {trial.seed for trial in study.trials if trial.method != "random"}
+    cutouts = {trial.method: trial.config.search.cutout for trial in study.trials}
+    assert seeds == {0, 1, 2}
+    assert {method for method, cutout in cutouts.items() if cutout == 16} == {
+        "darts-second-order",
+        "r-darts-es",
+        "r-darts-ada",
+    }
+    assert "darts" not in cutouts
+
+
+def test_table_3_has_direct_searches_by_their_own_recipes_and_transferred_cells() -> None:
+    trials = read_study("table-3").trials
+    assert {"DARTS_V2", "PDARTS"} <= {trial.genotype_name for trial in trials}
+    config = {trial.method: trial.config for trial in trials}
+    gdas, pc_darts = config["gdas"].search, config["pc-darts-2"]
+    assert (gdas.epochs, gdas.image_fraction) == (90, 0.2)
+    weights = pc_darts.search.image_fraction * (1 - pc_darts.data.validation_fraction)
+    assert (weights, pc_darts.search.image_fraction - weights) == pytest.approx((0.1, 0.025))
+    assert (pc_darts.search.epochs, pc_darts.search.warmup_epochs) == (50, 35)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu"])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_scale_keeps_the_rows_and_takes_the_digits_for_every_data_set(
+    name: str, scale: str
+) -> None:
+    whole, reduced = read_study(name), read_study(name, scale=scale)
+    assert rows_of(reduced, "stands_for") == rows_of(whole, "data")
+    assert {trial.data for trial in reduced.trials} == {"digits"}
+    assert {trial.config.data.evaluation for trial in reduced.trials} == {"held-out"}
+    assert {trial.run for trial in reduced.trials}.isdisjoint(trial.run for trial in whole.trials)
+    assert (whole.is_reduced, reduced.is_reduced) == (False, True)
+    longest = max(trial.config.search.epochs for trial in reduced.trials)
+    assert longest <= 12
+    assert scale in reduced.name
+
+
+def rows_of(study: Study, data: str) -> set[tuple[str, ...]]:
+    """What stands in the study, once for all seeds."""
+    names = ("variant", data, "method", "recipe", "genotype_name", "space")
+    return {tuple(str(getattr(trial, name)) for name in names) for trial in study.trials}
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown scale 'smok'") as refused:
+        read_study("table-1", scale="smok")
+    assert refused.value.hint == "did you mean smoke?"
+
+
+def test_a_recipe_is_an_axis_of_the_papers_searches_alone(place: Place) -> None:
+    axes = 'methods = ["d2nas", "darts"]\nspaces = ["S0"]\nseeds = [0]\n'
+    axes += 'recipes = ["paper", "recommended"]\n[settings]\n"search.epochs" = 10\n'
+    study = read(place, axes)
+    found = [(c.method, c.recipe, c.config.search.warmup_epochs) for c in study.trials]
+    assert found == [
+        ("d2nas", "paper", 0),
+        ("d2nas", "recommended", 3),
+        ("darts", None, 0),
+        ("random", None, 0),
+    ]
+    assert len({trial.run for trial in study.trials}) == 4
+
+
+def test_random_cells_may_be_more_than_seeds(place: Place) -> None:
+    text = 'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [5, 1]\nrandom = 4\n'
+    found = [(trial.method, trial.seed) for trial in read(place, text).trials]
+    assert found == [
+        *[("d2nas", 5), ("d2nas", 1), ("random", 1)],
+        *[("random", 0), ("random", 2), ("random", 3)],
+    ]
 
 
 def test_a_selection_step_is_for_searches_and_leaves_random_cells_alone(place: Place) -> None:
@@ -376,11 +484,3 @@ def test_a_methods_own_settings_lie_between_the_files_and_a_variants(place):
 def test_settings_of_an_unknown_method_are_refused(place):
     with pytest.raises(ConfigError, match="gads"):
         read(place, 'methods = ["d2nas"]\nspaces = ["S0"]\nseeds = [0]\n[method.gads]\n')
-
-
-def test_the_tables_search_by_the_rivals_own_recipes():
-    searches = {trial.method: trial.config.search for trial in read_study("table-1").trials}
-    assert searches["pc-darts-4"].warmup_epochs == 15
-    assert (searches["gdas"].epochs, searches["gdas"].weight_decay) == (250, 5e-4)
-    assert searches["darts"].weight_lr == searches["darts-second-order"].weight_lr == 0.025
-    assert searches["d2nas"].weight_lr == 0.05

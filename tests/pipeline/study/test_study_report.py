@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.study.grid import Copied
 from pipeline.study.report import (
+    COLUMNS,
+    copied_rows,
     correlation_line,
     networks,
     percentile,
@@ -80,6 +83,79 @@ def test_means_spreads_and_percentiles_by_hand():
     assert d2nas["num_random"] == 4
     assert (random["n"], random["failed"], random["percentile"]) == (4, 0, None)
     assert random["error"] == 46.875
+
+
+def cells_of(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The table's lines by column."""
+    return [dict(zip(COLUMNS, cells, strict=True)) for cells in table_rows(summarise(rows))]
+
+
+def test_size_and_parameterless_operations_have_a_spread_and_the_best_network_a_line():
+    rows = [row("d2nas", 0.5, 0), row("d2nas", 0.75, 1, params=3001), row("random", 0.9, 2)]
+    mean, best, random = cells_of(rows)
+    assert mean["params"] == "2,000 +- 1,415"  # 1000 and 3001: 2001 / sqrt(2)
+    assert (mean["MACs"], mean["num"]) == ("50,000 +- 0", "0.5 +- 0.7")
+    assert best["method"] == "d2nas, best of 2"
+    assert [best[name] for name in ("error %", "num", "params", "n")] == [
+        "25.00",
+        "1",
+        "3,001",
+        "1",
+    ]
+    assert random["method"] == "random"
+    # Neither one network nor random ones nor trainings of a given cell have a best of a search.
+    given = [row("given", 0.5, seed, genotype_name="A") for seed in (0, 1)]
+    chosen_from = [row("gdas", 0.5), *given, row("random", 0.5), row("random", 0.6, 1)]
+    assert [cells["method"] for cells in cells_of(chosen_from)] == ["gdas", "given A", "random"]
+
+
+def test_days_are_of_gpus_alone():
+    times = {"search_seconds": 43_200.0}
+    one, other, mixed, drawn = (
+        cells_of(rows)[0]["GPU-days"]
+        for rows in (
+            [row("d2nas", 0.9, device="cuda", **times)],
+            [row("d2nas", 0.9, device="cpu", **times)],
+            [row("d2nas", 0.9, seed, device=name, **times) for seed, name in enumerate(GPU_CPU)],
+            [row("random", 0.9, device="cuda", passes=0, **times)],
+        )
+    )
+    assert (one, other, mixed, drawn) == ("0.50", "", "", "")
+
+
+GPU_CPU = ("cuda", "cpu")
+
+
+def test_a_percentile_among_few_random_cells_is_not_shown():
+    rows = [row("d2nas", 0.9), *(row("random", seed / 20, seed) for seed in range(9))]
+    assert cells_of(rows)[0]["percentile"] == "too few (9 random)"
+    assert summarise(rows)[0]["percentile"] == 100.0
+    rows.append(row("random", 0.95, 9))
+    assert cells_of(rows)[0]["percentile"] == "90 (by loss 90) of 10 random"
+
+
+def test_recipes_and_stand_ins_are_rows_of_their_own():
+    rows = [row("d2nas", 0.9, recipe=recipe) for recipe in ("paper", "recommended")]
+    assert [cells["method"] for cells in cells_of(rows)] == [
+        "d2nas, as written",
+        "d2nas, recommended",
+    ]
+    rows = [row("d2nas", 0.9, stands_for=data) for data in ("cifar10", "svhn")]
+    rows += [row("random", 0.8, stands_for="svhn")]
+    assert [cells["data"] for cells in cells_of(rows)] == [
+        "digits for cifar10",
+        *["digits for svhn"] * 2,
+    ]
+    assert [line["num_random"] for line in summarise(rows)] == [0, 1, 1]
+
+
+def test_copied_figures_are_shown_as_they_were_printed():
+    row_ = Copied(method="X", error="2.6 +- 0.1", params="3.3 M", source="a paper")
+    other = row_.model_copy(update={"data": "svhn"})
+    assert [cells[0] for cells in copied_rows([row_, other], "cifar10")] == ["cifar10", "svhn"]
+    assert copied_rows([row_], "cifar10")[0][2:] == (
+        *("X", "2.6 +- 0.1", "", "3.3 M", "", "", "a paper"),
+    )
 
 
 def test_random_cells_count_only_where_data_space_and_setting_are_the_same():

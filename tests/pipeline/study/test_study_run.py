@@ -23,6 +23,7 @@ from d2nas.config import build_config
 from d2nas.data.images import Normalizer, load_data
 from d2nas.errors import D2NasError
 from d2nas.measure.calibration import calibrated_loss
+from pipeline.commands import study as study_commands
 from pipeline.console import Console
 from pipeline.running import runner as runner_module
 from pipeline.running.runner import Reuse, Runner
@@ -181,12 +182,14 @@ def test_a_second_call_loads_no_torch(done):
     assert process.stderr.splitlines()[-1] == "[]"
     lines = [line.split("\t") for line in process.stdout.splitlines()]
     assert lines[0][:5] == ["data", "variant", "space", "method", "n"]
-    assert [line[:5] for line in lines[1:3]] == [
-        ["digits", "base", "S0", method, "2"] for method in ("d2nas", "random")
+    assert [line[:5] for line in lines[1:4]] == [
+        ["digits", "base", "S0", *method]
+        for method in (("d2nas", "2"), ("d2nas, best of 2", "1"), ("random", "2"))
     ]
-    assert "of 2 random" in lines[1][11]
+    assert lines[1][3] == "d2nas"
+    assert lines[1][11] == "too few (2 random)"
     assert "+-" in lines[1][6]
-    assert "held-out" in lines[3][0]
+    assert "held-out" in lines[4][0]
 
 
 def test_a_plan_lists_the_trials_and_runs_nothing(place, capfd, monkeypatch):
@@ -492,3 +495,51 @@ def test_a_row_without_a_result_and_without_a_failure_is_no_success(done, capfd,
     monkeypatch.setattr(StudyRun, "_attempt", lambda _self, _trial, _reuse: True)
     assert done.run("study", str(write(done))) == 1
     assert "not finished, yet no stage failed" in capfd.readouterr().err
+
+
+def test_a_scale_runs_the_rows_on_the_digits_and_says_so_everywhere(place, capfd):
+    copied = '[[copied]]\nmethod = "X"\nerror = "2.08"\nsource = "a paper"\n'
+    axes = 'methods = ["d2nas"]\nspaces = ["S1"]\ndata = ["svhn"]\nseeds = [7, 8]\n'
+    path = str(write(place, axes + copied, "scaled"))
+    threads = torch.get_num_threads()
+    rows = place.json(capfd, "study", path, "--scale", "smoke")
+    assert torch.get_num_threads() == threads
+    found = [(row["method"], row["seed"], row["error"]) for row in rows]
+    assert found == [("d2nas", 0, None), ("random", 0, None), ("random", 1, None)]
+    for row in rows:
+        assert (row["data"], row["stands_for"]) == ("digits", "svhn")
+        assert (row["scale"], row["reduced"], row["evaluation"]) == ("smoke", True, "held-out")
+    assert place.run("study", path, "--scale", "smoke") == 0
+    shown = capfd.readouterr()
+    assert shown.err.startswith("REDUCED PROTOCOL (--scale smoke)")
+    assert "# REDUCED PROTOCOL (--scale smoke): " in shown.out
+    assert "digits for svhn\tbase\tS1\td2nas" in shown.out
+    assert "2.08" not in shown.out  # no full figure beside reduced ones
+    assert place.run("study", path, "--scale", "smoke", "--plan") == 0
+    assert "# REDUCED PROTOCOL" in capfd.readouterr().out
+    assert place.run("study", path, "--scale", "tiny") == 2
+    assert "unknown scale 'tiny'" in capfd.readouterr().err
+
+
+def test_control_a_whole_study_is_not_called_reduced_and_shows_what_it_copies(done, capfd):
+    rows = study_rows(done, capfd)
+    assert {(row["scale"], row["reduced"], row["stands_for"]) for row in rows} == {
+        ("paper", False, None)
+    }
+    path = done.folder / "small.toml"
+    copied = '[[copied]]\nmethod = "X"\nspace = "its own"\nerror = "2.08"\nsource = "a paper"\n'
+    path.write_text(path.read_text() + copied)
+    assert done.run("study", str(path)) == 0
+    shown = capfd.readouterr().out
+    assert "digits\tits own\tX\t2.08\t\t\t\t\ta paper\n" in shown
+    assert "REDUCED" not in shown
+
+
+def test_table_4_is_the_measurement_of_memory(place, capfd, monkeypatch):
+    called = []
+    monkeypatch.setattr(study_commands, "show_memory", lambda *given, **_: called.append(given))
+    assert place.run("study", "table-4", "--plan") == 0
+    assert "bench memory" in capfd.readouterr().err
+    assert called == []
+    assert place.run("study", "table-4", "--scale", "smoke", "--json") == 0
+    assert called == [("auto",)]
