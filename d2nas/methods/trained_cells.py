@@ -59,12 +59,12 @@ class _Trainings(nn.Module):
         self.register_buffer("losses", torch.zeros(number, dtype=torch.float64))
         self.register_buffer("finished", torch.zeros((), dtype=torch.int64))
 
-    def begin(self, draw: Draw) -> None:
-        """Make a cell the one in training."""
+    def begin(self, number: int, draw: Draw) -> None:
+        """Make a cell the one in training, the ``number``-th."""
         for kind, cell_type in enumerate(CELL_TYPES):
             cell = draw.cell(cell_type)
             places = list(zip(cell.edges, cell.operations, strict=True))
-            self.cells[int(self.finished), kind] = torch.tensor(places)
+            self.cells[number, kind] = torch.tensor(places)
 
     def draw(self, number: int) -> Draw:
         """Return a cell as it was begun."""
@@ -94,9 +94,9 @@ class TrainedCells(UniformPaths):
         training_epochs: int,
     ) -> None:
         super().__init__(space, sizes, generator, recompute=recompute)
-        self.training_epochs = min(training_epochs, epochs)
-        self.memory = _Trainings(epochs // self.training_epochs, space)
-        self.memory.begin(draw_of(uniform(space, _numbers(generator)), space))
+        self.training_epochs = training_epochs
+        self.memory = _Trainings(epochs // self.length(epochs), space)
+        self.memory.begin(0, draw_of(uniform(space, _numbers(generator)), space))
 
     @classmethod
     def build(
@@ -118,9 +118,13 @@ class TrainedCells(UniformPaths):
         """Return the cell to train after those that were ``tried``, in their order."""
         raise NotImplementedError
 
+    def length(self, epochs: int) -> int:
+        """Return the epochs of a training in a search of so many."""
+        return min(self.training_epochs, epochs)
+
     def schedule(self, epoch: int, epochs: int) -> tuple[int, int]:
         """Return the epoch in its training, and of how many."""
-        return epoch % self.training_epochs, self.training_epochs
+        return epoch % self.length(epochs), self.length(epochs)
 
     def sample(self, temperature: float, generator: torch.Generator) -> Draw:
         """Return the cell in training."""
@@ -136,7 +140,7 @@ class TrainedCells(UniformPaths):
     def close_epoch(self, end: EpochEnd) -> int:
         """After a training judge its cell, write the best so far, and begin the next one's."""
         memory = self.memory
-        if (end.epoch + 1) % self.training_epochs:
+        if (end.epoch + 1) % self.length(end.epochs):
             return end.epoch + 1
         memory.losses[int(memory.finished)] = self._judged(end)
         memory.finished += 1
@@ -145,7 +149,7 @@ class TrainedCells(UniformPaths):
         if len(tried) == len(memory.losses):
             return end.epochs
         cell = self.next_cell(tried, _numbers(end.draws(0)))
-        memory.begin(draw_of(cell, self.logits.space))
+        memory.begin(len(tried), draw_of(cell, self.logits.space))
         self.rebuild()
         initialize(self.supernet, end.draws(1))
         return end.epoch + 1
@@ -162,7 +166,7 @@ class TrainedCells(UniformPaths):
 
     def closing_passes(self, epoch: int, epochs: int, steps: int) -> int:
         """Return the forward passes that judge a cell."""
-        return 0 if (epoch + 1) % self.training_epochs else steps
+        return 0 if (epoch + 1) % self.length(epochs) else steps
 
     def describe(self) -> dict[str, Any]:
         """Return how many trainings have finished, and the last one's loss."""
@@ -178,7 +182,7 @@ class TrainedCells(UniformPaths):
 
 
 def _numbers(generator: torch.Generator) -> random.Random:
-    return random.Random(int(torch.randint(2**62, (), generator=generator)))
+    return random.Random(generator.initial_seed())
 
 
 @register_method("best-of-n")
