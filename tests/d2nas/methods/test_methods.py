@@ -22,8 +22,10 @@ from d2nas.train.search import Search, architecture_step, weight_step
 
 METHOD_NAMES = search_methods.names()
 TRAINED = [name for name in METHOD_NAMES if name != "random"]
-TRAINED_CELLS = {"best-of-n", "local-search", "regularized-evolution"}
-TWO_HALVES = [name for name in TRAINED if name not in {"rsws", "snas", *TRAINED_CELLS}]
+WEIGHTS_ALONE = {
+    *("best-of-n", "fairnas", "local-search", "regularized-evolution", "rsws", "spos"),
+}
+TWO_HALVES = [name for name in TRAINED if name not in {"snas", *WEIGHTS_ALONE}]
 SECOND_ORDER = {"darts-second-order", "r-darts-es", "r-darts-ada"}
 MIXED_EDGES_WEIGH_ONE = {
     *("darts", "beta-darts", "darts-minus", "darts-plus", "fair-darts", "p-darts", "sdarts-rs"),
@@ -32,7 +34,7 @@ MIXED_EDGES_WEIGH_ONE = {
 }
 WITHOUT_EDGE_LOGITS = {"gdas", *MIXED_EDGES_WEIGH_ONE}
 WITHOUT_NONE = {
-    *("d2nas", "entangled", "rsws", *TRAINED_CELLS),
+    *("d2nas", "entangled", *WEIGHTS_ALONE),
     *("beta-darts", "darts-pt", "fair-darts", "sdarts-rs", "sdarts-adv", "zarts"),
 }
 MEANS = {
@@ -88,7 +90,7 @@ def assert_lies_in(genotype: Genotype, space: str) -> None:
 
 
 def test_every_method_is_found_by_its_name() -> None:
-    sampled = {"d2nas", "entangled", "gdas", "random", "rsws", *TRAINED_CELLS}
+    sampled = {"d2nas", "entangled", "gdas", "random", *WEIGHTS_ALONE}
     mixed = {"darts-pt", "pc-darts-4", "pc-darts-2", *MIXED_EDGES_WEIGH_ONE}
     assert set(METHOD_NAMES) == sampled | mixed
     assert [search_methods.find(name).name for name in METHOD_NAMES] == list(METHOD_NAMES)
