@@ -24,7 +24,7 @@ from d2nas.config.registry import search_methods
 from d2nas.measure.allocation import AllocateOnly
 from d2nas.measure.cost import LiveBytes
 from d2nas.methods.base import Batch, Sizes, StepContext
-from d2nas.methods.darts import DartsSecondOrder
+from d2nas.methods.darts import Darts
 from d2nas.methods.passes import measure
 from d2nas.methods.single_path import SinglePath
 from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
@@ -167,19 +167,29 @@ class _Bench:
         elif isinstance(method, SinglePath):
             assert draw is not None  # a method that samples
             generators = [torch.Generator().manual_seed(0)]
-            method.gate_gradients(batch, [draw], generators)
+            if method.passes[0]:
+                method.gate_gradients(batch, [draw], generators)
             method.run(batch, [draw], generators)
         else:
-            method.architecture_gradients(batch, context)
+            if method.passes[0]:
+                method.architecture_gradients(batch, context)
             method.weight_gradients(batch, context)
 
     def _run_as_published(self, draw: Draw | None, context: StepContext) -> None:
-        """The published codes freeze nothing: their halves differ in the batch alone."""
+        """The published codes freeze nothing: their halves differ in the batch alone, and in what
+        looks ahead.
+        """
         method, batch = self.method, self.batch
-        if isinstance(method, DartsSecondOrder):
-            method.architecture_gradients(batch, context)
-        chosen = method.logits if draw is None else _with_open_gates(draw, self.device)
-        loss, _ = measure(method.supernet(batch.images, chosen), batch.labels)
+        if isinstance(method, SinglePath):
+            assert draw is not None  # a method that samples
+            chosen = _with_open_gates(draw, self.device) if method.passes[0] else draw
+            prediction = method.supernet(batch.images, chosen)
+        else:
+            assert isinstance(method, Darts)
+            if method.passes[0]:
+                method.architecture_gradients(batch, context)
+            prediction = method.predict(batch, context)
+        loss, _ = measure(prediction, batch.labels)
         torch.autograd.backward(loss)
 
 
