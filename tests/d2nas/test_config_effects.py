@@ -102,6 +102,7 @@ def test_what_a_method_does_not_read_changes_no_bit_of_its_search(
     if method in (
         "gdas",
         "fairnas",
+        "few-shot",
         "p-darts",
         "rsws",
         "spos",

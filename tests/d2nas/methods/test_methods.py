@@ -23,7 +23,8 @@ from d2nas.train.search import Search, architecture_step, weight_step
 METHOD_NAMES = search_methods.names()
 TRAINED = [name for name in METHOD_NAMES if name != "random"]
 WEIGHTS_ALONE = {
-    *("best-of-n", "fairnas", "local-search", "regularized-evolution", "rsws", "spos"),
+    *("best-of-n", "fairnas", "few-shot", "local-search", "regularized-evolution"),
+    *("rsws", "spos"),
 }
 TWO_HALVES = [name for name in TRAINED if name not in {"snas", *WEIGHTS_ALONE}]
 SECOND_ORDER = {"darts-second-order", "r-darts-es", "r-darts-ada"}
