@@ -9,22 +9,36 @@ of each node.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace, node_edges
+from ..spaces import (
+    CELL_TYPES,
+    EDGES_PER_NODE,
+    NODE_COUNTS,
+    SearchSpace,
+    edges_of,
+    node_edges,
+)
 
 
-@cache
-def same_node(num_edges: int) -> Tensor:
-    """Return (E, E): 1 where two edges enter the same node."""
+def _same_node(num_edges: int) -> Tensor:
     edges = range(num_edges)
     return torch.tensor(
         [[float(e in rows) for e in edges] for rows in node_edges(num_edges) for _ in rows]
     )
+
+
+# Made with the module: what the first step of a process made would count as memory of that step.
+_SAME_NODE = {len(edges_of(nodes)): _same_node(len(edges_of(nodes))) for nodes in NODE_COUNTS}
+
+
+def same_node(num_edges: int) -> Tensor:
+    """Return (E, E): 1 where two edges enter the same node."""
+    return _SAME_NODE[num_edges]
 
 
 class ArchLogits(nn.Module):

@@ -49,7 +49,7 @@ def test_a_draw_and_its_genotype_are_the_same_sub_network(space: str) -> None:
 
 
 def test_a_genotype_outside_of_the_space_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not a candidate"):
+    with pytest.raises(ConfigError, match="which the space S2 has not"):
         draw_of(Genotype.published("DARTS_V2"), SPACES["S2"])
 
 
