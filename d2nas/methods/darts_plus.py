@@ -36,11 +36,10 @@ class DartsPlus(Darts):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        recompute: str,
-        drop_path: float = 0.0,
         warmup: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute, drop_path=drop_path)
+        super().__init__(space, sizes, generator, **options)
         self.warmup = warmup
 
     @classmethod

@@ -110,8 +110,8 @@ class DartsPt(Darts):
     learns_edges = True  # written in the end
     several_processes = False  # each rank would choose by its own images
     recipe: Mapping[str, Any] = {
+        **Darts.recipe,
         "epochs": PUBLISHED_SEARCH + PUBLISHED_TUNING,
-        "weight_lr": 0.025,
     }
     memory: _Choices
 
@@ -121,11 +121,10 @@ class DartsPt(Darts):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        recompute: str,
-        drop_path: float = 0.0,
         weight_lr: float = 0.025,
+        **options: Any,
     ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute, drop_path=drop_path)
+        super().__init__(space, sizes, generator, **options)
         self.memory = _Choices(space, generator)
         self.rounds, self.num_edges = num_rounds(space), len(space.edges)
         self.tuning_lr = TUNING_RATE * weight_lr

@@ -56,11 +56,9 @@ class FairDarts(Darts):
         space: SearchSpace,
         sizes: Sizes,
         generator: torch.Generator,
-        *,
-        recompute: str,
-        drop_path: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute, drop_path=drop_path)
+        super().__init__(space, sizes, generator, **options)
         for cell in CELL_TYPES:
             torch.nn.init.zeros_(self.logits.ops(cell))
 

@@ -127,13 +127,12 @@ class RDartsEarlyStopping(DartsSecondOrder):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        recompute: str,
-        drop_path: float = 0.0,
         epochs: int = 50,
         arch_weight_decay: float = 1e-3,
         weight_decay: float = 3e-4,
+        **options: Any,
     ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute, drop_path=drop_path)
+        super().__init__(space, sizes, generator, **options)
         self.arch_weight_decay, self.given_decay = arch_weight_decay, weight_decay
         self.memory = self.start_memory(epochs)
         self._eigenvalue: float | None = None

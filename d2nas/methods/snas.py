@@ -79,11 +79,10 @@ class Snas(Darts):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        recompute: str,
-        drop_path: float = 0.0,
         arch_lr: float = 3e-4,
+        **options: Any,
     ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute, drop_path=drop_path)
+        super().__init__(space, sizes, generator, **options)
         self.arch_lr = arch_lr
         with torch.no_grad():
             for cell in CELL_TYPES:

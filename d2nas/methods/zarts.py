@@ -88,7 +88,7 @@ class Zarts(Darts):
     architecture_interval = TUNING_STEPS
     passes = (1 + SAMPLES * (TUNING_STEPS + 1), 1)  # the gradient; each copy's tuning and its look
     several_processes = False  # each rank would tune on its own images
-    recipe: Mapping[str, Any] = {"epochs": 50, "weight_lr": 0.025}
+    recipe: Mapping[str, Any] = {**Darts.recipe, "epochs": 50}
     unread = (
         *Darts.unread,
         "weight_optimizer",
@@ -104,12 +104,11 @@ class Zarts(Darts):
         sizes: Sizes,
         generator: torch.Generator,
         *,
-        recompute: str,
-        drop_path: float = 0.0,
         warmup: int = 0,
         clip_norm: float = 5.0,
+        **options: Any,
     ) -> None:
-        super().__init__(space, sizes, generator, recompute=recompute, drop_path=drop_path)
+        super().__init__(space, sizes, generator, **options)
         self.warmup, self.clip_norm = warmup, clip_norm
 
     @classmethod
