@@ -262,15 +262,15 @@ class SearchConfig(Section):
     """Epochs in which a cell is trained by methods that train one after another, as many as
     search.epochs allow: best-of-n, local-search, regularized-evolution."""
     population: Repeats = 10
-    """Youngest cells that are parents; regularized-evolution (published, for thousands of
-    trainings: 100)."""
+    """Youngest cells that are parents; regularized-evolution (default: at most a third of the
+    trainings; published, for thousands of them: 100)."""
     sample_size: Repeats = 3
     """Draws from the population whose best is the next parent; regularized-evolution (published:
     25)."""
     cutout: Annotated[Pixels, Source("DARTS's code: none")] = 0
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
     """Probability of drop-path at the end, rising linearly from 0 by epoch, of an edge's mixture
-    (R-DARTS: 0.2 to 0.6); methods that weigh all operations."""
+    (R-DARTS: 0.2 to 0.6; snas: 0.3 from the first epoch on); methods that weigh all operations."""
     device: Device = "auto"
 
     @model_validator(mode="before")

@@ -111,11 +111,15 @@ class Darts(Method):
         ``look``: which of the context's generators draws the masks of drop-path; 0 draws noise.
         """
         given = self.mixture(context.epoch, context.epochs) if weights is None else weights
-        probability = self.drop_path * context.epoch / max(1, context.epochs - 1)
+        probability = self.drop_path_at(context.epoch, context.epochs)
         prediction: Tensor = self.supernet(
             batch.images, given, DropPath(probability, context.draws(look))
         )
         return prediction
+
+    def drop_path_at(self, epoch: int, epochs: int) -> float:
+        """Return drop-path's probability in an epoch: rising linearly from 0, as R-DARTS."""
+        return self.drop_path * epoch / max(1, epochs - 1)
 
     def _backward(self, batch: Batch, context: StepContext) -> Measured:
         loss, accuracy = measure(self.predict(batch, context), batch.labels)

@@ -10,10 +10,11 @@ As the published code (ruocwang/darts-pt): 50 epochs of search and 81 of tuning,
 ``search.epochs`` counts together (others are divided in the same ratio); tuning begins with SGD
 anew, at a tenth of the first learning rate, and stays there; batch norm uses each batch's own
 statistics; among operations of equal accuracy the first stays, among edges the last goes; an edge
-of which ``none`` was kept weighs nothing, and is derived, where it comes to that, as its first
-other operation. S0 without ``none``. The published code looks at the edges of a node again after
-each that goes, with what went still there, which gives the same accuracies; here once. The order
-of edges and nodes is drawn before the search.
+of which ``none`` was kept weighs nothing, as one that was removed does, and is derived, where it
+comes to that, as its first other operation; of two that weigh nothing the one from the smaller
+predecessor stays, whichever was removed. S0 without ``none``. The published code looks at the edges
+of a node again after each that goes, with what went still there, which gives the same accuracies;
+here once. The order of edges and nodes is drawn before the search.
 
 With ``search.warmup_epochs`` of all epochs of the search (50) the logits stay as they began: the
 paper's variant with fixed ones.

@@ -4,8 +4,9 @@ Our reading for cells, as there is no search code for this space. The first half
 trains one supernet on uniformly drawn sub-networks. Then one edge is split: the operations of the
 normal cell's first edge, from its first input to its first node, which every cell has, so that each
 cell lies in exactly one part. Each part's supernet begins with the weights of the first one (the
-paper's weight transfer), is trained on sub-networks of its part alone in an equal share of the
-other epochs, with a learning rate that starts anew, and is then searched by SPOS's evolution. The
+paper's weight transfer) and with their momentum, is trained on sub-networks of its part alone in an
+equal share of the other epochs, with a learning rate that starts anew, and is then searched by
+SPOS's evolution. The
 best cell of all parts is derived, and its supernet kept. Where epochs are fewer than operations,
 neighbouring operations share a part; a search of one epoch has no parts.
 """

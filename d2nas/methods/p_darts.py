@@ -9,9 +9,9 @@ As the published code (chenxin061/pdarts): the first ten of a stage's 25 epochs 
 the learning rate's cosine starts anew with each, the logits' gradients are clipped at a norm of 5;
 ``none`` is dropped like any other. In the end an edge keeps its best operation but ``none``; while
 the normal cell has more than two skips, the weakest one of them counts as nothing and edges and
-operations are chosen again. The published two were chosen by hand, and are always taken here. Other
-spaces keep five and three eighths of an edge's candidates, rounded up. Of equal
-edges the one from the smaller predecessor is kept, there the other.
+operations are chosen again. The published two were chosen by hand, and are always taken here. Of
+equal candidates the last ones of the space stay, of equal edges the later one. Other spaces (ours)
+keep five and three eighths of an edge's candidates, rounded up.
 """
 
 import math
@@ -96,7 +96,7 @@ def strongest(logits: ArchLogits, cell_type: str, numbers: Sequence[int]) -> Ten
     kept_EO = torch.zeros(logits.ops(cell_type).shape, dtype=torch.bool)
     for row, names in enumerate(logits.space.candidates(cell_type)):
         values = logits.ops(cell_type)[row].tolist()
-        order = sorted(range(len(names)), key=values.__getitem__, reverse=True)
+        order = sorted(range(len(names)), key=lambda column: (values[column], column), reverse=True)
         chosen = order[: numbers[row]]
         if {names[column] for column in chosen} == {"none"}:
             chosen = [next(column for column in order if names[column] != "none")]
@@ -134,16 +134,18 @@ def _derive(logits: ArchLogits, cell_type: str, max_skips: int) -> tuple[tuple[s
         best = []
         for names, values in zip(candidates, weights_EO, strict=True):
             choosable = [column for column, name in enumerate(names) if name != "none"]
-            best.append(max(choosable, key=values.__getitem__))
+            best.append(max(choosable, key=lambda column: (values[column], column)))
         strength = [weights_EO[row][column] for row, column in enumerate(best)]
         edges = [
             row
             for rows in node_edges(len(best))
-            for row in sorted(sorted(rows, key=lambda row: -strength[row])[:EDGES_PER_NODE])
+            for row in sorted(sorted(rows, key=lambda row: (strength[row], row))[-EDGES_PER_NODE:])
         ]
         skips = [row for row in edges if candidates[row][best[row]] == "skip_connect"]
-        weakest = min(skips, key=strength.__getitem__, default=None)
-        if weakest is None or len(skips) <= max_skips or strength[weakest] == 0.0:
+        # One whose weight is 0 already has nothing else beside it, or it would not be the best.
+        left = [row for row in skips if strength[row] > 0.0]
+        weakest = min(left, key=strength.__getitem__, default=None)
+        if weakest is None or len(skips) <= max_skips:
             return tuple((candidates[row][best[row]], logits.space.edges[row][0]) for row in edges)
         weights_EO[weakest][best[weakest]] = 0.0
 
@@ -177,6 +179,7 @@ class _Stages(nn.Module):
 class PDarts(Darts):
     """P-DARTS (arXiv 1904.12760): three stages, each deeper and of fewer candidates."""
 
+    revision = 2  # 1: other ties, and skips that could go stayed beside ones that could not
     several_processes = False  # the logits' gradient is clipped before it would be averaged
     recipe: Mapping[str, Any] = {
         "epochs": 75,

@@ -19,6 +19,7 @@ Told apart from the published code:
   decay holds for both.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ SPAN = LOOK_EVERY * (WINDOW // 2 + BACK)
 DECAY_FACTOR = 10.0
 """ADA's factor on the weight decay, at each roll-back."""
 LARGEST_DECAY = 0.03
-"""ADA's weight decay at which it no longer rolls back."""
+"""The weight decay near which neither stops nor rolls back (``is_largest_decay``)."""
 
 
 def has_look(epoch: int, epochs: int) -> bool:
@@ -75,8 +76,19 @@ def epoch_before_growth(eigenvalues: Sequence[float], epoch: int) -> int | None:
     if epoch - SPAN < FIRST_EPOCH:
         return None
     averages = local_averages(eigenvalues)
-    grown = averages[-1] / averages[-1 - BACK] > GROWTH
+    before, now = averages[-1 - BACK], averages[-1]
+    # As IEEE's quotient, which is infinite above a mean of 0, and for 0 / 0 no number.
+    grown = now / before > GROWTH if before else now > 0.0
     return epoch - SPAN if grown else None
+
+
+def is_largest_decay(weight_decay: float) -> bool:
+    """Return whether a weight decay is one at which the published code no longer stops: its
+    logarithm and that of ``LARGEST_DECAY`` have a quotient of 1.0, rounded to one digit.
+    """
+    if weight_decay <= 0.0 or weight_decay == 1.0:
+        return False
+    return round(math.log(LARGEST_DECAY) / math.log(weight_decay), 1) == 1.0
 
 
 class _Looks(nn.Module):
@@ -119,6 +131,7 @@ class _LooksAndRollbacks(_Looks):
 class RDartsEarlyStopping(DartsSecondOrder):
     """R-DARTS (arXiv 1909.09656), early stopping: the genotype of before the eigenvalue grew."""
 
+    revision = 2  # 1: ES stopped at any weight decay, ADA rolled back up to 0.03
     memory: _Looks
 
     def __init__(
@@ -163,7 +176,9 @@ class RDartsEarlyStopping(DartsSecondOrder):
         if end.is_last:
             return end.epoch + 1
         epoch = epoch_before_growth(self.memory.eigenvalues[: look + 1].tolist(), end.epoch)
-        return end.epoch + 1 if epoch is None else self.go_back(end, epoch)
+        if epoch is None or is_largest_decay(self.weight_decay(self.given_decay)):
+            return end.epoch + 1
+        return self.go_back(end, epoch)
 
     def eigenvalue(self, end: EpochEnd) -> float:
         """Return the largest eigenvalue of the Hessian of the validation loss of one batch.
@@ -222,10 +237,7 @@ class RDartsAda(RDartsEarlyStopping):
         end.keep(look % self.kept_states)
 
     def go_back(self, end: EpochEnd, epoch: int) -> int:
-        """Bring back the state of ``epoch`` and go on from there, unless the decay is large."""
-        # By the ratio, as ten times a float is not always that number written down.
-        if self.weight_decay(self.given_decay) > 0.999 * LARGEST_DECAY:
-            return end.epoch + 1
+        """Bring back the state of ``epoch`` and go on from there."""
         end.bring_back(epoch // LOOK_EVERY % self.kept_states)
         self.memory.rollbacks += 1
         return epoch + 1

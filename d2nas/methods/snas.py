@@ -7,9 +7,10 @@ the weight half's, whose part of the training images is ``data.validation_fracti
 published search takes all 50,000. Each then moves by SGD, the logits without momentum and decay.
 
 As the published code (SNAS-Series): logits start at N(1, 0.01); the temperature falls linearly to
-0.03, in the first epoch already below 1; drop-path of 0.3; S0 with ``none``. Its final network has
-all edges, ``none`` among them; here DARTS's rule keeps two per node and derives no ``none``
-(ours, so that cells are compared in the same form). No resource loss, which is optional there.
+0.03, in the first epoch already below 1; drop-path of 0.3 from the first epoch on; the logits'
+gradients are clipped at a norm of 10; S0 with ``none``. Its final network has all edges, ``none``
+among them; here DARTS's rule keeps two per node and derives no ``none`` (ours, so that cells are
+compared in the same form). No resource loss, which is optional there.
 """
 
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from .passes import measure
 
 EPOCHS = 150
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.03
+LARGEST_LOGIT_GRADIENT = 10.0
+"""Norm at which the gradient of the logits is clipped."""
 
 
 def concrete_weights(
@@ -56,6 +59,7 @@ def concrete_weights(
 class Snas(Darts):
     """SNAS (arXiv 1812.09926): mixtures drawn at a falling temperature, one gradient for all."""
 
+    revision = 2  # 1: drop-path rising from 0, no clip of the logits' gradient
     passes = (0, 1)  # single-level: the weight half moves the logits, too
     several_processes = False  # nobody would add up the logits' gradients
     recipe: Mapping[str, Any] = {
@@ -94,8 +98,10 @@ class Snas(Darts):
         values = super().settings(given)
         epochs = values["epochs"]
         if isinstance(epochs, int) and epochs > 0:
-            start = FIRST_TEMPERATURE - (FIRST_TEMPERATURE - LAST_TEMPERATURE) / epochs
-            values.setdefault("temperature_start", start)
+            last = values["temperature_end"]
+            if isinstance(last, int | float):
+                start = FIRST_TEMPERATURE - (FIRST_TEMPERATURE - last) / epochs
+                values.setdefault("temperature_start", start)
         return values
 
     @classmethod
@@ -117,9 +123,14 @@ class Snas(Darts):
         self._move_logits()
         return Measured(loss.detach(), accuracy, loss.detach())
 
+    def drop_path_at(self, epoch: int, epochs: int) -> float:
+        """Return drop-path's probability: the same in all epochs."""
+        return self.drop_path
+
     @torch.no_grad()
     def _move_logits(self) -> None:
         """Take SGD's step, unless a gradient is not finite: the loop then tells so of the loss."""
+        torch.nn.utils.clip_grad_norm_(self.logits.parameters(), LARGEST_LOGIT_GRADIENT)
         gradients = {
             logits: logits.grad for logits in self.logits.parameters() if logits.grad is not None
         }

@@ -11,13 +11,16 @@ cells are trained as ``search.epochs`` allow; epochs that are too few for one mo
   current cell in random order, of which the first that is better is the next current one; where
   none of them is, a uniform cell begins another climb (ours: there the search ends).
 - ``regularized-evolution`` (Real et al., arXiv 1802.01548, Algorithm 1): the child of the best of
-  a sample joins the population, the oldest leaves it. Ours: a population of 10 and samples of 3 for
-  budgets of tens of trainings (published: 100 and 25 for 20,000), and a child always differs from
-  its parent by one operation or predecessor (published: in 5 % it is trained again unchanged).
+  a sample joins the population, the oldest leaves it. Ours: a population of a third of the
+  trainings, at most 10, and samples of 3 (published: 100 and 25 for 20,000 trainings), and a child
+  always differs from its parent by one operation or predecessor (published: in 5 % it is trained
+  again unchanged).
+
+The learning rate is that of d2nas's search, 0.05, not the 0.025 of DARTS and its kind.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,6 +233,7 @@ class LocalSearch(TrainedCells):
 class RegularizedEvolution(TrainedCells):
     """Regularized evolution (arXiv 1802.01548): the oldest dies, each cell is trained alone."""
 
+    revision = 2  # 1: a population of 10, which few trainings never filled
     unread = tuple(key for key in TrainedCells.unread if key not in ("population", "sample_size"))
 
     def __init__(
@@ -244,6 +248,27 @@ class RegularizedEvolution(TrainedCells):
     ) -> None:
         super().__init__(space, sizes, generator, **options)
         self.population, self.sample_size = population, sample_size
+
+    @classmethod
+    def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the given values over its own, with a population that leaves trainings for
+        children; ``ValueError`` for a given one that does not.
+        """
+        values = super().settings(given)
+        epochs, length = (
+            values.get(key, SearchConfig.model_fields[key].default)
+            for key in ("epochs", "training_epochs")
+        )
+        if not (isinstance(epochs, int) and isinstance(length, int) and length > 0):
+            return values  # the field tells it
+        trainings = max(1, epochs // length)
+        population = values.setdefault("population", min(10, max(2, trainings // 3)))
+        if "population" in given and isinstance(population, int) and population >= trainings:
+            raise ValueError(
+                f"search.population ({population}) leaves no training for children: search.epochs="
+                f"{epochs} and search.training_epochs={length} make {trainings}"
+            )
+        return values
 
     @classmethod
     def options(cls, config: SearchConfig) -> dict[str, Any]:

@@ -9,7 +9,8 @@ rate, no Adam, no decay of the logits. They rest for the first fifth of the sear
 This is the paper's search. Its published code (vicFigure/ZARTS) does another: the optimizer that it
 gives a copy is the supernet's, so that no weight of a copy moves, and it tunes on the validation
 half. Here a copy has SGD of its own, and learns from the batches that the supernet learns from
-next; ours, where the paper is silent: at the rate of the step, with momentum from zero on.
+next; ours, where the paper is silent: at the rate of the step, with momentum from zero on, its
+gradients clipped as the supernet's.
 
 As the published code: a step is 0.999 times a draw around minus the gradient plus 0.001 times one
 around 0; their standard deviation falls by cosine from 0.025 on; of the density's two terms the

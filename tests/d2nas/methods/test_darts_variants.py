@@ -257,6 +257,33 @@ def test_logits_do_not_move_by_what_is_not_finite() -> None:
     assert torch.equal(method.logits.normal_ops, before)
 
 
+def test_a_large_gradient_of_the_logits_of_snas_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def norm_of_the_gradient() -> float:
+        method = built(Snas, space_of("s2", with_none=True))
+        before = [logits.detach().clone() for logits in method.logits.parameters()]
+        method.weight_gradients(batch_of("weights"), context_of(0, 50))
+        moved = [
+            (logits.detach() - old) / method.arch_lr
+            for logits, old in zip(method.logits.parameters(), before, strict=True)
+        ]
+        return float(torch.nn.utils.get_total_norm(moved))
+
+    whole = norm_of_the_gradient()
+    assert whole < snas.LARGEST_LOGIT_GRADIENT == 10.0
+    monkeypatch.setattr(snas, "LARGEST_LOGIT_GRADIENT", whole / 2)
+    assert norm_of_the_gradient() == pytest.approx(whole / 2, rel=1e-3)
+
+
+def test_drop_path_of_snas_is_the_same_in_all_epochs() -> None:
+    space = space_of("s2", with_none=True)
+    method, control = (built(kind, space) for kind in (Snas, Darts))
+    method.drop_path = control.drop_path = 0.3
+    assert [method.drop_path_at(epoch, 4) for epoch in range(4)] == [0.3] * 4
+    assert [control.drop_path_at(epoch, 4) for epoch in range(4)] == pytest.approx(
+        [0.0, 0.1, 0.2, 0.3]
+    )
+
+
 def test_the_temperature_of_snas_is_the_published_one() -> None:
     expected = rivals()["snas"]["temperature_by_epoch_of_150"]
     config = build_config({}, ["search.method=snas"]).search
@@ -268,6 +295,8 @@ def test_the_temperature_of_snas_is_the_published_one() -> None:
     )  # fmt: skip
     shorter = build_config({}, ["search.method=snas", "search.epochs=10"]).search
     assert shorter.temperature_start == pytest.approx(1 - 0.97 / 10)
+    other = build_config({}, ["search.method=snas", "search.temperature_end=0.5"]).search
+    assert other.temperature_start == pytest.approx(1 - 0.5 / 150)
     with pytest.raises(ConfigError, match="temperature_end must not exceed"):
         build_config({}, ["search.method=snas", "search.temperature_start=0.01"])
 

@@ -160,6 +160,31 @@ def test_skips_that_no_other_candidate_can_replace_stay() -> None:
     assert {name for name, _ in derive_with_few_skips(logits).normal} == {"skip_connect"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_skips_that_can_go_do_although_weaker_ones_cannot(seed: int) -> None:
+    """Edges into the first node are always kept: with a skip alone they hold on to it."""
+    edges = [["skip_connect"]] * 2 + [["skip_connect", "sep_conv_3x3"]] * 12
+    logits = ArchLogits(SearchSpace.from_dict({"name": "held", "normal": edges}))
+    with torch.no_grad():
+        logits.normal_ops.copy_(torch.randn(14, 2, generator=torch.Generator().manual_seed(seed)))
+        logits.normal_ops[2:, 0] += 9.0
+    found = [name for name, _ in derive_with_few_skips(logits).normal]
+    assert found == ["skip_connect"] * 2 + ["sep_conv_3x3"] * 6
+    assert [name for name, _ in derive_with_few_skips(logits, 8).normal] == ["skip_connect"] * 8
+
+
+def test_of_equal_candidates_and_edges_the_last_stay() -> None:
+    logits = ArchLogits(S0.with_none())
+    with torch.no_grad():
+        for each in logits.parameters():
+            each.zero_()
+    kept = strongest(logits, "normal", [5] * 14)
+    assert kept.tolist() == [[False] * 3 + [True] * 5] * 14
+    found = derive_with_few_skips(logits)
+    assert {name for name, _ in found.normal} == {"dil_conv_5x5"}
+    assert [source for _, source in found.normal] == [0, 1, 1, 2, 2, 3, 3, 4]
+
+
 def test_the_published_recipe_is_the_default() -> None:
     config = build_config({}, ["search.method=p-darts"]).search
     assert (config.epochs, config.num_cells, config.batch_size) == (75, 5, 96)

@@ -239,6 +239,29 @@ def test_control_looks_of_before_a_roll_back_would_count_as_in_the_published_cod
     assert epoch_before_growth(flat_alone, 24) is None
 
 
+def test_growth_from_an_eigenvalue_of_zero_is_growth_and_of_nothing_is_none() -> None:
+    flat = [0.0] * 8
+    assert epoch_before_growth([*flat, 1.0, 1.0, 1.0, 1.0], 22) == 10
+    assert epoch_before_growth([*flat, 0.0, 0.0, 0.0, 0.0], 22) is None
+    assert epoch_before_growth([*flat, -1.0, -1.0, -1.0, -1.0], 22) is None
+
+
+@pytest.mark.parametrize(
+    ("decay", "largest"),
+    [(0.03, True), (3e-4 * 10 * 10, True), (0.027, True), (0.0304, True), (0.09, False),
+     (0.0081, False), (0.081, False), (0.27, False), (3e-3, False), (1.0, False), (0.0, False),
+     (3.0, False)],
+)  # fmt: skip
+def test_a_decay_at_which_nothing_stops_is_the_published_one(decay: float, largest: bool) -> None:
+    assert r_darts.is_largest_decay(decay) is largest
+    kind, name = RDartsEarlyStopping, "late"
+    driven = Driven(kind, name, name)
+    driven.method.given_decay = decay
+    assert driven.run() == (
+        EPOCHS - 1 if largest else CASES["early_stop"][name]["noticed_at_epoch"]
+    )
+
+
 def test_looks_are_every_second_epoch_and_the_last() -> None:
     assert [epoch for epoch in range(6) if has_look(epoch, 6)] == [0, 2, 4, 5]
     assert [epoch for epoch in range(5) if has_look(epoch, 5)] == [0, 2, 4]

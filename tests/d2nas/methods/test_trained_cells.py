@@ -11,6 +11,7 @@ from searches import CHEAP, continued, finish, run_with_states, same_end, search
 
 from d2nas import Genotype, SearchSpace
 from d2nas.config import build_config
+from d2nas.errors import ConfigError
 from d2nas.genotype import neighbour, neighbours, uniform
 from d2nas.measure.calibration import calibrated_loss
 from d2nas.methods.derivation import draw_of, genotype_of
@@ -42,7 +43,8 @@ def worth(cell: Genotype) -> float:
 
 def simulated(method: str, budget: int, *settings: str) -> list[Trained]:
     """What a method would train in ``CHEAP`` were ``worth`` the loss."""
-    rule, numbers = method_of(searching(method, *settings)), random.Random(0)
+    search = searching(method, f"search.epochs={budget}", *settings)
+    rule, numbers = method_of(search), random.Random(0)
     tried = [Trained(cell := uniform(CHEAP, numbers), worth(cell))]
     while len(tried) < budget:
         cell = genotype_of(draw_of(rule.next_cell(tried, numbers), CHEAP), CHEAP)
@@ -213,7 +215,7 @@ def test_the_cell_of_the_lowest_calibrated_loss_is_derived_and_losses_are_told()
 @pytest.mark.parametrize(
     ("key", "method"),
     [
-        ("population=3", "regularized-evolution"),
+        ("population=1", "regularized-evolution"),
         ("sample_size=1", "regularized-evolution"),
         ("training_epochs=2", "best-of-n"),
     ],
@@ -234,6 +236,24 @@ def test_trainings_that_are_longer_than_the_search_are_as_long_as_it() -> None:
     assert [row["trainings"] for row in search.metrics] == [1]
 
 
-def test_defaults_are_documented_ones() -> None:
-    config = build_config({}, ["search.method=regularized-evolution"]).search
-    assert (config.training_epochs, config.population, config.sample_size) == (5, 10, 3)
+@pytest.mark.parametrize(("epochs", "population"), [(5, 2), (50, 3), (100, 6), (700, 10)])
+def test_defaults_are_documented_ones(epochs: int, population: int) -> None:
+    sets = ["search.method=regularized-evolution", f"search.epochs={epochs}"]
+    config = build_config({}, sets).search
+    assert (config.training_epochs, config.population, config.sample_size) == (5, population, 3)
+
+
+def test_evolution_by_default_has_children() -> None:
+    """Even in the few trainings of the default epochs: with a population of 10 it had none."""
+    default = build_config({}, ["search.method=regularized-evolution", "search.epochs=50"]).search
+    children = simulated("regularized-evolution", 10, f"search.population={default.population}")
+    cells = simulated("best-of-n", 10)
+    same = [one.cell == other.cell for one, other in zip(children, cells, strict=True)]
+    assert same == [True] * 3 + [False] * 7
+
+
+def test_a_population_of_all_trainings_is_refused() -> None:
+    sets = ["search.method=regularized-evolution", "search.epochs=50"]
+    assert build_config({}, [*sets, "search.population=9"]).search.population == 9
+    with pytest.raises(ConfigError, match="make 10"):
+        build_config({}, [*sets, "search.population=10"])
