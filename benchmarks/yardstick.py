@@ -1,6 +1,6 @@
 """Ground truth of the reduced task: more than 200 cells, each trained alone from several seeds.
 
-    python benchmarks/yardstick.py train --data-root DIR [--hours 1] [--part 0/2]
+    python benchmarks/yardstick.py train --data-root DIR [--hours 1] [--part 0/2] [--only found]
     python benchmarks/yardstick.py report
 
 The task is that of ``studies/small-data.toml``: 2,000 images of 16 pixels, 5 cells x 8 channels, 20
@@ -102,10 +102,12 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     return cells
 
 
-def todo(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Cell, int]]:
-    """Yield the trainings that are still to be made, in their order."""
+def todo(rows: Sequence[Mapping[str, Any]], only: str | None = None) -> Iterator[tuple[Cell, int]]:
+    """Yield the trainings that are still to be made, in their order: of all cells, or of those of
+    one origin.
+    """
     done = {(row["digest"], row["seed"]) for row in rows}
-    cells = cells_of(rows)
+    cells = [cell for cell in cells_of(rows) if only in (None, cell.origin)]
     for seed in SEEDS:
         wanted = [cell for cell in cells if (cell.genotype.digest, seed) not in done]
         yield from ((cell, seed) for cell in wanted)
@@ -121,7 +123,7 @@ def configured(data_root: str) -> Config:
     return configure(str(HERE / "studies" / "proxy.toml"), settings)
 
 
-def train(config: Config, *, hours: float, part: int, parts: int) -> None:
+def train(config: Config, *, hours: float, part: int, parts: int, only: str | None = None) -> None:
     """Train what is not trained yet, until the time is over."""
     import torch
 
@@ -136,7 +138,7 @@ def train(config: Config, *, hours: float, part: int, parts: int) -> None:
     data = load_data(config.data, seed=0, default_root=Path.cwd())
     ends = time.monotonic() + 3600 * hours
     while time.monotonic() < ends:
-        waiting = [*todo(read_rows())]
+        waiting = [*todo(read_rows(), only)]
         mine = [one for index, one in enumerate(waiting) if index % parts == part] or waiting
         if not mine:
             return
@@ -314,13 +316,15 @@ def main() -> None:
     trains.add_argument("--data-root", required=True)
     trains.add_argument("--hours", type=float, default=1e9)
     trains.add_argument("--part", default="0/1")
+    trains.add_argument("--only", choices=["random", "published", "found", "neighbour"])
     commands.add_parser("report")
     arguments = parser.parse_args()
     if arguments.command == "report":
         sys.stdout.write(json.dumps(report(read_rows()), indent=1) + "\n")
         return
     part, parts = map(int, arguments.part.split("/"))
-    train(configured(arguments.data_root), hours=arguments.hours, part=part, parts=parts)
+    config = configured(arguments.data_root)
+    train(config, hours=arguments.hours, part=part, parts=parts, only=arguments.only)
 
 
 if __name__ == "__main__":
