@@ -6,9 +6,12 @@ own training, for any setting of the search.
 Weights alone are trained, by uniformly drawn cells, on the task of studies/small-data.toml. At some
 epochs every cell is judged on the architecture half as the search judges it: by the mean of its
 branches' losses, whose gradient moves the logits straight through, and by the last branch's, the
-prediction's; both as they are and calibrated, as the score function takes it. Rank correlations are
-with the calibrated loss that the same cell reached when it was trained alone (yardstick.jsonl and
-small_data.json, the mean of its trainings), whose own noise bounds them. One JSON line per look.
+prediction's; both as they are and calibrated, as the score function takes it. Each is also averaged
+over all looks so far, every look's losses less their mean over the cells and divided by their
+standard deviation: what the supernet has said along its training (Ru et al., arXiv 2006.04492, sum
+the losses of a training for the same end). Rank correlations are with the calibrated loss that the
+same cell reached when it was trained alone (yardstick.jsonl and small_data.json, the mean of its
+trainings), whose own noise bounds them. One JSON line per look.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ HERE = Path(__file__).parent
 TASK = ("data.train_images=2000", "search.warmup_epochs=0")
 BATCH = 250
 
+Losses = Mapping[str, list[float]]
+
 
 def main() -> None:
     """Train and judge; print a line per look."""
@@ -49,6 +54,7 @@ def main() -> None:
     config = configure(str(HERE / "studies" / "proxy.toml"), settings)
     cells = [*alone().items()]
     search = search_of(config)
+    looks: list[Losses] = []
     with torch.no_grad():
         for parameter in search.logits.parameters():
             parameter.zero_()
@@ -57,7 +63,9 @@ def main() -> None:
         epoch, rest = divmod(step + 1, search.steps_per_epoch)
         if rest == 0 and epoch in arguments.looks:
             told = {"set": arguments.set, "seed": arguments.seed, "epoch": epoch}
-            sys.stdout.write(json.dumps(told | judge(search, cells)) + "\n")
+            looks.append(judge(search, [genotype for genotype, _ in cells]))
+            found = correlations(looks, [loss for _, loss in cells])
+            sys.stdout.write(json.dumps(told | found) + "\n")
             sys.stdout.flush()
 
 
@@ -82,24 +90,43 @@ def alone() -> dict[Genotype, float]:
 
 
 @torch.no_grad()
-def judge(search: Search, cells: Sequence[tuple[Genotype, float]]) -> dict[str, Any]:
-    """Return the rank correlations of the supernet's losses with those of the cells alone."""
+def judge(search: Search, genotypes: Sequence[Genotype]) -> Losses:
+    """Return the cells' losses under the supernet's weights, in their order, by kind of loss."""
     found: dict[str, list[float]] = defaultdict(list)
-    for genotype, _ in cells:
+    for genotype in genotypes:
         logits_BNC, labels = answers(search, genotype)
         plain = cross_entropies(logits_BNC, labels)
         calibrated, _ = calibrated_losses(logits_BNC, labels)
         for name, of in (("loss", plain), ("calibrated loss", calibrated)):
             found[name].append(float(of[-1]))
             found[f"{name}, mean of branches"].append(float(of.mean()))
-    return {
-        "cells": len(cells),
-        "mean_prediction_loss": round(statistics.fmean(found["loss"]), 3),
-        **{
-            name: round(float(spearmanr(losses, [loss for _, loss in cells]).statistic), 3)
-            for name, losses in found.items()
-        },
+    return found
+
+
+def correlations(looks: Sequence[Losses], alone: Sequence[float]) -> dict[str, Any]:
+    """Return the rank correlations of the last look's losses, and of those of all looks, with the
+    losses of the same cells trained alone.
+    """
+
+    def rank_correlation(losses: Sequence[float]) -> float:
+        return round(float(spearmanr(losses, alone).statistic), 3)
+
+    last = looks[-1]
+    found = {
+        "cells": len(alone),
+        "mean_prediction_loss": round(statistics.fmean(last["loss"]), 3),
     }
+    for name, losses in last.items():
+        by_look = zip(*(standardized(look[name]) for look in looks), strict=True)
+        found[name] = rank_correlation(losses)
+        found[f"{name}, all looks"] = rank_correlation([sum(of_cell) for of_cell in by_look])
+    return found
+
+
+def standardized(values: Sequence[float]) -> list[float]:
+    """Return the values less their mean, divided by their standard deviation."""
+    mean, sd = statistics.fmean(values), statistics.stdev(values)
+    return [(value - mean) / sd for value in values]
 
 
 def answers(search: Search, genotype: Genotype) -> tuple[Tensor, Tensor]:
