@@ -17,20 +17,24 @@ what a cell is made of predicts cells that it has not seen.
 import argparse
 import fcntl
 import json
+import math
 import random
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2nas.config import Config
 from d2nas.genotype import PUBLISHED, Genotype, neighbour
 from d2nas.randomness import generator
 from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, SPACES
+
+if TYPE_CHECKING:
+    from d2nas.data.images import ImageData
 
 HERE = Path(__file__).parent
 ROWS_FILE = HERE / "yardstick.jsonl"
@@ -125,45 +129,64 @@ def configured(data_root: str) -> Config:
 
 def train(config: Config, *, hours: float, part: int, parts: int, only: str | None = None) -> None:
     """Train what is not trained yet, until the time is over."""
+    ends = time.monotonic() + 3600 * hours
+    train_all(config, lambda: list(todo(read_rows(), only)), part=part, parts=parts, ends=ends)
+
+
+def train_all(
+    config: Config,
+    waiting: Callable[[], Sequence[tuple[Cell, int]]],
+    *,
+    part: int,
+    parts: int,
+    ends: float = math.inf,
+) -> None:
+    """Train what is ``waiting``, cells and seeds, until none is or the time ``ends``; of several
+    processes each takes its ``part`` first.
+    """
     import torch
 
-    from d2nas.data.images import Normalizer, load_data
+    from d2nas.data.images import load_data
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    data = load_data(config.data, seed=0, default_root=Path.cwd())
+    while time.monotonic() < ends:
+        left = waiting()
+        mine = [one for index, one in enumerate(left) if index % parts == part] or left
+        if not mine:
+            return
+        append(training_of(config, data, *mine[0]))
+
+
+def training_of(config: Config, data: "ImageData", cell: Cell, seed: int) -> dict[str, Any]:
+    """Train a cell; return its row."""
+    import torch
+
+    from d2nas.data.images import Normalizer
     from d2nas.measure.calibration import calibrated_loss
     from d2nas.train.loop import accuracy, predict
     from d2nas.train.retrain import Retraining
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    device = torch.device("cpu")
-    data = load_data(config.data, seed=0, default_root=Path.cwd())
-    ends = time.monotonic() + 3600 * hours
-    while time.monotonic() < ends:
-        waiting = [*todo(read_rows(), only)]
-        mine = [one for index, one in enumerate(waiting) if index % parts == part] or waiting
-        if not mine:
-            return
-        cell, seed = mine[0]
-        began = time.process_time()
-        training = Retraining(
-            config.retrain, cell.genotype, data, seed=seed, device=device, augmentation=config.data
-        )
-        for _ in training.run():
-            pass
-        network = training.network.eval()
-        logits = predict(network, data.test.to(device), Normalizer(data.mean, data.std))
-        loss, _ = calibrated_loss(logits, data.test.labels_N)
-        append(
-            {
-                "origin": cell.origin,
-                "name": cell.name,
-                "genotype": cell.genotype.to_dict(),
-                "digest": cell.genotype.digest,
-                "seed": seed,
-                "accuracy": accuracy(logits, data.test.labels_N),
-                "calibrated_loss": loss,
-                "cpu_seconds": round(time.process_time() - began, 1),
-            }
-        )
+    device, began = torch.device("cpu"), time.process_time()
+    training = Retraining(
+        config.retrain, cell.genotype, data, seed=seed, device=device, augmentation=config.data
+    )
+    for _ in training.run():
+        pass
+    network = training.network.eval()
+    logits = predict(network, data.test.to(device), Normalizer(data.mean, data.std))
+    loss, _ = calibrated_loss(logits, data.test.labels_N)
+    return {
+        "origin": cell.origin,
+        "name": cell.name,
+        "genotype": cell.genotype.to_dict(),
+        "digest": cell.genotype.digest,
+        "seed": seed,
+        "accuracy": accuracy(logits, data.test.labels_N),
+        "calibrated_loss": loss,
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
 
 
 def append(row: Mapping[str, Any]) -> None:

@@ -1,0 +1,231 @@
+"""Every method on the reduced task in as much time: cells found, trained, and compared.
+
+    python -m benchmarks.comparison measure --data-root DIR
+    python -m benchmarks.comparison search --data-root DIR [--part 0/2]
+    python -m benchmarks.comparison train --data-root DIR [--part 0/2]
+    python -m benchmarks.comparison report
+
+The task is the yardstick's. A search has the epochs of ``PLANS``, about 380 s of one CPU by what
+``measure`` found; a method that computes whole mixtures has a tenth of the passes of one that
+samples. The published recipes are not followed, which are for a hundred times as many steps: all
+have the settings of ``studies/proxy.toml``, and a learning rate of the logits that lets Adam move
+them equally far in however many steps (``DISTANCE``). Nothing is tuned for any of them. D2NAS, its
+entangled form, GDAS, DARTS and PC-DARTS were searched with as much time by
+``studies/small-data.toml``: their cells are taken from there.
+
+``search`` appends to ``comparison.jsonl``, a seed of all methods before the next; ``train`` trains
+each found cell from two seeds and appends to ``yardstick.jsonl``. Both go on where they stopped.
+"""
+
+import argparse
+import fcntl
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2nas.config import Config
+from d2nas.genotype import Genotype
+from pipeline.commands.configuration import configure
+
+from .search import search_of
+from .yardstick import Cell, by_cell, read_rows, train_all
+from .yardstick import configured as yardstick_task
+
+HERE = Path(__file__).parent
+ROWS_FILE = HERE / "comparison.jsonl"
+SEEDS = (0, 1, 2, 3)
+TRAINING_SEEDS = (0, 1)
+EPOCH_STEPS = 15
+DISTANCE = 8.0
+"""Architecture steps times their learning rate: 795 of 0.01 in ``studies/small-data.toml``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of a method's searches, and settings that are its own."""
+
+    epochs: int
+    warmup: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, method: str, seed: int, data_root: str) -> Config:
+        """Return the configuration of a search."""
+        values = {
+            "data.train_images": 2000,
+            "data.root": data_root,
+            "run.seed": seed,
+            "search.method": method,
+            "search.epochs": self.epochs,
+            "search.warmup_epochs": self.warmup,
+            "search.arch_lr": DISTANCE / (EPOCH_STEPS * (self.epochs - self.warmup)),
+            **self.settings,
+        }
+        preset = str(HERE / "studies" / "proxy.toml")
+        return configure(preset, [f"{key}={value}" for key, value in values.items()])
+
+
+PLANS = {
+    "best-of-n": Plan(380),
+    "local-search": Plan(380),
+    "regularized-evolution": Plan(380),
+    "rsws": Plan(300),
+    "spos": Plan(250),
+    "fairnas": Plan(45),
+    "few-shot": Plan(250),
+    "pc-darts-2": Plan(12, warmup=6),
+    "beta-darts": Plan(13),
+    "darts-minus": Plan(13),
+    "darts-plus": Plan(13),
+    "fair-darts": Plan(13),
+    "sdarts-rs": Plan(13),
+    "snas": Plan(26, settings={"search.arch_lr": 0.02}),  # SGD's, of another scale than Adam's
+    "darts-second-order": Plan(5),
+    "sdarts-adv": Plan(4),
+    "darts-pt": Plan(13),
+    "p-darts": Plan(9, warmup=1),
+    "zarts": Plan(5, warmup=1),
+    "r-darts-es": Plan(3),
+    "r-darts-ada": Plan(3),
+}
+SEARCHED_BEFORE = {
+    ("base", "d2nas"): "d2nas",
+    ("base", "entangled"): "entangled",
+    ("base", "gdas"): "gdas",
+    ("equal-time", "darts"): "darts",
+    ("equal-time", "pc-darts-4"): "pc-darts-4",
+}
+"""Variants and methods of ``small_data.json``, by the name of the method here."""
+
+
+def searched(path: Path = ROWS_FILE) -> list[dict[str, Any]]:
+    """Return the searches so far, with those of ``small_data.json``."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    before = json.loads((HERE / "small_data.json").read_text())["rows"]
+    return rows + [
+        {**row, "method": SEARCHED_BEFORE[row["variant"], row["method"]]}
+        for row in before
+        if (row["variant"], row["method"]) in SEARCHED_BEFORE
+    ]
+
+
+def search_row(method: str, seed: int, data_root: str) -> dict[str, Any]:
+    """Search once; return the row."""
+    search = search_of(PLANS[method].config(method, seed, data_root))
+    began = time.process_time()
+    for _ in search.run():
+        pass
+    genotype = search.method.derive()
+    return {
+        "method": method,
+        "seed": seed,
+        "epochs": search.config.epochs,
+        "epochs_run": len(search.metrics),
+        "passes": search.num_passes,
+        "cpu_seconds": round(time.process_time() - began, 1),
+        "parameterless": genotype.parameterless_normal,
+        "genotype": genotype.to_dict(),
+    }
+
+
+def search_all(data_root: str, part: int, parts: int) -> None:
+    """Make the searches that are not made yet."""
+    while True:
+        done = {(row["method"], row["seed"]) for row in searched()}
+        left = [(m, seed) for seed in SEEDS for m in PLANS if (m, seed) not in done]
+        mine = [one for index, one in enumerate(left) if index % parts == part] or left
+        if not mine:
+            return
+        row = search_row(*mine[0], data_root)
+        with ROWS_FILE.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if all((one["method"], one["seed"]) != mine[0] for one in searched()):
+                file.write(json.dumps(row) + "\n")
+
+
+def measure(data_root: str) -> None:
+    """Print the CPU seconds of an epoch of each method, and of its search's start and end."""
+    for method, plan in PLANS.items():
+        search = search_of(plan.config(method, 0, data_root))
+        marks = [time.process_time()]
+        for report in search.run():
+            if report.metrics is not None:
+                marks.append(time.process_time())
+            if len(marks) > 3:
+                break
+        seconds = [round(end - start, 2) for start, end in itertools.pairwise(marks)]
+        row = {"method": method, "epochs": plan.epochs, "seconds_of_epochs": seconds}
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+
+
+def trainings() -> Iterator[tuple[Cell, int]]:
+    """Yield the trainings of found cells that are not made yet, a seed of all before the next."""
+    done = {(row["digest"], row["seed"]) for row in read_rows()}
+    for seed in TRAINING_SEEDS:
+        for row in searched():
+            genotype = Genotype.from_dict(row["genotype"])
+            if (genotype.digest, seed) not in done:
+                done.add((genotype.digest, seed))
+                name = f"comparison/{row['method']}/{row['seed']}"
+                yield Cell("found", name, genotype), seed
+
+
+def report() -> dict[str, Any]:
+    """Return what each method's cells reach: standard deviations of random cells above their mean.
+
+    A cell counts by the mean of its trainings; ``difference`` is D2NAS's mean less the method's,
+    with the standard error of both means.
+    """
+    rows = read_rows()
+    losses, origin = by_cell(rows), {row["digest"]: row["origin"] for row in rows}
+    random_cells = [losses[digest] for digest, of in origin.items() if of == "random"]
+    every = [loss for of in random_cells for loss in of]
+    mean, sd = statistics.fmean(every), statistics.stdev(every)
+    found: dict[str, list[float]] = {}
+    for row in searched():
+        own = losses.get(Genotype.from_dict(row["genotype"]).digest)
+        if own:
+            found.setdefault(row["method"], []).append((mean - statistics.fmean(own)) / sd)
+    ours = found.get("d2nas", [])
+    table: dict[str, Any] = {}
+    for method, of in sorted(found.items(), key=lambda item: -statistics.fmean(item[1])):
+        table[method] = {"n": len(of), "sd_above_random": [round(z, 2) for z in of]}
+        table[method]["mean"] = round(statistics.fmean(of), 2)
+        if len(of) > 1 and len(ours) > 1 and method != "d2nas":
+            error = sum(statistics.variance(each) / len(each) for each in (of, ours)) ** 0.5
+            difference = statistics.fmean(ours) - statistics.fmean(of)
+            table[method]["difference"] = [round(difference, 2), round(error, 2)]
+    return {"random": {"n": len(every), "mean": round(mean, 4), "sd": round(sd, 4)}, **table}
+
+
+def main() -> None:
+    """Measure, search, train or report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["measure", "search", "train", "report"])
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--part", default="0/1")
+    arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if arguments.command == "measure":
+        measure(arguments.data_root)
+    elif arguments.command == "search":
+        search_all(arguments.data_root, part, parts)
+    elif arguments.command == "train":
+        task = yardstick_task(arguments.data_root)
+        train_all(task, lambda: list(trainings()), part=part, parts=parts)
+    else:
+        sys.stdout.write(json.dumps(report(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
