@@ -6,11 +6,11 @@
 
 The task is the yardstick's. A search has the epochs of ``PLANS``, about 380 s of one CPU, as a
 search of D2NAS has (each row tells its own); a method that computes whole mixtures has a tenth of
-the passes of one that samples. The published recipes are not followed, which are for a hundred times as many steps: all
-have the settings of ``studies/proxy.toml``, and a learning rate of the logits that lets Adam move
-them equally far in however many steps (``DISTANCE``). Nothing is tuned for any of them. D2NAS, its
-entangled form, GDAS, DARTS and PC-DARTS were searched with as much time by
-``studies/small-data.toml``: their cells are taken from there.
+the passes of one that samples. The published recipes are not followed, which are for a hundred
+times as many steps: all have the settings of ``studies/proxy.toml``, and a learning rate of the
+logits that lets Adam move them equally far in however many steps (``DISTANCE``). Nothing is tuned
+for any of them. D2NAS, its entangled form, GDAS, DARTS and PC-DARTS were searched with as much time
+by ``studies/small-data.toml``: their cells are taken from there.
 
 ``search`` appends to ``comparison.jsonl``, a seed of all methods before the next; ``train`` trains
 each found cell from two seeds and appends to ``yardstick.jsonl``. Both go on where they stopped.
