@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from d2nas.config import Config
 from d2nas.errors import ConfigError, DamagedArtifactError
 
+from ..report.versions import setting_words
 from ..stages import BY_NAME
 from ..store import Staging, Store, Version, state_of
 
@@ -117,7 +118,8 @@ def _changes(
         before, after = was.get(name), now.get(name)
         if before != after:
             listed = isinstance(before, list | dict) or isinstance(after, list | dict)
-            yield f"another {name}" if listed else f"{name} is {after}, was {before}"
+            values = f"{name} is {setting_words(after)}, was {setting_words(before)}"
+            yield f"another {name}" if listed else values
     for role in sorted(parents):
         if newest.manifest.parents.get(role) != parents[role]:
             yield f"another {role}"
@@ -126,9 +128,11 @@ def _changes(
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``section.field`` to value."""
-    return {
-        f"{section}.{field}": value
-        for section, fields in values.items()
-        for field, value in fields.items()
-    }
+    """Return ``section.field`` to value, and what is in no section, a revision, by its name."""
+    found = dict[str, Any]()
+    for section, fields in values.items():
+        if isinstance(fields, Mapping):
+            found |= {f"{section}.{field}": value for field, value in fields.items()}
+        else:
+            found[section] = fields
+    return found

@@ -13,6 +13,7 @@ from stops import STOP, empty_or_derived, stop_at
 from tiny import TinyPlace
 
 from d2nas.errors import DamagedArtifactError
+from d2nas.methods.gdas import Gdas
 from d2nas.train.loop import Loop
 from d2nas.train.precision import cpu_arithmetic
 from d2nas.train.state import TrainState
@@ -255,6 +256,17 @@ def test_pictures_of_another_size_start_over_and_the_size_is_named(quick_path: P
     seen, said = continued_from(place, "search", *options)
     assert seen == [None]
     assert "search starts over (data.image_size is 9, was 10); tiny/search-state@v1" in said
+
+
+def test_a_method_of_another_revision_starts_over_and_says_so(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, options = TinyPlace(quick_path), ("--set", "search.method=gdas")
+    stop_at(place, "search", *options)
+    monkeypatch.setattr(Gdas, "revision", 2)
+    seen, said = continued_from(place, "search", *options)
+    assert seen == [None]
+    assert "search starts over (method_revision is 2, was none); tiny/search-state@v1" in said
 
 
 def test_work_given_up_for_other_settings_survives_a_training_with_them(
