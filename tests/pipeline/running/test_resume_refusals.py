@@ -39,7 +39,7 @@ OTHERS = {
     "retrain": {
         "retrain.lr=0.1": "retrain.lr is 0.1, was 0.025",
         "retrain.precision=fp16": "retrain.precision is fp16, was fp32",
-        "retrain.seed=3": "retrain.seed is 3, was None",
+        "retrain.seed=3": "retrain.seed is 3, was none",
     },
 }
 
