@@ -67,7 +67,8 @@ def test_a_plan_knows_estimators_that_need_two_draws(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, estimator: str
 ) -> None:
     place = TinyPlace(tmp_path)
-    settings = (f"search.estimator={estimator}", "search.draws=3", "data.train_images=600")
+    settings = [f"search.estimator={estimator}", "search.draws=3", "search.epochs=2"]
+    settings += ["search.batch_size=16", "data.train_images=100"]
     sets = [word for setting in settings for word in ("--set", setting)]
     planned = place.json(capfd, "run", str(place.preset), "--plan", *sets)["stages"][0]
     version = place.json(capfd, "search", str(place.preset), *sets)
