@@ -10,10 +10,10 @@ from benchmarks.supernet_ranking import correlations, standardized
 
 def test_rank_correlations_are_of_the_last_look_and_of_all() -> None:
     alone = [0.1, 0.2, 0.3, 0.4]
-    looks = [{"loss": [1.0, 2.0, 3.0, 4.0]}, {"loss": [4.0, 3.0, 2.0, 1.0]}]
+    looks = [{"loss": [1.0, 2.0, 3.0, 4.0]}, {"loss": [4.0, 3.0, 1.0, 2.0]}]
     assert correlations(looks[:1], alone)["loss"] == 1.0
     found = correlations(looks, alone)
-    assert found["loss"] == -1.0
+    assert found["loss"] == -0.8
     assert found["cells"] == 4
     assert found["mean_prediction_loss"] == 2.5
 
