@@ -13,12 +13,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from d2nas.config import Config, DataConfig, SearchConfig
+from d2nas.config.registry import search_methods
 from d2nas.data.images import ImageData, ImageSet, load_data
 from d2nas.files.text_files import read_space
 from d2nas.methods.base import Method
 from d2nas.methods.single_path import SinglePath
 from d2nas.nn.operations import Zero
-from d2nas.nn.units import NormalizedUnit
+from d2nas.nn.units import NormalizedUnit, keep_everything
 from d2nas.randomness import generator
 from d2nas.train.loop import torch_device
 from d2nas.train.search import Search, search_step
@@ -45,7 +46,10 @@ _GROUPS = {
 class StepRunner:
     """A search of one method that takes one step after the other."""
 
-    def __init__(self, config: SearchConfig, *, size: int = IMAGE_SIZE) -> None:
+    def __init__(
+        self, config: SearchConfig, *, size: int = IMAGE_SIZE, published: bool = False
+    ) -> None:
+        """Begin a search; ``published``: by PyTorch's own backward, as the published codes run."""
         self.device = torch_device(config.device)
         data = made_images(EPOCH_STEPS * config.batch_size, size)
         self.search = Search(
@@ -57,6 +61,8 @@ class StepRunner:
             augmentation=DataConfig(),
         )
         self.search.supernet.train()
+        if published:
+            keep_everything(self.search.supernet)
         self.taken = 0
 
     def run(self, steps: int) -> None:
@@ -70,7 +76,10 @@ class StepRunner:
 
     def timed(self, name: str, steps: int) -> TimedWork:
         """Return ``steps`` steps as work to be timed."""
-        passes = steps * sum(self.search.method.passes)
+        search = self.search
+        architecture, weights = search.method.passes
+        halves = steps if search.method.architecture_interval == 1 else steps // EPOCH_STEPS
+        passes = halves * architecture + steps * weights
         return TimedWork(name, lambda: self.run(steps), {"step": steps, "pass": passes})
 
 
@@ -116,12 +125,13 @@ def compare_methods(
 ) -> Iterator[list[dict[str, Any]]]:
     """Compare D2NAS with GDAS, with one draw a half, which shares nothing, and with all of
     ``config.draws``; these with the same draws that share nothing; and other methods with D2NAS.
-    Yields the rows of each comparison.
+    ``full``: all methods that train by steps, and each as published with itself. Yields the rows of
+    each comparison.
     """
 
-    def runner(method: str, **changes: Any) -> StepRunner:
+    def runner(method: str, *, published: bool = False, **changes: Any) -> StepRunner:
         update = {"method": method, "warmup_epochs": 0, **changes}
-        return StepRunner(config.model_copy(update=update), size=size)
+        return StepRunner(config.model_copy(update=update), size=size, published=published)
 
     gdas, single = runner("gdas"), runner("d2nas", draws=1)
     check_same_code(single.search.method, gdas.search.method)
@@ -134,12 +144,26 @@ def compare_methods(
     assert isinstance(apart.search.method, SinglePath)
     apart.search.method.shares_stem = False
     yield compare(shared, apart.timed("the same, nothing shared", 1), pairs)
-    others = ["entangled"]
-    if full:
-        others += ["darts", "darts-second-order", "pc-darts-4", "pc-darts-2"]
-    for method in others:
-        single_step = single.timed("d2nas, 1 draw", 1)
-        yield compare(runner(method, draws=1).timed(method, 1), single_step, pairs)
+    for method in others(full=full):
+        of_one = runner(method, draws=1)
+        # Where not every step has an architecture half, one in an epoch has.
+        steps = 1 if of_one.search.method.architecture_interval == 1 else EPOCH_STEPS
+        yield compare(of_one.timed(method, steps), single.timed("d2nas, 1 draw", steps), pairs)
+        if full:
+            published = runner(method, draws=1, published=True)
+            work = published.timed(f"{method}, as published", steps)
+            yield compare(work, of_one.timed(method, steps), pairs)
+
+
+def others(*, full: bool) -> list[str]:
+    """Return the methods that are compared with D2NAS, in the order of their names."""
+    if not full:
+        return ["entangled"]
+    return sorted(
+        name
+        for name in search_methods.names()
+        if name != "d2nas" and getattr(search_methods.find(name), "passes", None) != (0, 0)
+    )
 
 
 def check_same_code(first: Method, second: Method) -> None:

@@ -38,13 +38,15 @@ class AllocateOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, operations on CPU tensors allocate their results and compute nothing.
 
     Views are views, and what is written in place is returned as it was. An operation that asks a
-    tensor for a number (``item``, ``equal``, a mask as an index) raises PyTorch's
-    ``DataDependentOutputException`` or ``DynamicOutputShapeException``: there is none. Nothing may
-    be computed with the results afterwards: they share their memory.
+    tensor for a number (``item``, ``equal``) raises PyTorch's ``DataDependentOutputException``,
+    one whose result's shape depends on values (a mask as an index) ``DynamicOutputShapeException``:
+    there are none. With ``zeros`` ``item`` is told 0 (False): for code in which no number decides
+    what is allocated. Nothing may be computed with the results afterwards: they share their memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, zeros: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._zeros = zeros
         self._fake = FakeTensorMode()
         self._known: dict[Any, _Results] = {}
         self._stretch = mmap.mmap(-1, _FIRST_BYTES)
@@ -60,6 +62,8 @@ class AllocateOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace == "profiler":  # marks, whose arguments cannot be compared
             return func(*args, **kwargs)
+        if self._zeros and func is torch.ops.aten._local_scalar_dense.default:
+            return torch.zeros((), dtype=args[0].dtype).item()
         key = (func, _described(args), _described(tuple(kwargs.items())))
         results = self._known.get(key)
         if results is None:

@@ -1,6 +1,6 @@
 """Curvature of the loss in the operation logits: its Hessian, and the largest eigenvalue of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -22,30 +22,36 @@ def operation_hessian(
     """Return the Hessian of ``loss()`` in the operation logits, (n, n) float64 on the CPU.
 
     Their order: the normal cell's edge by edge, then the reduction cell's, columns past an edge's
-    last candidate left out. Exact, by one backward pass for each of the n rows through the
-    gradient's graph, which holds every map of ``supernet`` and of its backward. No gradient is
-    left in any parameter.
+    last candidate left out. Exact; see ``hessian_rows``.
+    """
+    return torch.stack([*hessian_rows(supernet, logits, loss)]).to("cpu", torch.float64)
+
+
+def hessian_rows(
+    supernet: nn.Module, logits: ArchLogits, loss: Callable[[], Tensor]
+) -> Iterator[Tensor]:
+    """Yield the rows (n,) of the Hessian, one backward pass each through the gradient's graph,
+    which holds every map of ``supernet`` and of its backward. No gradient is left in any parameter.
     """
     parameters = [logits.ops(cell) for cell in CELL_TYPES]
-    exists = [logits.choosable(cell, none_too=True) for cell in CELL_TYPES]
 
     def flat(gradients: tuple[Tensor | None, ...]) -> Tensor:
-        found = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(parameters, gradients, strict=True)
-        ]
-        return torch.cat([one[mask] for one, mask in zip(found, exists, strict=True)])
+        found = []
+        for cell, parameter, gradient in zip(CELL_TYPES, parameters, gradients, strict=True):
+            own_EO = torch.zeros_like(parameter) if gradient is None else gradient
+            candidates = logits.space.candidates(cell)
+            found += [row[: len(names)] for row, names in zip(own_EO, candidates, strict=True)]
+        return torch.cat(found)
 
     with everything_kept(supernet):
         first = flat(torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True))
-        rows = [
+        for one in first.unbind():
             # A cell type that the network does not have gives a constant.
-            flat(torch.autograd.grad(one, parameters, retain_graph=True, allow_unused=True))
-            if one.requires_grad
-            else torch.zeros_like(first)
-            for one in first.unbind()
-        ]
-    return torch.stack(rows).to("cpu", torch.float64)
+            yield (
+                flat(torch.autograd.grad(one, parameters, retain_graph=True, allow_unused=True))
+                if one.requires_grad
+                else torch.zeros_like(first)
+            )
 
 
 def largest_eigenvalue(hessian: Tensor) -> float:

@@ -20,7 +20,7 @@ Told apart from the published code:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -185,15 +185,19 @@ class RDartsEarlyStopping(DartsSecondOrder):
 
         As in the published code with the logits' weight decay in it, which adds itself.
         """
+        with frozen(self.weights):
+            hessian = operation_hessian(self.supernet, self.logits, self.validation_loss(end))
+        return largest_eigenvalue(hessian) + self.arch_weight_decay
+
+    def validation_loss(self, end: EpochEnd) -> Callable[[], Tensor]:
+        """Return the loss that the Hessian is of: that of one batch, the epoch's last."""
         batch = end.arch_batch(end.steps - 1)
 
         def loss() -> Tensor:
             set_noise_generator(self._noises, end.draws(0))
             return F.cross_entropy(self.predict(batch, end), batch.labels)
 
-        with frozen(self.weights):
-            hessian = operation_hessian(self.supernet, self.logits, loss)
-        return largest_eigenvalue(hessian) + self.arch_weight_decay
+        return loss
 
     def closing_passes(self, epoch: int, epochs: int, steps: int) -> int:
         """Return one for the gradient and one for each row of the Hessian."""

@@ -111,6 +111,7 @@ class Zarts(Darts):
     ) -> None:
         super().__init__(space, sizes, generator, **options)
         self.warmup, self.clip_norm = warmup, clip_norm
+        self.samples, self.tuning_steps = SAMPLES, TUNING_STEPS
 
     @classmethod
     def settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Zarts(Darts):
                 cell: drawn_step(gradient, self.noises(cell, numbers), size)
                 for cell, gradient in gradients.items()
             }
-            for _ in range(SAMPLES)
+            for _ in range(self.samples)
         ]
         losses_M = self._losses_after(steps, batch, context)
         away = [{cell: own + gradients[cell] for cell, own in step.items()} for step in steps]
@@ -182,7 +183,7 @@ class Zarts(Darts):
 
         The supernet itself is tuned, and then has again the weights and statistics of before.
         """
-        tuning = [context.weight_batch(index) for index in range(TUNING_STEPS)]
+        tuning = [context.weight_batch(index) for index in range(self.tuning_steps)]
         kept = {name: value.clone() for name, value in self.supernet.state_dict().items()}
         losses = []
         for step in steps:

@@ -23,10 +23,15 @@ from torch import Tensor, nn
 from d2nas.config.registry import search_methods
 from d2nas.measure.allocation import AllocateOnly
 from d2nas.measure.cost import LiveBytes
-from d2nas.methods.base import Batch, Sizes, StepContext
+from d2nas.methods.base import Batch, EpochEnd, Sizes, StepContext
+from d2nas.methods.curvature import hessian_rows
 from d2nas.methods.darts import Darts
-from d2nas.methods.passes import measure
+from d2nas.methods.p_darts import PDarts, stage_starts
+from d2nas.methods.passes import frozen, measure
+from d2nas.methods.r_darts import RDartsEarlyStopping
+from d2nas.methods.sdarts import SdartsAdversarial
 from d2nas.methods.single_path import SinglePath
+from d2nas.methods.zarts import Zarts
 from d2nas.nn.sampling import ArchLogits, CellDraw, Draw, sample, sample_operations
 from d2nas.nn.units import keep_everything
 from d2nas.randomness import generator
@@ -35,7 +40,7 @@ from d2nas.train.loop import to_device
 from d2nas.train.precision import compute_type
 from d2nas.train.search import weight_optimizer
 
-from .memory_cases import HEAVIEST, HEAVY, RANDOM, Case, Measurement
+from .memory_cases import HEAVIEST, HEAVY, LOOK, RANDOM, Case, Measurement
 
 IMAGE_SIZE, CLASSES, CHANNELS = 32, 10, 3
 RANDOM_DRAWS = 16
@@ -78,8 +83,8 @@ def measure_case(case: Case, device: torch.device, *, computed: bool = False) ->
     gc.collect()
     draws = draws_of(case)
     real = computed or device.type == "cuda"
+    bench = _Bench(case, device)
     with contextlib.nullcontext() if real else _allocate_only():
-        bench = _Bench(case, device)
         update = bench.peak(bench.update)
         peaks = {
             name: max(update, bench.peak(lambda draw=draw: bench.run_halves(draw)))  # type: ignore[misc]
@@ -93,8 +98,9 @@ def measure_case(case: Case, device: torch.device, *, computed: bool = False) ->
 
 @functools.cache
 def _allocate_only() -> AllocateOnly:
-    # One for all cases: they have most operations and shapes in common.
-    return AllocateOnly()
+    # One for all cases: they have most operations and shapes in common. No loss decides what the
+    # adversary, the tuned copies or the tests for finite numbers allocate.
+    return AllocateOnly(zeros=True)
 
 
 class _Bench:
@@ -102,11 +108,15 @@ class _Bench:
 
     def __init__(self, case: Case, device: torch.device) -> None:
         config, self.case, self.device = case.config, case, device
+        self.epoch = 0
         kind = search_methods.find(config.method)
         space = kind.searched_space(SPACES[config.space])
         sizes = Sizes(config.num_cells, config.init_channels, CLASSES, CHANNELS, "cifar")
         with torch.random.fork_rng(devices=[]):
             self.method = kind.build(config, space, sizes, torch.Generator().manual_seed(0))
+            if isinstance(self.method, Zarts):  # copies are alike, and so are the steps of each
+                self.method.samples, self.method.tuning_steps = 2, 2
+            self._begin_part()
         supernet = self.method.supernet.train()
         if case.published:
             keep_everything(supernet)
@@ -126,6 +136,31 @@ class _Bench:
             *(torch.zeros_like(p) for p in self.method.logits.parameters() for _ in range(4)),
         ]
         self.batch = self._make_batch()
+
+    def _begin_part(self) -> None:
+        """End epochs until a search's part begins: a stage of P-DARTS."""
+        if isinstance(self.method, PDarts) and self.case.part is not None:
+            starts = stage_starts(self.case.config.epochs)
+            for start in starts[1 : int(self.case.part.removeprefix("stage "))]:
+                self.epoch = start
+                self.method.close_epoch(self._epoch_end(start - 1))
+
+    def _epoch_end(self, epoch: int) -> EpochEnd:
+        """Return the context of an epoch's end; nothing is kept or brought back."""
+
+        def refuse(_slot: int) -> None:
+            raise NotImplementedError("states are not kept here")
+
+        return EpochEnd(
+            epoch=epoch,
+            epochs=self.case.config.epochs,
+            steps=1,
+            arch_batch=lambda _index: self.batch,
+            weight_batch=lambda _index: self.batch,
+            draws=lambda index: torch.Generator().manual_seed(index),
+            keep=refuse,
+            bring_back=refuse,
+        )
 
     def _make_batch(self) -> Batch:
         config = self.case.config
@@ -158,11 +193,19 @@ class _Bench:
         context = StepContext(
             temperature=_TEMPERATURE,
             draws=lambda index: torch.Generator().manual_seed(index),
-            weight_batch=self._make_batch,
+            weight_batch=lambda _later=0: self._make_batch(),
             weight_lr=self.case.config.weight_lr,
             weight_optimizer=self.optimizer,
+            epoch=self.epoch,
+            epochs=self.case.config.epochs,
         )
-        if self.case.published:
+        if self.case.part == LOOK:
+            assert isinstance(method, RDartsEarlyStopping)
+            # The gradient's graph, and the first of the backward passes through it: all are alike.
+            loss = method.validation_loss(self._epoch_end(0))
+            with frozen(method.weights):
+                next(hessian_rows(method.supernet, method.logits, loss))
+        elif self.case.published:
             self._run_as_published(draw, context)
         elif isinstance(method, SinglePath):
             assert draw is not None  # a method that samples
@@ -188,6 +231,9 @@ class _Bench:
             assert isinstance(method, Darts)
             if method.passes[0]:
                 method.architecture_gradients(batch, context)
+            if isinstance(method, SdartsAdversarial):
+                method.weight_gradients(batch, context)
+                return
             prediction = method.predict(batch, context)
         loss, _ = measure(prediction, batch.labels)
         torch.autograd.backward(loss)

@@ -40,10 +40,19 @@ RANDOM = "random"
 RIVALS = ("gdas", "darts", "pc-darts-4", "pc-darts-2", "darts-second-order")
 """Those of Table 4; and DARTS's second order, with ``full``."""
 
-OTHER_RIVALS = ("darts-minus", "rsws")
+OTHER_RIVALS = ("darts-minus", "sdarts-adv", "zarts", "p-darts", "r-darts-es", "few-shot", "rsws")
 """Those whose steps take other memory than DARTS's, with ``full``: beta-darts, sdarts-rs, snas,
-fair-darts, darts-plus and darts-pt run its graph, spos and fairnas that of rsws. Not measured: the
-copies of zarts and sdarts-adv, the later stages of p-darts, the Hessian of r-darts."""
+fair-darts, darts-plus and darts-pt run its graph; spos, fairnas and the searches that train single
+cells that of rsws; r-darts-ada keeps states beside what r-darts-es takes."""
+
+LOOK = "Hessian"
+"""The part of a search between two epochs in which R-DARTS has its eigenvalue."""
+
+PARTS = {"p-darts": (None, "stage 2", "stage 3"), "r-darts-es": (None, LOOK)}
+"""What else of a method is measured than its steps from the first epoch on."""
+
+OWN_SIZES: dict[str, dict[str, Any]] = {"p-darts": {"num_cells": 5}}
+"""Where the published network is not Table 4's: P-DARTS begins with five cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +63,13 @@ class Case:
     gradients of weights and logits alike. ``draws``: the sampled sub-networks that are measured:
     each operation on all edges and 16 random ones; the heavy operations only, and the random ones;
     the random ones alone, for a mean; or those with separable convolutions on all edges alone, for
-    a worst case.
+    a worst case. ``part``: one of ``PARTS``; None: a step as from the first epoch on.
     """
 
     config: SearchConfig
     published: bool = False
     draws: Literal["all", "heavy", "random", "heaviest"] = "all"
+    part: str | None = None
 
     @property
     def branch_length(self) -> int | None:
@@ -78,7 +88,7 @@ class Case:
         layout = (config.num_cells, config.init_channels, config.batch_size)
         branch = (self.branch_length, config.branch_head)
         modes = (config.recompute, config.precision, self.published)
-        return (config.method, config.space, *branch, *layout, *modes)
+        return (config.method, config.space, *branch, *layout, *modes, self.part)
 
     @property
     def is_default(self) -> bool:
@@ -100,7 +110,8 @@ class Case:
         config = self.config
         how = "as published" if self.published else f"recompute={config.recompute}"
         size = f"{config.num_cells} cells x {config.init_channels} channels"
-        return f"{config.method}, {size}, {how}, {config.precision}"
+        part = "" if self.part is None else f", {self.part}"
+        return f"{config.method}, {size}, {how}, {config.precision}{part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +168,23 @@ def _ours(*, full: bool) -> list[Case]:
 def _rivals(*, full: bool) -> list[Case]:
     """As published; and with this project's backward and recomputation, for a fair look."""
     found = []
+    draws: Literal["all", "random"] = "all" if full else "random"
     for method in (*RIVALS, *OTHER_RIVALS) if full else (*RIVALS[:-1], "rsws"):
-        config = PAPER.model_copy(update={"method": method})
+        config = PAPER.model_copy(update={"method": method, **OWN_SIZES.get(method, {})})
         settings: list[dict[str, Any]] = [{"recompute": "op"}]
         if full:
             settings = [
                 {"recompute": mode, "precision": precision}
                 for precision in ("fp32", "bf16")
+                if precision in search_methods.find(method).precisions
                 for mode in ("none", "cell", "op")
             ]
-        found.append(Case(config, published=True, draws="all" if full else "random"))
-        found += [
-            Case(config.model_copy(update=one), draws="all" if full else "random")
-            for one in settings
-        ]
+        for part in PARTS.get(method, (None,)):
+            found.append(Case(config, published=True, draws=draws, part=part))
+            # A Hessian is had by PyTorch's own backward in any case, and nothing is recomputed.
+            found += [
+                Case(config.model_copy(update=one), draws=draws, part=part)
+                for one in settings
+                if part != LOOK
+            ]
     return found

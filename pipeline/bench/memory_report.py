@@ -15,6 +15,7 @@ COLUMNS = (
     "recompute",
     "precision",
     "draw",
+    "part",
     "paper",
     "peak",
     "of it state",
@@ -25,7 +26,7 @@ NOTE = (
     "peak of a whole search step, both halves, with weights, all their gradients and optimizer "
     "state (given apart); batch 64, 32 x 32 pixels; published = PyTorch's own backward, gradients "
     "of weights and logits in both halves; lean = this project's units; draw: worst / mean of the "
-    "sampled sub-networks; paper = its Table 4"
+    "sampled sub-networks; part = of a search that changes; paper = its Table 4"
 )
 
 
@@ -63,6 +64,7 @@ def _row(
         "channels": config.init_channels,
         "batch": config.batch_size,
         "draw": draw,
+        "part": case.part,
         "peak_bytes": peak,
         "state_bytes": measurement.state_bytes,
         "default": case.is_default and draw != "mean",
@@ -84,6 +86,7 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             row["recompute"],
             row["precision"],
             f"{row['draw']} of {row['draws']}" if row["draw"] else "-",
+            row["part"] or "-",
             f"{row['paper_gb']} GB" if row["paper_gb"] else "-",
             f"{row['peak_bytes'] / MIB:,.1f} MiB",
             f"{row['state_bytes'] / MIB:,.1f} MiB",

@@ -110,6 +110,16 @@ def test_a_number_is_refused(ask: Callable[[Tensor], object], error: type[Except
         ask(value)
 
 
+def test_with_zeros_a_number_is_zero() -> None:
+    with AllocateOnly(zeros=True):
+        asked = [torch.ones((), dtype=kind) for kind in (torch.float32, torch.int64, torch.bool)]
+        found = [one.item() for one in asked]
+        with pytest.raises(DynamicOutputShapeException):
+            torch.ones(3)[torch.ones(3, dtype=torch.bool)]
+    assert found == [0.0, 0, False]
+    assert [type(one) for one in found] == [float, int, bool]
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_the_peak_of_a_step_is_that_of_a_computed_one(layout: torch.memory_format) -> None:
     def peak() -> int:

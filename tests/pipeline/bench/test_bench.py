@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from benchmarks import search as bench_search
 from benchmarks.__main__ import main
 from benchmarks.pairs import TimedWork, compare
-from benchmarks.search import StepRunner, check_same_code, compare_methods
+from benchmarks.search import StepRunner, check_same_code, compare_methods, others
 from d2nas import SPACES, SearchSpace
 from d2nas.config import SearchConfig
 from d2nas.config.registry import search_methods
@@ -21,7 +22,16 @@ from d2nas.train.search import architecture_step
 from pipeline.bench import memory as bench_memory
 from pipeline.bench import memory_cases as bench_memory_cases
 from pipeline.bench.memory import draws_of, measure_all, measure_case
-from pipeline.bench.memory_cases import OTHER_RIVALS, PAPER, RIVALS, Case, Measurement, cases
+from pipeline.bench.memory_cases import (
+    LOOK,
+    OTHER_RIVALS,
+    PAPER,
+    PARTS,
+    RIVALS,
+    Case,
+    Measurement,
+    cases,
+)
 from pipeline.bench.memory_report import goals, rows_of, table_rows, unexpected_worst
 from pipeline.cli import run
 
@@ -79,12 +89,14 @@ def test_the_table_has_the_shipped_defaults_the_paper_and_every_rival() -> None:
         assert printed == bench_memory_cases.PAPER_GB
         rivals = (*RIVALS, *OTHER_RIVALS) if full else (*RIVALS[:-1], "rsws")
         for method in rivals:
-            modes = {
-                (case.published, case.config.recompute)
-                for case in found
-                if case.config.method == method
-            }
-            assert {(True, "none"), (False, "op")} <= modes
+            for part in PARTS.get(method, (None,)):
+                modes = {
+                    (case.published, case.config.recompute)
+                    for case in found
+                    if case.config.method == method and case.part == part
+                }
+                assert (True, "none") in modes
+                assert ((False, "op") in modes) is (part != LOOK)
 
 
 def test_other_defaults_get_a_row_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +145,9 @@ REAL = [
     toy("darts", num_cells=2),
     toy("darts-second-order", num_cells=2, published=True),
     toy("pc-darts-4", recompute="op"),
+    toy("sdarts-adv", num_cells=2),
+    replace(toy("p-darts", num_cells=1, recompute="op"), part="stage 3"),
+    replace(toy("r-darts-es", num_cells=1, published=True), part=LOOK),
 ]
 
 
@@ -149,6 +164,14 @@ def test_what_is_counted_without_computing_is_what_a_step_takes(
     assert counted.peaks == real.peaks
     assert counted.state_bytes == real.state_bytes
     assert (counted.measured_by, real.measured_by) == ("live bytes, nothing computed", "live bytes")
+
+
+def test_the_tuned_copies_are_counted_within_a_thousandth(
+    small: None, few_candidates: None
+) -> None:
+    case = toy("zarts", num_cells=1, published=True)
+    counted, real = measure_case(case, CPU), measure_case(case, CPU, computed=True)
+    assert counted.peaks == pytest.approx(real.peaks, rel=1e-3)
 
 
 def peak(case: Case) -> int:
@@ -306,8 +329,9 @@ def tiny(**changes: Any) -> SearchConfig:
     return PAPER.model_copy(update={**TOY, "draws": 2, "device": "cpu", **changes})
 
 
-def test_methods_are_compared_per_step_and_per_pass() -> None:
-    config = tiny(space="S2")  # of few candidates
+def test_methods_are_compared_per_step_and_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_search, "others", lambda *, full: ["rsws", "zarts"] if full else [])
+    config = tiny(space="S2", num_cells=1)  # of few candidates
     rows = [row for found in compare_methods(config, 1, full=True, size=8) for row in found]
     names = ("case", "against", "unit")
     assert [tuple(row[name] for name in names) for row in rows[:4]] == [
@@ -317,12 +341,38 @@ def test_methods_are_compared_per_step_and_per_pass() -> None:
         ("d2nas, 2 draws", "gdas", "pass"),
     ]
     assert {row["against"] for row in rows[4:6]} == {"the same, nothing shared"}
-    assert {row["case"] for row in rows[6:]} == {"entangled", *RIVALS} - {"gdas"}
+    assert [(row["case"], row["against"]) for row in rows[6::2]] == [
+        ("rsws", "d2nas, 1 draw"),
+        ("rsws, as published", "rsws"),
+        ("zarts", "d2nas, 1 draw"),
+        ("zarts, as published", "zarts"),
+    ]
     for row in rows:
         assert 0 < row["ratio_min"] <= row["ratio_median"] <= row["ratio_max"]
         assert row["pairs"] == 1
-    shared = rows[2]["seconds"] / rows[3]["seconds"]
-    assert shared == pytest.approx(4)  # two draws in each half
+    passes = {
+        step["case"]: step["seconds"] / each["seconds"]
+        for step, each in zip(rows[2::2], rows[3::2], strict=True)
+    }
+    assert passes["d2nas, 2 draws"] == pytest.approx(4)  # two draws in each half
+    assert passes["rsws"] == pytest.approx(1)
+    assert passes["zarts"] == pytest.approx(1 + 45 / 2)  # an architecture half in two steps
+
+
+def test_every_method_that_trains_by_steps_is_compared_in_full() -> None:
+    left_out = {"d2nas", "random"}
+    assert others(full=True) == sorted({*search_methods.names()} - left_out)
+    assert others(full=False) == ["entangled"]
+
+
+def test_as_published_a_search_runs_by_pytorchs_own_backward() -> None:
+    def saving(**published: bool) -> set[bool]:
+        supernet = StepRunner(tiny(method="rsws"), size=8, **published).search.supernet
+        found = [one for one in supernet.modules() if isinstance(one, units.MemorySaving)]
+        return {one.saves_memory for one in found}
+
+    assert saving() == {True}
+    assert saving(published=True) == {False}
 
 
 def runner(method: str) -> StepRunner:
