@@ -19,6 +19,7 @@ from .commands.doctor import doctor_command
 from .commands.evaluate import evaluate_command
 from .commands.export import export_command
 from .commands.gc import gc_command
+from .commands.latency import latency
 from .commands.ls import ls_command
 from .commands.predict import predict_command
 from .commands.retrain import retrain_command
@@ -143,7 +144,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 """In the order of ``--help``."""
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
-app.add_typer(bench)  # a group, which --help puts last
+app.add_typer(latency)
+app.add_typer(bench)  # groups, which --help puts last
 
 
 def _console() -> "Console":

@@ -36,6 +36,13 @@ _OFTEN = 0.05
 """Part of the pictures that may lose more than half of their area and not be told."""
 
 
+def stem_for(stem: str, image_size: int) -> str:
+    """Resolve ``stem="auto"``: the ImageNet stem from 96 pixels on."""
+    if stem != "auto":
+        return stem
+    return "imagenet" if image_size >= 96 else "cifar"
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Headers of a data folder's pictures: all, or some spread over all."""

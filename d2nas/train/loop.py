@@ -61,13 +61,6 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def stem_for(stem: str, image_size: int) -> str:
-    """Resolve ``stem="auto"``: the ImageNet stem from 96 pixels on."""
-    if stem != "auto":
-        return stem
-    return "imagenet" if image_size >= 96 else "cifar"
-
-
 def to_device(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module to ``device``, convolution weights channels-last (faster on CPU and CUDA).
 

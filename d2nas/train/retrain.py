@@ -26,6 +26,7 @@ from ..data.augmentation import cutout_pixels
 from ..data.batches import Batches, channels_last
 from ..data.batches import steps_per_epoch as count_steps
 from ..data.images import ImageData, Normalizer
+from ..data.sizes import stem_for
 from ..errors import ConfigError
 from ..genotype import Genotype
 from ..nn.network import DropPath, Network, auxiliary_fits
@@ -33,7 +34,7 @@ from ..nn.operations import initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
-from .loop import FiniteCheck, Loop, sgd, stem_for, step_if_finite, to_device, torch_device
+from .loop import FiniteCheck, Loop, sgd, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import StepSums, Trained

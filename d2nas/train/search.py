@@ -24,6 +24,7 @@ from ..config.registry import search_methods
 from ..data.batches import Batches
 from ..data.batches import steps_per_epoch as count_steps
 from ..data.images import ImageData, Images, Normalizer
+from ..data.sizes import stem_for
 from ..data.splits import stratified_choice
 from ..errors import ConfigError
 from ..files.text_files import read_space
@@ -35,7 +36,7 @@ from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
-from .loop import FiniteCheck, Loop, adam, sgd, stem_for, step_if_finite, to_device, torch_device
+from .loop import FiniteCheck, Loop, adam, sgd, step_if_finite, to_device, torch_device
 from .precision import arithmetic_of, compute_type
 from .rmsprop import RmsProp
 from .schedules import cosine, temperature

@@ -1,6 +1,6 @@
 """A latency budget before the days of training: is the derived network fast enough?
 
-Its weights do not matter for that, so the untrained network is exported and timed on the runtime
+Its weights do not matter for that, so the graph of the untrained network is timed on the runtime
 that will serve, in every mode that may. One that is too slow is not trained; a narrower one that
 fits is proposed.
 """
@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 
 from d2nas.config import Config
 from d2nas.config.deployment import MIN_SAMPLES
+from d2nas.data.sizes import stem_for
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.genotype import Genotype
 
-if TYPE_CHECKING:
-    from d2nas.nn.network import Network
+from ..identity.layout import Claim
+from ..latency.graphs import is_known, network_graph
+from ..latency.parts import Serving
 
+if TYPE_CHECKING:
     from ..onnx_io.latency import LatencyRecord
     from ..onnx_io.session import OnnxSession
 
 MAX_TRIALS = 4
-"""Networks that are exported and timed in search of one that fits."""
+"""Networks that are timed in search of one that fits."""
 CHANNEL_STEP = 4
 """Widths that are proposed are multiples of this, as a vectorised kernel likes them."""
 QUICK_RUNS = 64
@@ -59,8 +62,8 @@ def check_budget(
     assert limit is not None
 
     def measure(init_channels: int) -> UntrainedLatency:
-        network = _untrained(config, genotype, init_channels, channels, image_size, num_classes)
-        return _measure(config, network, (channels, image_size, image_size))
+        model = _untrained(config, genotype, init_channels, channels, image_size, num_classes)
+        return _measure(config, model)
 
     width = config.retrain.init_channels
     found = measure(width)
@@ -111,48 +114,58 @@ def _untrained(
     channels: int,
     image_size: int,
     num_classes: int,
-) -> "Network":
+) -> bytes:
+    """Return the model of the network as an export of it would be, with other weights."""
+    stem = stem_for(config.retrain.stem, image_size)
+    claim = Claim(genotype, config.retrain.num_cells, init_channels, num_classes, channels, stem)
+    serving = Serving(
+        image_size=image_size,
+        in_channels=channels,
+        num_classes=num_classes,
+        stem=stem,
+        opset=config.export.opset,
+        input_type=config.export.input,
+        precision=config.export.precision,
+        batch=config.validate_.gated_batch or 1,
+    )
+    return network_graph(claim, serving) if is_known(genotype) else _exported(claim, serving)
+
+
+def _exported(claim: Claim, serving: Serving) -> bytes:
+    """Return the export of a network with registered operations, whose graphs nobody knows."""
     import torch
 
+    from d2nas.data.images import Normalizer
     from d2nas.nn.network import Network
-    from d2nas.nn.operations import initialize
-    from d2nas.randomness import generator
-    from d2nas.train.loop import stem_for
+
+    from ..onnx_io.export import export_onnx
 
     with torch.random.fork_rng(devices=[]):
         network = Network(
-            genotype,
-            num_cells=config.retrain.num_cells,
-            init_channels=init_channels,
-            num_classes=num_classes,
-            in_channels=channels,
-            stem=stem_for(config.retrain.stem, image_size),
-            auxiliary=False,
+            claim.genotype,
+            num_cells=claim.num_cells,
+            init_channels=claim.init_channels,
+            num_classes=claim.num_classes,
+            in_channels=claim.in_channels,
+            stem=claim.stem,
         ).eval()
-    initialize(network, generator(config.run.seed, "network-weights"))
-    return network
+    channels = claim.in_channels
+    pixels = Normalizer((0.5,) * channels, (0.25,) * channels)
+    return export_onnx(
+        network,
+        input_shape=(channels, serving.image_size, serving.image_size),
+        opset=serving.opset,
+        metadata={},
+        pixels=pixels if serving.input_type == "uint8" else None,
+        precision="fp16" if serving.precision == "fp16" else "fp32",
+    )
 
 
-def _measure(
-    config: Config, network: "Network", input_shape: tuple[int, int, int]
-) -> UntrainedLatency:
-    from d2nas.data.images import Normalizer
-
+def _measure(config: Config, model: bytes) -> UntrainedLatency:
     from ..gate.timing import quickest
-    from ..onnx_io.export import export_onnx
     from ..onnx_io.providers import runtime_device
     from ..onnx_io.session import PLAIN, may_serve, modes_of, open_session
 
-    channels = input_shape[0]
-    pixels = Normalizer((0.5,) * channels, (0.25,) * channels)
-    model = export_onnx(
-        network,
-        input_shape=input_shape,
-        opset=config.export.opset,
-        metadata={},
-        pixels=pixels if config.export.input == "uint8" else None,
-        precision=config.export.precision,
-    )
     device = runtime_device(config.validate_.device)
     session = open_session(model, device=device)
     found = [_time(session, config)]

@@ -266,7 +266,7 @@ class _Estimates:
         return dict(self._trained)
 
     def _time_retraining(self) -> dict[str, Any]:
-        from d2nas.train.loop import stem_for
+        from d2nas.data.sizes import stem_for
         from d2nas.train.retrain import Retraining, train_step
 
         config = self._config.retrain

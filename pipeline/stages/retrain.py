@@ -19,11 +19,12 @@ PREPROCESS_FILE = "preprocess.json"
 def run(context: Context) -> Facts:
     """Write the weights, what builds the network, how images are prepared, and the metrics."""
     from d2nas.data.images import preprocessing
+    from d2nas.data.sizes import stem_for
     from d2nas.files.tensors import encode_tensors
     from d2nas.measure.cost import count_cost
     from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
     from d2nas.parallel import ALONE
-    from d2nas.train.loop import memory_errors, stem_for, torch_device
+    from d2nas.train.loop import memory_errors, torch_device
     from d2nas.train.machine import machine_facts
     from d2nas.train.retrain import Retraining
 

@@ -66,7 +66,7 @@ def test_a_network_that_is_too_slow_is_not_trained(
     """The toy's 8 channels take 2 ms here, whatever the machine."""
     took = {8: p99(2.0), 4: p99(1.0)}
     monkeypatch.setattr(budget, "_untrained", lambda config, genotype, width, *sizes: width)
-    monkeypatch.setattr(budget, "_measure", lambda config, width, shape: took[width])
+    monkeypatch.setattr(budget, "_measure", lambda config, width: took[width])
     words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4")
     assert place.run(*words) == 3
     talk = capfd.readouterr().err
@@ -101,7 +101,7 @@ def test_a_network_that_is_trained_already_is_not_timed_again(
 def test_the_untrained_network_is_really_measured(
     place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Export and timing of the toy, untrained; then the run ends where training would begin."""
+    """The graph of the toy, untrained, is timed; then the run ends where training would begin."""
     end_before_training(monkeypatch)
     words = ("run", str(place.preset), "--max-p99-ms", "60000")
     assert place.run(*words) == 3
@@ -124,14 +124,13 @@ def test_the_mode_that_is_held_against_the_budget_is_the_one_that_would_serve(
     records = {"plain": record("plain", 3.0, 3.1), "nhwc": record("nhwc", 2.0, 10.0)}
     fake_runtime.install(Situation(), monkeypatch)
     model = hand_made_model().SerializeToString()
-    monkeypatch.setattr("pipeline.onnx_io.export.export_onnx", lambda *_, **__: model)
     monkeypatch.setattr(budget, "_time", lambda session, config: records[session.mode])
     config = build_config({}, ["validate.device=cuda", "validate.max_p99_ms=5"])
-    found = budget._measure(config, None, (1, 4, 4))  # type: ignore[arg-type]
+    found = budget._measure(config, model)
     assert (found.milliseconds, found.fastest_of) == (10.0, None)
     measured = Latencies(list(records.values()))
     measured.best_mode = timing._best_mode(measured.records, 1)
     assert measured.of(1, "host").percentile_ms(99) == found.milliseconds
     # Control: by the smallest p99 the budget would have been kept.
     monkeypatch.setattr(timing, "quickest", lambda found: found[0])
-    assert budget._measure(config, None, (1, 4, 4)).milliseconds == 3.1  # type: ignore[arg-type]
+    assert budget._measure(config, model).milliseconds == 3.1

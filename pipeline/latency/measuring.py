@@ -1,0 +1,213 @@
+"""Measures a latency table: random cells of every shape, and a few whole networks, in turns."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from d2nas.genotype import Genotype, uniform
+from d2nas.spaces import SearchSpace
+
+from ..identity.layout import CellLayout, Claim
+from ..onnx_io.devices import Device
+from ..onnx_io.runtime import load_runtime
+from ..onnx_io.session import OnnxSession, open_session
+from .fitting import Line, Part, Timed, calibrate, part_times
+from .graphs import cell_graph, network_graph, outside_graph
+from .parts import CellShape, Serving, network_cells, operations_in
+from .table import LatencyTable, Measured
+from .timing import ROUNDS, InTurns, time_in_turns
+
+CELLS_PER_OPERATION = 2
+"""Random cells of a shape for each operation that is seen in no other shape."""
+FEWEST_CELLS = 6
+"""Of a shape whose operations are those of others: what is left to find is its own time."""
+DEEP = 9
+"""Cells of a network that has every shape of deeper ones: three before, between and after both
+reductions.
+"""
+CALIBRATIONS = 8
+"""Whole random networks that calibrate the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Network whose parts are wanted: its size and space, and how it is served."""
+
+    space: SearchSpace
+    num_cells: int
+    init_channels: int
+    serving: Serving
+
+    def claim(self, genotype: Genotype) -> Claim:
+        """Return the network of a genotype."""
+        serving = self.serving
+        return Claim(
+            genotype,
+            self.num_cells,
+            self.init_channels,
+            serving.num_classes,
+            serving.in_channels,
+            serving.stem,
+        )
+
+    def cells(self, genotype: Genotype) -> list[tuple[CellShape, CellLayout]]:
+        """Return the cells of its network, and those of one that is deep enough to have all shapes
+        of deeper ones.
+        """
+        own = self.claim(genotype)
+        return [
+            cell
+            for claim in (own, replace(own, num_cells=DEEP))
+            for cell in network_cells(claim, self.serving.image_size)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCell:
+    """A cell to time; without a layout what stands around it."""
+
+    shape: CellShape
+    layout: CellLayout | None
+
+
+def cells_to_time(wanted: Wanted, numbers: random.Random) -> list[TimedCell]:
+    """Return random cells of every shape of a network, and for each shape one without a cell.
+
+    As many that every operation is seen often enough, those of a shape that has them first.
+    """
+    found, seen = list[TimedCell](), set[Part]()
+    any_network = wanted.cells(uniform(wanted.space, numbers))
+    shapes = {shape: position for position, (shape, _) in reversed([*enumerate(any_network)])}
+    # Steady shapes first: those after stem or reduction have the same operations.
+    for shape in sorted(shapes, key=lambda one: (len({*one.input_channels}), one)):
+        own = {
+            operation
+            for genotype in (uniform(wanted.space, numbers) for _ in range(50))
+            for operation in operations_in(*wanted.cells(genotype)[shapes[shape]])
+        }
+        count = max(FEWEST_CELLS, CELLS_PER_OPERATION * len(own - seen))
+        seen |= own
+        found.append(TimedCell(shape, None))
+        for _ in range(count):
+            _, layout = wanted.cells(uniform(wanted.space, numbers))[shapes[shape]]
+            found.append(TimedCell(shape, layout))
+    return found
+
+
+def measure_table(
+    wanted: Wanted,
+    *,
+    device: str,
+    num_threads: int | None,
+    rounds: int = ROUNDS,
+    began: Callable[[int, int], None] = lambda _models, _rounds: None,
+    done: Callable[[int], None] = lambda _round: None,
+) -> LatencyTable:
+    """Time the parts of a network on ``device`` and return their table.
+
+    ``began`` is told the numbers of models and rounds, ``done`` each round that is over. Raises
+    what ``open_session`` and the sessions raise.
+    """
+    numbers = random.Random(0)
+    cells = cells_to_time(wanted, numbers)
+    genotypes = [uniform(wanted.space, numbers) for _ in range(CALIBRATIONS)]
+    serving = wanted.serving
+    graphs = [
+        outside_graph(wanted.claim(genotypes[0]), serving),
+        *(cell_graph(cell.shape, cell.layout, serving) for cell in cells),
+        *(network_graph(wanted.claim(genotype), serving) for genotype in genotypes),
+    ]
+    sessions = [open_session(graph, device=device, num_threads=num_threads) for graph in graphs]
+    began(len(sessions), rounds)
+    timings = time_in_turns(sessions, serving.batch, rounds=rounds, done=done)
+    of_cells, of_networks = timings[1 : 1 + len(cells)], timings[1 + len(cells) :]
+    networks = [
+        Measured(
+            genotype, wanted.num_cells, wanted.init_channels, timing.quietest_ms, timing.spread
+        )
+        for genotype, timing in zip(genotypes, of_networks, strict=True)
+    ]
+    table = LatencyTable(
+        device=describe_device(sessions[0].device),
+        runtime=str(load_runtime().__version__),
+        serving=serving,
+        outside={wanted.init_channels: timings[0].quietest_ms},
+        parts=part_times([*_rows(cells, of_cells)]),
+        line=Line(0.0, 1.0),
+        networks=networks,
+    )
+    sums = sums_of(table)
+    return replace(table, line=calibrate(sums, [one.milliseconds for one in networks]))
+
+
+def sums_of(table: LatencyTable) -> list[float]:
+    """Return the sum of the parts of each network that a table was calibrated with."""
+    return [
+        table.sum_of(one.genotype, num_cells=one.num_cells, init_channels=one.init_channels)
+        for one in table.networks
+    ]
+
+
+def _rows(cells: Sequence[TimedCell], timings: Sequence[InTurns]) -> Iterator[Timed]:
+    """Yield the parts of each cell and their time: without that of what stands around the cell."""
+    around = {
+        cell.shape: timing.quietest_ms
+        for cell, timing in zip(cells, timings, strict=True)
+        if cell.layout is None
+    }
+    for cell, timing in zip(cells, timings, strict=True):
+        if cell.layout is not None:
+            whole = timing.quietest_ms
+            parts: list[Part] = [cell.shape, *operations_in(cell.shape, cell.layout)]
+            yield Timed(parts, whole - around[cell.shape], whole)
+
+
+def describe_device(device: Device) -> dict[str, Any]:
+    """Return what a table says of its device."""
+    facts: dict[str, Any] = {"kind": device.kind, "name": device.name, "label": device.label}
+    for key in ("num_threads", "driver"):
+        value = getattr(device, key, None)
+        if value is not None:
+            facts[key] = value
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A table's networks timed again: the ratio of each one's latency to that of the table."""
+
+    ratios: Sequence[float]
+
+    @property
+    def middle(self) -> float:
+        """The geometric mean of the ratios."""
+        return math.exp(sum(map(math.log, self.ratios)) / len(self.ratios))
+
+
+def time_again(
+    table: LatencyTable,
+    *,
+    device: str,
+    rounds: int = ROUNDS,
+    done: Callable[[int], None] = lambda _round: None,
+) -> tuple[Drift, dict[str, Any]]:
+    """Time the networks of a table again; return how they have changed, and the device of now."""
+    graphs = [
+        network_graph(
+            table.claim(one.genotype, num_cells=one.num_cells, init_channels=one.init_channels),
+            table.serving,
+        )
+        for one in table.networks
+    ]
+    threads = table.device.get("num_threads")
+    sessions: list[OnnxSession] = [
+        open_session(graph, device=device, num_threads=threads) for graph in graphs
+    ]
+    timings = time_in_turns(sessions, table.serving.batch, rounds=rounds, done=done)
+    ratios = [
+        timing.quietest_ms / one.milliseconds
+        for timing, one in zip(timings, table.networks, strict=True)
+    ]
+    return Drift(ratios), describe_device(sessions[0].device)
