@@ -4,9 +4,9 @@
 
 A table of networks of 20 cells x 36 channels at 32 pixels is measured, as ``d2nas latency measure
 cifar10`` does; then random networks of S0 and the published ones are timed, in turns and by the
-same rule: the lowest of a network's medians over all rounds, which is what it takes while nothing else
-runs. Beside the table: how multiply-adds and parameters rank and predict them, each by the line of
-the least squared relative errors through all networks timed, which flatters them.
+same rule: the lowest of a network's medians over all rounds, which is what it takes while nothing
+else runs. Beside the table: how multiply-adds and parameters rank and predict them, each by the
+line of the least squared relative errors through all networks timed, which flatters them.
 """
 
 import argparse
