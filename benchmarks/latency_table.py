@@ -1,6 +1,6 @@
 """How well does a latency table predict networks that it was not made of?
 
-    python -m benchmarks.latency_table [--threads 1] [--batch 1] [--networks 40] > latency_table.json
+    python -m benchmarks.latency_table [--threads 1] [--batch 1] [--networks 40] > table.json
 
 A table of networks of 20 cells x 36 channels at 32 pixels is measured, as ``d2nas latency measure
 cifar10`` does; then random networks of S0 and the published ones are timed, in turns and by the
