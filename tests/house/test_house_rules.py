@@ -134,7 +134,12 @@ BANNED_IMPORTS = {
 ONE_HOME = {
     "typer": ("pipeline/cli", "pipeline/commands/"),
     "rich": ("pipeline/console.py",),
-    "onnx": ("pipeline/onnx_io/", "pipeline/gate/", "pipeline/identity/"),
+    "onnx": (
+        "pipeline/onnx_io/",
+        "pipeline/gate/",
+        "pipeline/identity/",
+        "pipeline/latency/graphs.py",
+    ),
     "onnxruntime": ("pipeline/onnx_io/",),
     "fcntl": "pipeline/store/",
 }
