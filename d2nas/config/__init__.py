@@ -31,6 +31,7 @@ from .section import (
     LearningRate,
     LearningRateOrZero,
     LossWeight,
+    Milliseconds,
     NormLimit,
     Pixels,
     Rate,
@@ -321,6 +322,11 @@ class DeriveConfig(Section):
     temperature: Annotated[Temperature | None, Source("ROME 3.3: as learned")] = None
     """What logits are divided by before cells are sampled: above 1 they differ more. None: 1, and
     for a budget that at which a sample shares half of its edges with the most probable cell."""
+    latency_table: Annotated[Text | None, Source("ours: no limit")] = None
+    """The path of a table that d2nas latency measure has written; for max_latency_ms."""
+    max_latency_ms: Annotated[Milliseconds | None, Source("ours: no limit")] = None
+    """Longest latency that the table predicts of the network to be trained, at the table's batch
+    size: where the most probable cell takes longer, the most probable one within it is derived."""
 
     @property
     def compares(self) -> bool:
@@ -411,6 +417,8 @@ class Config(Section):
             raise ValueError(f"{key} compares cells of a search; derive.genotype is one")
         if self.derive.compares and method is not None and not method.learns_distribution:
             raise ValueError(f"{key}: {self.search.method} learns no distribution to sample from")
+        if self.derive.max_latency_ms is not None:
+            self._check_latency_limit(method)
         reads_temperatures = not {"temperature_start", "temperature_end"} & {*unread}
         if reads_temperatures and self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
@@ -428,6 +436,17 @@ class Config(Section):
                 f"({self.search.num_cells})"
             )
         return self
+
+    def _check_latency_limit(self, method: "type[Method] | None") -> None:
+        key, derive = "derive.max_latency_ms", self.derive
+        if derive.latency_table is None:
+            raise ValueError(f"{key} needs derive.latency_table (d2nas latency measure writes one)")
+        if derive.genotype is not None:
+            raise ValueError(f"{key} chooses among cells of a search; derive.genotype is one")
+        if derive.compares:
+            raise ValueError(f"{key} is not supported with derive.candidates or derive.budget")
+        if method is not None and not method.learns_distribution:
+            raise ValueError(f"{key}: {self.search.method} learns no distribution of cells")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, keys as in ``--set``."""

@@ -34,6 +34,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "search.weight_optimizer": {"rmsprop": ("search.weight_momentum",)},
     "derive.budget": {_GIVEN: ("derive.candidates", "derive.rank_by")},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs", "derive.temperature")},
+    "derive.max_latency_ms": {None: ("derive.latency_table",)},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }

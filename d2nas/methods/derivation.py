@@ -17,8 +17,9 @@ between operations."""
 def derive_genotype(logits: ArchLogits, space: SearchSpace) -> Genotype:
     """Keep the two most probable edges of each node and the best operation on each of them.
 
-    Edges and operations are independent, so this is the argmax of the whole distribution: the most
-    probable sub-network, exactly (ROME, arXiv 2011.11233, section 3.3). Ties go to the smaller
+    That is the most probable draw of edges and of an operation on *every* edge, all independent
+    (ROME, arXiv 2011.11233, section 3.3); where an edge that is left out is surer of its operation
+    than one that is kept, another sub-network may be more probable. Ties go to the smaller
     predecessor and to the smaller column. Pairs of a node are ordered by predecessor, so that
     equal networks have equal digests. Raises ``ConfigError`` for logits of another space,
     ``NonFiniteError`` for NaN or infinity.

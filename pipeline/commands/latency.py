@@ -169,11 +169,10 @@ _LARGEST_DRIFT = 1.1
 
 def _wanted(config: "Config", classes: int | None, batch: int) -> "Wanted":
     """Return the network whose parts are to be timed."""
-    from d2nas.data.sizes import stem_for
     from d2nas.files.text_files import read_space
 
+    from ..latency.limits import serving_of
     from ..latency.measuring import Wanted
-    from ..latency.parts import Serving
     from ..preflight.plan import data_shape
 
     data, size = config.data, config.data.image_size
@@ -182,28 +181,17 @@ def _wanted(config: "Config", classes: int | None, batch: int) -> "Wanted":
         classes, size, channels = classes or shape.num_classes, shape.image_size, shape.channels
     else:
         channels = data.channels or 3
-    serving = Serving(
-        image_size=size,
-        in_channels=channels,
-        num_classes=classes,
-        stem=stem_for(config.retrain.stem, size),
-        opset=config.export.opset,
-        input_type=config.export.input,
-        precision=config.export.precision,
-        batch=batch,
+    serving = serving_of(
+        config, channels=channels, image_size=size, num_classes=classes, batch=batch
     )
     space = read_space(config.search.space)
     return Wanted(space, config.retrain.num_cells, config.retrain.init_channels, serving)
 
 
 def _read(path: Path) -> "LatencyTable":
-    from d2nas.errors import ConfigError
+    from ..latency.limits import open_table
 
-    from ..latency.table import read_table
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file", hint="d2nas latency measure PRESET writes one")
-    return read_table(path.read_bytes(), what=str(path))
+    return open_table(str(path))
 
 
 def _show(console: Any, table: "LatencyTable", path: Path, *, as_json: bool) -> None:

@@ -131,7 +131,13 @@ def _run_within_budget(runner: "Runner", run: str, config: "Config", reuse: "Reu
 
 
 def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
-    """Before what takes long: is there the device that validates, does it run the operations?"""
+    """Before what takes long: is there the device that validates, does it run the operations, and
+    can a cell keep the limit on latency?
+    """
+    if stage in ("search", "derive") and config.derive.max_latency_ms is not None:
+        from ..preflight.latency_limit import check_limit
+
+        runner.display.say(check_limit(config))
     if stage not in ("export", "validate") and config.validate_.device != "cpu":
         from ..preflight.operator_support import check_device
 

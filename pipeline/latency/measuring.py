@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from d2nas.genotype import Genotype, uniform
-from d2nas.spaces import SearchSpace
+from d2nas.genotype import Genotype, Pair, choices, uniform
+from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace
 
-from ..identity.layout import CellLayout, Claim
+from ..identity.layout import DEPLOYED_OPERATIONS, CellLayout, Claim
 from ..onnx_io.devices import Device
 from ..onnx_io.runtime import load_runtime
 from ..onnx_io.session import OnnxSession, open_session
@@ -28,7 +28,9 @@ DEEP = 9
 reductions.
 """
 CALIBRATIONS = 8
-"""Whole random networks that calibrate the table."""
+"""Whole random networks that the table is fitted to, besides one of each operation alone."""
+NETWORK_WEIGHT = 3.0
+"""How much less noise a whole network's time has than a cell's, in proportion (a choice)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def measure_table(
     """
     numbers = random.Random(0)
     cells = cells_to_time(wanted, numbers)
-    genotypes = [uniform(wanted.space, numbers) for _ in range(CALIBRATIONS)]
+    genotypes = networks_to_time(wanted.space, numbers)
     serving = wanted.serving
     graphs = [
         outside_graph(wanted.claim(genotypes[0]), serving),
@@ -129,17 +131,54 @@ def measure_table(
         )
         for genotype, timing in zip(genotypes, of_networks, strict=True)
     ]
+    outside = timings[0].quietest_ms
+    rows = [*_rows(cells, of_cells), *_network_rows(wanted, networks, outside)]
     table = LatencyTable(
         device=describe_device(sessions[0].device),
         runtime=str(load_runtime().__version__),
         serving=serving,
-        outside={wanted.init_channels: timings[0].quietest_ms},
-        parts=part_times([*_rows(cells, of_cells)]),
+        outside={wanted.init_channels: outside},
+        parts=part_times(rows),
         line=Line(0.0, 1.0),
         networks=networks,
     )
     sums = sums_of(table)
     return replace(table, line=calibrate(sums, [one.milliseconds for one in networks]))
+
+
+def networks_to_time(space: SearchSpace, numbers: random.Random) -> list[Genotype]:
+    """Return random genotypes, and for each operation one that has it wherever the space does."""
+    found = [uniform(space, numbers) for _ in range(CALIBRATIONS)]
+    names = [name for cell in CELL_TYPES for edge in space.candidates(cell) for name in edge]
+    for name in dict.fromkeys(names):
+        if name in DEPLOYED_OPERATIONS:
+            found.append(_with_operation(uniform(space, numbers), name, space))
+    return found
+
+
+def _with_operation(genotype: Genotype, name: str, space: SearchSpace) -> Genotype:
+    def pairs(cell_type: str) -> tuple[Pair, ...]:
+        return tuple(
+            (name if name in choices(space, cell_type, source, node) else operation, source)
+            for position, (operation, source) in enumerate(genotype.cell(cell_type))
+            for node in [genotype.nodes[position // EDGES_PER_NODE]]
+        )
+
+    normal, reduce = (pairs(cell_type) for cell_type in CELL_TYPES)
+    return Genotype(normal, reduce)
+
+
+def _network_rows(
+    wanted: Wanted, networks: Sequence[Measured], outside_ms: float
+) -> Iterator[Timed]:
+    """Yield the parts of each network and the time of all its cells."""
+    for one in networks:
+        parts: list[Part] = []
+        cells = network_cells(wanted.claim(one.genotype), wanted.serving.image_size)
+        for shape, layout in cells:
+            parts += [shape, *operations_in(shape, layout)]
+        taken = one.milliseconds
+        yield Timed(parts, taken - outside_ms, taken / NETWORK_WEIGHT)
 
 
 def sums_of(table: LatencyTable) -> list[float]:

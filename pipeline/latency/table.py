@@ -55,17 +55,24 @@ class LatencyTable:
 
     def sum_of(self, genotype: Genotype, *, num_cells: int, init_channels: int) -> float:
         """Return the sum of a network's parts in milliseconds; raises as ``predict``."""
+        outside = self.outside_ms(init_channels)
+        parts = self.parts_of(genotype, num_cells=num_cells, init_channels=init_channels)
+        for part in parts:
+            if part not in self.parts:
+                raise ConfigError(
+                    f"latency table: {describe_part(part)} is missing", hint=_REMEASURE
+                )
+        return outside + total(parts, self.parts)
+
+    def outside_ms(self, init_channels: int) -> float:
+        """Return the time of stem and classifier at a width; raises ``ConfigError`` for another."""
         if init_channels not in self.outside:
             known = ", ".join(map(str, sorted(self.outside)))
             raise ConfigError(
                 f"latency table: no networks of {init_channels} channels, only of {known}",
                 hint=f"{_REMEASURE} --set retrain.init_channels={init_channels}",
             )
-        parts = self.parts_of(genotype, num_cells=num_cells, init_channels=init_channels)
-        for part in parts:
-            if part not in self.parts:
-                raise ConfigError(f"latency table: {_describe(part)} is missing", hint=_REMEASURE)
-        return self.outside[init_channels] + total(parts, self.parts)
+        return self.outside[init_channels]
 
     def parts_of(self, genotype: Genotype, *, num_cells: int, init_channels: int) -> list[Part]:
         """Return all cells of a network and all that is computed on their edges."""
@@ -150,7 +157,8 @@ class LatencyTable:
         }
 
 
-def _describe(part: Part) -> str:
+def describe_part(part: Part) -> str:
+    """Return what a part is, for people."""
     if isinstance(part, OperationShape):
         return (
             f"{part.operation} of {part.channels} channels at {part.size} x {part.size}, stride "

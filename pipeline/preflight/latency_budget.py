@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from d2nas.config import Config
 from d2nas.config.deployment import MIN_SAMPLES
-from d2nas.data.sizes import stem_for
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.genotype import Genotype
 
 from ..identity.layout import Claim
 from ..latency.graphs import is_known, network_graph
+from ..latency.limits import serving_of
 from ..latency.parts import Serving
 
 if TYPE_CHECKING:
@@ -116,18 +116,15 @@ def _untrained(
     num_classes: int,
 ) -> bytes:
     """Return the model of the network as an export of it would be, with other weights."""
-    stem = stem_for(config.retrain.stem, image_size)
-    claim = Claim(genotype, config.retrain.num_cells, init_channels, num_classes, channels, stem)
-    serving = Serving(
+    serving = serving_of(
+        config,
+        channels=channels,
         image_size=image_size,
-        in_channels=channels,
         num_classes=num_classes,
-        stem=stem,
-        opset=config.export.opset,
-        input_type=config.export.input,
-        precision=config.export.precision,
         batch=config.validate_.gated_batch or 1,
     )
+    cells = config.retrain.num_cells
+    claim = Claim(genotype, cells, init_channels, num_classes, channels, serving.stem)
     return network_graph(claim, serving) if is_known(genotype) else _exported(claim, serving)
 
 

@@ -13,10 +13,12 @@ from pydantic import model_validator
 from d2nas.config import Config
 from d2nas.config.registry import search_methods
 from d2nas.config.section import NonNegative
+from d2nas.costs import CellCosts
 from d2nas.files.strict_json import canonical_json
 from d2nas.genotype import Genotype, genotype_name, is_genotype_file, read_genotype
 from d2nas.spaces import SearchSpace
 
+from ..latency.limits import cell_costs, check_suits, open_table, serving_of
 from ..report.genotype_drawing import draw_genotype
 from ..store.forms import Form, require_valid
 from .search import LOGITS_FILE, SUPERNET_FILE
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from d2nas.nn.sampling import ArchLogits
     from d2nas.train.candidates import Candidate
     from d2nas.train.comparison import Comparison
+
+    from ..latency.table import LatencyTable
 
 GENOTYPE_FILE = "genotype.json"
 COST_FILE = "cost.json"
@@ -90,6 +94,8 @@ def _searched(context: Context) -> tuple[Genotype, Facts]:
     derive = context.config.derive
     if derive.budget is not None:
         genotype, compared = _spend(context, logits, derive.budget)
+    elif derive.max_latency_ms is not None:
+        return _within_limit(context, logits)
     elif derive.candidates > 1:
         genotype, compared = _select(context, logits), {"candidates": derive.candidates}
     else:
@@ -99,6 +105,70 @@ def _searched(context: Context) -> tuple[Genotype, Facts]:
         context.hooks.advance(1, None)
         return genotype, {"candidates": 1}
     return genotype, compared | _compared_on(context)
+
+
+def _within_limit(context: Context, logits: "ArchLogits") -> tuple[Genotype, Facts]:
+    """Return the most probable cell within ``derive.max_latency_ms``, and what it will take."""
+    from d2nas.methods.derivation import derive_genotype
+    from d2nas.methods.within_budget import most_probable_within
+
+    config, data, hooks = context.config, context.data(), context.hooks
+    limit, batch = config.derive.max_latency_ms, _table(config).serving.batch
+    assert limit is not None
+    hooks.begin(1, 0, "genotype")
+    costs = checked_costs(
+        config,
+        logits.space,
+        channels=data.channels,
+        image_size=data.image_size,
+        num_classes=len(data.class_names),
+    )
+    genotype = most_probable_within(logits, costs, limit)
+    predicted, unlimited = costs.of(genotype), costs.of(derive_genotype(logits, logits.space))
+    within = (
+        "keeps it"
+        if genotype == derive_genotype(logits, logits.space)
+        else (f"takes {unlimited:.3g} ms, so another one was derived")
+    )
+    hooks.say(
+        f"derive: {predicted:.3g} of {limit:g} ms predicted for batch {batch}; the most probable "
+        f"cell {within}"
+    )
+    hooks.advance(1, None)
+    facts = {
+        "candidates": 1,
+        "predicted_latency_ms": predicted,
+        "most_probable_latency_ms": unlimited,
+        "latency_table": _table(config).digest,
+    }
+    return genotype, facts
+
+
+def _table(config: Config) -> "LatencyTable":
+    path = config.derive.latency_table
+    assert path is not None
+    return open_table(path)
+
+
+def checked_costs(
+    config: Config, space: SearchSpace, *, channels: int, image_size: int, num_classes: int
+) -> CellCosts:
+    """Return what the cells of a space cost in the network to be trained, by the table.
+
+    Raises ``ConfigError`` for a table of other models, and for one that lacks a part of it.
+    """
+    table, retrain = _table(config), config.retrain
+    wanted = serving_of(
+        config,
+        channels=channels,
+        image_size=image_size,
+        num_classes=num_classes,
+        batch=table.serving.batch,
+    )
+    check_suits(table, config, wanted)
+    return cell_costs(
+        table, space, num_cells=retrain.num_cells, init_channels=retrain.init_channels
+    )
 
 
 def _origin(context: Context) -> Facts:
@@ -272,6 +342,12 @@ def _config(config: Config) -> dict[str, Any]:
         }
         return part
     del part["derive"]["budget"]
+    if derive.max_latency_ms is None:
+        del part["derive"]["max_latency_ms"], part["derive"]["latency_table"]
+    else:
+        # What is predicted with the table decides, not where it lies; of the network its size.
+        part["derive"]["latency_table"] = _table(config).digest
+        part["retrain"] = {key: values["retrain"][key] for key in ("num_cells", "init_channels")}
     if not derive.compares or derive.temperature in (None, 1.0):
         del part["derive"]["temperature"]
     if derive.candidates > 1 and derive.rank_by == "training":
@@ -300,7 +376,7 @@ STAGE = Stage(
     code_schema=5,
     run=run,
     own_config=_config,
-    reads_data=lambda config: config.derive.compares,
+    reads_data=lambda config: config.derive.compares or config.derive.max_latency_ms is not None,
     checkpoints=True,
     rows="training",
     needs_parents=lambda config: config.derive.genotype is None,

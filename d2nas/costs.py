@@ -1,0 +1,36 @@
+"""Costs of cells that add up over their edges: latency by a table, or any other."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from .genotype import Genotype, places_of
+from .spaces import CELL_TYPES, SearchSpace
+
+
+@dataclass(frozen=True, slots=True)
+class CellCosts:
+    """Cost of a network by its cells: ``base`` and that of each edge's operation.
+
+    ``operations``: for each cell type a row per edge of ``space`` with a cost per candidate, at
+    least 0. An operation of ``merged`` costs once where several edges have it on one predecessor.
+    """
+
+    space: SearchSpace
+    base: float
+    operations: Mapping[str, Sequence[Sequence[float]]]
+    merged: Collection[str] = ()
+    unit: str = "ms"
+
+    def of(self, genotype: Genotype) -> float:
+        """Return the cost of a genotype's network. Raises ``ConfigError`` outside of the space."""
+        total = self.base
+        for cell_type in CELL_TYPES:
+            counted = set[tuple[str, int]]()
+            pairs = genotype.cell(cell_type)
+            places = places_of(genotype, self.space, cell_type)
+            for pair, (edge, column) in zip(pairs, places, strict=True):
+                if pair[0] in self.merged and pair in counted:
+                    continue
+                counted.add(pair)
+                total += self.operations[cell_type][edge][column]
+        return total

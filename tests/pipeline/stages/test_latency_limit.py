@@ -1,0 +1,202 @@
+"""``derive`` with a limit on the latency that a table predicts."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TinyPlace
+
+from d2nas.config import build_config
+from d2nas.config.effects import without_effect
+from d2nas.errors import ConfigError
+from d2nas.files.text_files import read_space
+from d2nas.genotype import Genotype, uniform
+from pipeline.commands.configuration import configure
+from pipeline.latency.fitting import Line, Part
+from pipeline.latency.limits import cell_costs, check_suits, serving_of
+from pipeline.latency.measuring import Wanted
+from pipeline.latency.parts import OperationShape, Serving, operations_in
+from pipeline.latency.table import LatencyTable
+from pipeline.preflight.plan import data_shape
+from pipeline.stages import derive as derive_stage
+
+
+def wanted_by(place: TinyPlace) -> Wanted:
+    config = configure(str(place.preset), [])
+    shape = data_shape(config.data)
+    serving = serving_of(
+        config,
+        channels=shape.channels,
+        image_size=shape.image_size,
+        num_classes=shape.num_classes,
+        batch=1,
+    )
+    retrain = config.retrain
+    space = read_space(config.search.space)
+    return Wanted(space, retrain.num_cells, retrain.init_channels, serving)
+
+
+def table_of(wanted: Wanted, **prices: float) -> LatencyTable:
+    """A table by which an operation takes its price or 0.1 ms, and a cell 1 ms."""
+    numbers, parts = random.Random(0), dict[Part, float]()
+    for _ in range(100):
+        for shape, layout in wanted.cells(uniform(wanted.space, numbers)):
+            parts[shape] = 1.0
+            for part in operations_in(shape, layout):
+                parts[part] = prices.get(part.operation, 0.1)
+    return LatencyTable(
+        device={"kind": "cpu", "name": "Test", "label": "CPU Test, 1 thread", "num_threads": 1},
+        runtime="1.0",
+        serving=wanted.serving,
+        outside={wanted.init_channels: 0.5},
+        parts=parts,
+        line=Line(0.25, 2.0),
+        networks=[],
+    )
+
+
+def written(place: TinyPlace, table: LatencyTable) -> Path:
+    path = place.folder / "latency.json"
+    path.write_bytes(table.to_json())
+    return path
+
+
+def words(path: Path, limit: float) -> tuple[str, ...]:
+    keys = {"derive.latency_table": path, "derive.max_latency_ms": limit}
+    return tuple(word for key, value in keys.items() for word in ("--set", f"{key}={value}"))
+
+
+def test_costs_are_the_tables_predictions(tiny: TinyPlace) -> None:
+    wanted = wanted_by(tiny)
+    table = table_of(wanted, dil_conv_3x3=0.7, max_pool_3x3=0.3)
+    sizes = {"num_cells": wanted.num_cells, "init_channels": wanted.init_channels}
+    costs, numbers = cell_costs(table, wanted.space, **sizes), random.Random(1)
+    for _ in range(50):
+        genotype = uniform(wanted.space, numbers)
+        assert costs.of(genotype) == pytest.approx(table.predict(genotype, **sizes))
+
+
+def test_another_cell_is_derived_where_the_most_probable_takes_longer(
+    tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.run("derive", "tiny") == 0
+    free = tiny.latest("derive")
+    assert free is not None
+    probable = Genotype.from_dict(free.manifest.facts["genotype"])
+    slow = next(name for name, _ in probable.normal)  # what it has is made slow
+    wanted = wanted_by(tiny)
+    table = table_of(wanted, **{slow: 3.0})
+    sizes = {"num_cells": wanted.num_cells, "init_channels": wanted.init_channels}
+    unlimited = table.predict(probable, **sizes)
+    path, limit = written(tiny, table), unlimited - 1.0
+    capfd.readouterr()
+    assert tiny.run("derive", "tiny", *words(path, limit)) == 0
+    told = capfd.readouterr().err
+    assert f"takes {unlimited:.3g} ms, so another one was derived" in told
+    version = tiny.latest("derive")
+    assert version is not None
+    facts = version.manifest.facts
+    found = Genotype.from_dict(facts["genotype"])
+    assert found != probable
+    assert facts["predicted_latency_ms"] == pytest.approx(table.predict(found, **sizes))
+    assert facts["predicted_latency_ms"] <= limit
+    assert facts["most_probable_latency_ms"] == pytest.approx(unlimited)
+    assert facts["latency_table"] == table.digest
+    # The same table elsewhere is the same; another limit is not, and a wide one keeps the cell.
+    again = tiny.folder / "again.json"
+    again.write_bytes(path.read_bytes())
+    assert tiny.json(capfd, "derive", "tiny", *words(again, limit))["executed"] == []
+    assert tiny.json(capfd, "derive", "tiny", *words(path, 1e6))["executed"] == ["derive"]
+    kept = tiny.latest("derive")
+    assert kept is not None
+    assert kept.manifest.facts["genotype"] == free.manifest.facts["genotype"]
+    # Without a limit it is the version of before, whose key has no trace of tables.
+    assert tiny.json(capfd, "derive", "tiny")["executed"] == []
+    assert "latency_table" not in json.dumps(free.manifest.config)
+
+
+def test_what_no_cell_keeps_is_told_before_the_search(
+    tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = wanted_by(tiny)
+    path = written(tiny, table_of(wanted))
+    fresh = ("--name", "another", "--set", "run.seed=77")
+    assert tiny.run("run", str(tiny.preset), *fresh, *words(path, 0.5)) == 2
+    told = capfd.readouterr().err
+    # 0.25 + 2 (0.5 + two cells of 1 + their cheapest operations); nothing was searched.
+    assert "no cell keeps derive.max_latency_ms=0.5: the fastest of " in told
+    assert "search: step" not in told
+    assert tiny.run("derive", "tiny", *words(path, 0.5)) == 2
+    assert "no cell keeps 0.5 ms: the cheapest of the space takes" in capfd.readouterr().err
+
+
+OTHERS: dict[str, Any] = {
+    "image_size=9, this run's has 8": {"image_size": 9},
+    "num_classes=3, this run's has 10": {"num_classes": 3},
+    "precision=fp16, this run's has fp32": {"precision": "fp16"},
+    "input_type=": {"input_type": "other"},
+}
+
+
+@pytest.mark.parametrize("said", OTHERS)
+def test_a_table_of_other_models_is_refused(
+    said: str, tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = wanted_by(tiny)
+    serving = Serving(**{**wanted.serving.to_dict(), **OTHERS[said]})
+    table = table_of(Wanted(wanted.space, wanted.num_cells, wanted.init_channels, serving))
+    assert tiny.run("derive", "tiny", *words(written(tiny, table), 9.0)) == 2
+    assert f"the latency table is of models with {said}" in capfd.readouterr().err
+
+
+def test_another_device_gaps_and_absent_files_are_refused(
+    tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = wanted_by(tiny)
+    table = table_of(wanted)
+    config = build_config({}, ["validate.device=cuda:0"])
+    with pytest.raises(ConfigError, match="is of CPU Test, 1 thread, the model is for cuda"):
+        check_suits(table, config, wanted.serving)
+    gap = next(part for part in table.parts if isinstance(part, OperationShape))
+    parts = {part: taken for part, taken in table.parts.items() if part != gap}
+    lacking = table_of(wanted)
+    object.__setattr__(lacking, "parts", parts)
+    assert tiny.run("derive", "tiny", *words(written(tiny, lacking), 9.0)) == 2
+    assert f"{gap.operation} of {gap.channels} channels at" in capfd.readouterr().err
+    assert tiny.run("derive", "tiny", *words(tiny.folder / "none.json", 9.0)) == 2
+    assert "none.json: no such file" in capfd.readouterr().err
+    path = written(tiny, table)
+    path.write_bytes(path.read_bytes().replace(b'"ms":0.1', b'"ms":0.2'))
+    assert tiny.run("derive", "tiny", *words(path, 9.0)) == 4
+    assert "it was changed" in capfd.readouterr().err
+
+
+CONTRADICTIONS = {
+    "needs derive.latency_table": ["derive.max_latency_ms=3"],
+    "is not supported with derive.candidates": ["derive.candidates=3"],
+    "or derive.budget": ["derive.budget=8"],
+    "derive.genotype is one": ["derive.genotype=DARTS_V2"],
+    "gdas learns no distribution": ["search.method=gdas"],
+}
+
+
+@pytest.mark.parametrize("said", CONTRADICTIONS)
+def test_contradictions_are_told(said: str) -> None:
+    settings = CONTRADICTIONS[said]
+    if "latency_table" not in said:
+        settings = [*settings, "derive.max_latency_ms=3", "derive.latency_table=t.json"]
+    with pytest.raises(ConfigError, match=said):
+        build_config({}, settings)
+
+
+def test_a_table_without_a_limit_changes_nothing() -> None:
+    config = build_config({}, ["derive.latency_table=nowhere.json"])
+    told = without_effect(config, ["derive.latency_table", "derive.max_latency_ms"])
+    assert told == {"derive.max_latency_ms=None": ["derive.latency_table"]}
+    plain = derive_stage.STAGE.own_config(build_config({}))
+    assert derive_stage.STAGE.own_config(config) == plain
+    limited = build_config({}, ["derive.latency_table=nowhere.json", "derive.max_latency_ms=4"])
+    assert derive_stage.STAGE.reads_data(limited)
+    assert not derive_stage.STAGE.reads_data(config)
