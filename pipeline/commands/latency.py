@@ -205,7 +205,7 @@ def _show(console: Any, table: "LatencyTable", path: Path, *, as_json: bool) -> 
     console.table(f"milliseconds of an edge on {table.device['label']}", columns, rows)
     errors = facts["errors_of_left_out"]
     console.note(
-        f"{len(errors)} random networks took {facts['fastest_ms']:.3g} to "
+        f"{len(errors)} networks took {facts['fastest_ms']:.3g} to "
         f"{facts['slowest_ms']:.3g} ms; each one predicted by a line of the others: median error "
         f"{100 * facts['median_error']:.1f} %, largest {100 * facts['largest_error']:.1f} %"
     )

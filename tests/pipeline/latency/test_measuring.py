@@ -86,6 +86,15 @@ def test_a_model_that_is_fast_has_more_runs(monkeypatch: pytest.MonkeyPatch) -> 
     assert turns.runs[0] == 1 + 60  # 6 ms of 0.1 ms each
 
 
+def test_whole_networks_are_random_ones_and_one_of_each_operation() -> None:
+    found = measuring.networks_to_time(SPACES["S0"], random.Random(0))
+    alone = [{name for name, _ in (*one.normal, *one.reduce)} for one in found]
+    assert [names for names in alone if len(names) == 1] == [
+        {name} for name in SPACES["S0"].normal[0]
+    ]
+    assert len(found) == measuring.CALIBRATIONS + 7
+
+
 @pytest.fixture(scope="module")
 def small() -> LatencyTable:
     return measure_table(Wanted(SPACES["S0"], 6, 8, SERVING), device="cpu", num_threads=1, rounds=2)
@@ -101,7 +110,7 @@ def test_every_network_of_the_space_is_predicted(small: LatencyTable) -> None:
     assert deep > small.predict(genotype, num_cells=6, init_channels=8)
     assert small.device["kind"] == "cpu"
     assert small.device["num_threads"] == 1
-    assert [one.num_cells for one in small.networks] == [6] * measuring.CALIBRATIONS
+    assert [one.num_cells for one in small.networks] == [6] * (measuring.CALIBRATIONS + 7)
     assert read_table(small.to_json(), what="t") == small
 
 
@@ -120,7 +129,7 @@ def test_measure_show_predict_and_check(
     told = json.loads(capfd.readouterr().out)
     table = read_table(path.read_bytes(), what="t")
     assert (told["digest"], told["serving"]["batch"]) == (table.digest, 2)
-    assert len(told["errors_of_left_out"]) == measuring.CALIBRATIONS
+    assert len(told["errors_of_left_out"]) == len(table.networks) > measuring.CALIBRATIONS
     assert run(["latency", "show", str(path)]) == 0
     assert "sep_conv_3x3" in capfd.readouterr().out
     genotype = table.networks[0].genotype
