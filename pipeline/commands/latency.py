@@ -206,7 +206,8 @@ def _show(console: Any, table: "LatencyTable", path: Path, *, as_json: bool) -> 
     errors = facts["errors_of_left_out"]
     console.note(
         f"{len(errors)} networks took {facts['fastest_ms']:.3g} to "
-        f"{facts['slowest_ms']:.3g} ms; each one predicted by a line of the others: median error "
+        f"{facts['slowest_ms']:.3g} ms; each one predicted by parts that were fitted "
+        "to it, too, and a line of the others: median error "
         f"{100 * facts['median_error']:.1f} %, largest {100 * facts['largest_error']:.1f} %"
     )
     console.note(

@@ -1,4 +1,4 @@
-"""What each part of a network takes, from the times of cells and of a few whole networks.
+"""Least squares fit of the time of each part, from those of cells and of a few whole networks.
 
 A cell's time is that of its shape (the layers before its edges, the sums, the concatenation) and
 that of the operations on its edges. Each is known only inside of a cell, where ONNX Runtime fuses
