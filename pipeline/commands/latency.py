@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 latency = typer.Typer(
     name="latency",
-    help="Measure what the parts of networks take on this machine, and predict latency.",
+    help="Predict latency by a table of this machine.",
     rich_markup_mode=None,
 )
 
@@ -64,9 +64,10 @@ def measure_command(
     rounds: RoundsOption = _ROUNDS,
     as_json: JsonOption = False,
 ) -> None:
-    """Time every operation at every shape of a preset's networks, and write a latency table.
+    """Time the parts of a preset's networks; write their table.
 
-    Needs no images where --image-size and --classes are given, and no PyTorch.
+    Every operation is timed at every shape that they have. Needs no images where --image-size and
+    --classes are given, and no PyTorch.
     """
     from ..console import Console
     from ..latency.measuring import measure_table
@@ -94,7 +95,7 @@ def measure_command(
 
 @latency.command("show")
 def show_command(table: TableArgument, as_json: JsonOption = False) -> None:
-    """Show a latency table: its device, its operations, and how well it predicts."""
+    """Show a table: device, operations, errors."""
     from ..console import Console
 
     _show(Console(), _read(table), table, as_json=as_json)
@@ -114,7 +115,7 @@ def predict_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the latency of a network that nobody has trained or exported."""
+    """Predict the latency of a network by its genotype."""
     from d2nas.genotype import read_genotype
 
     from ..console import Console
@@ -136,7 +137,7 @@ def predict_command(
 def check_command(
     table: TableArgument, rounds: RoundsOption = _ROUNDS, as_json: JsonOption = False
 ) -> None:
-    """Time a table's networks again on this machine, and tell how they have changed.
+    """Time a table's networks again: has the machine changed?
 
     Exit code 3 where that is by more than a tenth, or the device is another one.
     """

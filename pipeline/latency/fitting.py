@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from .parts import CellShape, OperationShape
 
@@ -36,6 +35,8 @@ class Timed:
 
 def part_times(rows: Sequence[Timed]) -> dict[Part, float]:
     """Return the milliseconds of each part: non-negative least squares of errors by their noise."""
+    from scipy.optimize import nnls  # not needed where tables are only read
+
     known = dict.fromkeys(itertools.chain.from_iterable(row.parts for row in rows))
     columns = {part: index for index, part in enumerate(known)}
     counts = np.zeros((len(rows), len(columns)))

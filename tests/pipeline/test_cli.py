@@ -16,17 +16,22 @@ from pipeline.commands import run as commands
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
-COMMANDS += ["serve", "bench"]
-BENCH_COMMANDS = ("memory", "profile")
+COMMANDS += ["serve", "bench", "latency"]
+SUBCOMMANDS = {
+    "bench": ("memory", "profile"),
+    "latency": ("measure", "show", "predict", "check"),
+}
 MAX_OPTIONS = 11
 
 
 def test_the_commands_and_their_options_are_these() -> None:
     group = typer.main.get_command(app)
     assert sorted(group.commands) == sorted(COMMANDS)
-    bench = group.commands["bench"]
-    assert sorted(bench.commands) == sorted(BENCH_COMMANDS)
-    for name, command in [*group.commands.items(), *bench.commands.items()]:
+    found = [*group.commands.items()]
+    for name, subcommands in SUBCOMMANDS.items():
+        assert sorted(group.commands[name].commands) == sorted(subcommands)
+        found += group.commands[name].commands.items()
+    for name, command in found:
         options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
         assert len(options) <= MAX_OPTIONS, name
 
@@ -37,7 +42,12 @@ def test_a_command_is_found_in_the_module_of_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], *[[name] for name in COMMANDS], *[["bench", name] for name in BENCH_COMMANDS]]
+    "command",
+    [
+        [],
+        *[[name] for name in COMMANDS],
+        *[[group, name] for group, names in SUBCOMMANDS.items() for name in names],
+    ],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     script = (
@@ -58,7 +68,7 @@ def test_help_shows_what_each_command_does_whole(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for arguments in ([], ["bench"]):
+    for arguments in ([], *[[name] for name in SUBCOMMANDS]):
         assert run([*arguments, "--help"]) == 0
         assert "..." not in capfd.readouterr().out.partition("Commands:")[2]
     monkeypatch.setenv("COLUMNS", "60")  # control
@@ -188,7 +198,7 @@ def test_an_empty_store_verifies_and_lists_nothing(
 
 
 def test_without_arguments_the_help_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["bench"]):
+    for arguments in ([], *[[name] for name in SUBCOMMANDS]):
         assert run(arguments) == 0
         captured = capfd.readouterr()
         assert "Commands:\n" in captured.out
