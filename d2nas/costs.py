@@ -19,7 +19,13 @@ class CellCosts:
     base: float
     operations: Mapping[str, Sequence[Sequence[float]]]
     merged: Collection[str] = ()
-    unit: str = "ms"
+    quantity: str = "latency_ms"
+    """``latency_ms``, ``macs`` or ``params``, as in the configuration's limits."""
+
+    def describe(self, value: float) -> str:
+        """Return a value with its unit, for people."""
+        unit = {"latency_ms": "ms", "macs": "multiply-adds", "params": "parameters"}[self.quantity]
+        return f"{value:.3g} {unit}" if self.quantity == "latency_ms" else f"{value:,.0f} {unit}"
 
     def of(self, genotype: Genotype) -> float:
         """Return the cost of a genotype's network. Raises ``ConfigError`` outside of the space."""

@@ -9,6 +9,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -22,6 +23,7 @@ from .section import (
     Batch,
     Cells,
     Channels,
+    Count,
     Decay,
     Device,
     Epochs,
@@ -88,6 +90,9 @@ class RunConfig(Section):
     """Settings of the whole run."""
 
     seed: Seed = 0
+    latency_table: Text | None = None
+    """The path of a table that d2nas latency measure has written on the device that will serve; for
+    limits on latency. Not part of any artifact (the table's digest is)."""
 
 
 class DataConfig(Section):
@@ -157,6 +162,30 @@ class DataConfig(Section):
         if not data_sets.find(self.name).is_folder or self.stream == "never":
             raise ValueError(f"data.{key} is for streamed image files (data.name=folder)")
         return self
+
+
+QUANTITIES = ("latency_ms", "macs", "params")
+"""What of a network can be limited, as in ``search.max_macs``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit on one of ``QUANTITIES``, and the key that sets it."""
+
+    key: str
+    quantity: str
+    value: float
+
+
+def _limit_of(section: "SearchConfig | DeriveConfig", name: str) -> Limit | None:
+    given = {
+        f"{name}.max_{quantity}": (quantity, getattr(section, f"max_{quantity}"))
+        for quantity in QUANTITIES
+    }
+    found = [Limit(key, *one) for key, one in given.items() if one[1] is not None]
+    if len(found) > 1:
+        raise ValueError(f"{' and '.join(one.key for one in found)}: only one limit is supported")
+    return found[0] if found else None
 
 
 Estimator = Literal["straight-through", "score", "mixed"]
@@ -272,7 +301,29 @@ class SearchConfig(Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
     """Probability of drop-path at the end, rising linearly from 0 by epoch, of an edge's mixture
     (R-DARTS: 0.2 to 0.6; snas: 0.3 from the first epoch on); methods that weigh all operations."""
+    max_latency_ms: Annotated[Milliseconds | None, Source("ours: no limit")] = None
+    """Limit on the expected latency of the network to be deployed, by run.latency_table and at its
+    batch size: what would raise it further is taken from the logits' updates. Holds for derive,
+    too."""
+    max_macs: Annotated[Count | None, Source("ours: no limit")] = None
+    """The same of its multiply-adds for one image."""
+    max_params: Annotated[Count | None, Source("ours: no limit")] = None
+    """The same of its parameters."""
+    latency_weight: Annotated[LossWeight | None, Source("ours: no such term")] = None
+    """In place of a limit: this times the expected latency, in ms, is added to what the logits
+    minimize (of d2nas the sum over a draw's branches)."""
     device: Device = "auto"
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit on the expected cost."""
+        return _limit_of(self, "search")
+
+    @model_validator(mode="after")
+    def _has_one_cost(self) -> "SearchConfig":
+        if self.limit is not None and self.latency_weight is not None:
+            raise ValueError("search.latency_weight stands in place of a limit: give one of them")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -322,11 +373,19 @@ class DeriveConfig(Section):
     temperature: Annotated[Temperature | None, Source("ROME 3.3: as learned")] = None
     """What logits are divided by before cells are sampled: above 1 they differ more. None: 1, and
     for a budget that at which a sample shares half of its edges with the most probable cell."""
-    latency_table: Annotated[Text | None, Source("ours: no limit")] = None
-    """The path of a table that d2nas latency measure has written; for max_latency_ms."""
-    max_latency_ms: Annotated[Milliseconds | None, Source("ours: no limit")] = None
-    """Longest latency that the table predicts of the network to be trained, at the table's batch
-    size: where the most probable cell takes longer, the most probable one within it is derived."""
+    max_latency_ms: Annotated[Milliseconds | None, Source("search.max_latency_ms")] = None
+    """Longest latency that run.latency_table predicts of the network to be trained, at the
+    table's batch size: where the derived cell takes longer, it is the best one within the limit, by
+    the method's own rule. None: the search's limit, if any."""
+    max_macs: Annotated[Count | None, Source("search.max_macs")] = None
+    """The same for its multiply-adds for one image."""
+    max_params: Annotated[Count | None, Source("search.max_params")] = None
+    """The same for its parameters."""
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit of its own on the derived cell's cost."""
+        return _limit_of(self, "derive")
 
     @property
     def compares(self) -> bool:
@@ -417,8 +476,7 @@ class Config(Section):
             raise ValueError(f"{key} compares cells of a search; derive.genotype is one")
         if self.derive.compares and method is not None and not method.learns_distribution:
             raise ValueError(f"{key}: {self.search.method} learns no distribution to sample from")
-        if self.derive.max_latency_ms is not None:
-            self._check_latency_limit(method)
+        self._check_limits(method)
         reads_temperatures = not {"temperature_start", "temperature_end"} & {*unread}
         if reads_temperatures and self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
@@ -437,16 +495,38 @@ class Config(Section):
             )
         return self
 
-    def _check_latency_limit(self, method: "type[Method] | None") -> None:
-        key, derive = "derive.max_latency_ms", self.derive
-        if derive.latency_table is None:
-            raise ValueError(f"{key} needs derive.latency_table (d2nas latency measure writes one)")
-        if derive.genotype is not None:
-            raise ValueError(f"{key} chooses among cells of a search; derive.genotype is one")
-        if derive.compares:
+    @property
+    def derive_limit(self) -> Limit | None:
+        """The limit that the derived cell has to keep: that of ``derive``, else the search's."""
+        if self.derive.genotype is not None:
+            return None
+        return self.derive.limit or self.search.limit
+
+    @property
+    def limits_latency(self) -> bool:
+        """Whether the search or the derivation looks at latency."""
+        limits = [limit for limit in (self.search.limit, self.derive.limit) if limit is not None]
+        by_limit = any(limit.quantity == "latency_ms" for limit in limits)
+        searches = self.derive.genotype is None
+        return searches and (by_limit or self.search.latency_weight is not None)
+
+    def _check_limits(self, method: "type[Method] | None") -> None:
+        derive, search = self.derive, self.search
+        if derive.limit is not None and derive.genotype is not None:
+            raise ValueError(
+                f"{derive.limit.key} chooses among cells of a search; derive.genotype is one"
+            )
+        limit = self.derive_limit
+        weighs = search.latency_weight is not None and derive.genotype is None
+        if limit is None and not weighs:
+            return
+        key = "search.latency_weight" if limit is None else limit.key
+        if self.limits_latency and self.run.latency_table is None:
+            raise ValueError(f"{key} needs run.latency_table (d2nas latency measure writes one)")
+        if limit is not None and derive.compares:
             raise ValueError(f"{key} is not supported with derive.candidates or derive.budget")
-        if method is not None and not method.learns_distribution:
-            raise ValueError(f"{key}: {self.search.method} learns no distribution of cells")
+        if method is not None and not method.keeps_limits:
+            raise ValueError(f"{key} is not supported for {search.method}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, keys as in ``--set``."""

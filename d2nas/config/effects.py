@@ -34,7 +34,6 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "search.weight_optimizer": {"rmsprop": ("search.weight_momentum",)},
     "derive.budget": {_GIVEN: ("derive.candidates", "derive.rank_by")},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs", "derive.temperature")},
-    "derive.max_latency_ms": {None: ("derive.latency_table",)},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }
@@ -60,6 +59,8 @@ def without_effect(
         names = _names(unread, value)
         ineffective.update(names)
         _take(asked, names, f"{choice}={one_line(str(value), 80)}", found)
+    if not config.limits_latency:
+        _take(asked, ("run.latency_table",), "no limit on latency", found)
     if streams is False:
         _take(asked, ("data.workers",), "the images fit into memory", found)
     return found

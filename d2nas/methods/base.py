@@ -144,6 +144,9 @@ class Method:
     """Whether the edge logits take part; those of other methods stay as they began."""
     learns_distribution = False
     """Whether sub-networks can be sampled from the logits, as ``derive.candidates`` does."""
+    keeps_limits = False
+    """Whether its logits can be held to a limit on latency, multiply-adds or parameters: softmaxes
+    of them say what is kept (see ``choice_scores``)."""
     several_processes = True
     """Whether it can search on several processes."""
     precisions: Collection[str] = ("fp32", "tf32", "bf16")
@@ -205,6 +208,16 @@ class Method:
     @classmethod
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the genotype that logits stand for by the method's own rule."""
+        raise NotImplementedError
+
+    @classmethod
+    def choice_scores(cls, logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+        """Return the scores of choices whose sum over a cell is largest for the cell that its rule
+        derives: of each pair of edges as in ``nn.probability.node_pairs``, (P,), and of each
+        operation on each edge, (E, O), -inf where there is none.
+
+        For methods that keep limits: the best cell within one has the largest sum.
+        """
         raise NotImplementedError
 
     def architecture_halves(self, steps: int) -> int:

@@ -25,7 +25,7 @@ from ..nn.score_function import (
 )
 from ..spaces import SearchSpace
 from .base import Batch, Measured, Method, Sizes, StepContext, register_method
-from .derivation import derive_genotype
+from .derivation import derive_genotype, probability_scores
 from .single_path import SinglePath, backward_to_logits
 
 
@@ -35,6 +35,7 @@ class D2nas(SinglePath):
 
     warms_up = True
     learns_distribution = True
+    keeps_limits = True
 
     def __init__(
         self,
@@ -152,6 +153,11 @@ class D2nas(SinglePath):
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the most probable sub-network (ROME v2, 3.3)."""
         return derive_genotype(logits, logits.space)
+
+    @classmethod
+    def choice_scores(cls, logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of probabilities."""
+        return probability_scores(logits, cell_type)
 
 
 def _branch_losses(predictions_KBNC: Tensor, labels_N: Tensor, reward: Reward = "loss") -> Tensor:

@@ -19,7 +19,7 @@ from ..nn.operations import noises_in, set_noise_generator
 from ..nn.sampling import ArchLogits
 from ..spaces import SearchSpace
 from .base import D2NAS_KEYS, Batch, EpochEnd, Measured, Method, Sizes, StepContext, register_method
-from .derivation import derive_darts
+from .derivation import darts_scores, derive_darts
 from .passes import frozen, measure
 
 FINITE_DIFFERENCE = 0.01
@@ -38,6 +38,7 @@ class Darts(Method):
     passes = (1, 1)
     searches_none = True
     learns_edges = False
+    keeps_limits = True
     recipe: Mapping[str, Any] = {"weight_lr": 0.025}
     unread: Collection[str] = (*D2NAS_KEYS, *TRAINING_KEYS, "temperature_start", "temperature_end")
 
@@ -81,6 +82,11 @@ class Darts(Method):
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the genotype by the rule of the published code."""
         return derive_darts(logits, logits.space)
+
+    @classmethod
+    def choice_scores(cls, logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of the weights that DARTS's rule compares."""
+        return darts_scores(logits, cell_type)
 
     def architecture_gradients(self, batch: Batch, context: StepContext) -> Measured:
         """Differentiate the validation loss at the weights as they are."""

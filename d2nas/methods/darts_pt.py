@@ -107,6 +107,7 @@ class _Choices(nn.Module):
 class DartsPt(Darts):
     """DARTS-PT (arXiv 2108.04392): DARTS, then operations and edges by what their removal costs."""
 
+    keeps_limits = False  # its cell is chosen by images in the end
     searches_none = False
     learns_edges = True  # written in the end
     several_processes = False  # each rank would choose by its own images

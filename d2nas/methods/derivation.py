@@ -3,9 +3,11 @@
 import math
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError
 from ..genotype import Genotype, Pair, places_of
+from ..nn.probability import operation_log_probabilities, pair_log_probabilities, pair_rows
 from ..nn.sampling import ArchLogits, CellDraw, Draw
 from ..spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace, node_edges
 
@@ -26,6 +28,30 @@ def derive_genotype(logits: ArchLogits, space: SearchSpace) -> Genotype:
     """
     _check(logits, space)
     return Genotype(normal=_derive(logits, "normal"), reduce=_derive(logits, "reduce"))
+
+
+@torch.no_grad()
+def probability_scores(logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of the probabilities of each pair of edges that enters a node, (P,),
+    and of the operations on each edge, (E, O): their sum is a sub-network's.
+    """
+    return (
+        pair_log_probabilities(logits.edges(cell_type)),
+        operation_log_probabilities(logits, cell_type),
+    )
+
+
+@torch.no_grad()
+def darts_scores(logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of the weights that ``derive_darts`` compares, in the same form: of a
+    pair those of both edges, which are chosen one by one.
+    """
+    mask_EO = logits.choosable(cell_type, none_too=True)
+    ops_EO = logits.ops(cell_type).double().masked_fill(~mask_EO, -torch.inf).log_softmax(dim=1)
+    edges_E = logits.edges(cell_type).double()
+    first_P, second_P = pair_rows(len(edges_E))
+    ops_EO = ops_EO.masked_fill(~logits.choosable(cell_type), -torch.inf)
+    return edges_E[first_P] + edges_E[second_P], ops_EO
 
 
 def derive_darts(logits: ArchLogits, space: SearchSpace) -> Genotype:

@@ -43,6 +43,7 @@ def zero_one_term(logits: ArchLogits) -> Tensor:
 class FairDarts(Darts):
     """FairDARTS (arXiv 1911.12126): sigmoid weights, driven to 0 or 1."""
 
+    keeps_limits = False  # its sigmoids are no distribution
     searches_none = False
     recipe: Mapping[str, Any] = {
         "batch_size": 128,

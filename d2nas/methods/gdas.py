@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import UNREAD_BY_DEFAULT, SearchConfig
 from ..genotype import Genotype
 from ..nn.sampling import ArchLogits, Draw, sample_operations
 from ..spaces import SearchSpace
 from .base import D2NAS_KEYS, Method, Sizes, register_method
-from .derivation import derive_darts
+from .derivation import darts_scores, derive_darts
 from .single_path import SinglePath
 
 
@@ -28,6 +29,7 @@ class Gdas(SinglePath):
     weights_first = True
     searches_none = True
     learns_edges = False
+    keeps_limits = True
     all_edges = True
     recipe: Mapping[str, Any] = {
         "epochs": 250,
@@ -55,3 +57,8 @@ class Gdas(SinglePath):
     def genotype_of(cls, logits: ArchLogits) -> Genotype:
         """Return the genotype by DARTS's rule."""
         return derive_darts(logits, logits.space)
+
+    @classmethod
+    def choice_scores(cls, logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of the weights that DARTS's rule compares."""
+        return darts_scores(logits, cell_type)

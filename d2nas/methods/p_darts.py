@@ -179,6 +179,7 @@ class _Stages(nn.Module):
 class PDarts(Darts):
     """P-DARTS (arXiv 1904.12760): three stages, each deeper and of fewer candidates."""
 
+    keeps_limits = False  # its stages change the space
     revision = 2  # 1: other ties, and skips that could go stayed beside ones that could not
     several_processes = False  # the logits' gradient is clipped before it would be averaged
     recipe: Mapping[str, Any] = {

@@ -59,6 +59,7 @@ def concrete_weights(
 class Snas(Darts):
     """SNAS (arXiv 1812.09926): mixtures drawn at a falling temperature, one gradient for all."""
 
+    keeps_limits = False  # its logits move with the weights
     revision = 2  # 1: drop-path rising from 0, no clip of the logits' gradient
     passes = (0, 1)  # single-level: the weight half moves the logits, too
     several_processes = False  # nobody would add up the logits' gradients

@@ -10,19 +10,20 @@ together in the same way. Nothing is approximated.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..costs import CellCosts
 from ..errors import ConfigError
 from ..genotype import Genotype
-from ..nn.probability import node_pairs, operation_log_probabilities, pair_log_probabilities
+from ..nn.probability import node_pairs
 from ..nn.sampling import ArchLogits, CellDraw, Draw
 from ..spaces import CELL_TYPES
-from .derivation import derive_genotype, genotype_of
+from .base import Method
+from .derivation import genotype_of
 
 Paid = frozenset[tuple[str, int]]
 """Merged operations and the predecessors on which they are computed already."""
@@ -34,7 +35,7 @@ class _Option:
 
     edges: tuple[int, int]
     columns: tuple[int, int]
-    log_probability: float
+    score: float
     cost: float
     """Without ``once``."""
     once: Mapping[tuple[str, int], float]
@@ -42,44 +43,48 @@ class _Option:
 
 @dataclass(frozen=True, slots=True)
 class _Front:
-    """Choices that none beats in both: costs ascending, logarithms of probabilities ascending; and
-    the options of each, a column per node so far.
+    """Choices that none beats in both: costs ascending, scores ascending; and the options of each,
+    a column per node so far.
     """
 
     costs: NDArray[np.float64]
-    log_probabilities: NDArray[np.float64]
+    scores: NDArray[np.float64]
     options: NDArray[np.int64]
 
 
-def most_probable_within(logits: ArchLogits, costs: CellCosts, limit: float) -> Genotype:
-    """Return ``derive_genotype``'s genotype where its cost is at most ``limit``, else the most
-    probable sub-network whose cost is.
+def best_within(kind: type[Method], logits: ArchLogits, costs: CellCosts, limit: float) -> Genotype:
+    """Return the genotype that a method's rule derives where its cost is at most ``limit``, else
+    the one of the largest sum of ``kind.choice_scores`` whose cost is.
 
-    Raises ``ConfigError`` where none is, with the least cost, and what ``derive_genotype`` raises.
+    Raises ``ConfigError`` where none is, with the least cost, and what the rule raises.
     """
-    most_probable = derive_genotype(logits, logits.space)
-    if costs.of(most_probable) <= limit:
-        return most_probable
-    tables = {cell: _options(logits, costs, cell) for cell in CELL_TYPES}
+    derived = kind.derive_from(logits)
+    if costs.of(derived) <= limit:
+        return derived
     room = limit - costs.base
-    least = {cell: _least_cost(tables[cell]) for cell in CELL_TYPES}
+    alike = {cell: _alike(costs, cell) for cell in CELL_TYPES}
+    least = {cell: float(_front(alike[cell], np.inf).costs[0]) for cell in CELL_TYPES}
+    tables = {
+        cell: _options(costs, cell, *_lists(kind.choice_scores(logits, cell)))
+        for cell in CELL_TYPES
+    }
     normal, reduce = (
         _front(tables[cell], room - least[other])
         for cell, other in zip(CELL_TYPES, reversed(CELL_TYPES), strict=True)
     )
     best, chosen = -np.inf, None
     for index, cost in enumerate(normal.costs):
-        # Of the reduction cells that fit beside it the last one is the most probable.
+        # Of the reduction cells that fit beside it the last one has the best score.
         last = int(np.searchsorted(reduce.costs, room - cost, side="right")) - 1
         if last < 0:
             break
-        value = normal.log_probabilities[index] + reduce.log_probabilities[last]
+        value = normal.scores[index] + reduce.scores[last]
         if value > best:
             best, chosen = value, (normal.options[index], reduce.options[last])
     if chosen is None:
         raise ConfigError(
-            f"no cell keeps {limit:g} {costs.unit}: the cheapest of the space takes "
-            f"{costs.base + sum(least.values()):.3g} {costs.unit}",
+            f"no cell keeps {costs.describe(limit)}: the cheapest of the space takes "
+            f"{costs.describe(costs.base + sum(least.values()))}",
             hint="fewer cells or channels, or a higher limit",
         )
     cells = [_draw(tables[cell], picks) for cell, picks in zip(CELL_TYPES, chosen, strict=True)]
@@ -87,56 +92,64 @@ def most_probable_within(logits: ArchLogits, costs: CellCosts, limit: float) -> 
 
 
 def cheapest(costs: CellCosts) -> Genotype:
-    """Return a genotype of the least cost of the space."""
-    logits = ArchLogits(costs.space)
-    picks = []
-    for cell in CELL_TYPES:
-        table = [
-            [_without_probability(one) for one in node] for node in _options(logits, costs, cell)
-        ]
-        picks.append(_draw(table, _front(table, np.inf).options[0]))
-    return genotype_of(Draw(*picks), costs.space)
+    """Return a genotype of the least cost of the space: where all scores are alike, one is left."""
+    tables = [_alike(costs, cell) for cell in CELL_TYPES]
+    return genotype_of(
+        Draw(*(_draw(table, _front(table, np.inf).options[0]) for table in tables)), costs.space
+    )
 
 
-@torch.no_grad()
-def _options(logits: ArchLogits, costs: CellCosts, cell_type: str) -> list[list[_Option]]:
+def _lists(scores: tuple[Tensor, Tensor]) -> tuple[list[float], list[list[float]]]:
+    pairs_P, ops_EO = scores
+    return pairs_P.tolist(), ops_EO.tolist()
+
+
+def _alike(costs: CellCosts, cell_type: str) -> list[list[_Option]]:
+    """Return the choices of each node without scores."""
+    candidates = costs.space.candidates(cell_type)
+    rows = [[-np.inf if name == "none" else 0.0 for name in names] for names in candidates]
+    number = sum(map(len, node_pairs(len(candidates))))
+    return _options(costs, cell_type, [0.0] * number, rows)
+
+
+def _options(
+    costs: CellCosts, cell_type: str, score_P: Sequence[float], score_EO: Sequence[Sequence[float]]
+) -> list[list[_Option]]:
     """Return the choices of each node that can be part of the best."""
-    log_p_EO = operation_log_probabilities(logits, cell_type).tolist()
-    log_p_P = iter(pair_log_probabilities(logits.edges(cell_type)).tolist())
-    cost_EO, space = costs.operations[cell_type], logits.space
-    names = space.candidates(cell_type)
-    exists = logits.choosable(cell_type).tolist()
+    cost_EO, space = costs.operations[cell_type], costs.space
+    names, of_pair = space.candidates(cell_type), iter(score_P)
 
     def columns(edge: int) -> list[int]:
         """Return the operations of an edge that can be part of the best: the merged ones, and of
         others those that none beats in both.
         """
-        known = [column for column, is_there in enumerate(exists[edge]) if is_there]
+        scores = score_EO[edge]
+        known = [column for column in range(len(names[edge])) if scores[column] > -np.inf]
         found = [column for column in known if names[edge][column] in costs.merged]
         best = -np.inf
         for column in sorted(
-            set(known) - set(found), key=lambda one: (cost_EO[edge][one], -log_p_EO[edge][one])
+            set(known) - set(found), key=lambda one: (cost_EO[edge][one], -scores[one])
         ):
-            if log_p_EO[edge][column] > best:
-                best = log_p_EO[edge][column]
+            if scores[column] > best:
+                best = scores[column]
                 found.append(column)
         return sorted(found)
 
-    def option(edges: tuple[int, int], chosen: tuple[int, int], log_p: float) -> _Option:
+    def option(edges: tuple[int, int], chosen: tuple[int, int], score: float) -> _Option:
         cost, once = 0.0, dict[tuple[str, int], float]()
         for edge, column in zip(edges, chosen, strict=True):
-            log_p += log_p_EO[edge][column]
+            score += score_EO[edge][column]
             name = names[edge][column]
             if name in costs.merged:
                 once[name, space.edges[edge][0]] = cost_EO[edge][column]
             else:
                 cost += cost_EO[edge][column]
-        return _Option(edges, chosen, log_p, cost, once)
+        return _Option(edges, chosen, score, cost, once)
 
     return [
         [
-            option(edges, chosen, log_p)
-            for edges, log_p in [(edges, next(log_p_P)) for edges in pairs]
+            option(edges, chosen, score)
+            for edges, score in [(edges, next(of_pair)) for edges in pairs]
             for chosen in itertools.product(columns(edges[0]), columns(edges[1]))
         ]
         for pairs in node_pairs(len(names))
@@ -157,26 +170,29 @@ def _front(table: Sequence[Sequence[_Option]], room: float) -> _Front:
     start = _Front(np.zeros(1), np.zeros(1), np.zeros((1, 0), np.int64))
     fronts: dict[Paid, _Front] = {frozenset(): start}
     for options in table:
-        log_p = np.array([option.log_probability for option in options])
+        scores = np.array([option.score for option in options])
         reached: dict[Paid, list[_Front]] = {}
         for paid, front in fronts.items():
             for after, steps in _steps(options, paid).items():
                 chosen = np.array([index for index, _ in steps])
                 step_costs = np.array([cost for _, cost in steps])
-                reached.setdefault(after, []).append(_extended(front, chosen, step_costs, log_p))
+                reached.setdefault(after, []).append(_extended(front, chosen, step_costs, scores))
         fronts = {paid: _merged(parts, room) for paid, parts in reached.items()}
     return _merged([*fronts.values()], room)
 
 
 def _extended(
-    front: _Front, chosen: NDArray[np.int64], costs: NDArray[np.float64], log_p: NDArray[np.float64]
+    front: _Front,
+    chosen: NDArray[np.int64],
+    costs: NDArray[np.float64],
+    scores: NDArray[np.float64],
 ) -> _Front:
     """Return every choice of a front with every one of the next node's."""
     number = len(front.costs)
     before = np.repeat(np.arange(number), len(chosen))
     return _Front(
         np.add.outer(front.costs, costs).ravel(),
-        np.add.outer(front.log_probabilities, log_p[chosen]).ravel(),
+        np.add.outer(front.scores, scores[chosen]).ravel(),
         np.column_stack([front.options[before], np.tile(chosen, number)]),
     )
 
@@ -184,23 +200,13 @@ def _extended(
 def _merged(parts: Sequence[_Front], room: float) -> _Front:
     """Return what no other choice of all parts beats in both."""
     costs = np.concatenate([part.costs for part in parts])
-    log_p = np.concatenate([part.log_probabilities for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
     options = np.concatenate([part.options for part in parts])
-    order = np.lexsort((-log_p, costs))
+    order = np.lexsort((-scores, costs))
     order = order[costs[order] <= room]
-    best = np.maximum.accumulate(log_p[order])
-    kept = order[log_p[order] > np.concatenate([[-np.inf], best[:-1]])]
-    return _Front(costs[kept], log_p[kept], options[kept])
-
-
-def _least_cost(table: Sequence[Sequence[_Option]]) -> float:
-    """Return the least cost of a cell, by the same search without probabilities."""
-    alike = [[_without_probability(option) for option in options] for options in table]
-    return float(_front(alike, np.inf).costs[0])
-
-
-def _without_probability(option: _Option) -> _Option:
-    return replace(option, log_probability=0.0)
+    best = np.maximum.accumulate(scores[order])
+    kept = order[scores[order] > np.concatenate([[-np.inf], best[:-1]])]
+    return _Front(costs[kept], scores[kept], options[kept])
 
 
 def _draw(table: Sequence[Sequence[_Option]], picks: NDArray[np.int64]) -> CellDraw:

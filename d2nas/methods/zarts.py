@@ -85,6 +85,7 @@ def step_weights(losses_M: Tensor, distances_M: Tensor, norms_M: Tensor, size: f
 class Zarts(Darts):
     """ZARTS (arXiv 2110.04743), as the paper: steps drawn, and weighed by tuned copies' losses."""
 
+    keeps_limits = False  # its steps are drawn and weighed
     searches_none = False
     architecture_interval = TUNING_STEPS
     passes = (1 + SAMPLES * (TUNING_STEPS + 1), 1)  # the gradient; each copy's tuning and its look

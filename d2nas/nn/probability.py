@@ -34,12 +34,16 @@ def _pairs(num_edges: int) -> tuple[tuple[int, int], ...]:
     return tuple(itertools.chain(*node_pairs(num_edges)))
 
 
-# By number of edges: the first and the second edge of each pair, (2, P). Made with the module, as
-# ``same_node`` is.
+# By number of edges. Made with the module, as ``same_node`` is.
 _PAIR_ROWS = {
     num_edges: torch.tensor(_pairs(num_edges)).T
     for num_edges in (len(edges_of(nodes)) for nodes in NODE_COUNTS)
 }
+
+
+def pair_rows(num_edges: int) -> Tensor:
+    """Return the first and the second edge of each of ``node_pairs``, (2, P)."""
+    return _PAIR_ROWS[num_edges]
 
 
 def pair_log_probabilities(edges_E: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def pair_log_probabilities(edges_E: Tensor) -> Tensor:
     # log(1 - p_i) as the logarithm of what the others sum to: exact where p_i is nearly 1.
     others_EE = (same_node(num_edges) - torch.eye(num_edges)).bool()
     rest_E = log_p_E.expand(num_edges, -1).masked_fill(~others_EE, -torch.inf).logsumexp(dim=1)
-    first_P, second_P = _PAIR_ROWS[num_edges]
+    first_P, second_P = pair_rows(num_edges)
     orders_2P = torch.stack([-rest_E[first_P], -rest_E[second_P]])
     return log_p_E[first_P] + log_p_E[second_P] + orders_2P.logsumexp(dim=0)
 
@@ -72,7 +76,7 @@ def operation_log_probabilities(logits: ArchLogits, cell_type: str) -> Tensor:
 def edge_probabilities(edges_E: Tensor) -> Tensor:
     """Return each edge's probability to be one of the two that enter its node, (E,), float64."""
     pairs_P = pair_log_probabilities(edges_E).exp()
-    first_P, second_P = _PAIR_ROWS[len(edges_E)]
+    first_P, second_P = pair_rows(len(edges_E))
     return (
         torch.zeros_like(edges_E, dtype=torch.float64)
         .index_add(0, first_P, pairs_P)

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..config import DataConfig, SearchConfig
 from ..config.registry import search_methods
+from ..costs import CellCosts
 from ..data.batches import Batches
 from ..data.batches import steps_per_epoch as count_steps
 from ..data.images import ImageData, Images, Normalizer
@@ -31,11 +32,13 @@ from ..files.text_files import read_space
 from ..genotype import Genotype
 from ..measure.cost import LiveBytes
 from ..methods.base import Batch, EpochEnd, Measured, Method, Sizes, StepContext
+from ..nn.expected_cost import ExpectedCost
 from ..nn.network import load_weights
 from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
+from .cost_limit import CostLimit, add_cost_gradient
 from .loop import FiniteCheck, Loop, adam, sgd, step_if_finite, to_device, torch_device
 from .precision import arithmetic_of, compute_type
 from .rmsprop import RmsProp
@@ -64,12 +67,14 @@ def search(
     seed: int = 0,
     augmentation: DataConfig | None = None,
     method: Method | None = None,
+    costs: CellCosts | None = None,
     on_epoch: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Genotype:
     """Search an architecture on images and return the genotype that the method derives.
 
     ``config`` names method, space, device and length; its defaults are the paper's. ``method`` is
-    searched by in place of the one it names. ``on_epoch`` is called with the row of each finished
+    searched by in place of the one it names; ``costs`` are what its limit, if any, is about.
+    ``on_epoch`` is called with the row of each finished
     epoch (losses, entropies, the genotype so far). Raises
     ``ConfigError`` for settings that do not fit the data, ``NonFiniteError``,
     ``OutOfMemoryError``.
@@ -83,6 +88,7 @@ def search(
         device=torch_device(config.device),
         augmentation=augmentation or DataConfig(),
         method=method,
+        costs=costs,
     )
     for report in searched.run():
         if on_epoch is not None and report.metrics is not None:
@@ -95,6 +101,7 @@ class Search(Loop):
 
     Logits and weights are disjoint: Adam moves the former, SGD the latter. ``method`` takes the
     place of the one that ``config`` names, with the weights and in the space that it comes with.
+    ``costs`` of cells are what ``config.limit`` or ``config.latency_weight`` is about.
     """
 
     def __init__(
@@ -107,9 +114,12 @@ class Search(Loop):
         device: torch.device,
         augmentation: DataConfig,
         method: Method | None = None,
+        costs: CellCosts | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.method = method or build_method(config, data, space, seed=seed)
+        checked = _checked(costs, config, self.method)
+        self._expected_cost = None if checked is None else ExpectedCost(checked)
         if ranks.size > 1 and not self.method.several_processes:
             raise ConfigError(
                 f"{self.method.name} searches in one process", hint="leave out --nproc"
@@ -139,16 +149,39 @@ class Search(Loop):
         self.steps_per_epoch = epoch if self.trains else 1
         self.metrics = []
         self._sums = StepSums(_SUMS, device)
+        self._cost_limit = self._limit_on_costs()
         self._take_supernet()
         self._count_steps()
+
+    def _limit_on_costs(self) -> CostLimit | None:
+        config = self.config
+        if self._expected_cost is None or config.limit is None:
+            return None
+        halves = self.method.architecture_halves(self.steps_per_epoch)
+        steps = halves * (config.epochs - config.warmup_epochs)
+        return CostLimit(
+            self._expected_cost, config.limit.value, steps=steps, largest=config.arch_lr
+        )
+
+    @property
+    def learned_logits(self) -> list[nn.Parameter]:
+        """The logits that the method learns: all, or those of operations."""
+        return [
+            parameter
+            for name, parameter in self.logits.named_parameters()
+            if self.method.learns_edges or not name.endswith("_edges")
+        ]
 
     def _take_supernet(self) -> None:
         """Train the method's supernet and logits from now on, with fresh optimizers."""
         self.supernet, self.logits = self.method.supernet, self.method.logits
         self.space = self.logits.space
         self.network = to_device(self.supernet, self.device)
+        modules: dict[str, nn.Module] = {"supernet": self.supernet, "logits": self.logits}
+        if self._cost_limit is not None:
+            modules["cost_limit"] = self._cost_limit
         trained = Trained(
-            modules={"supernet": self.supernet, "logits": self.logits},
+            modules=modules,
             optimizers=self._optimizers() if self.trains else {},
             sums=self._sums,
             memory=self.method.memory,
@@ -245,6 +278,16 @@ class Search(Loop):
             weight_decay=config.arch_weight_decay,
         )
         return {"sgd": self.weight_optimizer, "adam": self.arch_optimizer}
+
+    def move_logits(self) -> None:
+        """Move the logits by their gradients, by what they cost, and no further than the limit."""
+        weight, limit = self.config.latency_weight, self._cost_limit
+        if weight is not None and self._expected_cost is not None:
+            add_cost_gradient(self.logits, self.learned_logits, self._expected_cost, weight)
+        before = None if limit is None else limit.logarithm(self.logits)
+        self.method.update_logits(self.arch_optimizer)
+        if limit is not None and before is not None:
+            limit.correct(self.logits, self.learned_logits, before)
 
     def streams(self) -> tuple[Batches, ...]:
         """Return where its batches come from."""
@@ -375,7 +418,38 @@ class Search(Loop):
             "edge_entropy": edges,
             "parameterless_normal": genotype.parameterless_normal,
             "genotype": genotype.to_dict(),
+            **self._describe_costs(genotype),
         }
+
+    def _describe_costs(self, genotype: Genotype) -> dict[str, float]:
+        """Return the expected cost and the derived cell's, where costs are looked at."""
+        if self._expected_cost is None:
+            return {}
+        costs = self._expected_cost.costs
+        with torch.no_grad():
+            expected = float(self._expected_cost(self.logits))
+        return {
+            f"expected_{costs.quantity}": expected,
+            f"derived_{costs.quantity}": costs.of(genotype),
+        }
+
+
+def _checked(costs: CellCosts | None, config: SearchConfig, method: Method) -> CellCosts | None:
+    """Return the costs that a search looks at, those of its space; None where it looks at none."""
+    limit, weight = config.limit, config.latency_weight
+    if limit is None and weight is None:
+        return None
+    key = "search.latency_weight" if limit is None else limit.key
+    quantity = "latency_ms" if limit is None else limit.quantity
+    if not method.keeps_limits:
+        raise ConfigError(f"{key} is not supported for {method.name}")
+    if costs is None or costs.quantity != quantity:
+        raise ConfigError(f"{key} needs the {quantity} of cells (the argument costs)")
+    if costs.space != method.logits.space:
+        raise ConfigError(
+            f"costs of space {costs.space.name} are none of {method.logits.space.name}"
+        )
+    return costs
 
 
 def weight_optimizer(config: SearchConfig, supernet: nn.Module) -> torch.optim.Optimizer:
@@ -475,7 +549,7 @@ def architecture_step(search: Search, step: int) -> None:
         if parameter.grad is not None:
             search.watch.add(step, f"the gradient of {name}", parameter.grad)
     search.watch.check()
-    search.method.update_logits(search.arch_optimizer)
+    search.move_logits()
 
 
 def weight_step(search: Search, step: int) -> None:

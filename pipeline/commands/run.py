@@ -132,12 +132,13 @@ def _run_within_budget(runner: "Runner", run: str, config: "Config", reuse: "Reu
 
 def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
     """Before what takes long: is there the device that validates, does it run the operations, and
-    can a cell keep the limit on latency?
+    can a cell keep the limit on latency or size?
     """
-    if stage in ("search", "derive") and config.derive.max_latency_ms is not None:
+    limit = config.derive_limit
+    if stage in ("search", "derive") and limit is not None:
         from ..preflight.latency_limit import check_limit
 
-        runner.display.say(check_limit(config))
+        runner.display.say(check_limit(config, limit))
     if stage not in ("export", "validate") and config.validate_.device != "cpu":
         from ..preflight.operator_support import check_device
 

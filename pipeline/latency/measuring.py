@@ -44,14 +44,8 @@ class Wanted:
 
     def claim(self, genotype: Genotype) -> Claim:
         """Return the network of a genotype."""
-        serving = self.serving
-        return Claim(
-            genotype,
-            self.num_cells,
-            self.init_channels,
-            serving.num_classes,
-            serving.in_channels,
-            serving.stem,
+        return self.serving.claim(
+            genotype, num_cells=self.num_cells, init_channels=self.init_channels
         )
 
     def cells(self, genotype: Genotype) -> list[tuple[CellShape, CellLayout]]:
@@ -235,7 +229,9 @@ def time_again(
     """Time the networks of a table again; return how they have changed, and the device of now."""
     graphs = [
         network_graph(
-            table.claim(one.genotype, num_cells=one.num_cells, init_channels=one.init_channels),
+            table.serving.claim(
+                one.genotype, num_cells=one.num_cells, init_channels=one.init_channels
+            ),
             table.serving,
         )
         for one in table.networks

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from d2nas.genotype import Genotype
+
 from ..identity.layout import CellLayout, Claim
 
 MERGED = ("max_pool_3x3", "avg_pool_3x3")
@@ -22,6 +24,12 @@ class Serving:
     input_type: str
     precision: str
     batch: int
+
+    def claim(self, genotype: Genotype, *, num_cells: int, init_channels: int) -> Claim:
+        """Return a network as it would be served."""
+        return Claim(
+            genotype, num_cells, init_channels, self.num_classes, self.in_channels, self.stem
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -48,7 +56,7 @@ class CellShape:
     def size(self, stride: int) -> int:
         """Return the height and width that an operation of a stride reads."""
         size = self.input_sizes[1]
-        return size if stride == 2 or self.cell_type == "normal" else _halved(size)
+        return size if stride == 2 or self.cell_type == "normal" else halved(size)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,7 +69,7 @@ class OperationShape:
     stride: int
 
 
-def _halved(size: int) -> int:
+def halved(size: int) -> int:
     """Return the size of a map after a stride of 2."""
     return (size + 1) // 2
 
@@ -76,10 +84,10 @@ def network_cells(claim: Claim, image_size: int) -> Iterator[tuple[CellShape, Ce
         widths, sizes = (3 * claim.init_channels,) * 2, (image_size, image_size)
     else:
         widths = (claim.init_channels,) * 2
-        sizes = (_halved(_halved(image_size)), _halved(_halved(_halved(image_size))))
+        sizes = (halved(halved(image_size)), halved(halved(halved(image_size))))
     for layout in claim.cells():
         yield CellShape(layout.cell_type, layout.channels, widths, sizes), layout
-        size = _halved(sizes[1]) if layout.cell_type == "reduce" else sizes[1]
+        size = halved(sizes[1]) if layout.cell_type == "reduce" else sizes[1]
         widths = (widths[1], outputs[layout.cell_type] * layout.channels)
         sizes = (sizes[1], size)
 

@@ -29,6 +29,12 @@ class Measured:
     milliseconds: float
     spread: float
 
+    def claim(self, serving: Serving) -> Claim:
+        """Return the network as it was served."""
+        return serving.claim(
+            self.genotype, num_cells=self.num_cells, init_channels=self.init_channels
+        )
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -76,23 +82,11 @@ class LatencyTable:
 
     def parts_of(self, genotype: Genotype, *, num_cells: int, init_channels: int) -> list[Part]:
         """Return all cells of a network and all that is computed on their edges."""
-        claim = self.claim(genotype, num_cells=num_cells, init_channels=init_channels)
+        claim = self.serving.claim(genotype, num_cells=num_cells, init_channels=init_channels)
         found: list[Part] = []
         for shape, layout in network_cells(claim, self.serving.image_size):
             found += [shape, *operations_in(shape, layout)]
         return found
-
-    def claim(self, genotype: Genotype, *, num_cells: int, init_channels: int) -> Claim:
-        """Return a network as it would be served."""
-        serving = self.serving
-        return Claim(
-            genotype,
-            num_cells,
-            init_channels,
-            serving.num_classes,
-            serving.in_channels,
-            serving.stem,
-        )
 
     @cached_property
     def digest(self) -> str:

@@ -42,6 +42,12 @@ SEARCH_PANELS = {
 }
 
 
+def cost_panel(quantity: str) -> dict[str, dict[str, str]]:
+    """Return the panel of what a search's cells cost."""
+    title = {"latency_ms": "latency, ms", "macs": "multiply-adds", "params": "parameters"}[quantity]
+    return {title: {"expected": f"expected_{quantity}", "derived": f"derived_{quantity}"}}
+
+
 def draw_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]]) -> str:
     """Return an SVG with a panel for each title, in it a line for each ``name: rows' column``.
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from d2nas.config import Config
+from d2nas.config import QUANTITIES, Config, Limit
 from d2nas.config.registry import search_methods
 from d2nas.config.section import NonNegative
-from d2nas.costs import CellCosts
 from d2nas.files.strict_json import canonical_json
 from d2nas.genotype import Genotype, genotype_name, is_genotype_file, read_genotype
 from d2nas.spaces import SearchSpace
 
-from ..latency.limits import cell_costs, check_suits, open_table, serving_of
+from ..latency.limits import costs_key, costs_of, table_of
 from ..report.genotype_drawing import draw_genotype
 from ..store.forms import Form, require_valid
 from .search import LOGITS_FILE, SUPERNET_FILE
@@ -27,11 +26,11 @@ from .stage import METRICS_FILE, Context, Facts, Stage, bytes_to_write, encode_r
 if TYPE_CHECKING:
     import torch
 
+    from d2nas.methods.base import Method
     from d2nas.nn.sampling import ArchLogits
     from d2nas.train.candidates import Candidate
     from d2nas.train.comparison import Comparison
 
-    from ..latency.table import LatencyTable
 
 GENOTYPE_FILE = "genotype.json"
 COST_FILE = "cost.json"
@@ -91,84 +90,59 @@ def _searched(context: Context) -> tuple[Genotype, Facts]:
     logits = ArchLogits(space)
     what = f"{search.reference}: {LOGITS_FILE}"
     load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
-    derive = context.config.derive
+    derive, limit = context.config.derive, context.config.derive_limit
+    method = search_methods.find(search.manifest.config["search"]["method"])
     if derive.budget is not None:
         genotype, compared = _spend(context, logits, derive.budget)
-    elif derive.max_latency_ms is not None:
-        return _within_limit(context, logits)
+    elif limit is not None:
+        return _within_limit(context, logits, method, limit)
     elif derive.candidates > 1:
         genotype, compared = _select(context, logits), {"candidates": derive.candidates}
     else:
         context.hooks.begin(1, 0, "genotype")
-        method = search_methods.find(search.manifest.config["search"]["method"])
         genotype = method.derive_from(logits)
         context.hooks.advance(1, None)
         return genotype, {"candidates": 1}
     return genotype, compared | _compared_on(context)
 
 
-def _within_limit(context: Context, logits: "ArchLogits") -> tuple[Genotype, Facts]:
-    """Return the most probable cell within ``derive.max_latency_ms``, and what it will take."""
-    from d2nas.methods.derivation import derive_genotype
-    from d2nas.methods.within_budget import most_probable_within
+def _within_limit(
+    context: Context, logits: "ArchLogits", method: "type[Method]", limit: Limit
+) -> tuple[Genotype, Facts]:
+    """Return the best cell within a limit by the method's rule, and what it is counted or predicted
+    to take.
+    """
+    from d2nas.methods.within_budget import best_within
 
     config, data, hooks = context.config, context.data(), context.hooks
-    limit, batch = config.derive.max_latency_ms, _table(config).serving.batch
-    assert limit is not None
     hooks.begin(1, 0, "genotype")
-    costs = checked_costs(
+    costs = costs_of(
         config,
+        limit.quantity,
         logits.space,
         channels=data.channels,
         image_size=data.image_size,
         num_classes=len(data.class_names),
     )
-    genotype = most_probable_within(logits, costs, limit)
-    predicted, unlimited = costs.of(genotype), costs.of(derive_genotype(logits, logits.space))
-    within = (
-        "keeps it"
-        if genotype == derive_genotype(logits, logits.space)
-        else (f"takes {unlimited:.3g} ms, so another one was derived")
-    )
+    derived = method.derive_from(logits)
+    genotype = best_within(method, logits, costs, limit.value)
+    found, unlimited = costs.of(genotype), costs.of(derived)
+    if genotype == derived:
+        within = "the most probable cell"
+    else:
+        within = f"the most probable cell takes {costs.describe(unlimited)}, so it is another one"
+    facts: Facts = {"candidates": 1, "limit": {"quantity": limit.quantity, "value": limit.value}}
+    if limit.quantity == "latency_ms":
+        table = table_of(config)
+        within += f", for batch {table.serving.batch} on {table.device['label']}"
+        facts["limit"]["latency_table"] = table.digest
     hooks.say(
-        f"derive: {predicted:.3g} of {limit:g} ms predicted for batch {batch}; the most probable "
-        f"cell {within}"
+        f"derive: {costs.describe(found)} of at most {costs.describe(limit.value)} by {limit.key}: "
+        f"{within}"
     )
     hooks.advance(1, None)
-    facts = {
-        "candidates": 1,
-        "predicted_latency_ms": predicted,
-        "most_probable_latency_ms": unlimited,
-        "latency_table": _table(config).digest,
-    }
+    facts["limit"] |= {"derived": found, "unlimited": unlimited}
     return genotype, facts
-
-
-def _table(config: Config) -> "LatencyTable":
-    path = config.derive.latency_table
-    assert path is not None
-    return open_table(path)
-
-
-def checked_costs(
-    config: Config, space: SearchSpace, *, channels: int, image_size: int, num_classes: int
-) -> CellCosts:
-    """Return what the cells of a space cost in the network to be trained, by the table.
-
-    Raises ``ConfigError`` for a table of other models, and for one that lacks a part of it.
-    """
-    table, retrain = _table(config), config.retrain
-    wanted = serving_of(
-        config,
-        channels=channels,
-        image_size=image_size,
-        num_classes=num_classes,
-        batch=table.serving.batch,
-    )
-    check_suits(table, config, wanted)
-    return cell_costs(
-        table, space, num_cells=retrain.num_cells, init_channels=retrain.init_channels
-    )
 
 
 def _origin(context: Context) -> Facts:
@@ -342,12 +316,12 @@ def _config(config: Config) -> dict[str, Any]:
         }
         return part
     del part["derive"]["budget"]
-    if derive.max_latency_ms is None:
-        del part["derive"]["max_latency_ms"], part["derive"]["latency_table"]
-    else:
-        # What is predicted with the table decides, not where it lies; of the network its size.
-        part["derive"]["latency_table"] = _table(config).digest
-        part["retrain"] = {key: values["retrain"][key] for key in ("num_cells", "init_channels")}
+    for quantity in QUANTITIES:
+        del part["derive"][f"max_{quantity}"]
+    limit = config.derive_limit
+    if limit is not None:
+        part["derive"][f"max_{limit.quantity}"] = limit.value
+        part["costs"] = costs_key(config, limit.quantity)
     if not derive.compares or derive.temperature in (None, 1.0):
         del part["derive"]["temperature"]
     if derive.candidates > 1 and derive.rank_by == "training":
@@ -376,7 +350,7 @@ STAGE = Stage(
     code_schema=5,
     run=run,
     own_config=_config,
-    reads_data=lambda config: config.derive.compares or config.derive.max_latency_ms is not None,
+    reads_data=lambda config: config.derive.compares or config.derive_limit is not None,
     checkpoints=True,
     rows="training",
     needs_parents=lambda config: config.derive.genotype is None,

@@ -1,16 +1,20 @@
 """Search: images to architecture logits, by D2NAS or one of its rivals."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pydantic import model_validator
 
-from d2nas.config import TRAINING_KEYS, Config, SearchConfig, other_method
+from d2nas.config import QUANTITIES, TRAINING_KEYS, Config, SearchConfig, other_method
+from d2nas.config.registry import search_methods
 from d2nas.config.section import NonNegative
+from d2nas.costs import CellCosts
 from d2nas.files.text_files import read_space
 from d2nas.spaces import SearchSpace
 
-from ..report.training_curves import SEARCH_PANELS, draw_curves
+from ..latency.limits import costs_key, costs_of, least_cost
+from ..report.training_curves import SEARCH_PANELS, cost_panel, draw_curves
 from ..store.forms import Form, require_valid
 from .stage import METRICS_FILE, Context, Facts, Stage, always, encode_rows, run_loop
 
@@ -35,15 +39,18 @@ def run(context: Context) -> Facts:
     config = context.config
     ranks = context.ranks or ALONE
     device = ranks.device(torch_device(ranks.own_name(config.search.device)))
-    data = context.data()
+    data, space = context.data(), read_space(config.search.space)
+    method = search_methods.find(config.search.method)
+    costs = _costs(context, method.searched_space(space))
     with memory_errors(config.search.batch_size, device):
         search = Search(
             config.search,
-            read_space(config.search.space),
+            space,
             data,
             seed=config.run.seed,
             device=device,
             augmentation=config.data,
+            costs=costs,
             ranks=ranks,
         )
     if config.search.num_cells < MIN_CELLS:
@@ -60,7 +67,8 @@ def run(context: Context) -> Facts:
     context.work.write(LOGITS_FILE, encode_tensors(search.logits.state_dict()))
     context.work.write(SUPERNET_FILE, encode_tensors(search.supernet.state_dict()))
     context.work.write(METRICS_FILE, encode_rows(search.metrics))
-    context.work.write(CURVES_FILE, draw_curves(search.metrics, SEARCH_PANELS).encode())
+    panels = SEARCH_PANELS if costs is None else {**SEARCH_PANELS, **cost_panel(costs.quantity)}
+    context.work.write(CURVES_FILE, draw_curves(search.metrics, panels).encode())
     last = search.metrics[-1]
     return {
         "device": device.type,
@@ -77,15 +85,47 @@ def run(context: Context) -> Facts:
         "edge_entropy": last["edge_entropy"],
         "parameterless_normal": last["parameterless_normal"],
         "genotype": last["genotype"],
+        **({} if costs is None else _cost_facts(costs, config.search, last)),
     }
+
+
+def _costs(context: Context, space: SearchSpace) -> CellCosts | None:
+    """Return what cells cost, where the search has a limit or a weight of it, and say so."""
+    search, data = context.config.search, context.data()
+    if search.limit is None and search.latency_weight is None:
+        return None
+    quantity = "latency_ms" if search.limit is None else search.limit.quantity
+    costs = costs_of(
+        context.config,
+        quantity,
+        space,
+        channels=data.channels,
+        image_size=data.image_size,
+        num_classes=len(data.class_names),
+    )
+    if search.limit is not None:
+        least = least_cost(costs, search.limit)
+        context.hooks.say(
+            f"search: at most {costs.describe(search.limit.value)} expected ({search.limit.key}); "
+            f"the cheapest cell takes {costs.describe(least)}"
+        )
+    return costs
+
+
+def _cost_facts(costs: CellCosts, search: SearchConfig, last: Mapping[str, Any]) -> Facts:
+    """Return what was limited or weighed, and what it is at the end of the search."""
+    keys = (f"expected_{costs.quantity}", f"derived_{costs.quantity}")
+    limit = None if search.limit is None else search.limit.value
+    ends = {key: last[key] for key in keys}
+    return {"costs": {"quantity": costs.quantity, "limit": limit, **ends}}
 
 
 def _config(config: Config) -> dict[str, Any]:
     """Return the search's settings; the space itself decides, not the path of its file.
 
     Keys are as before there were revisions, estimators, clips of a branch, drop-path and trainings
-    of single cells where these change nothing: a method's revision is among the settings from 2 on,
-    the others where they are chosen.
+    of single cells, and limits where these change nothing: a method's revision is among the
+    settings from 2 on, the others where they are chosen.
     """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
@@ -101,7 +141,13 @@ def _config(config: Config) -> dict[str, Any]:
     for key in TRAINING_KEYS:
         if settings[key] == SearchConfig.model_fields[key].default:
             del settings[key]
+    for key in (*(f"max_{quantity}" for quantity in QUANTITIES), "latency_weight"):
+        if settings[key] is None:
+            del settings[key]
     part: dict[str, Any] = {"search": settings, "space": space.to_dict()}
+    if config.search.limit is not None or config.search.latency_weight is not None:
+        limit = config.search.limit
+        part["costs"] = costs_key(config, "latency_ms" if limit is None else limit.quantity)
     method = other_method(config.search.method)
     if method is not None and method.revision != 1:
         part["method_revision"] = method.revision

@@ -230,15 +230,23 @@ def test_controls_what_is_read_outside_and_memory_that_grows_are_seen(
     assert canary.was_opened()
     assert not canary.was_opened()
     assert [path for path in watch.opened if is_outside(path, place)] == [str(canary.path)]
-    gc.collect()  # what earlier tests left would be freed meanwhile, and hide the growth
     if forget_peak():
-        before = peak_memory()
-        filled = b"x" * (2 * MAX_GROWTH)
-        after = peak_memory()
-        assert len(filled) > MAX_GROWTH
-        assert before is not None
-        assert after is not None
-        assert after - before >= MAX_GROWTH
+        assert max(growth() for _ in range(3)) >= MAX_GROWTH
+
+
+def growth() -> int:
+    """Growth by more than what is allowed, as it is seen: what earlier tests left and is freed
+    meanwhile may hide some of it.
+    """
+    gc.collect()
+    forget_peak()
+    before = peak_memory()
+    filled = b"x" * (2 * MAX_GROWTH)
+    after = peak_memory()
+    assert len(filled) > MAX_GROWTH
+    assert before is not None
+    assert after is not None
+    return after - before
 
 
 def test_a_sample_through_the_command_line(finished: Place, tmp_path: Path, canary: Canary) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from d2nas.config import Config, build_config
+from d2nas.costs import CellCosts
 from d2nas.data.images import ImageData, ImageSet
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import SPACES, SearchSpace
@@ -66,6 +67,7 @@ def search_by(
     device: torch.device = CPU,
     data: ImageData | None = None,
     seed: int = 0,
+    costs: CellCosts | None = None,
 ) -> Search:
     """A search that has not begun."""
     config = config_of(method, *overrides)
@@ -76,6 +78,7 @@ def search_by(
         seed=seed,
         device=device,
         augmentation=config.data,
+        costs=costs,
     )
     search.network.train()
     return search

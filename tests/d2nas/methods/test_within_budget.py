@@ -2,65 +2,29 @@
 
 import itertools
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
+from cell_costs import POOLS, SMALL, cells_of, costs_of
+from searches import spread_logits
 
+from d2nas.config.registry import search_methods
 from d2nas.costs import CellCosts
 from d2nas.errors import ConfigError
-from d2nas.genotype import Genotype, Pair, choices, uniform
+from d2nas.genotype import Genotype, places_of, uniform
 from d2nas.methods import within_budget
 from d2nas.methods.derivation import derive_genotype, draw_of
-from d2nas.methods.within_budget import cheapest, most_probable_within
+from d2nas.methods.within_budget import best_within, cheapest
 from d2nas.nn.probability import log_probability
 from d2nas.nn.sampling import ArchLogits
-from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, SPACES, SearchSpace
+from d2nas.spaces import CELL_TYPES, SPACES
 
-POOLS = ("max_pool_3x3", "avg_pool_3x3")
-NAMES = ("max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3")
-SMALL = SearchSpace("small", (NAMES,) * 5, (NAMES[1:],) * 5)
-"""Of two nodes."""
-
-
-def logits_of(space: SearchSpace, seed: int) -> ArchLogits:
-    numbers = torch.Generator().manual_seed(seed)
-    logits = ArchLogits(space, generator=numbers)
-    with torch.no_grad():
-        for parameter in logits.parameters():
-            parameter.normal_(0.0, 1.0, generator=numbers)
-    return logits
-
-
-def costs_of(space: SearchSpace, seed: int, merged: tuple[str, ...] = POOLS) -> CellCosts:
-    numbers = random.Random(seed)
-    operations = {
-        cell: [[numbers.random() for _ in names] for names in space.candidates(cell)]
-        for cell in CELL_TYPES
-    }
-    return CellCosts(space, 2.0, operations, merged)
-
-
-def cells_of(space: SearchSpace, cell_type: str) -> Iterator[tuple[Pair, ...]]:
-    """All cells of a type."""
-    nodes = []
-    for node in space.nodes:
-        nodes.append(
-            [
-                tuple(zip(names, sources, strict=True))
-                for sources in itertools.combinations(range(node), EDGES_PER_NODE)
-                for names in itertools.product(
-                    *(choices(space, cell_type, source, node) for source in sources)
-                )
-            ]
-        )
-    for chosen in itertools.product(*nodes):
-        yield tuple(itertools.chain.from_iterable(chosen))
+D2NAS = search_methods.find("d2nas")
 
 
 def test_it_is_the_best_of_all_cells() -> None:
     for seed in range(2):
-        logits, costs = logits_of(SMALL, seed), costs_of(SMALL, seed)
+        logits, costs = spread_logits(SMALL, seed), costs_of(SMALL, seed)
         plain = uniform(SMALL, random.Random(0))
         base = log_probability(logits, draw_of(plain, SMALL))
         known = {}
@@ -88,20 +52,20 @@ def test_it_is_the_best_of_all_cells() -> None:
                 for one, two in itertools.product(known["normal"], known["reduce"])
                 if costs.of(plain) + one[0] + two[0] <= limit + 1e-9
             )
-            found = most_probable_within(logits, costs, limit + 1e-9)
+            found = best_within(D2NAS, logits, costs, limit + 1e-9)
             assert costs.of(found) <= limit + 1e-9
             assert log_probability(logits, draw_of(found, SMALL)) == pytest.approx(best)
         assert costs.of(cheapest(costs)) == pytest.approx(all_costs[0])
         with pytest.raises(ConfigError, match="the cheapest of the space takes"):
-            most_probable_within(logits, costs, all_costs[0] - 1e-6)
+            best_within(D2NAS, logits, costs, all_costs[0] - 1e-6)
 
 
 def test_the_most_probable_cell_is_kept_where_it_fits() -> None:
     for seed in range(2):
-        logits, costs = logits_of(SPACES["S0"], seed), costs_of(SPACES["S0"], seed)
+        logits, costs = spread_logits(SPACES["S0"], seed), costs_of(SPACES["S0"], seed)
         derived = derive_genotype(logits, logits.space)
-        assert most_probable_within(logits, costs, costs.of(derived)) == derived
-        other = most_probable_within(logits, costs, costs.of(derived) - 1e-9)
+        assert best_within(D2NAS, logits, costs, costs.of(derived)) == derived
+        other = best_within(D2NAS, logits, costs, costs.of(derived) - 1e-9)
         assert other != derived
 
 
@@ -123,12 +87,12 @@ def test_poolings_of_one_state_cost_once() -> None:
 
 @pytest.mark.parametrize("space", ["S1", "S2", "S4"])
 def test_other_spaces_and_ever_tighter_budgets(space: str) -> None:
-    logits, costs = logits_of(SPACES[space], 7), costs_of(SPACES[space], 7, ())
+    logits, costs = spread_logits(SPACES[space], 7), costs_of(SPACES[space], 7, ())
     full, least = costs.of(derive_genotype(logits, logits.space)), costs.of(cheapest(costs))
     last = float("inf")
     for part in (0.999, 0.8, 0.6, 0.4, 0.2, 0.0):
         limit = least + part * (full - least) + 1e-9
-        found = most_probable_within(logits, costs, limit)
+        found = best_within(D2NAS, logits, costs, limit)
         assert costs.of(found) <= limit
         value = log_probability(logits, draw_of(found, logits.space))
         assert value <= last + 1e-9
@@ -137,10 +101,10 @@ def test_other_spaces_and_ever_tighter_budgets(space: str) -> None:
 
 def test_control_a_greedy_repair_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the cheapest cell of all would give up is told apart from what the budget needs."""
-    logits, costs = logits_of(SMALL, 1), costs_of(SMALL, 1)
+    logits, costs = spread_logits(SMALL, 1), costs_of(SMALL, 1)
     full = costs.of(derive_genotype(logits, SMALL))
     limit = full - 0.2
-    found = most_probable_within(logits, costs, limit)
+    found = best_within(D2NAS, logits, costs, limit)
     greedy = cheapest(costs)
     assert costs.of(greedy) <= limit
     assert log_probability(logits, draw_of(found, SMALL)) > log_probability(
@@ -151,10 +115,46 @@ def test_control_a_greedy_repair_is_worse(monkeypatch: pytest.MonkeyPatch) -> No
 
     def first_alone(parts: object, room: float) -> object:
         front = merged(parts, room)  # type: ignore[arg-type]
-        return within_budget._Front(front.costs[:1], front.log_probabilities[:1], front.options[:1])
+        return within_budget._Front(front.costs[:1], front.scores[:1], front.options[:1])
 
     monkeypatch.setattr(within_budget, "_merged", first_alone)
-    worse = most_probable_within(logits, costs, limit)
+    worse = best_within(D2NAS, logits, costs, limit)
     assert log_probability(logits, draw_of(worse, SMALL)) < log_probability(
         logits, draw_of(found, SMALL)
     )
+
+
+@torch.no_grad()
+def darts_score(genotype: Genotype, logits: ArchLogits) -> float:
+    """Sum of the logarithms of the weights of its edges' operations, by hand."""
+    total = 0.0
+    for cell in CELL_TYPES:
+        for edge, column in places_of(genotype, logits.space, cell):
+            row = logits.ops(cell)[edge, : len(logits.space.candidates(cell)[edge])]
+            total += float(row.double().log_softmax(0)[column] + logits.edges(cell)[edge])
+    return total
+
+
+@pytest.mark.parametrize("method", ["darts", "pc-darts-4"])
+def test_by_the_rule_of_darts_it_is_the_best_of_all_cells_too(method: str) -> None:
+    logits, costs = spread_logits(SMALL, 5), costs_of(SMALL, 5)
+    kind = search_methods.find(method)
+    assert kind.keeps_limits
+    known = [
+        (costs.of(genotype), darts_score(genotype, logits))
+        for genotype in map(
+            Genotype,
+            *zip(*itertools.product(*(cells_of(SMALL, cell) for cell in CELL_TYPES)), strict=True),
+        )
+    ]
+    full = costs.of(kind.derive_from(logits))
+    assert darts_score(kind.derive_from(logits), logits) == pytest.approx(
+        max(one[1] for one in known)
+    )
+    least = min(one[0] for one in known)
+    for part in (0.2, 0.5, 0.9):
+        limit = least + part * (full - least)
+        found = best_within(kind, logits, costs, limit)
+        assert costs.of(found) <= limit
+        best = max(score for cost, score in known if cost <= limit)
+        assert darts_score(found, logits) == pytest.approx(best)

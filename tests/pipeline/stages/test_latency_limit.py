@@ -15,7 +15,7 @@ from d2nas.files.text_files import read_space
 from d2nas.genotype import Genotype, uniform
 from pipeline.commands.configuration import configure
 from pipeline.latency.fitting import Line, Part
-from pipeline.latency.limits import cell_costs, check_suits, serving_of
+from pipeline.latency.limits import check_suits, latency_costs, serving_of
 from pipeline.latency.measuring import Wanted
 from pipeline.latency.parts import OperationShape, Serving, operations_in
 from pipeline.latency.table import LatencyTable
@@ -64,7 +64,7 @@ def written(place: TinyPlace, table: LatencyTable) -> Path:
 
 
 def words(path: Path, limit: float) -> tuple[str, ...]:
-    keys = {"derive.latency_table": path, "derive.max_latency_ms": limit}
+    keys = {"run.latency_table": path, "derive.max_latency_ms": limit}
     return tuple(word for key, value in keys.items() for word in ("--set", f"{key}={value}"))
 
 
@@ -72,7 +72,7 @@ def test_costs_are_the_tables_predictions(tiny: TinyPlace) -> None:
     wanted = wanted_by(tiny)
     table = table_of(wanted, dil_conv_3x3=0.7, max_pool_3x3=0.3)
     sizes = {"num_cells": wanted.num_cells, "init_channels": wanted.init_channels}
-    costs, numbers = cell_costs(table, wanted.space, **sizes), random.Random(1)
+    costs, numbers = latency_costs(table, wanted.space, **sizes), random.Random(1)
     for _ in range(50):
         genotype = uniform(wanted.space, numbers)
         assert costs.of(genotype) == pytest.approx(table.predict(genotype, **sizes))
@@ -94,16 +94,16 @@ def test_another_cell_is_derived_where_the_most_probable_takes_longer(
     capfd.readouterr()
     assert tiny.run("derive", "tiny", *words(path, limit)) == 0
     told = capfd.readouterr().err
-    assert f"takes {unlimited:.3g} ms, so another one was derived" in told
+    assert f"the most probable cell takes {unlimited:.3g} ms, so it is another one, for" in told
     version = tiny.latest("derive")
     assert version is not None
     facts = version.manifest.facts
     found = Genotype.from_dict(facts["genotype"])
     assert found != probable
-    assert facts["predicted_latency_ms"] == pytest.approx(table.predict(found, **sizes))
-    assert facts["predicted_latency_ms"] <= limit
-    assert facts["most_probable_latency_ms"] == pytest.approx(unlimited)
-    assert facts["latency_table"] == table.digest
+    assert facts["limit"]["derived"] == pytest.approx(table.predict(found, **sizes))
+    assert facts["limit"]["derived"] <= limit == facts["limit"]["value"]
+    assert facts["limit"]["unlimited"] == pytest.approx(unlimited)
+    assert facts["limit"]["latency_table"] == table.digest
     # The same table elsewhere is the same; another limit is not, and a wide one keeps the cell.
     again = tiny.folder / "again.json"
     again.write_bytes(path.read_bytes())
@@ -126,7 +126,7 @@ def test_what_no_cell_keeps_is_told_before_the_search(
     assert tiny.run("run", str(tiny.preset), *fresh, *words(path, 0.5)) == 2
     told = capfd.readouterr().err
     # 0.25 + 2 (0.5 + two cells of 1 + their cheapest operations); nothing was searched.
-    assert "no cell keeps derive.max_latency_ms=0.5: the fastest of " in told
+    assert "no cell keeps derive.max_latency_ms=0.5: the cheapest of " in told
     assert "search: step" not in told
     assert tiny.run("derive", "tiny", *words(path, 0.5)) == 2
     assert "no cell keeps 0.5 ms: the cheapest of the space takes" in capfd.readouterr().err
@@ -174,11 +174,11 @@ def test_another_device_gaps_and_absent_files_are_refused(
 
 
 CONTRADICTIONS = {
-    "needs derive.latency_table": ["derive.max_latency_ms=3"],
+    "derive.max_latency_ms needs run.latency_table": ["derive.max_latency_ms=3"],
     "is not supported with derive.candidates": ["derive.candidates=3"],
     "or derive.budget": ["derive.budget=8"],
     "derive.genotype is one": ["derive.genotype=DARTS_V2"],
-    "gdas learns no distribution": ["search.method=gdas"],
+    "is not supported for fair-darts": ["search.method=fair-darts"],
 }
 
 
@@ -186,17 +186,17 @@ CONTRADICTIONS = {
 def test_contradictions_are_told(said: str) -> None:
     settings = CONTRADICTIONS[said]
     if "latency_table" not in said:
-        settings = [*settings, "derive.max_latency_ms=3", "derive.latency_table=t.json"]
+        settings = [*settings, "derive.max_latency_ms=3", "run.latency_table=t.json"]
     with pytest.raises(ConfigError, match=said):
         build_config({}, settings)
 
 
 def test_a_table_without_a_limit_changes_nothing() -> None:
-    config = build_config({}, ["derive.latency_table=nowhere.json"])
-    told = without_effect(config, ["derive.latency_table", "derive.max_latency_ms"])
-    assert told == {"derive.max_latency_ms=None": ["derive.latency_table"]}
+    config = build_config({}, ["run.latency_table=nowhere.json"])
+    told = without_effect(config, ["run.latency_table"])
+    assert told == {"no limit on latency": ["run.latency_table"]}
     plain = derive_stage.STAGE.own_config(build_config({}))
     assert derive_stage.STAGE.own_config(config) == plain
-    limited = build_config({}, ["derive.latency_table=nowhere.json", "derive.max_latency_ms=4"])
+    limited = build_config({}, ["run.latency_table=nowhere.json", "derive.max_latency_ms=4"])
     assert derive_stage.STAGE.reads_data(limited)
     assert not derive_stage.STAGE.reads_data(config)
