@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config import Limit
 from ..costs import CellCosts
 from ..errors import ConfigError
 from ..genotype import Genotype
@@ -97,6 +98,22 @@ def cheapest(costs: CellCosts) -> Genotype:
     return genotype_of(
         Draw(*(_draw(table, _front(table, np.inf).options[0]) for table in tables)), costs.space
     )
+
+
+def least_cost(costs: CellCosts, limit: Limit) -> float:
+    """Return what the cheapest cell of a space costs.
+
+    Raises ``ConfigError`` where that is above the limit.
+    """
+    found = cheapest(costs)
+    least = costs.of(found)
+    if least > limit.value:
+        raise ConfigError(
+            f"no cell keeps {limit.key}={limit.value:g}: the cheapest of {costs.space.name} takes "
+            f"{costs.describe(least)} ({found.describe('normal')})",
+            hint="a higher limit, or fewer retrain.num_cells or retrain.init_channels",
+        )
+    return least
 
 
 def _lists(scores: tuple[Tensor, Tensor]) -> tuple[list[float], list[list[float]]]:

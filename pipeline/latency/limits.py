@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from d2nas.config import Config, Limit
+from d2nas.config import Config
 from d2nas.costs import CellCosts
 from d2nas.data.sizes import stem_for
 from d2nas.errors import ConfigError
@@ -84,24 +84,6 @@ def costs_of(
         return latency_costs(table, space, **sizes)
     serving = serving_of(config, **shape, num_classes=num_classes, batch=1)
     return counted_costs(serving, quantity, space, **sizes)
-
-
-def least_cost(costs: CellCosts, limit: Limit) -> float:
-    """Return what the cheapest cell of a space costs.
-
-    Raises ``ConfigError`` where that is above the limit.
-    """
-    from d2nas.methods.within_budget import cheapest
-
-    found = cheapest(costs)
-    least = costs.of(found)
-    if least > limit.value:
-        raise ConfigError(
-            f"no cell keeps {limit.key}={limit.value:g}: the cheapest of {costs.space.name} takes "
-            f"{costs.describe(least)} ({found.describe('normal')})",
-            hint="a higher limit, or fewer retrain.num_cells or retrain.init_channels",
-        )
-    return least
 
 
 def costs_key(config: Config, quantity: str) -> dict[str, Any]:

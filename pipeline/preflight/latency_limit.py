@@ -3,7 +3,7 @@
 from d2nas.config import Config, Limit
 from d2nas.files.text_files import read_space
 
-from ..latency.limits import costs_of, least_cost
+from ..latency.limits import costs_of
 from .plan import data_shape
 
 
@@ -12,6 +12,8 @@ def check_limit(config: Config, limit: Limit) -> str:
 
     Raises ``ConfigError`` for a limit that no cell keeps, and for a table that does not suit.
     """
+    from d2nas.methods.within_budget import least_cost
+
     shape, name = data_shape(config.data), config.search.space
     costs = costs_of(
         config,

@@ -13,7 +13,7 @@ from d2nas.costs import CellCosts
 from d2nas.files.text_files import read_space
 from d2nas.spaces import SearchSpace
 
-from ..latency.limits import costs_key, costs_of, least_cost
+from ..latency.limits import costs_key, costs_of
 from ..report.training_curves import SEARCH_PANELS, cost_panel, draw_curves
 from ..store.forms import Form, require_valid
 from .stage import METRICS_FILE, Context, Facts, Stage, always, encode_rows, run_loop
@@ -91,6 +91,8 @@ def run(context: Context) -> Facts:
 
 def _costs(context: Context, space: SearchSpace) -> CellCosts | None:
     """Return what cells cost, where the search has a limit or a weight of it, and say so."""
+    from d2nas.methods.within_budget import least_cost
+
     search, data = context.config.search, context.data()
     if search.limit is None and search.latency_weight is None:
         return None

@@ -145,14 +145,15 @@ class Stage(Kind):
         """Return the part of the configuration that the stage depends on.
 
         Where the images lie is not part of it (their content's digest is), nor who reads them: a
-        batch is the same function of seed and step either way.
+        batch is the same function of seed and step either way. A latency table is part of what has
+        a limit on latency, by its digest.
         """
         part = self.own_config(config)
         if self.reads_data(config):
             values = config.to_dict()
             data = values["data"].items()
             part["data"] = {key: value for key, value in data if key not in _NOT_IN_RESULTS}
-            part["run"] = values["run"]
+            part["run"] = {"seed": values["run"]["seed"]}
         return part
 
     def key(self, config: Config, parents: Mapping[str, str], data_digest: str | None) -> str:
