@@ -9,25 +9,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..config import SearchConfig
+from ..config import QUANTITIES, SearchConfig
 from ..genotype import Genotype
 from ..spaces import CELL_TYPES, SearchSpace
 from .base import Method, Sizes, register_method
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ..nn.sampling import ArchLogits
 
 
+_READ = ("method", "space", "device", *(f"max_{quantity}" for quantity in QUANTITIES))
+
+
 @register_method("random")
 class RandomSearch(Method):
-    """One uniform genotype, nothing trained: logits that are one draw of Gumbel noise."""
+    """One uniform genotype, nothing trained: logits that are one draw of Gumbel noise.
+
+    Within a limit it is the cell of the largest noise, which is nearly uniform among those that
+    keep it.
+    """
 
     passes = (0, 0)
-    unread = tuple(
-        field for field in SearchConfig.model_fields if field not in ("method", "space", "device")
-    )
+    keeps_limits = True
+    unread = tuple(field for field in SearchConfig.model_fields if field not in _READ)
 
     def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
         import torch
@@ -55,3 +62,10 @@ class RandomSearch(Method):
         from .derivation import derive_genotype
 
         return derive_genotype(logits, logits.space)
+
+    @classmethod
+    def choice_scores(cls, logits: ArchLogits, cell_type: str) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of probabilities by the noise."""
+        from .derivation import probability_scores
+
+        return probability_scores(logits, cell_type)
