@@ -3,10 +3,11 @@
     python -m benchmarks.latency_table [--threads 1] [--batch 1] [--networks 40] > table.json
 
 A table of networks of 20 cells x 36 channels at 32 pixels is measured, as ``d2nas latency measure
-cifar10`` does; then random networks of S0 and the published ones are timed, in turns and by the
-same rule: the lowest of a network's medians over all rounds, which is what it takes while nothing
-else runs. Beside the table: how multiply-adds and parameters rank and predict them, each by the
-line of the least squared relative errors through all networks timed, which flatters them.
+cifar10`` does. Random networks of S0 and the published ones, which are no part of it, are timed in
+the same rounds and by the same rule: the lowest of a network's medians over all rounds, which is
+what it takes while nothing else runs. Beside the table: how multiply-adds and parameters rank and
+predict them, each by the line of the least squared relative errors through all networks timed,
+which flatters them.
 """
 
 import argparse
@@ -20,19 +21,15 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from d2nas.genotype import PUBLISHED, Genotype, uniform
-from d2nas.measure.cost import count_cost
-from d2nas.nn.network import Network
 from d2nas.spaces import SPACES
+from pipeline.latency.counts import count_network
 from pipeline.latency.fitting import calibrate
-from pipeline.latency.graphs import network_graph
-from pipeline.latency.measuring import Wanted, measure_table
+from pipeline.latency.measuring import Wanted, measure_beside
 from pipeline.latency.parts import Serving
 from pipeline.latency.summary import summary
-from pipeline.latency.timing import time_in_turns
-from pipeline.onnx_io.session import open_session
+from pipeline.latency.timing import ROUNDS
 
 CELLS, CHANNELS, SIZE = 20, 36, 32
-ROUNDS = 12
 SEED = 77
 """Of the random networks; the table's are others."""
 
@@ -52,7 +49,6 @@ def main() -> None:
         batch=arguments.batch,
     )
     wanted = Wanted(space, CELLS, arguments.channels, serving)
-    table = measure_table(wanted, device=arguments.device, num_threads=arguments.threads)
     networks = {
         name: genotype
         for name in PUBLISHED
@@ -60,27 +56,26 @@ def main() -> None:
     }
     numbers = random.Random(SEED)
     networks |= {f"random {index}": uniform(space, numbers) for index in range(arguments.networks)}
-    sessions = [
-        open_session(
-            network_graph(wanted.claim(genotype), serving),
-            device=arguments.device,
-            num_threads=arguments.threads,
-        )
-        for genotype in networks.values()
-    ]
-    timings = time_in_turns(sessions, arguments.batch, rounds=ROUNDS)
+    table, timings = measure_beside(
+        wanted,
+        [*networks.values()],
+        device=arguments.device,
+        num_threads=arguments.threads,
+        rounds=arguments.rounds,
+        done=lambda number: sys.stderr.write(f"round {number}\n"),
+    )
     rows = []
     for (name, genotype), timing in zip(networks.items(), timings, strict=True):
         sizes = {"num_cells": CELLS, "init_channels": arguments.channels}
-        cost = count_cost(Network(genotype, **sizes), (3, SIZE, SIZE))
+        counts = count_network(wanted.claim(genotype), SIZE)
         rows.append(
             {
                 "network": name,
                 "measured_ms": timing.quietest_ms,
                 "middle_round_ms": statistics.median(timing.medians_ms),
                 "predicted_ms": table.predict(genotype, **sizes),
-                "macs": cost.macs,
-                "params": cost.params,
+                "macs": counts.macs,
+                "params": counts.params,
             }
         )
     told = {"table": summary(table), "channels": arguments.channels, **judged(rows), "rows": rows}
@@ -95,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--channels", type=int, default=CHANNELS)
     parser.add_argument("--networks", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     return parser.parse_args()
 
 

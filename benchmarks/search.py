@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from d2nas.config import Config, DataConfig, SearchConfig
 from d2nas.config.registry import search_methods
+from d2nas.costs import CellCosts
 from d2nas.data.images import ImageData, ImageSet, load_data
 from d2nas.files.text_files import read_space
 from d2nas.methods.base import Method
@@ -83,7 +84,7 @@ class StepRunner:
         return TimedWork(name, lambda: self.run(steps), {"step": steps, "pass": passes})
 
 
-def search_of(config: Config) -> Search:
+def search_of(config: Config, costs: CellCosts | None = None) -> Search:
     """Return the search that a configuration describes, before its first step, on the CPU."""
     return Search(
         config.search,
@@ -92,6 +93,7 @@ def search_of(config: Config) -> Search:
         seed=config.run.seed,
         device=torch.device("cpu"),
         augmentation=config.data,
+        costs=costs,
     )
 
 

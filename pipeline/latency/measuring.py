@@ -1,5 +1,6 @@
 """Measures a latency table: random cells of every shape, and a few whole networks, in turns."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -99,12 +100,30 @@ def measure_table(
     num_threads: int | None,
     rounds: int = ROUNDS,
     began: Callable[[int, int], None] = lambda _models, _rounds: None,
-    done: Callable[[int], None] = lambda _round: None,
+    done: Callable[[int], object] = lambda _round: None,
 ) -> LatencyTable:
     """Time the parts of a network on ``device`` and return their table.
 
     ``began`` is told the numbers of models and rounds, ``done`` each round that is over. Raises
     what ``open_session`` and the sessions raise.
+    """
+    return measure_beside(
+        wanted, (), device=device, num_threads=num_threads, rounds=rounds, began=began, done=done
+    )[0]
+
+
+def measure_beside(
+    wanted: Wanted,
+    others: Sequence[Genotype],
+    *,
+    device: str,
+    num_threads: int | None,
+    rounds: int = ROUNDS,
+    began: Callable[[int, int], None] = lambda _models, _rounds: None,
+    done: Callable[[int], object] = lambda _round: None,
+) -> tuple[LatencyTable, list[InTurns]]:
+    """Return a table as ``measure_table``, and the times of other networks, which are no part of
+    it, in the same rounds: whatever the machine does meanwhile, it does to all.
     """
     numbers = random.Random(0)
     cells = cells_to_time(wanted, numbers)
@@ -113,19 +132,19 @@ def measure_table(
     graphs = [
         outside_graph(wanted.claim(genotypes[0]), serving),
         *(cell_graph(cell.shape, cell.layout, serving) for cell in cells),
-        *(network_graph(wanted.claim(genotype), serving) for genotype in genotypes),
+        *(network_graph(wanted.claim(genotype), serving) for genotype in (*genotypes, *others)),
     ]
     sessions = [open_session(graph, device=device, num_threads=num_threads) for graph in graphs]
     began(len(sessions), rounds)
-    timings = time_in_turns(sessions, serving.batch, rounds=rounds, done=done)
-    of_cells, of_networks = timings[1 : 1 + len(cells)], timings[1 + len(cells) :]
+    timings = iter(time_in_turns(sessions, serving.batch, rounds=rounds, done=done))
+    outside = next(timings).quietest_ms
+    of_cells = list(itertools.islice(timings, len(cells)))
     networks = [
         Measured(
             genotype, wanted.num_cells, wanted.init_channels, timing.quietest_ms, timing.spread
         )
-        for genotype, timing in zip(genotypes, of_networks, strict=True)
+        for genotype, timing in zip(genotypes, timings, strict=False)
     ]
-    outside = timings[0].quietest_ms
     rows = [*_rows(cells, of_cells), *_network_rows(wanted, networks, outside)]
     table = LatencyTable(
         device=describe_device(sessions[0].device),
@@ -136,8 +155,8 @@ def measure_table(
         line=Line(0.0, 1.0),
         networks=networks,
     )
-    sums = sums_of(table)
-    return replace(table, line=calibrate(sums, [one.milliseconds for one in networks]))
+    line = calibrate(sums_of(table), [one.milliseconds for one in networks])
+    return replace(table, line=line), list(timings)
 
 
 def networks_to_time(space: SearchSpace, numbers: random.Random) -> list[Genotype]:
@@ -224,7 +243,7 @@ def time_again(
     *,
     device: str,
     rounds: int = ROUNDS,
-    done: Callable[[int], None] = lambda _round: None,
+    done: Callable[[int], object] = lambda _round: None,
 ) -> tuple[Drift, dict[str, Any]]:
     """Time the networks of a table again; return how they have changed, and the device of now."""
     graphs = [

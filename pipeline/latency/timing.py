@@ -44,7 +44,7 @@ def time_in_turns(
     batch: int,
     *,
     rounds: int = ROUNDS,
-    done: Callable[[int], None] = lambda _round: None,
+    done: Callable[[int], object] = lambda _round: None,
     clock: Clock = time.perf_counter_ns,
 ) -> list[InTurns]:
     """Time every model on a batch of so many images, which lies on its device, in every round.
