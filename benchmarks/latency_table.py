@@ -22,12 +22,12 @@ from scipy.stats import spearmanr
 
 from d2nas.genotype import PUBLISHED, Genotype, uniform
 from d2nas.spaces import SPACES
+from pipeline.latency import ROUNDS
 from pipeline.latency.counts import count_network
 from pipeline.latency.fitting import calibrate
 from pipeline.latency.measuring import Wanted, measure_beside
 from pipeline.latency.parts import Serving
 from pipeline.latency.summary import summary
-from pipeline.latency.timing import ROUNDS
 
 CELLS, CHANNELS, SIZE = 20, 36, 32
 SEED = 77

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..latency import ROUNDS
 from .options import (
     DataRootOption,
     DeviceOption,
@@ -32,7 +33,6 @@ TableArgument = Annotated[
 RoundsOption = Annotated[
     int, typer.Option("--rounds", min=2, max=1000, help="How often each model has its turn.")
 ]
-_ROUNDS = 24
 
 
 @latency.callback(invoke_without_command=True)
@@ -61,7 +61,7 @@ def measure_command(
     to: Annotated[
         Path | None, typer.Option("--to", help="File to write; default: latency-PRESET.json.")
     ] = None,
-    rounds: RoundsOption = _ROUNDS,
+    rounds: RoundsOption = ROUNDS,
     as_json: JsonOption = False,
 ) -> None:
     """Time the parts of a preset's networks; write their table.
@@ -115,27 +115,39 @@ def predict_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the latency of a network by its genotype."""
+    """Predict latency, count multiply-adds, parameters, memory."""
+    from dataclasses import asdict
+
     from d2nas.genotype import read_genotype
 
     from ..console import Console
+    from ..latency.counts import count_network
+    from ..latency.memory import least_memory
 
     found, console = _read(table), Console()
-    size = found.networks[0]
+    size, serving, cell = found.networks[0], found.serving, read_genotype(genotype)
     sizes = {"num_cells": cells or size.num_cells, "init_channels": channels or size.init_channels}
-    milliseconds = found.predict(read_genotype(genotype), **sizes)
+    milliseconds = found.predict(cell, **sizes)
+    claim = serving.claim(cell, **sizes)
+    counts, memory = count_network(claim, serving.image_size), least_memory(claim, serving)
     if as_json:
-        console.data({"latency_ms": milliseconds, "batch": found.serving.batch, **sizes})
+        predicted = {"latency_ms": milliseconds, "batch": serving.batch, **sizes}
+        console.data({**predicted, **asdict(counts), "least_memory_bytes": memory.total})
         return
     console.say(
-        f"{milliseconds:.3g} ms for batch {found.serving.batch} of {sizes['num_cells']} cells x "
+        f"{milliseconds:.3g} ms for batch {serving.batch} of {sizes['num_cells']} cells x "
         f"{sizes['init_channels']} channels on {found.device['label']}: a prediction"
+    )
+    console.say(
+        f"{counts.macs:,} multiply-adds for an image, {counts.params:,} parameters; memory of at "
+        f"least {memory.total / 2**20:.3g} MiB: weights {memory.weights / 2**20:.3g}, maps alive "
+        f"at once {memory.maps / 2**20:.3g}"
     )
 
 
 @latency.command("check")
 def check_command(
-    table: TableArgument, rounds: RoundsOption = _ROUNDS, as_json: JsonOption = False
+    table: TableArgument, rounds: RoundsOption = ROUNDS, as_json: JsonOption = False
 ) -> None:
     """Time a table's networks again: has the machine changed?
 

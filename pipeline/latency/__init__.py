@@ -2,6 +2,9 @@
 
 ``graphs`` builds the ONNX graph of a network or of one cell without torch, ``parts`` says what a
 deployed network is made of, ``timing`` times graphs in turns, ``fitting`` finds what each part
-takes, ``measuring`` makes a table of it, ``table`` predicts and is the file, ``limits`` holds cells
-to a limit, ``summary`` shows a table.
+takes, ``measuring`` makes a table of it, ``table`` predicts and is the file, ``summary`` shows it.
+``counts`` and ``memory`` say what needs no measuring, ``limits`` what cells of a space cost.
 """
+
+ROUNDS = 24
+"""How often each model has its turn."""

@@ -14,11 +14,12 @@ from ..identity.layout import DEPLOYED_OPERATIONS, CellLayout, Claim
 from ..onnx_io.devices import Device
 from ..onnx_io.runtime import load_runtime
 from ..onnx_io.session import OnnxSession, open_session
+from . import ROUNDS
 from .fitting import Line, Part, Timed, calibrate, part_times
 from .graphs import cell_graph, network_graph, outside_graph
 from .parts import CellShape, Serving, network_cells, operations_in
 from .table import LatencyTable, Measured
-from .timing import ROUNDS, InTurns, time_in_turns
+from .timing import InTurns, time_in_turns
 
 CELLS_PER_OPERATION = 2
 """Random cells of a shape for each operation that is seen in no other shape."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from ..onnx_io.latency import timing_images
 from ..onnx_io.session import OnnxSession
+from . import ROUNDS
 
-ROUNDS = 24
 TURN_MILLISECONDS = 6.0
 MIN_RUNS = 3
 """Of a model in its turn, after one that does not count."""
