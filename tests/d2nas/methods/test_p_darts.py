@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import campaigns
 import pytest
 import torch
 from rivals import (
@@ -203,6 +204,7 @@ def searching() -> Search:
     return search
 
 
+@pytest.mark.long
 def test_a_search_goes_through_its_stages_and_resumes_bit_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -214,5 +216,6 @@ def test_a_search_goes_through_its_stages_and_resumes_bit_equal(
     assert any(skip.rate > 0 for skip in whole.method._skips)  # type: ignore[attr-defined]
     rates = [row["weight_lr"] for row in whole.metrics]
     assert rates[0] == rates[2] == rates[4] > rates[1] == rates[3] == rates[5]
-    for stop in (3, 4, 7):  # in a stage, at its end, in the next one
+    # In a stage, at its end, in the next one.
+    for stop in (3, 4, 7) if campaigns.LONG else (4,):
         assert same_end(whole, continued(searching(), states[stop])), stop

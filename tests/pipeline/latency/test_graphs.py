@@ -46,14 +46,13 @@ EVERYTHING = (
     ("conv_7x1_1x7", 0),
 )
 SETTINGS = {
-    "cifar": PLAIN,
     "imagenet": replace(PLAIN, image_size=64, stem="imagenet", opset=18),
     "pixels": replace(PLAIN, image_size=15, in_channels=1, input_type="uint8"),
     "half": replace(PLAIN, precision="fp16"),
 }
 
 
-def claim_of(genotype: Genotype, serving: Serving, cells: int = 4, channels: int = 8) -> Claim:
+def claim_of(genotype: Genotype, serving: Serving, cells: int = 3, channels: int = 8) -> Claim:
     sizes = (serving.num_classes, serving.in_channels, serving.stem)
     return Claim(genotype, cells, channels, *sizes)
 
