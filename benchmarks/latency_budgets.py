@@ -30,7 +30,6 @@ import torch
 from d2nas.config import Config
 from d2nas.data.images import load_data
 from d2nas.genotype import Genotype, uniform
-from d2nas.methods.within_budget import best_within
 from d2nas.spaces import SPACES
 from pipeline.commands.configuration import configure
 from pipeline.latency.graphs import network_graph
@@ -157,10 +156,11 @@ def search_all(data_root: str, ends: float) -> None:
                 limit_ms=limit,
                 seed=seed,
                 table=table.digest,
-                genotype=best_within(type(search.method), search.logits, costs, limit).to_dict(),
+                genotype=search.derive().to_dict(),
                 most_probable=search.method.derive().to_dict(),
                 expected_ms=[row["expected_latency_ms"] for row in search.metrics],
                 derived_ms=[row["derived_latency_ms"] for row in search.metrics],
+                price=[row["price"] for row in search.metrics],
                 cpu_seconds=round(time.process_time() - began, 1),
             )
 

@@ -1,75 +1,99 @@
-"""Limit on the expected cost of what is searched: corrections of the logits' updates (ours).
+"""Limit on the expected cost of what is searched: a price on operations that is solved for (ours).
 
-A search that minimizes loss + multiplier * cost has to guess the multiplier, or to adapt it from
-step to step; Adam, which brings every gradient to one size, and a multiplier that lags behind make
-the cost overshoot. Here the multiplier is solved for. With c(x) the expected cost at the logits x
-and T the limit, an update from x to y is followed by the smallest correction s that leaves
+A search that minimizes loss + multiplier * cost has to guess the multiplier, and what it learns is
+neither what an operation is worth nor what it costs, but a mixture of both: its most probable cell
+costs anything. Here the logits learn worth alone. What is sampled (or weighs a mixture) is their
+distribution with a price m on every operation,
 
-    log c(y + s) - log c(x) <= -RATE / steps * log(c(x) / T),
+    p(o on e)  proportional to  p(o) exp(-m c(o on e)),
 
-to first order: where the cost is above the limit it falls geometrically, to a fraction of
-exp(-RATE) of the excess within the search; where it is below, updates may use up the same part of
-what is left; and on the limit all that remains of an update is what does not raise the cost, as the
-Lagrangian's stationary point asks. In place of what this one update does to the cost stands a
-running mean of what the last ones did: of updates that are mostly noise the limit would else stop
-the half that goes up, and the cost would drift far below it.
+of all distributions with that mean cost the one nearest to the learned one (in the Kullback-Leibler
+divergence, given the edges); an edge is as much less probable as its operations are dearer,
+
+    logit(e) + log sum over o of p(o) exp(-m c(o on e)).
+
+The price is the least one at which the expected cost, which is exact, keeps the limit: 0 where the
+learned distribution does. It depends on the logits alone, so that nothing has to be kept or tuned.
+The cell is derived from the unpriced logits, as the one of the most worth within the limit
+(``methods.within_budget``).
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.expected_cost import ExpectedCost
+from ..nn.probability import operation_log_probabilities
 from ..nn.sampling import ArchLogits
+from ..spaces import CELL_TYPES
 
-RATE = 10.0
-"""How many times within a search the excess falls to 1/e of itself."""
-WINDOWS = 50.0
-"""Windows of the running mean in a search."""
+TOLERANCE = 1e-6
+"""Of the price, relative."""
+HIGHEST = 60.0
+"""What a price takes at most from a logit: the dearest operation is then as good as gone."""
 
 
-class CostLimit(nn.Module):
-    """Correction of updates of logits, and the one number that it keeps: a checkpoint's buffer.
+class CostLimit:
+    """Price that keeps the expected cost within a limit.
 
-    ``steps``: updates of the logits in the whole search. ``largest``: what a correction moves a
-    logit by at most, on average over the logits (root mean square): an update of Adam's.
+    ``edges``: whether edges have prices, too; not for methods that learn none.
     """
 
-    drift: Tensor
-    """Running mean of what an update does to the logarithm of the cost."""
-
-    def __init__(self, expected: ExpectedCost, limit: float, *, steps: int, largest: float) -> None:
-        super().__init__()
-        self.expected, self.limit = expected, limit
-        self._rate = RATE / max(steps, RATE)
-        self._share = min(1.0, WINDOWS / max(steps, 1))
-        self._largest = largest
-        self.register_buffer("drift", torch.zeros((), dtype=torch.float64))
-
-    def logarithm(self, logits: ArchLogits) -> float:
-        """Return the logarithm of the expected cost."""
-        with torch.no_grad():
-            return float(self.expected(logits).log())
+    def __init__(self, expected: ExpectedCost, limit: float, *, edges: bool) -> None:
+        self.expected, self.limit, self.edges = expected, limit, edges
+        self._cost = {cell: _padded(expected, cell) for cell in CELL_TYPES}
+        dearest = max(float(cost_EO.max()) for cost_EO in self._cost.values())
+        self._highest = HIGHEST / dearest if dearest else 0.0
 
     @torch.no_grad()
-    def correct(self, logits: ArchLogits, learned: Sequence[nn.Parameter], before: float) -> None:
-        """Correct an update that was just made. ``before``: ``logarithm`` before it; ``learned``:
-        the parameters that may move.
+    def price(self, logits: ArchLogits) -> float:
+        """Return the price, per unit of cost: the least that keeps the limit, or the highest one
+        where the distribution keeps it at none.
         """
-        with torch.enable_grad():
-            after = self.expected(logits).log()
-            gradients = torch.autograd.grad(after, learned)
-        self.drift.lerp_(after.detach() - before, self._share)
-        wanted = float(self.drift) + self._rate * (before - math.log(self.limit))
-        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-        if wanted <= 0.0 or norm == 0.0:
+        from scipy.optimize import brentq
+
+        def excess(price: float) -> float:
+            with self.priced(logits, price):
+                return float(self.expected(logits).log()) - math.log(self.limit)
+
+        if self._highest == 0.0 or excess(0.0) <= 0.0:
+            return 0.0
+        if excess(self._highest) >= 0.0:
+            return self._highest
+        found: float = brentq(excess, 0.0, self._highest, rtol=TOLERANCE)
+        return found
+
+    @contextlib.contextmanager
+    def priced(self, logits: ArchLogits, price: float) -> Iterator[None]:
+        """Let the logits be those with a price, and afterwards again what they were."""
+        if price == 0.0:
+            yield
             return
-        number = sum(gradient.numel() for gradient in gradients)
-        length = min(wanted / norm, self._largest * math.sqrt(number))
-        for parameter, gradient in zip(learned, gradients, strict=True):
-            parameter.sub_(gradient, alpha=length / norm)
+        kept = [(parameter, parameter.detach().clone()) for parameter in logits.parameters()]
+        with torch.no_grad():
+            for cell, cost_EO in self._cost.items():
+                log_p_EO = operation_log_probabilities(logits, cell)
+                logits.ops(cell).sub_(price * cost_EO)
+                if self.edges:
+                    logits.edges(cell).add_((log_p_EO - price * cost_EO).logsumexp(dim=1))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in kept:
+                    parameter.copy_(value)
+
+
+def _padded(expected: ExpectedCost, cell_type: str) -> Tensor:
+    """Return the costs of a cell type's operations as a table, (E, O); 0 where there is none."""
+    costs = expected.costs
+    rows, columns = costs.operations[cell_type], costs.space.num_columns(cell_type)
+    return torch.tensor(
+        [[*row, *[0.0] * (columns - len(row))] for row in rows], dtype=torch.float64
+    )
 
 
 def add_cost_gradient(

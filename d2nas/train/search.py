@@ -7,11 +7,12 @@ A whole search, step by step:
     )
     for report in search.run():
         ...
-    genotype = search.method.derive()
+    genotype = search.derive()
 
 ``search`` does all of it in one call.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ from ..files.text_files import read_space
 from ..genotype import Genotype
 from ..measure.cost import LiveBytes
 from ..methods.base import Batch, EpochEnd, Measured, Method, Sizes, StepContext
+from ..methods.within_budget import best_within, least_cost
 from ..nn.expected_cost import ExpectedCost
 from ..nn.network import load_weights
 from ..nn.operations import initialize
@@ -93,7 +95,7 @@ def search(
     for report in searched.run():
         if on_epoch is not None and report.metrics is not None:
             on_epoch(report.metrics)
-    return searched.method.derive()
+    return searched.derive()
 
 
 class Search(Loop):
@@ -150,18 +152,36 @@ class Search(Loop):
         self.metrics = []
         self._sums = StepSums(_SUMS, device)
         self._cost_limit = self._limit_on_costs()
+        self._price: float | None = None
         self._take_supernet()
         self._count_steps()
 
     def _limit_on_costs(self) -> CostLimit | None:
-        config = self.config
-        if self._expected_cost is None or config.limit is None:
+        if self._expected_cost is None or self.config.limit is None:
             return None
-        halves = self.method.architecture_halves(self.steps_per_epoch)
-        steps = halves * (config.epochs - config.warmup_epochs)
-        return CostLimit(
-            self._expected_cost, config.limit.value, steps=steps, largest=config.arch_lr
-        )
+        edges = self.method.learns_edges
+        return CostLimit(self._expected_cost, self.config.limit.value, edges=edges)
+
+    @contextlib.contextmanager
+    def priced(self) -> Iterator[None]:
+        """Let the logits be those that keep the limit, if there is one."""
+        if self._cost_limit is None:
+            yield
+            return
+        if self._price is None:
+            self._price = self._cost_limit.price(self.logits)
+        with self._cost_limit.priced(self.logits, self._price):
+            yield
+
+    def derive(self) -> Genotype:
+        """Return the genotype of the logits as they are, within the limit.
+
+        Raises ``ConfigError`` where no cell keeps it.
+        """
+        if self._cost_limit is None:
+            return self.method.derive()
+        costs, limit = self._cost_limit.expected.costs, self._cost_limit.limit
+        return best_within(type(self.method), self.logits, costs, limit)
 
     @property
     def learned_logits(self) -> list[nn.Parameter]:
@@ -177,11 +197,9 @@ class Search(Loop):
         self.supernet, self.logits = self.method.supernet, self.method.logits
         self.space = self.logits.space
         self.network = to_device(self.supernet, self.device)
-        modules: dict[str, nn.Module] = {"supernet": self.supernet, "logits": self.logits}
-        if self._cost_limit is not None:
-            modules["cost_limit"] = self._cost_limit
+        self._price = None
         trained = Trained(
-            modules=modules,
+            modules={"supernet": self.supernet, "logits": self.logits},
             optimizers=self._optimizers() if self.trains else {},
             sums=self._sums,
             memory=self.method.memory,
@@ -223,6 +241,7 @@ class Search(Loop):
         if self.method.supernet is not self.supernet:
             self._take_supernet()
         super().restore(state)
+        self._price = None
         self._count_steps()
 
     def end_epoch(self, step: int) -> None:
@@ -234,6 +253,7 @@ class Search(Loop):
             return
         epoch, epochs, row = self.epoch_at(step), self.config.epochs, self.metrics[-1]
         following = self.method.close_epoch(self._epoch_end(step))
+        self._price = None
         if type(following) is not int or not 0 <= following <= epochs:
             raise ConfigError(
                 f"the search method {self.method.name}: invalid next epoch: {following!r}"
@@ -280,14 +300,12 @@ class Search(Loop):
         return {"sgd": self.weight_optimizer, "adam": self.arch_optimizer}
 
     def move_logits(self) -> None:
-        """Move the logits by their gradients, by what they cost, and no further than the limit."""
-        weight, limit = self.config.latency_weight, self._cost_limit
+        """Move the logits by their gradients, and by what they cost where that has a weight."""
+        weight = self.config.latency_weight
         if weight is not None and self._expected_cost is not None:
             add_cost_gradient(self.logits, self.learned_logits, self._expected_cost, weight)
-        before = None if limit is None else limit.logarithm(self.logits)
         self.method.update_logits(self.arch_optimizer)
-        if limit is not None and before is not None:
-            limit.correct(self.logits, self.learned_logits, before)
+        self._price = None
 
     def streams(self) -> tuple[Batches, ...]:
         """Return where its batches come from."""
@@ -405,7 +423,7 @@ class Search(Loop):
         }
 
     def _describe_logits(self) -> dict[str, Any]:
-        genotype = self.method.derive()
+        genotype = self.derive()
         entropies = {
             cell: self.logits.entropy(cell, none_too=self.method.searches_none)
             for cell in CELL_TYPES
@@ -422,20 +440,24 @@ class Search(Loop):
         }
 
     def _describe_costs(self, genotype: Genotype) -> dict[str, float]:
-        """Return the expected cost and the derived cell's, where costs are looked at."""
+        """Return the expected cost, the derived cell's and the price, where costs are looked at."""
         if self._expected_cost is None:
             return {}
         costs = self._expected_cost.costs
-        with torch.no_grad():
+        with torch.no_grad(), self.priced():
             expected = float(self._expected_cost(self.logits))
         return {
             f"expected_{costs.quantity}": expected,
             f"derived_{costs.quantity}": costs.of(genotype),
+            **({} if self._price is None else {"price": self._price}),
         }
 
 
 def _checked(costs: CellCosts | None, config: SearchConfig, method: Method) -> CellCosts | None:
-    """Return the costs that a search looks at, those of its space; None where it looks at none."""
+    """Return the costs that a search looks at; None where it looks at none.
+
+    Raises ``ConfigError`` for costs of something else, and for a limit that no cell keeps.
+    """
     limit, weight = config.limit, config.latency_weight
     if limit is None and weight is None:
         return None
@@ -449,6 +471,8 @@ def _checked(costs: CellCosts | None, config: SearchConfig, method: Method) -> C
         raise ConfigError(
             f"costs of space {costs.space.name} are none of {method.logits.space.name}"
         )
+    if limit is not None:
+        least_cost(costs, limit)
     return costs
 
 
@@ -537,9 +561,9 @@ def architecture_step(search: Search, step: int) -> None:
     """Update the logits by the method's gradient on one batch of the architecture half."""
     search.arch_optimizer.zero_grad()
     batch = search.batch(search.arch_batches, step)
-    measured = search.method.architecture_gradients(
-        batch, _context(search, step, "architecture-draw")
-    )
+    context = _context(search, step, "architecture-draw")
+    with search.priced():
+        measured = search.method.architecture_gradients(batch, context)
     search.ranks.mean_gradients(search.logits.parameters())
     measured = _over_ranks(search, measured)
     search.trained.sums.add(arch_loss=measured.loss, arch_accuracy=measured.accuracy)
@@ -567,7 +591,9 @@ def weight_step(search: Search, step: int) -> None:
         limit *= search.method.gradients_summed**0.5
     search.weight_optimizer.zero_grad()
     batch = search.batch(search.weight_batches, step)
-    measured = search.method.weight_gradients(batch, _context(search, step, "weight-draw"))
+    context = _context(search, step, "weight-draw")
+    with search.priced():
+        measured = search.method.weight_gradients(batch, context)
     if step == 0 and not any(weight.grad is not None for weight in search.method.weights):
         raise ConfigError(f"the search method {search.method.name} gives no weight a gradient")
     search.ranks.mean_gradients(search.method.weights)

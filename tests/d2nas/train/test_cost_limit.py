@@ -1,14 +1,24 @@
 """Limits on the expected cost of what is searched, and its weight."""
 
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 from cell_costs import costs_of
-from searches import CHEAP, continued, final_state, finish, run_with_states, same_end, search_by
+from searches import (
+    CHEAP,
+    continued,
+    finish,
+    run_with_states,
+    same_end,
+    search_by,
+    spread_logits,
+)
 
 from d2nas.costs import CellCosts
 from d2nas.errors import ConfigError
+from d2nas.genotype import Genotype
+from d2nas.methods.within_budget import cheapest
 from d2nas.nn.expected_cost import ExpectedCost
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, SPACES
@@ -18,6 +28,7 @@ from d2nas.train.search import Search
 S0 = SPACES["S0"]
 COSTS = costs_of(S0, 1)
 SMALL_COSTS = costs_of(CHEAP, 1)
+SMALL_MACS = replace(SMALL_COSTS, quantity="macs")
 WITHIN = ("search.warmup_epochs=0", "search.epochs=8", "search.arch_lr=0.05")
 WEIGHT = "search.latency_weight=1"
 TABLE = "run.latency_table=unread.json"
@@ -28,67 +39,72 @@ def expected(logits: ArchLogits, costs: CellCosts) -> float:
         return float(ExpectedCost(costs)(logits))
 
 
-def uniform_logits() -> ArchLogits:
-    return ArchLogits(S0, generator=torch.Generator().manual_seed(0))
+def priced(logits: ArchLogits, costs: CellCosts, limit: float) -> tuple[float, float]:
+    """The price, and the expected cost with it; the logits are afterwards what they were."""
+    within = CostLimit(ExpectedCost(costs), limit, edges=True)
+    kept = {name: value.clone() for name, value in logits.state_dict().items()}
+    price = within.price(logits)
+    with within.priced(logits, price):
+        found = expected(logits, costs)
+    assert all(torch.equal(value, kept[name]) for name, value in logits.state_dict().items())
+    return price, found
 
 
-START = expected(uniform_logits(), COSTS)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("scale", [0.01, 1.0, 4.0])
+def test_the_price_is_the_least_that_keeps_the_limit(seed: int, scale: float) -> None:
+    logits = spread_logits(S0, seed, scale=scale)
+    free, least = expected(logits, COSTS), COSTS.of(cheapest(COSTS))
+    last = 0.0
+    for share in (1.5, 1.0, 0.9, 0.6, 0.3, 0.1):
+        limit = least + share * (free - least)
+        price, found = priced(logits, COSTS, limit)
+        if share >= 1.0:
+            assert (price, found) == (0.0, free)
+        else:
+            assert found == pytest.approx(limit, rel=1e-4)
+            assert price > last
+            last = price
+            # The control: a little less does not keep it.
+            within = CostLimit(ExpectedCost(COSTS), limit, edges=True)
+            with within.priced(logits, 0.99 * price):
+                assert expected(logits, COSTS) > (1 + 1e-6) * limit
 
 
-def moved(*, limit: float | None, noise: float, pull: float, steps: int = 400) -> list[float]:
-    """Expected costs after each update by noise and by a pull towards what costs more."""
-    logits, numbers = uniform_logits(), torch.Generator().manual_seed(0)
-    learned = list(logits.parameters())
-    optimizer = torch.optim.Adam(learned, lr=0.01, betas=(0.5, 0.999))
-    within = (
-        None if limit is None else CostLimit(ExpectedCost(COSTS), limit, steps=steps, largest=0.01)
-    )
-    found = []
-    for _ in range(steps):
-        gradients = torch.autograd.grad(ExpectedCost(COSTS)(logits).log(), learned)
-        for parameter, gradient in zip(learned, gradients, strict=True):
-            draw = torch.randn(parameter.shape, generator=numbers)
-            parameter.grad = noise * draw - pull * gradient
-        before = None if within is None else within.logarithm(logits)
-        optimizer.step()
-        if within is not None and before is not None:
-            within.correct(logits, learned, before)
-        found.append(expected(logits, COSTS))
-    return found
+def test_what_costs_alike_keeps_its_order_and_what_is_dearer_loses() -> None:
+    costs = CellCosts(S0, 1.0, COSTS.operations, ())
+    for cell in CELL_TYPES:
+        assert len({len(row) for row in costs.operations[cell]}) == 1
+    logits = spread_logits(S0, 1)
+    before = logits.normal_ops.detach().clone()
+    within = CostLimit(ExpectedCost(costs), 0.8 * expected(logits, costs), edges=True)
+    price = within.price(logits)
+    with within.priced(logits, price):
+        taken = before - logits.normal_ops.detach()
+    dear = torch.tensor(costs.operations["normal"])
+    torch.testing.assert_close(taken, (price * dear).float(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("noise", "pull"), [(0.0, 1.0), (0.02, 1.0), (0.3, 3.0)])
-@pytest.mark.parametrize("share", [0.85, 1.03])
-def test_the_expected_cost_comes_to_the_limit_and_stays(
-    noise: float, pull: float, share: float
-) -> None:
-    limit = share * START
-    free = moved(limit=None, noise=noise, pull=pull)
-    held = moved(limit=limit, noise=noise, pull=pull)
-    assert free[-1] > 1.02 * limit  # the control: without the limit it rises
-    assert held[-1] == pytest.approx(limit, rel=0.005)
-    assert max(held) < 1.02 * max(limit, START)
-    if share < 1.0 and noise:  # what is too much is e times smaller after each tenth
-        excess = [math.log(cost / limit) for cost in (held[20], held[60], held[100])]
-        assert excess[1] / excess[0] == pytest.approx(1 / math.e, rel=0.3)
-        assert excess[2] / excess[1] == pytest.approx(1 / math.e, rel=0.3)
-
-
-def test_below_the_limit_updates_are_left_alone() -> None:
-    changes = {"noise": 0.02, "pull": 0.3, "steps": 50}
-    assert moved(limit=10.0 * START, **changes) == moved(limit=None, **changes)
-
-
-def test_noise_alone_does_not_push_the_cost_away_from_the_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What goes up and down is left alone on average. The control: an update at a time, the limit
-    stops all that go up, and the cost falls far below it.
+def test_it_is_the_nearest_distribution_of_that_cost() -> None:
+    """Given the edges: of operations on one edge no other distribution of the same mean cost has a
+    smaller divergence from the learned one.
     """
-    held = moved(limit=START, noise=1.0, pull=0.0, steps=1000)
-    monkeypatch.setattr("d2nas.train.cost_limit.WINDOWS", 1e9)
-    stopped = moved(limit=START, noise=1.0, pull=0.0, steps=1000)
-    assert START - held[-1] < 0.3 * (START - stopped[-1])
+    logits = spread_logits(S0, 2)
+    within = CostLimit(ExpectedCost(COSTS), 0.7 * expected(logits, COSTS), edges=True)
+    learned = logits.normal_ops[0].detach().double().softmax(0)
+    with within.priced(logits, within.price(logits)):
+        found = logits.normal_ops[0].detach().double().softmax(0)
+    cost = torch.tensor(COSTS.operations["normal"][0], dtype=torch.float64)
+    numbers = torch.Generator().manual_seed(0)
+    own = float((found * (found / learned).log()).sum())
+    assert own > 0.01
+    for _ in range(50):
+        # Directions that change neither the sum nor the mean cost.
+        step = torch.randn(len(cost), generator=numbers, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(torch.stack([torch.ones_like(cost), cost], dim=1))
+        step -= basis @ (basis.T @ step)
+        other = found + 0.3 * float(found.min()) * step / step.abs().max()
+        assert float((other * (other / learned).log()).sum()) > own - 1e-9
 
 
 def searched(method: str, *overrides: str, costs: CellCosts | None = None) -> Search:
@@ -117,10 +133,11 @@ def test_searches_end_within_the_limit(method: str) -> None:
     free, keys = finish(searched(method)), (f"search.max_latency_ms={limit}", TABLE)
     assert expected(free.logits, costs) > 1.02 * limit  # the control
     found = finish(searched(method, *keys, costs=costs))
-    assert expected(found.logits, costs) < 1.01 * limit
-    told = [row["expected_latency_ms"] for row in found.metrics]
-    assert told[0] > told[-1] == pytest.approx(expected(found.logits, costs))
-    assert found.metrics[-1]["derived_latency_ms"] == costs.of(found.method.derive())
+    for row in found.metrics:
+        assert row["expected_latency_ms"] == pytest.approx(limit, rel=1e-4)
+        assert row["price"] > 0.0
+        assert row["derived_latency_ms"] == costs.of(Genotype.from_dict(row["genotype"])) <= limit
+    assert found.metrics[-1]["genotype"] == found.derive().to_dict()
     if not found.method.learns_edges:
         assert all(not found.logits.edges(cell).any() for cell in CELL_TYPES)
 
@@ -134,10 +151,27 @@ def test_a_limit_is_resumed_to_the_last_bit() -> None:
 
     whole = limited()
     states = run_with_states(whole)
-    assert "cost_limit.drift" in final_state(whole)
-    assert float(final_state(whole)["cost_limit.drift"]) != 0.0
+    prices = [row["price"] for row in whole.metrics]
+    assert len({*prices}) == len(prices)
     for step in (3, 9):
         assert same_end(whole, continued(limited(), states[step]))
+    # Same draws, but not within a limit: the control.
+    assert not same_end(whole, finish(searched("d2nas")))
+
+
+def test_the_worth_that_is_learned_is_not_mixed_with_the_price() -> None:
+    """The same gradients move the logits equally far, whatever the limit."""
+    costs = costs_for("d2nas", "macs")
+    start = expected(searched("d2nas").logits, costs)
+    for keys, given in (((), None), ((f"search.max_macs={0.9 * start}",), costs)):
+        search = searched("d2nas", "search.arch_weight_decay=0.0", *keys, costs=given)
+        before = search.logits.normal_ops.detach().clone()
+        search.arch_optimizer.zero_grad()
+        for parameter in search.logits.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        search.move_logits()
+        step = search.logits.normal_ops.detach() - before
+        torch.testing.assert_close(step, torch.full_like(step, -0.05))
 
 
 @pytest.mark.parametrize("method", ["d2nas", "darts"])
@@ -168,6 +202,12 @@ def test_a_weight_makes_what_is_found_cheaper(method: str) -> None:
         ("search.max_macs is not supported for snas", "snas", ("search.max_macs=3",), SMALL_COSTS),
         ("needs the macs of cells", "d2nas", ("search.max_macs=3",), None),
         ("needs the macs of cells", "d2nas", ("search.max_macs=3",), SMALL_COSTS),
+        (
+            "no cell keeps search.max_latency_ms=1",
+            "d2nas",
+            ("search.max_latency_ms=1", TABLE),
+            SMALL_COSTS,
+        ),
         ("are none of", "darts", ("search.max_latency_ms=3", TABLE), SMALL_COSTS),
     ],
 )
