@@ -303,8 +303,8 @@ class SearchConfig(Section):
     (R-DARTS: 0.2 to 0.6; snas: 0.3 from the first epoch on); methods that weigh all operations."""
     max_latency_ms: Annotated[Milliseconds | None, Source("ours: no limit")] = None
     """Limit on the expected latency of the network to be deployed, by run.latency_table and at its
-    batch size: what would raise it further is taken from the logits' updates. Holds for derive,
-    too."""
+    batch size: what is sampled keeps it by a price on operations that is solved for, what is
+    derived by an exact search."""
     max_macs: Annotated[Count | None, Source("ours: no limit")] = None
     """The same of its multiply-adds for one image."""
     max_params: Annotated[Count | None, Source("ours: no limit")] = None

@@ -51,7 +51,7 @@ def test_a_search_keeps_a_limit_and_so_does_what_is_derived(
     rows = [json.loads(line) for line in version.read("metrics.jsonl").splitlines()]
     found = [row["expected_macs"] for row in rows]
     unlimited = [costs.of(uniform(space, numbers)) for _ in range(200)]
-    assert limit < 0.95 * sum(unlimited) / 200  # the control: as it began it would not keep it
+    assert limit < 0.98 * sum(unlimited) / 200  # the control: as it began it would not keep it
     assert found == pytest.approx([limit] * len(rows), rel=1e-4)
     assert facts["expected_macs"] == found[-1]
     assert all(row["derived_macs"] <= limit for row in rows)
