@@ -139,6 +139,7 @@ ONE_HOME = {
         "pipeline/gate/",
         "pipeline/identity/",
         "pipeline/latency/graphs.py",
+        "pipeline/latency/memory.py",
     ),
     "onnxruntime": ("pipeline/onnx_io/",),
     "fcntl": "pipeline/store/",
