@@ -28,6 +28,7 @@ from .section import (
     Device,
     Epochs,
     EpochsOrNone,
+    FrontPoints,
     GenotypeText,
     ImageCount,
     LearningRate,
@@ -381,6 +382,9 @@ class DeriveConfig(Section):
     """The same for its multiply-adds for one image."""
     max_params: Annotated[Count | None, Source("search.max_params")] = None
     """The same for its parameters."""
+    pareto: Annotated[FrontPoints | None, Source("ours: no front")] = None
+    """Cells of a front: the best within so many limits, by latency and by calibrated loss on the
+    architecture half (rank_by), with published and random cells in its picture."""
 
     @property
     def limit(self) -> Limit | None:
@@ -503,12 +507,14 @@ class Config(Section):
         return self.derive.limit or self.search.limit
 
     @property
-    def limits_latency(self) -> bool:
-        """Whether the search or the derivation looks at latency."""
+    def needs_table(self) -> bool:
+        """Whether the search or the derivation needs the table of latencies."""
         limits = [limit for limit in (self.search.limit, self.derive.limit) if limit is not None]
-        by_limit = any(limit.quantity == "latency_ms" for limit in limits)
-        searches = self.derive.genotype is None
-        return searches and (by_limit or self.search.latency_weight is not None)
+        return self.derive.genotype is None and (
+            any(limit.quantity == "latency_ms" for limit in limits)
+            or self.search.latency_weight is not None
+            or self.derive.pareto is not None
+        )
 
     def _check_limits(self, method: "type[Method] | None") -> None:
         derive, search = self.derive, self.search
@@ -516,17 +522,34 @@ class Config(Section):
             raise ValueError(
                 f"{derive.limit.key} chooses among cells of a search; derive.genotype is one"
             )
+        if derive.pareto is not None:
+            self._check_front(method)
         limit = self.derive_limit
         weighs = search.latency_weight is not None and derive.genotype is None
         if limit is None and not weighs:
             return
         key = "search.latency_weight" if limit is None else limit.key
-        if self.limits_latency and self.run.latency_table is None:
+        if self.needs_table and self.run.latency_table is None:
             raise ValueError(f"{key} needs run.latency_table (d2nas latency measure writes one)")
         if limit is not None and derive.compares:
             raise ValueError(f"{key} is not supported with derive.candidates or derive.budget")
         if method is not None and not method.keeps_limits:
             raise ValueError(f"{key} is not supported for {search.method}")
+
+    def _check_front(self, method: "type[Method] | None") -> None:
+        derive = self.derive
+        if derive.genotype is not None:
+            raise ValueError("derive.pareto shows cells of a search; derive.genotype is one")
+        if self.run.latency_table is None:
+            raise ValueError("derive.pareto needs run.latency_table")
+        if derive.budget is not None:
+            raise ValueError("derive.pareto is not supported with derive.budget")
+        if method is None:
+            return
+        if not method.keeps_limits:
+            raise ValueError(f"derive.pareto is not supported for {self.search.method}")
+        if derive.rank_by == "supernet" and not method.learns_distribution:
+            raise ValueError(f"derive.pareto of {self.search.method} needs derive.rank_by=training")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, keys as in ``--set``."""

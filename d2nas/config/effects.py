@@ -10,6 +10,7 @@ from .registry import data_sets
 _GIVEN = object()
 """Stands for any value but none."""
 
+_READ_BY_A_FRONT = ("derive.rank_by", "derive.rank_epochs")
 _SEARCH = tuple(f"search.{field}" for field in SearchConfig.model_fields)
 
 
@@ -57,9 +58,11 @@ def without_effect(
         section, _, field = choice.partition(".")
         value = values[section][field]
         names = _names(unread, value)
+        if choice == "derive.candidates" and config.derive.pareto is not None:
+            names = [name for name in names if name not in _READ_BY_A_FRONT]
         ineffective.update(names)
         _take(asked, names, f"{choice}={one_line(str(value), 80)}", found)
-    if not config.limits_latency:
+    if not config.needs_table:
         _take(asked, ("run.latency_table",), "no limit on latency", found)
     if streams is False:
         _take(asked, ("data.workers",), "the images fit into memory", found)

@@ -39,6 +39,7 @@ NormLimit = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)]
 Distance = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)]
+FrontPoints = Annotated[int, Field(ge=2, le=100)]
 Count = Annotated[float, Field(gt=0.0, le=1e18, allow_inf_nan=False)]
 """Multiply-adds or parameters, which people write as 3e8."""
 Milliseconds = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]

@@ -25,10 +25,10 @@ from .checksums import CHECKSUMS, FILES, HINT, damaged
 from .documents import (
     CARD,
     CONFIG,
-    CURVES,
     DRAWING,
     MANIFESTS,
     PAGE,
+    STAGE_DRAWINGS,
     write_card,
     write_config,
     write_page,
@@ -192,7 +192,7 @@ def _check_documents(bundle: Bundle, manifests: Mapping[str, Manifest], checks: 
                 f"{number}/{MODEL_FILE}": bundle.model,
                 **{path: data for path, data in files.items() if path != PAGE},
             },
-            _curves(bundle, manifests),
+            _drawings(bundle, manifests),
         ),
     }
     for path, write in writers.items():
@@ -214,8 +214,8 @@ def _check_documents(bundle: Bundle, manifests: Mapping[str, Manifest], checks: 
             checks.not_checked[path] = f"{fits}this d2nas writes it otherwise; {_written(bundle)}"
 
 
-def _curves(bundle: Bundle, manifests: Mapping[str, Manifest]) -> dict[str, bytes]:
-    """Return the curves that the page shows, as the manifests list them."""
+def _drawings(bundle: Bundle, manifests: Mapping[str, Manifest]) -> dict[str, bytes]:
+    """Return the stages' drawings that the page shows, as the manifests list them."""
     shown = {}
     for match in _EMBEDDED.finditer(bundle.files[PAGE]):
         try:
@@ -225,7 +225,7 @@ def _curves(bundle: Bundle, manifests: Mapping[str, Manifest]) -> dict[str, byte
         shown[hashlib.sha256(drawing).hexdigest()] = drawing
     # With none in their place, a page that shows others is another page.
     return {
-        stage: shown.get(manifest.files[CURVES].sha256, b"")
-        for stage, manifest in manifests.items()
-        if CURVES in manifest.files
+        stage: shown.get(manifests[stage].files[drawing].sha256, b"")
+        for stage, drawing in STAGE_DRAWINGS.items()
+        if stage in manifests and drawing in manifests[stage].files
     }

@@ -2,8 +2,8 @@
 with what they were written from.
 
 ``manifests.json`` holds the manifests of the versions behind a bundle. The id of each is in
-``report.json``, and each lists the SHA-256 of its files; so the page's facts and curves can be told
-from forged ones without a store.
+``report.json``, and each lists the SHA-256 of its files; so the page's facts and drawings can be
+told from forged ones without a store.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from .triton import triton_config
 
 CARD = "MODEL_CARD.md"
 CONFIG = "config.pbtxt"
-CURVES = "curves.svg"
+STAGE_DRAWINGS = {"search": "curves.svg", "derive": "front.svg", "retrain": "curves.svg"}
+"""Drawings of the stages that the page shows, where their versions have them."""
 DRAWING = "genotype.svg"
 MANIFESTS = "manifests.json"
 PAGE = "report.html"
@@ -42,16 +43,16 @@ def write_config(name: str, number: int, files: Mapping[str, bytes]) -> bytes:
 
 
 def write_page(
-    name: str, number: int, files: Mapping[str, bytes], curves: Mapping[str, bytes]
+    name: str, number: int, files: Mapping[str, bytes], drawings: Mapping[str, bytes]
 ) -> bytes:
-    """Return the report for people: of a bundle's other files and the curves of its trainings."""
+    """Return the report for people: of a bundle's other files and drawings of its stages."""
     return report_page(
         name,
         number,
         _parsed(files, "report.json"),
         _parsed(files, "preprocess.json"),
         files[DRAWING],
-        curves,
+        drawings,
         manifests=_parsed(files, MANIFESTS),
         files=files,
     )

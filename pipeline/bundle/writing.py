@@ -33,10 +33,10 @@ from .checksums import CHECKSUMS, MAX_CHECKSUM_BYTES, VERSION_FILES, check_listi
 from .documents import (
     CARD,
     CONFIG,
-    CURVES,
     DRAWING,
     MANIFESTS,
     PAGE,
+    STAGE_DRAWINGS,
     write_card,
     write_config,
     write_page,
@@ -184,12 +184,14 @@ def _listed(folder: Path) -> dict[str, str]:
 def _page(
     name: str, number: int, versions: Mapping[str, Version], files: Mapping[str, bytes]
 ) -> bytes:
-    """Return the report for people, with the curves of the versions behind it."""
+    """Return the report for people, with the drawings of the versions behind it."""
     used = parse_json(files[MANIFESTS], what=MANIFESTS)
-    curves = {
-        stage: versions[stage].read(CURVES) for stage in used if CURVES in used[stage]["files"]
+    drawings = {
+        stage: versions[stage].read(drawing)
+        for stage, drawing in STAGE_DRAWINGS.items()
+        if stage in used and drawing in used[stage]["files"]
     }
-    return write_page(name, number, files, curves)
+    return write_page(name, number, files, drawings)
 
 
 def _refuse_links(folder: Path) -> None:

@@ -29,17 +29,17 @@ def report_page(
     report: Mapping[str, Any],
     preprocess: Mapping[str, Any],
     genotype_svg: bytes | None,
-    curves: Mapping[str, bytes],
+    drawings: Mapping[str, bytes],
     *,
     manifests: Mapping[str, Mapping[str, Any]] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """Return the page of version ``number`` of the bundle ``name`` as UTF-8.
 
-    ``report`` and ``preprocess`` are the bundle's JSON files; ``curves`` the drawings of the
-    stages ``search`` and ``retrain``, ``manifests`` the manifests by stage, ``files`` the bundle's
-    other files by path. What is missing from any of them is not shown; equal arguments give equal
-    bytes.
+    ``report`` and ``preprocess`` are the bundle's JSON files; ``drawings`` those of the stages
+    ``search``, ``derive`` and ``retrain``, ``manifests`` the manifests by stage, ``files`` the
+    bundle's other files by path. What is missing from any of them is not shown; equal arguments
+    give equal bytes.
     """
     facts = Facts(name, number, report, preprocess, manifests or {})
     page = page_template().render(
@@ -52,10 +52,11 @@ def report_page(
         network=sections.network_section(facts),
         genotype=_embedded(genotype_svg),
         curves=[
-            (_embedded(curves[stage]), title, sections.last_epoch(facts, stage))
+            (_embedded(drawings[stage]), title, sections.last_epoch(facts, stage))
             for stage, title in (("search", "Search"), ("retrain", "Final training"))
-            if stage in curves
+            if stage in drawings
         ],
+        front=_embedded(drawings.get("derive")),
         classes=sections.class_counts(facts),
         preprocessing=sections.preprocessing(facts),
         configuration=sections.configuration(facts),

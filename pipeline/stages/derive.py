@@ -4,7 +4,7 @@ The genotype is the method's own answer. With ``derive.candidates`` above 1 or a
 it is the best of several cells on the architecture half; the test images are not touched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from d2nas.genotype import Genotype, genotype_name, is_genotype_file, read_genot
 from d2nas.spaces import SearchSpace
 
 from ..latency.limits import costs_key, costs_of, table_of
+from ..report.front_drawing import draw_front
 from ..report.genotype_drawing import draw_genotype
 from ..store.forms import Form, require_valid
+from .front import FrontCell, front_cells, front_line, front_rows, measured
 from .search import LOGITS_FILE, SUPERNET_FILE
 from .stage import METRICS_FILE, Context, Facts, Stage, bytes_to_write, encode_rows
 
@@ -36,6 +38,7 @@ GENOTYPE_FILE = "genotype.json"
 COST_FILE = "cost.json"
 DRAWING_FILE = "genotype.svg"
 CANDIDATES_FILE = "candidates.json"
+FRONT_FILE, FRONT_DRAWING_FILE = "front.json", "front.svg"
 
 _FINAL_TRAINING = ("seed", "epochs", "device")
 """Keys of ``retrain`` that short trainings do not read."""
@@ -44,7 +47,8 @@ _FINAL_TRAINING = ("seed", "epochs", "device")
 def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
     selection step also ``candidates.json``, every candidate with its accuracies and calibrated
-    losses; with a budget ``metrics.jsonl``, a row per training.
+    losses; with a budget ``metrics.jsonl``, a row per training; with ``derive.pareto`` a front,
+    ``front.json`` and ``front.svg``.
     """
     from d2nas.measure.cost import MACS_CONVENTION, count_cost
     from d2nas.nn.network import Network
@@ -54,6 +58,8 @@ def run(context: Context) -> Facts:
         genotype, compared = _searched(context)
     else:
         genotype, compared = read_genotype(given), {"candidates": 1}
+    if context.config.derive.pareto is not None:
+        _write_front(context, genotype, context.config.derive.pareto)
     cost = count_cost(Network(genotype), (3, 32, 32))
     context.work.write(GENOTYPE_FILE, genotype.to_json().encode())
     context.work.write(
@@ -79,19 +85,23 @@ def run(context: Context) -> Facts:
     }
 
 
-def _searched(context: Context) -> tuple[Genotype, Facts]:
-    """Return the genotype of the search's logits, and how many it was compared with and where."""
+def _learned(context: Context) -> "tuple[type[Method], ArchLogits]":
+    """Return the method of the search and its logits."""
     from d2nas.files.tensors import decode_tensors
     from d2nas.nn.network import load_weights
     from d2nas.nn.sampling import ArchLogits
 
     search = context.inputs["search"]
-    space = SearchSpace.from_dict(search.manifest.facts["searched_space"])
-    logits = ArchLogits(space)
+    logits = ArchLogits(SearchSpace.from_dict(search.manifest.facts["searched_space"]))
     what = f"{search.reference}: {LOGITS_FILE}"
     load_weights(logits, decode_tensors(search.read(LOGITS_FILE), what=what), what=what)
+    return search_methods.find(search.manifest.config["search"]["method"]), logits
+
+
+def _searched(context: Context) -> tuple[Genotype, Facts]:
+    """Return the genotype of the search's logits, and how many it was compared with and where."""
+    method, logits = _learned(context)
     derive, limit = context.config.derive, context.config.derive_limit
-    method = search_methods.find(search.manifest.config["search"]["method"])
     if derive.budget is not None:
         genotype, compared = _spend(context, logits, derive.budget)
     elif limit is not None:
@@ -170,21 +180,13 @@ def _compared_on(context: Context) -> Facts:
 def _select(context: Context, logits: "ArchLogits") -> Genotype:
     """Compare candidates, write them down, and return the best."""
     from d2nas.train.candidates import best, sample_candidates
-    from d2nas.train.loop import EVALUATION_BATCH, memory_errors, torch_device
 
     derive, seed = context.config.derive, context.config.run.seed
     temperature = 1.0 if derive.temperature is None else derive.temperature
     genotypes = sample_candidates(logits, derive.candidates, seed=seed, temperature=temperature)
     if len(genotypes) < derive.candidates:
         context.hooks.warn(f"the learned distribution gave only {len(genotypes)} different cells")
-    context.hooks.begin(len(genotypes), 0, "candidate")
-    candidates: list[Candidate] = []
-    device = torch_device(context.config.search.device)
-    with memory_errors(EVALUATION_BATCH, device, hint="free memory, then derive again"):
-        for candidate in _ranking(context, logits.space, genotypes, device):
-            candidates.append(candidate)
-            context.hooks.advance(len(candidates), None)
-            context.hooks.pause()
+    candidates = _ranked(context, logits.space, genotypes)
     rows = [
         {
             "genotype": candidate.genotype.to_dict(),
@@ -195,6 +197,54 @@ def _select(context: Context, logits: "ArchLogits") -> Genotype:
     ]
     context.work.write(CANDIDATES_FILE, canonical_json(rows))
     return best(candidates).genotype
+
+
+def _ranked(
+    context: Context, space: SearchSpace, genotypes: Sequence[Genotype]
+) -> "list[Candidate]":
+    """Return what genotypes reach on the architecture half, as ``derive.rank_by`` says."""
+    from d2nas.train.loop import EVALUATION_BATCH, memory_errors, torch_device
+
+    context.hooks.begin(len(genotypes), 0, "candidate")
+    candidates: list[Candidate] = []
+    device = torch_device(context.config.search.device)
+    with memory_errors(EVALUATION_BATCH, device, hint="free memory, then derive again"):
+        for candidate in _ranking(context, space, genotypes, device):
+            candidates.append(candidate)
+            context.hooks.advance(len(candidates), None)
+            context.hooks.pause()
+    return candidates
+
+
+def _write_front(context: Context, chosen: Genotype, points: int) -> None:
+    """Write ``front.json`` and ``front.svg``: ``points`` cells of the search by latency and loss,
+    with published and random ones.
+    """
+    config, data, (method, logits) = context.config, context.data(), _learned(context)
+    table, retrain = table_of(config), config.retrain
+    costs = costs_of(
+        config,
+        "latency_ms",
+        logits.space,
+        channels=data.channels,
+        image_size=data.image_size,
+        num_classes=len(data.class_names),
+    )
+    cells = front_cells(method, logits, costs, points, seed=config.run.seed)
+    if all(cell.genotype != chosen for cell in cells):
+        cells.insert(0, FrontCell("front", "derived", chosen))
+    candidates = _ranked(context, logits.space, [cell.genotype for cell in cells])
+    sizes = {"num_cells": retrain.num_cells, "init_channels": retrain.init_channels}
+    times = measured(table, cells, **sizes)
+    if times is None:
+        context.hooks.warn(
+            f"this is not {table.device['label']}: latencies of the front are predicted"
+        )
+    predicted = [costs.of(cell.genotype) for cell in cells]
+    rows = front_rows(cells, candidates, predicted, times)
+    context.work.write(FRONT_FILE, canonical_json(rows))
+    context.work.write(FRONT_DRAWING_FILE, draw_front(rows, chosen.to_dict()).encode())
+    context.hooks.say(f"derive: {front_line(rows, config.derive.rank_by)}")
 
 
 def _spend(context: Context, logits: "ArchLogits", budget: int) -> tuple[Genotype, Facts]:
@@ -272,7 +322,7 @@ def _arm_rows(comparison: "Comparison") -> list[dict[str, Any]]:
 
 
 def _ranking(
-    context: Context, space: SearchSpace, genotypes: list[Genotype], device: "torch.device"
+    context: Context, space: SearchSpace, genotypes: Sequence[Genotype], device: "torch.device"
 ) -> "Iterator[Candidate]":
     from d2nas.data.images import Normalizer
     from d2nas.files.tensors import decode_tensors
@@ -322,9 +372,13 @@ def _config(config: Config) -> dict[str, Any]:
     if limit is not None:
         part["derive"][f"max_{limit.quantity}"] = limit.value
         part["costs"] = costs_key(config, limit.quantity)
+    if derive.pareto is None:
+        del part["derive"]["pareto"]
+    else:
+        part["costs"] = costs_key(config, "latency_ms")
     if not derive.compares or derive.temperature in (None, 1.0):
         del part["derive"]["temperature"]
-    if derive.candidates > 1 and derive.rank_by == "training":
+    if (derive.candidates > 1 or derive.pareto is not None) and derive.rank_by == "training":
         part["retrain"] = values["retrain"]
     if derive.genotype is not None:
         part["derive"] = {"genotype": read_genotype(derive.genotype).to_dict()}
@@ -350,7 +404,11 @@ STAGE = Stage(
     code_schema=5,
     run=run,
     own_config=_config,
-    reads_data=lambda config: config.derive.compares or config.derive_limit is not None,
+    reads_data=lambda config: (
+        config.derive.compares
+        or config.derive.pareto is not None
+        or config.derive_limit is not None
+    ),
     checkpoints=True,
     rows="training",
     needs_parents=lambda config: config.derive.genotype is None,

@@ -147,7 +147,7 @@ def test_a_random_cell_depends_on_nothing_of_the_search_but_its_space() -> None:
     assert set(_unread_by_method("random")) == {
         f"search.{field}"
         for field in SearchConfig.model_fields
-        if field not in ("method", "space", "device")
+        if field not in ("method", "space", "device", "max_latency_ms", "max_macs", "max_params")
     }
 
 

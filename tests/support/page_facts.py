@@ -206,7 +206,7 @@ def page(report: dict[str, Any] | None = None, **changes: Any) -> str:
         "report": REPORT if report is None else report,
         "preprocess": PREPROCESS,
         "genotype_svg": DRAWING,
-        "curves": CURVES,
+        "drawings": CURVES,
         "manifests": MANIFESTS,
         "files": FILES,
     }

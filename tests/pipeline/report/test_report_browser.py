@@ -108,7 +108,7 @@ def test_control_what_is_too_wide_is_seen(look: Callable[..., Measured]) -> None
 
 def test_a_drawing_that_wants_to_run_does_not(look: Callable[..., Measured]) -> None:
     drawing = HOSTILE_SVG.encode()
-    seen = look(page(genotype_svg=drawing, curves={"search": drawing, "retrain": drawing}))
+    seen = look(page(genotype_svg=drawing, drawings={"search": drawing, "retrain": drawing}))
     assert seen["title"] == "demo, version 1: model report"
     assert seen["pictures"] is True
 

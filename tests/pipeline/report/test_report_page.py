@@ -231,9 +231,9 @@ def test_whatever_is_not_known_is_left_out(none: bool) -> None:
         assert dangers(page(without(a_report(), path, none=none))) == [], path
     for key in PREPROCESS:
         assert dangers(page(preprocess=without(dict(PREPROCESS), (key,), none=none))) == []
-    for changes in ({"curves": {}}, {"manifests": {}}, {"files": {}}, {"genotype_svg": None}):
+    for changes in ({"drawings": {}}, {"manifests": {}}, {"files": {}}, {"genotype_svg": None}):
         assert dangers(page(**changes)) == []
-    assert "Not validated" in page({}, preprocess={}, curves={}, manifests={}, files={})
+    assert "Not validated" in page({}, preprocess={}, drawings={}, manifests={}, files={})
 
 
 def test_a_cpu_is_never_shown_as_a_gpu() -> None:
@@ -348,7 +348,7 @@ def test_known_optional_parts_are_shown_and_unknown_ones_are_not() -> None:
 def test_without_a_search_none_is_claimed() -> None:
     report = a_report(found_by="given: DARTS_V2", found_on_this_data=False)
     del report["lineage"]["search"]
-    text = words(parsed(page(report, curves={}, manifests={})))
+    text = words(parsed(page(report, drawings={}, manifests={})))
     assert "not searched here (given: DARTS_V2)" in text
     assert "found by a search" not in text
     assert "for the architecture" not in text

@@ -6,61 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from latency_tables import table_of, wanted_by, written
 from tiny import TinyPlace
 
 from d2nas.config import build_config
 from d2nas.config.effects import without_effect
 from d2nas.errors import ConfigError
-from d2nas.files.text_files import read_space
 from d2nas.genotype import Genotype, uniform
-from pipeline.commands.configuration import configure
-from pipeline.latency.fitting import Line, Part
-from pipeline.latency.limits import check_suits, latency_costs, serving_of
+from pipeline.latency.limits import check_suits, latency_costs
 from pipeline.latency.measuring import Wanted
-from pipeline.latency.parts import OperationShape, Serving, operations_in
-from pipeline.latency.table import LatencyTable
-from pipeline.preflight.plan import data_shape
+from pipeline.latency.parts import OperationShape, Serving
 from pipeline.stages import derive as derive_stage
-
-
-def wanted_by(place: TinyPlace) -> Wanted:
-    config = configure(str(place.preset), [])
-    shape = data_shape(config.data)
-    serving = serving_of(
-        config,
-        channels=shape.channels,
-        image_size=shape.image_size,
-        num_classes=shape.num_classes,
-        batch=1,
-    )
-    retrain = config.retrain
-    space = read_space(config.search.space)
-    return Wanted(space, retrain.num_cells, retrain.init_channels, serving)
-
-
-def table_of(wanted: Wanted, **prices: float) -> LatencyTable:
-    """A table by which an operation takes its price or 0.1 ms, and a cell 1 ms."""
-    numbers, parts = random.Random(0), dict[Part, float]()
-    for _ in range(100):
-        for shape, layout in wanted.cells(uniform(wanted.space, numbers)):
-            parts[shape] = 1.0
-            for part in operations_in(shape, layout):
-                parts[part] = prices.get(part.operation, 0.1)
-    return LatencyTable(
-        device={"kind": "cpu", "name": "Test", "label": "CPU Test, 1 thread", "num_threads": 1},
-        runtime="1.0",
-        serving=wanted.serving,
-        outside={wanted.init_channels: 0.5},
-        parts=parts,
-        line=Line(0.25, 2.0),
-        networks=[],
-    )
-
-
-def written(place: TinyPlace, table: LatencyTable) -> Path:
-    path = place.folder / "latency.json"
-    path.write_bytes(table.to_json())
-    return path
 
 
 def words(path: Path, limit: float) -> tuple[str, ...]:
