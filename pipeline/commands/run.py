@@ -23,6 +23,8 @@ from .options import (
     with_options,
 )
 
+_SIZES = ("retrain.num_cells", "retrain.init_channels")
+
 if TYPE_CHECKING:
     from d2nas.config import Config
 
@@ -45,8 +47,11 @@ def run_command(
 ) -> None:
     """Search, derive, retrain, export and validate.
 
-    Continues where it was interrupted.
+    Continues where it was interrupted. Where the derived network is too slow for --max-p99-ms, a
+    smaller one that fits is trained, unless --set gives its size.
     """
+    from d2nas.config import override_key
+
     from ..presets import run_name
     from .configuration import configure, tell_unread
 
@@ -59,10 +64,12 @@ def run_command(
     config = configure(preset, settings, data_root)
     unread = tell_unread(config, settings, data_root, preset)
     run = run_name(preset) if name is None else name
+    sized = {override_key(one) for one in settings} & {*_SIZES}
+    fits = max_p99_ms is not None and not sized
     if plan:
         show_plan(run, config, store, unread, as_json=as_json)
     else:
-        run_all(run, config, store, exported, fresh=fresh, as_json=as_json)
+        run_all(run, config, store, exported, fresh=fresh, as_json=as_json, fits=fits)
 
 
 def show_plan(
@@ -96,25 +103,42 @@ def show_plan(
 
 
 def run_all(
-    run: str, config: "Config", store: Path, exported: Path, *, fresh: bool, as_json: bool
+    run: str,
+    config: "Config",
+    store: Path,
+    exported: Path,
+    *,
+    fresh: bool,
+    as_json: bool,
+    fits: bool = False,
 ) -> None:
-    """Bring every stage of a run up to date, write the bundle and show the result."""
+    """Bring every stage of a run up to date, write the bundle and show the result.
+
+    ``fits``: whether a network that is too slow is made smaller, else it is refused.
+    """
     from ..bundle.writing import check_place
     from .execution import publish
 
     check_place(exported, run)
-    publish(bring_up_to_date(run, config, store, fresh=fresh), exported, as_json=as_json)
+    publish(bring_up_to_date(run, config, store, fresh=fresh, fits=fits), exported, as_json=as_json)
 
 
-def bring_up_to_date(run: str, config: "Config", store: Path, *, fresh: bool) -> "RunResult":
-    """Run every stage of a run that is not up to date; return the versions that it stands on."""
+def bring_up_to_date(
+    run: str, config: "Config", store: Path, *, fresh: bool, fits: bool = False
+) -> "RunResult":
+    """Run every stage of a run that is not up to date; return the versions that it stands on.
+
+    ``fits``: as for ``run_all``.
+    """
     from .execution import reuse_of, with_runner
 
     reuse = reuse_of(fresh)
-    return with_runner(store, lambda runner: _run_within_budget(runner, run, config, reuse))
+    return with_runner(store, lambda runner: _run_within_budget(runner, run, config, reuse, fits))
 
 
-def _run_within_budget(runner: "Runner", run: str, config: "Config", reuse: "Reuse") -> "RunResult":
+def _run_within_budget(
+    runner: "Runner", run: str, config: "Config", reuse: "Reuse", fits: bool
+) -> "RunResult":
     from ..running.runner import Reuse, RunResult
     from ..stages import stages_of_run
 
@@ -124,8 +148,10 @@ def _run_within_budget(runner: "Runner", run: str, config: "Config", reuse: "Reu
         return runner.run(run, config, stages, reuse)
     split = stages.index("retrain")
     derived = runner.run(run, config, stages[:split], reuse, then=stages[split:])
+    if fits and reuse is not Reuse.NOTHING:
+        config = _of_size_before(runner, run, config, derived)
     if reuse is Reuse.NOTHING or not runner.is_current(run, "retrain", config, derived.versions):
-        _keep_budget(runner, config, derived)
+        config = _keep_budget(runner, config, derived, fits=fits)
     trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
     return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
 
@@ -145,21 +171,48 @@ def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
         check_device(config, runner.display.say)
 
 
-def _keep_budget(runner: "Runner", config: "Config", derived: "RunResult") -> None:
+def _of_size_before(runner: "Runner", run: str, config: "Config", derived: "RunResult") -> "Config":
+    """Return the configuration with the size that was chosen for this cell before, where it was."""
+    before = runner.store.latest(run, "retrain")
+    if before is None or before.manifest.parents.get("derive") != derived.versions["derive"].id:
+        return config
+    recorded = before.manifest.config["retrain"]
+    sizes = {name: recorded[name] for name in (key.partition(".")[2] for key in _SIZES)}
+    resized = _resized(config, **sizes)
+    if resized != config:
+        runner.display.say(
+            f"size: {sizes['num_cells']} cells x {sizes['init_channels']} channels, as it was "
+            "trained before; --fresh chooses anew"
+        )
+    return resized
+
+
+def _resized(config: "Config", **sizes: int) -> "Config":
+    return config.model_copy(update={"retrain": config.retrain.model_copy(update=sizes)})
+
+
+def _keep_budget(
+    runner: "Runner", config: "Config", derived: "RunResult", *, fits: bool
+) -> "Config":
+    """Time the untrained network, and return the configuration with a size that fits."""
     from d2nas.genotype import Genotype
 
-    from ..preflight.latency_budget import check_budget
+    from ..preflight.latency_budget import Untrained, check_budget, fit_size
 
     data = runner.images(config)
     genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
-    taken = check_budget(
-        config,
-        genotype,
-        channels=data.channels,
-        image_size=data.image_size,
-        num_classes=len(data.class_names),
-    )
+    network = Untrained(config, genotype, data.channels, data.image_size, len(data.class_names))
+    if fits:
+        chosen, *others = fit_size(network)
+        taken = chosen.latency
+        if others or chosen.init_channels != config.retrain.init_channels:
+            also = "; ".join(map(str, others))
+            runner.display.say(f"size: {chosen}" + (f"; also fits: {also}" if also else ""))
+        config = _resized(config, num_cells=chosen.num_cells, init_channels=chosen.init_channels)
+    else:
+        taken = check_budget(network)
     runner.display.say(
         f"budget: {taken} of {config.validate_.max_p99_ms:g} ms for batch "
         f"{config.validate_.gated_batch} on {taken.device}, untrained"
     )
+    return config

@@ -1,8 +1,8 @@
 """A latency budget before the days of training: is the derived network fast enough?
 
 Its weights do not matter for that, so the graph of the untrained network is timed on the runtime
-that will serve, in every mode that may. One that is too slow is not trained; a narrower one that
-fits is proposed.
+that will serve, in every mode that may. One that is too slow is not trained: a smaller one that
+fits is proposed, or taken in its place.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ MAX_TRIALS = 4
 """Networks that are timed in search of one that fits."""
 CHANNEL_STEP = 4
 """Widths that are proposed are multiples of this, as a vectorised kernel likes them."""
+FEWEST_CELLS = 5
+"""Of a network that is made shallower: three normal cells, two reductions."""
 QUICK_RUNS = 64
 """Timed first: where none of them keeps the limit, no p99 does."""
 
@@ -50,32 +52,108 @@ class UntrainedLatency:
 Measure = Callable[[int], UntrainedLatency]
 
 
-def check_budget(
-    config: Config, genotype: Genotype, *, channels: int, image_size: int, num_classes: int
-) -> UntrainedLatency:
-    """Return what the derived network takes on the device that ``validate`` names.
+@dataclass(frozen=True)
+class FittingSize:
+    """Size of a network, and what it takes."""
+
+    num_cells: int
+    init_channels: int
+    latency: UntrainedLatency
+
+    def __str__(self) -> str:
+        return f"{self.num_cells} cells x {self.init_channels} channels: {self.latency}"
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A derived network that can be timed at any size, on images of these sizes."""
+
+    config: Config
+    genotype: Genotype
+    channels: int
+    image_size: int
+    num_classes: int
+
+    def measure(self, num_cells: int, init_channels: int) -> UntrainedLatency:
+        """Return what it takes on the device that ``validate`` names."""
+        retrain = self.config.retrain.model_copy(update={"num_cells": num_cells})
+        config = self.config.model_copy(update={"retrain": retrain})
+        sizes = (self.channels, self.image_size, self.num_classes)
+        return _measure(config, _untrained(config, self.genotype, init_channels, *sizes))
+
+    @property
+    def limit(self) -> float:
+        """``validate.max_p99_ms``, which must be given."""
+        limit = self.config.validate_.max_p99_ms
+        assert limit is not None
+        return limit
+
+    def widest(
+        self, num_cells: int, too_slow: UntrainedLatency | None = None
+    ) -> FittingSize | None:
+        """Return the widest network found of so many cells that fits; None for none.
+
+        ``too_slow``: what it takes at ``retrain.init_channels``, where that is known.
+        """
+        width = self.config.retrain.init_channels
+        found = too_slow or self.measure(num_cells, width)
+        if found.milliseconds <= self.limit:
+            return FittingSize(num_cells, width, found)
+        fitting = widest_that_fits(
+            lambda channels: self.measure(num_cells, channels), self.limit, width, found
+        )
+        return None if fitting is None else FittingSize(num_cells, *fitting)
+
+
+def check_budget(network: Untrained) -> UntrainedLatency:
+    """Return what the derived network takes at the size that ``retrain`` has.
 
     Raises ``ValidationFailedError`` if that is longer than ``validate.max_p99_ms``, with the widest
     ``retrain.init_channels`` found that fits.
     """
-    limit = config.validate_.max_p99_ms
-    assert limit is not None
-
-    def measure(init_channels: int) -> UntrainedLatency:
-        model = _untrained(config, genotype, init_channels, channels, image_size, num_classes)
-        return _measure(config, model)
-
-    width = config.retrain.init_channels
-    found = measure(width)
-    if found.milliseconds <= limit:
+    retrain = network.config.retrain
+    found = network.measure(retrain.num_cells, retrain.init_channels)
+    if found.milliseconds <= network.limit:
         return found
-    fitting = widest_that_fits(measure, limit, width, found)
-    raise ValidationFailedError(
-        f"the derived network takes {found} > {limit:g} ms for batch "
-        f"{config.validate_.gated_batch} on {found.device}: it was not trained",
-        hint="no narrower network was found that fits; fewer cells (retrain.num_cells) are faster"
+    fitting = network.widest(retrain.num_cells, found)
+    raise _too_slow(
+        network,
+        found,
+        "no narrower network was found that fits; fewer cells (retrain.num_cells) are faster"
         if fitting is None
-        else f"retrain.init_channels={fitting[0]} fits: {fitting[1]}",
+        else f"retrain.init_channels={fitting.init_channels} fits: {fitting.latency}",
+    )
+
+
+def fit_size(network: Untrained) -> list[FittingSize]:
+    """Return the size at which the derived network keeps ``validate.max_p99_ms``, and then others
+    that do: that of ``retrain`` if it does; else the deepest of at least half of its width, at its
+    depth, at two thirds or at a third of it; else the widest (our order).
+
+    Raises ``ValidationFailedError`` where none does.
+    """
+    cells, width = network.config.retrain.num_cells, network.config.retrain.init_channels
+    found = network.measure(cells, width)
+    if found.milliseconds <= network.limit:
+        return [FittingSize(cells, width, found)]
+    fitting = []
+    for depth in dict.fromkeys((cells, *(max(FEWEST_CELLS, cells * k // 3) for k in (2, 1)))):
+        if depth > cells:
+            continue
+        one = network.widest(depth, found if depth == cells else None)
+        if one is not None:
+            fitting.append(one)
+    if not fitting:
+        raise _too_slow(network, found, "no smaller network was found that fits")
+    # Of those that are narrower than half the widest, of others the deepest.
+    return sorted(fitting, key=lambda one: max(0, width - 2 * one.init_channels))
+
+
+def _too_slow(network: Untrained, found: UntrainedLatency, hint: str) -> ValidationFailedError:
+    return ValidationFailedError(
+        f"the derived network takes {found} > {network.limit:g} ms for batch "
+        f"{network.config.validate_.gated_batch} on {found.device}: it was not trained",
+        hint=hint,
     )
 
 

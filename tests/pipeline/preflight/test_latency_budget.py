@@ -10,12 +10,18 @@ from toy import TRAINING_BEGINS, Place, end_before_training
 
 from d2nas.config import build_config
 from d2nas.errors import ValidationFailedError
+from d2nas.genotype import Genotype
 from pipeline.gate import timing
 from pipeline.gate.timing import Latencies
 from pipeline.onnx_io.devices import CpuDevice
 from pipeline.onnx_io.latency import CpuLatency
 from pipeline.preflight import latency_budget as budget
-from pipeline.preflight.latency_budget import UntrainedLatency, widest_that_fits
+from pipeline.preflight.latency_budget import (
+    Untrained,
+    UntrainedLatency,
+    fit_size,
+    widest_that_fits,
+)
 
 
 def p99(milliseconds: float) -> UntrainedLatency:
@@ -68,7 +74,8 @@ def test_a_network_that_is_too_slow_is_not_trained(
     monkeypatch.setattr(budget, "_untrained", lambda config, genotype, width, *sizes: width)
     monkeypatch.setattr(budget, "_measure", lambda config, width: took[width])
     words = ("run", str(place.preset), "--max-p99-ms", "1.5", "--batch", "4")
-    assert place.run(*words) == 3
+    given = ("--set", "retrain.init_channels=8")
+    assert place.run(*words, *given) == 3
     talk = capfd.readouterr().err
     assert "p99 2 ms > 1.5 ms for batch 4 on CPU Test: it was not trained" in talk
     assert "retrain.init_channels=4 fits: p99 1 ms" in talk
@@ -83,13 +90,77 @@ def test_a_network_that_is_too_slow_is_not_trained(
     assert trained == ["retrain"]
 
 
+def network_of(takes: Callable[[int, int], float], limit: float, *overrides: str) -> Untrained:
+    """A network of 20 x 36 that takes what a function of cells and channels says."""
+    config = build_config({}, [f"validate.max_p99_ms={limit}", *overrides])
+    network = Untrained(config, Genotype.published("DARTS_V2"), 3, 32, 10)
+    object.__setattr__(network, "measure", lambda cells, width: p99(takes(cells, width)))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen", "others"),
+    [
+        (8.0, (20, 36), []),
+        (5.0, (20, 24), [(13, 36), (6, 36)]),
+        (2.6, (13, 20), [(6, 36), (20, 12)]),  # a third of the width is too narrow
+        (1.0, (6, 16), [(20, 4), (13, 4)]),
+        (0.5, (6, 8), []),
+    ],
+)
+def test_a_size_that_fits_is_chosen_and_others_are_told(
+    limit: float, chosen: tuple[int, int], others: list[tuple[int, int]]
+) -> None:
+    found = fit_size(network_of(lambda cells, width: 0.01 * cells * width, limit))
+    assert all(one.latency.milliseconds <= limit for one in found)
+    assert [(one.num_cells, one.init_channels) for one in found] == [chosen, *others]
+
+
+def test_where_no_size_fits_nothing_is_trained() -> None:
+    network = network_of(lambda cells, width: 7.0, 5.0)
+    with pytest.raises(ValidationFailedError, match="7 ms > 5 ms") as caught:
+        fit_size(network)
+    assert caught.value.hint == "no smaller network was found that fits"
+
+
+def test_a_size_that_fits_is_trained_and_kept(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's 8 channels are too slow: 4 are trained. Again: nothing is timed, nothing runs."""
+    took = {8: p99(2.0), 4: p99(1.0)}
+    timed: list[int] = []
+
+    def measure(_config: object, width: int) -> UntrainedLatency:
+        timed.append(width)
+        return took[width]
+
+    monkeypatch.setattr(budget, "_untrained", lambda config, genotype, width, *sizes: width)
+    monkeypatch.setattr(budget, "_measure", measure)
+    words = ("run", str(place.preset), "--max-p99-ms", "60000", "--batch", "1")
+    monkeypatch.setattr(Untrained, "limit", 1.5)
+    assert place.run(*words) == 0
+    talk = capfd.readouterr().err
+    assert "size: 4 cells x 4 channels: p99 1 ms" in talk
+    assert "budget: p99 1 ms of" in talk
+    (trained,) = (row for row in place.json(capfd, "ls") if "/retrain@" in row["ref"])
+    shown = place.json(capfd, "show", trained["ref"])
+    assert shown["config"]["retrain"]["init_channels"] == 4
+    timed.clear()
+    assert place.json(capfd, *words)["executed"] == []
+    assert timed == []
+    monkeypatch.setattr(Untrained, "limit", 2.5)
+    assert place.run(*words, "--fresh") == 0
+    assert timed == [8]
+
+
 def test_a_network_that_is_trained_already_is_not_timed_again(
     finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValidationFailedError("timed again")
 
-    monkeypatch.setattr(budget, "check_budget", refuse)
+    for check in ("check_budget", "fit_size"):
+        monkeypatch.setattr(budget, check, refuse)
     words = ("run", str(finished.preset), "--max-p99-ms", "60000")
     assert finished.run(*words) == 0
     assert "timed again" not in capfd.readouterr().err
