@@ -9,7 +9,8 @@
 The task is the yardstick's: 5 cells x 8 channels at 16 pixels; latency is that of a batch of 16 on
 one thread. The budgets are parts of the median latency of the cells that were searched without one:
 those of the score function in ``signal_searches.jsonl``, seeds 0 to 3. For each budget and seed a
-search of the same settings keeps it (``search.max_latency_ms``). Beside its cell: the cell of the
+search of the same settings keeps it (``search.max_latency_ms``). Beside its cell: the best cell
+within the budget of a search that had the largest one, which binds nothing at first; the cell of the
 same seed without a budget, and the published cell of the least loss, each at the greatest width
 that keeps the budget; and random cells of full width that keep it. ``measure`` times all networks
 in turns. Every command goes on where it stopped; rows are in ``latency_budgets.jsonl``.
@@ -30,6 +31,7 @@ import torch
 from d2nas.config import Config
 from d2nas.data.images import load_data
 from d2nas.genotype import Genotype, uniform
+from d2nas.methods.within_budget import best_within
 from d2nas.spaces import SPACES
 from pipeline.commands.configuration import configure
 from pipeline.latency.graphs import network_graph
@@ -157,7 +159,10 @@ def search_all(data_root: str, ends: float) -> None:
                 seed=seed,
                 table=table.digest,
                 genotype=search.derive().to_dict(),
-                most_probable=search.method.derive().to_dict(),
+                derived_within={
+                    other: best_within(type(search.method), search.logits, costs, most).to_dict()
+                    for other, most in budgets(table).items()
+                },
                 expected_ms=[row["expected_latency_ms"] for row in search.metrics],
                 derived_ms=[row["derived_latency_ms"] for row in search.metrics],
                 price=[row["price"] for row in search.metrics],
@@ -188,6 +193,9 @@ def networks(table: LatencyTable) -> Iterator[tuple[str, Genotype, int]]:
     for row in rows("search"):
         genotype = Genotype.from_dict(row["genotype"])
         yield f"limited/{row['part']}/{row['seed']}", genotype, CHANNELS
+        if row["part"] == max(BUDGETS):
+            for part, other in row["derived_within"].items():
+                yield f"derived/{part}/{row['seed']}", Genotype.from_dict(other), CHANNELS
     for part, limit in budgets(table).items():
         for index, genotype in enumerate(random_cells(table, limit)):
             yield f"random/{part}/{index}", genotype, CHANNELS
@@ -237,7 +245,9 @@ def competitors(table: LatencyTable) -> Iterator[tuple[str, float, int, str, int
     published = next(name for name, _ in measured() if name.startswith("published/"))
     for part, limit in budgets(table).items():
         for seed in SEEDS:
-            yield "limited", part, seed, f"limited/{part}/{seed}", CHANNELS
+            for kind in ("limited", "derived"):
+                if (f"{kind}/{part}/{seed}", CHANNELS) in measured():
+                    yield kind, part, seed, f"{kind}/{part}/{seed}", CHANNELS
             width = widest(f"unlimited/{seed}", limit)
             if width is not None:
                 yield "narrower", part, seed, f"unlimited/{seed}", width
@@ -288,7 +298,7 @@ def report() -> dict[str, Any]:
     found: dict[str, Any] = {"sd_of_random_cells": statistics.stdev(every)}
     for part, limit in budgets(table).items():
         of_part: dict[str, Any] = {"limit_ms": limit}
-        for kind in ("limited", "narrower", "published", "random"):
+        for kind in ("limited", "derived", "narrower", "published", "random"):
             of_kind = [one for one in competitors(table) if one[:2] == (kind, part)]
             cells = [(timed[name, width], width) for *_, name, width in of_kind]
             keys = [(Genotype.from_dict(row["genotype"]).digest, width) for row, width in cells]
