@@ -10,8 +10,8 @@ The task is the yardstick's: 5 cells x 8 channels at 16 pixels; latency is that 
 one thread. The budgets are parts of the median latency of the cells that were searched without one:
 those of the score function in ``signal_searches.jsonl``, seeds 0 to 3. For each budget and seed a
 search of the same settings keeps it (``search.max_latency_ms``). Beside its cell: the best cell
-within the budget of a search that had the largest one, which binds nothing at first; the cell of the
-same seed without a budget, and the published cell of the least loss, each at the greatest width
+within the budget of the search that had the largest one, which binds nothing at first; the cell of
+the same seed without a budget, and the published cell of the least loss, each at the greatest width
 that keeps the budget; and random cells of full width that keep it. ``measure`` times all networks
 in turns. Every command goes on where it stopped; rows are in ``latency_budgets.jsonl``.
 """
