@@ -28,6 +28,7 @@ _SIZES = ("retrain.num_cells", "retrain.init_channels")
 if TYPE_CHECKING:
     from d2nas.config import Config
 
+    from ..running.display import Display
     from ..running.runner import Reuse, Runner, RunResult
 
 
@@ -88,6 +89,7 @@ def show_plan(
     from .configuration import say_data
 
     console = Console()
+    _say_limit(config, console)
     busy = busy_line()
     console.say("timing a few steps of each stage that would run ...")
     plan = make_plan(Runner(open_store(store), console, StopFlag()), run, config)
@@ -160,15 +162,20 @@ def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
     """Before what takes long: is there the device that validates, does it run the operations, and
     can a cell keep the limit on latency or size?
     """
-    limit = config.derive_limit
-    if stage in ("search", "derive") and limit is not None:
-        from ..preflight.latency_limit import check_limit
-
-        runner.display.say(check_limit(config, limit))
+    if stage in ("search", "derive"):
+        _say_limit(config, runner.display)
     if stage not in ("export", "validate") and config.validate_.device != "cpu":
         from ..preflight.operator_support import check_device
 
         check_device(config, runner.display.say)
+
+
+def _say_limit(config: "Config", console: "Display") -> None:
+    """Say what the cheapest cell takes, where there is a limit; raises where none keeps it."""
+    from ..preflight.latency_limit import check_limit
+
+    if config.derive_limit is not None:
+        console.say(check_limit(config, config.derive_limit))
 
 
 def _of_size_before(runner: "Runner", run: str, config: "Config", derived: "RunResult") -> "Config":

@@ -78,6 +78,11 @@ def test_what_no_cell_keeps_is_told_before_the_first_step(
     told = capfd.readouterr().err
     assert "no cell keeps search.max_macs=10: the cheapest of few takes" in told
     assert "search: step" not in told
+    assert tiny.run("run", str(tiny.preset), "--plan", *limited(10)) == 2
+    assert "no cell keeps search.max_macs=10: the" in capfd.readouterr().err
+    assert tiny.run("run", str(tiny.preset), "--plan", *limited(1e9)) == 0
+    told = capfd.readouterr().err
+    assert "at most 1,000,000,000 multiply-adds by search.max_macs: the cheapest cell" in told
 
 
 def test_a_search_depends_on_the_network_that_is_limited(tiny: TinyPlace) -> None:
