@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from d2nas.config import Config
+from d2nas.config.registry import search_methods
 from d2nas.costs import CellCosts
 from d2nas.data.sizes import stem_for
 from d2nas.errors import ConfigError
+from d2nas.files.text_files import read_space
 from d2nas.genotype import uniform
 from d2nas.spaces import CELL_TYPES, SearchSpace
 
@@ -84,6 +86,26 @@ def costs_of(
         return latency_costs(table, space, **sizes)
     serving = serving_of(config, **shape, num_classes=num_classes, batch=1)
     return counted_costs(serving, quantity, space, **sizes)
+
+
+def search_costs(
+    config: Config, *, channels: int, image_size: int, num_classes: int
+) -> CellCosts | None:
+    """Return what a search's limit or weight is about, of the space that its method searches; None
+    where it has neither. Raises as ``costs_of``.
+    """
+    search = config.search
+    if search.limit is None and search.latency_weight is None:
+        return None
+    space = search_methods.find(search.method).searched_space(read_space(search.space))
+    return costs_of(
+        config,
+        "latency_ms" if search.limit is None else search.limit.quantity,
+        space,
+        channels=channels,
+        image_size=image_size,
+        num_classes=num_classes,
+    )
 
 
 def costs_key(config: Config, quantity: str) -> dict[str, Any]:

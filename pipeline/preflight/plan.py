@@ -16,6 +16,7 @@ from d2nas.data.sizes import ImageSize, folder_image_size, image_size
 from d2nas.data.sources import data_folder, list_config, list_usable_images
 from d2nas.spaces import CELL_TYPES, SearchSpace, node_edges
 
+from ..latency.limits import search_costs
 from ..running.file_hashes import FileHashes
 from ..running.runner import Runner
 from ..stages import BY_NAME, stages_of_run
@@ -172,12 +173,21 @@ class _Estimates:
         # (the mean of both halves where one has forward passes alone).
         is_read = not without_effect(self._config, ["search.estimator"])
         draws = fewest_draws(config.estimator) if is_read else 1
+        shape = self._shape
+        costs = search_costs(
+            self._config,
+            channels=shape.channels,
+            image_size=shape.image_size,
+            num_classes=shape.num_classes,
+        )
 
         def stepper(batch: int) -> Callable[[int], None]:
             one = config.model_copy(
                 update={"draws": draws, "batch_size": batch, "warmup_epochs": 0, "epochs": 1}
             )
-            search = Search(one, *self._search_arguments(), **self._options(config.device))
+            search = Search(
+                one, *self._search_arguments(), costs=costs, **self._options(config.device)
+            )
             search.supernet.train()
             made.append(search)
 

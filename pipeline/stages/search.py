@@ -7,13 +7,12 @@ from typing import Any
 from pydantic import model_validator
 
 from d2nas.config import QUANTITIES, TRAINING_KEYS, Config, SearchConfig, other_method
-from d2nas.config.registry import search_methods
 from d2nas.config.section import NonNegative
 from d2nas.costs import CellCosts
 from d2nas.files.text_files import read_space
 from d2nas.spaces import SearchSpace
 
-from ..latency.limits import costs_key, costs_of
+from ..latency.limits import costs_key, search_costs
 from ..report.training_curves import SEARCH_PANELS, cost_panel, draw_curves
 from ..store.forms import Form, require_valid
 from .stage import METRICS_FILE, Context, Facts, Stage, always, encode_rows, run_loop
@@ -31,6 +30,7 @@ def run(context: Context) -> Facts:
     which a selection step in derive may ask.
     """
     from d2nas.files.tensors import encode_tensors
+    from d2nas.methods.within_budget import cheapest
     from d2nas.parallel import ALONE
     from d2nas.train.loop import memory_errors, torch_device
     from d2nas.train.machine import machine_facts
@@ -39,13 +39,17 @@ def run(context: Context) -> Facts:
     config = context.config
     ranks = context.ranks or ALONE
     device = ranks.device(torch_device(ranks.own_name(config.search.device)))
-    data, space = context.data(), read_space(config.search.space)
-    method = search_methods.find(config.search.method)
-    costs = _costs(context, method.searched_space(space))
+    data = context.data()
+    costs = search_costs(
+        config,
+        channels=data.channels,
+        image_size=data.image_size,
+        num_classes=len(data.class_names),
+    )
     with memory_errors(config.search.batch_size, device):
         search = Search(
             config.search,
-            space,
+            read_space(config.search.space),
             data,
             seed=config.run.seed,
             device=device,
@@ -57,6 +61,12 @@ def run(context: Context) -> Facts:
         context.hooks.warn(
             f"with search.num_cells={config.search.num_cells} all cells are reduction cells: the "
             "normal cell is not searched"
+        )
+    if costs is not None and config.search.limit is not None:
+        limit = config.search.limit
+        context.hooks.say(
+            f"search: at most {costs.describe(limit.value)} expected ({limit.key}); the cheapest "
+            f"cell takes {costs.describe(costs.of(cheapest(costs)))}"
         )
     passes = sum(search.method.passes)
     context.hooks.say(
@@ -87,31 +97,6 @@ def run(context: Context) -> Facts:
         "genotype": last["genotype"],
         **({} if costs is None else _cost_facts(costs, config.search, last)),
     }
-
-
-def _costs(context: Context, space: SearchSpace) -> CellCosts | None:
-    """Return what cells cost, where the search has a limit or a weight of it, and say so."""
-    from d2nas.methods.within_budget import least_cost
-
-    search, data = context.config.search, context.data()
-    if search.limit is None and search.latency_weight is None:
-        return None
-    quantity = "latency_ms" if search.limit is None else search.limit.quantity
-    costs = costs_of(
-        context.config,
-        quantity,
-        space,
-        channels=data.channels,
-        image_size=data.image_size,
-        num_classes=len(data.class_names),
-    )
-    if search.limit is not None:
-        least = least_cost(costs, search.limit)
-        context.hooks.say(
-            f"search: at most {costs.describe(search.limit.value)} expected ({search.limit.key}); "
-            f"the cheapest cell takes {costs.describe(least)}"
-        )
-    return costs
 
 
 def _cost_facts(costs: CellCosts, search: SearchConfig, last: Mapping[str, Any]) -> Facts:
