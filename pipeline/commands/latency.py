@@ -169,15 +169,12 @@ def check_command(
             f"the latency table is of {found.device['label']}, this is {now['label']}",
             hint="d2nas latency measure PRESET",
         )
-    if not 1 / _LARGEST_DRIFT <= drift.middle <= _LARGEST_DRIFT:
+    if not drift.is_small:
         raise ValidationFailedError(
             f"{found.device['label']} has changed since the table was measured: networks take "
             f"{drift.middle:.2f} x as long",
             hint="d2nas latency measure PRESET, on a machine that does nothing else",
         )
-
-
-_LARGEST_DRIFT = 1.1
 
 
 def _wanted(config: "Config", classes: int | None, batch: int) -> "Wanted":

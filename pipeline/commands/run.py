@@ -164,6 +164,12 @@ def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
     """
     if stage in ("search", "derive"):
         _say_limit(config, runner.display)
+        if config.needs_table:
+            from ..preflight.latency_limit import drift_warning
+
+            changed = drift_warning(config)
+            if changed is not None:
+                runner.display.warn(changed)
     if stage not in ("export", "validate") and config.validate_.device != "cpu":
         from ..preflight.operator_support import check_device
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype, Pair, choices, uniform
 from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, SearchSpace
 
@@ -31,6 +32,10 @@ reductions.
 """
 CALIBRATIONS = 8
 """Whole random networks that the table is fitted to, besides one of each operation alone."""
+LARGEST_DRIFT = 1.1
+"""Largest ratio of a table's networks' latency to what it was, up or down, that counts as the same
+machine.
+"""
 NETWORK_WEIGHT = 3.0
 """How much less noise a whole network's time has than a cell's, in proportion (a choice)."""
 
@@ -227,6 +232,18 @@ def describe_device(device: Device) -> dict[str, Any]:
     return facts
 
 
+def is_here(table: LatencyTable) -> bool:
+    """Whether this machine has the device of a table."""
+    if not table.networks:
+        return False
+    graph = network_graph(table.networks[0].claim(table.serving), table.serving)
+    try:
+        session = open_session(graph, device=table.device["kind"])
+    except ConfigError:
+        return False
+    return bool(session.device.name == table.device["name"])
+
+
 @dataclass(frozen=True, slots=True)
 class Drift:
     """A table's networks timed again: the ratio of each one's latency to that of the table."""
@@ -238,6 +255,11 @@ class Drift:
         """The geometric mean of the ratios."""
         return math.exp(sum(map(math.log, self.ratios)) / len(self.ratios))
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the table still holds."""
+        return 1 / LARGEST_DRIFT <= self.middle <= LARGEST_DRIFT
+
 
 def time_again(
     table: LatencyTable,
@@ -247,15 +269,7 @@ def time_again(
     done: Callable[[int], object] = lambda _round: None,
 ) -> tuple[Drift, dict[str, Any]]:
     """Time the networks of a table again; return how they have changed, and the device of now."""
-    graphs = [
-        network_graph(
-            table.serving.claim(
-                one.genotype, num_cells=one.num_cells, init_channels=one.init_channels
-            ),
-            table.serving,
-        )
-        for one in table.networks
-    ]
+    graphs = [network_graph(one.claim(table.serving), table.serving) for one in table.networks]
     threads = table.device.get("num_threads")
     sessions: list[OnnxSession] = [
         open_session(graph, device=device, num_threads=threads) for graph in graphs

@@ -81,23 +81,19 @@ def measured(
     None where this is not the table's device.
     """
     from ..latency.graphs import network_graph
-    from ..latency.measuring import describe_device
+    from ..latency.measuring import is_here
     from ..latency.timing import time_in_turns
     from ..onnx_io.session import open_session
 
+    if not is_here(table):
+        return None
     sizes = {"num_cells": num_cells, "init_channels": init_channels}
     claims = [table.serving.claim(cell.genotype, **sizes) for cell in cells]
-    threads = table.device.get("num_threads")
-    sessions = []
-    for claim in claims:
-        graph = network_graph(claim, table.serving)
-        try:
-            session = open_session(graph, device=table.device["kind"], num_threads=threads)
-        except ConfigError:
-            return None  # no such device here
-        if describe_device(session.device)["name"] != table.device["name"]:
-            return None
-        sessions.append(session)
+    device, threads = table.device["kind"], table.device.get("num_threads")
+    sessions = [
+        open_session(network_graph(claim, table.serving), device=device, num_threads=threads)
+        for claim in claims
+    ]
     timings = time_in_turns(sessions, table.serving.batch)
     return [timing.quietest_ms for timing in timings]
 
