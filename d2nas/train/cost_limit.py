@@ -63,8 +63,8 @@ class CostLimit:
             return 0.0
         if excess(self._highest) >= 0.0:
             return self._highest
-        found: float = brentq(excess, 0.0, self._highest, rtol=TOLERANCE)
-        return found
+        found = brentq(excess, 0.0, self._highest, rtol=TOLERANCE)
+        return float(f"{found:.6g}")  # the last digits may depend on the machine
 
     @contextlib.contextmanager
     def priced(self, logits: ArchLogits, price: float) -> Iterator[None]:

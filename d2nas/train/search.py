@@ -76,9 +76,8 @@ def search(
 
     ``config`` names method, space, device and length; its defaults are the paper's. ``method`` is
     searched by in place of the one it names; ``costs`` are what its limit, if any, is about.
-    ``on_epoch`` is called with the row of each finished
-    epoch (losses, entropies, the genotype so far). Raises
-    ``ConfigError`` for settings that do not fit the data, ``NonFiniteError``,
+    ``on_epoch`` is called with the row of each finished epoch (losses, entropies, the genotype so
+    far). Raises ``ConfigError`` for settings that do not fit the data, ``NonFiniteError``,
     ``OutOfMemoryError``.
     """
     config = config or SearchConfig()

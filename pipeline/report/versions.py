@@ -85,6 +85,8 @@ _FACTS: Mapping[str, _Fact] = {
     "step": _Fact("step", count, "step {}"),
     "method": _Fact("search method"),
     "found_by": _Fact("found by"),
+    "limit": _Fact("limit of its cost"),
+    "costs": _Fact("cost of cells"),
     "candidates": _Fact("candidates", count),
     "trainings": _Fact("short trainings", count),
     "searched_space": _Fact("search space", space_words),
