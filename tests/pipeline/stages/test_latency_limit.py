@@ -156,3 +156,17 @@ def test_a_table_without_a_limit_changes_nothing() -> None:
     limited = build_config({}, ["run.latency_table=nowhere.json", "derive.max_latency_ms=4"])
     assert derive_stage.STAGE.reads_data(limited)
     assert not derive_stage.STAGE.reads_data(config)
+
+
+def test_later_commands_know_the_table_and_most_do_not_read_it(
+    tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tiny, table_of(wanted_by(tiny)))
+    keys = ("--set", f"run.latency_table={path}", "--set", "search.max_latency_ms=1000")
+    assert tiny.run("search", str(tiny.preset), *keys) == 0
+    assert tiny.run("derive", "tiny") == 0
+    assert "of at most 1e+03 ms by search.max_latency_ms" in capfd.readouterr().err
+    path.unlink()
+    assert tiny.run("retrain", "tiny") == 0
+    assert tiny.run("derive", "tiny", "--fresh") == 2
+    assert "latency.json: no such file" in capfd.readouterr().err
