@@ -25,7 +25,8 @@ class CellCosts:
     def describe(self, value: float) -> str:
         """Return a value with its unit, for people."""
         unit = {"latency_ms": "ms", "macs": "multiply-adds", "params": "parameters"}[self.quantity]
-        return f"{value:.3g} {unit}" if self.quantity == "latency_ms" else f"{value:,.0f} {unit}"
+        is_small = self.quantity == "latency_ms" and value < 100.0
+        return f"{value:.3g} {unit}" if is_small else f"{value:,.0f} {unit}"
 
     def of(self, genotype: Genotype) -> float:
         """Return the cost of a genotype's network. Raises ``ConfigError`` outside of the space."""

@@ -165,7 +165,7 @@ def test_later_commands_know_the_table_and_most_do_not_read_it(
     keys = ("--set", f"run.latency_table={path}", "--set", "search.max_latency_ms=1000")
     assert tiny.run("search", str(tiny.preset), *keys) == 0
     assert tiny.run("derive", "tiny") == 0
-    assert "of at most 1e+03 ms by search.max_latency_ms" in capfd.readouterr().err
+    assert "of at most 1,000 ms by search.max_latency_ms" in capfd.readouterr().err
     path.unlink()
     assert tiny.run("retrain", "tiny") == 0
     assert tiny.run("derive", "tiny", "--fresh") == 2
