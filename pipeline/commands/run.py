@@ -210,17 +210,17 @@ def _keep_budget(
     """Time the untrained network, and return the configuration with a size that fits."""
     from d2nas.genotype import Genotype
 
-    from ..preflight.latency_budget import Untrained, check_budget, fit_size
+    from ..preflight.latency_budget import Untrained, check_budget, fit_size, size_line
 
     data = runner.images(config)
     genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
     network = Untrained(config, genotype, data.channels, data.image_size, len(data.class_names))
     if fits:
-        chosen, *others = fit_size(network)
-        taken = chosen.latency
-        if others or chosen.init_channels != config.retrain.init_channels:
-            also = "; ".join(map(str, others))
-            runner.display.say(f"size: {chosen}" + (f"; also fits: {also}" if also else ""))
+        fitting = fit_size(network)
+        chosen, taken = fitting[0], fitting[0].latency
+        line = size_line(config.retrain, fitting)
+        if line is not None:
+            runner.display.say(line)
         config = _resized(config, num_cells=chosen.num_cells, init_channels=chosen.init_channels)
     else:
         taken = check_budget(network)

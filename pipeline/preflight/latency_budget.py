@@ -6,11 +6,11 @@ fits is proposed, or taken in its place.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from d2nas.config import Config
+from d2nas.config import Config, RetrainConfig
 from d2nas.config.deployment import MIN_SAMPLES
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
 from d2nas.genotype import Genotype
@@ -147,6 +147,16 @@ def fit_size(network: Untrained) -> list[FittingSize]:
         raise _too_slow(network, found, "no smaller network was found that fits")
     # Of those that are narrower than half the widest, of others the deepest.
     return sorted(fitting, key=lambda one: max(0, width - 2 * one.init_channels))
+
+
+def size_line(retrain: RetrainConfig, fitting: Sequence[FittingSize]) -> str | None:
+    """Return what is said of ``fit_size``'s choice; None where it is the size of ``retrain``."""
+    chosen, *others = fitting
+    if (chosen.num_cells, chosen.init_channels) == (retrain.num_cells, retrain.init_channels):
+        return None
+    also = f"; also fits: {'; '.join(map(str, others))}" if others else ""
+    given = f"{retrain.num_cells} cells x {retrain.init_channels} channels"
+    return f"size: {given} are too slow; {chosen} is trained{also}"
 
 
 def _too_slow(network: Untrained, found: UntrainedLatency, hint: str) -> ValidationFailedError:

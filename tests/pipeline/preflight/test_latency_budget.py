@@ -20,6 +20,7 @@ from pipeline.preflight.latency_budget import (
     Untrained,
     UntrainedLatency,
     fit_size,
+    size_line,
     widest_that_fits,
 )
 
@@ -106,14 +107,25 @@ def network_of(takes: Callable[[int, int], float], limit: float, *overrides: str
         (2.6, (13, 20), [(6, 36), (20, 12)]),  # a third of the width is too narrow
         (1.0, (6, 16), [(20, 4), (13, 4)]),
         (0.5, (6, 8), []),
+        (2.2, (6, 36), [(13, 16), (20, 8)]),
     ],
 )
 def test_a_size_that_fits_is_chosen_and_others_are_told(
     limit: float, chosen: tuple[int, int], others: list[tuple[int, int]]
 ) -> None:
-    found = fit_size(network_of(lambda cells, width: 0.01 * cells * width, limit))
+    network = network_of(lambda cells, width: 0.01 * cells * width, limit)
+    found = fit_size(network)
     assert all(one.latency.milliseconds <= limit for one in found)
     assert [(one.num_cells, one.init_channels) for one in found] == [chosen, *others]
+    line = size_line(network.config.retrain, found)
+    if chosen == (20, 36):
+        assert line is None
+    else:
+        assert line is not None
+        assert line.startswith(
+            "size: 20 cells x 36 channels are too slow; {} cells x {} channels: ".format(*chosen)
+        )
+        assert line.count(" cells x ") == 2 + len(others)
 
 
 def test_where_no_size_fits_nothing_is_trained() -> None:
@@ -140,7 +152,7 @@ def test_a_size_that_fits_is_trained_and_kept(
     monkeypatch.setattr(Untrained, "limit", 1.5)
     assert place.run(*words) == 0
     talk = capfd.readouterr().err
-    assert "size: 4 cells x 4 channels: p99 1 ms" in talk
+    assert "size: 4 cells x 8 channels are too slow; 4 cells x 4 channels: p99 1 ms is" in talk
     assert "budget: p99 1 ms of" in talk
     (trained,) = (row for row in place.json(capfd, "ls") if "/retrain@" in row["ref"])
     shown = place.json(capfd, "show", trained["ref"])
