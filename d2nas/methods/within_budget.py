@@ -26,6 +26,8 @@ from ..spaces import CELL_TYPES
 from .base import Method
 from .derivation import genotype_of
 
+ROUNDING = 1e-9
+"""Relative difference of costs that are added up in different orders."""
 Paid = frozenset[tuple[str, int]]
 """Merged operations and the predecessors on which they are computed already."""
 
@@ -53,6 +55,11 @@ class _Front:
     options: NDArray[np.int64]
 
 
+def keeps(cost: float, limit: float) -> bool:
+    """Whether a cost is at most a limit, but for the rounding of sums in different orders."""
+    return cost <= limit * (1 + ROUNDING)
+
+
 def best_within(kind: type[Method], logits: ArchLogits, costs: CellCosts, limit: float) -> Genotype:
     """Return the genotype that a method's rule derives where its cost is at most ``limit``, else
     the one of the largest sum of ``kind.choice_scores`` whose cost is.
@@ -60,9 +67,9 @@ def best_within(kind: type[Method], logits: ArchLogits, costs: CellCosts, limit:
     Raises ``ConfigError`` where none is, with the least cost, and what the rule raises.
     """
     derived = kind.derive_from(logits)
-    if costs.of(derived) <= limit:
+    if keeps(costs.of(derived), limit):
         return derived
-    room = limit - costs.base
+    room = limit * (1 + ROUNDING) - costs.base
     alike = {cell: _alike(costs, cell) for cell in CELL_TYPES}
     least = {cell: float(_front(alike[cell], np.inf).costs[0]) for cell in CELL_TYPES}
     tables = {
@@ -83,9 +90,10 @@ def best_within(kind: type[Method], logits: ArchLogits, costs: CellCosts, limit:
         if value > best:
             best, chosen = value, (normal.options[index], reduce.options[last])
     if chosen is None:
+        found = cheapest(costs)
         raise ConfigError(
             f"no cell keeps {costs.describe(limit)}: the cheapest of the space takes "
-            f"{costs.describe(costs.base + sum(least.values()))}",
+            f"{costs.describe(costs.of(found))} ({found.describe('normal')})",
             hint="fewer cells or channels, or a higher limit",
         )
     cells = [_draw(tables[cell], picks) for cell, picks in zip(CELL_TYPES, chosen, strict=True)]
@@ -107,7 +115,7 @@ def least_cost(costs: CellCosts, limit: Limit) -> float:
     """
     found = cheapest(costs)
     least = costs.of(found)
-    if least > limit.value:
+    if not keeps(least, limit.value):
         raise ConfigError(
             f"no cell keeps {limit.key}={limit.value:g}: the cheapest of {costs.space.name} takes "
             f"{costs.describe(least)} ({found.describe('normal')})",

@@ -131,6 +131,7 @@ def measure_beside(
     """Return a table as ``measure_table``, and the times of other networks, which are no part of
     it, in the same rounds: whatever the machine does meanwhile, it does to all.
     """
+    _require_deployed(wanted.space)
     numbers = random.Random(0)
     cells = cells_to_time(wanted, numbers)
     genotypes = networks_to_time(wanted.space, numbers)
@@ -163,6 +164,17 @@ def measure_beside(
     )
     line = calibrate(sums_of(table), [one.milliseconds for one in networks])
     return replace(table, line=line), list(timings)
+
+
+def _require_deployed(space: SearchSpace) -> None:
+    """Raise ``ConfigError`` for a space of operations whose graphs are not known."""
+    names = {name for cell in CELL_TYPES for edge in space.candidates(cell) for name in edge}
+    unknown = names - {"none", *DEPLOYED_OPERATIONS}
+    if unknown:
+        raise ConfigError(
+            f"latency of the operation {min(unknown)} of {space.name} is not supported",
+            hint="noise is in no exported model, registered operations in no table",
+        )
 
 
 def networks_to_time(space: SearchSpace, numbers: random.Random) -> list[Genotype]:

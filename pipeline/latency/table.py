@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,8 @@ from .fitting import Line, Part, total
 from .parts import CellShape, OperationShape, Serving, network_cells, operations_in
 
 FORMAT = 1
+FEWEST_NETWORKS = 3
+"""Of a table: a line through two of them predicts the third."""
 _REMEASURE = "measure it anew: d2nas latency measure PRESET"
 
 
@@ -172,10 +174,10 @@ _Milliseconds = Field(ge=0.0, le=1e7)
 
 
 class _Device(_Record):
-    kind: str
+    kind: Literal["cpu", "cuda"]
     name: str
     label: str
-    num_threads: int | None = None
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
     driver: str | None = None
 
 
@@ -220,8 +222,8 @@ class _Network(_Record):
     genotype: dict[str, Any]
     num_cells: int = Field(ge=1, le=1_000)
     init_channels: int = _Size
-    ms: float = _Milliseconds
-    spread: float
+    ms: float = Field(gt=0.0, le=1e7)
+    spread: float = Field(ge=0.0)
 
 
 class _File(_Record):
@@ -234,7 +236,7 @@ class _File(_Record):
     cells: list[_Cell]
     operations: list[_Operation]
     line: _Line
-    networks: list[_Network]
+    networks: list[_Network] = Field(min_length=FEWEST_NETWORKS)
 
 
 def read_table(data: bytes, *, what: str) -> LatencyTable:
@@ -259,11 +261,29 @@ def read_table(data: bytes, *, what: str) -> LatencyTable:
         table = _table_of(found)
     except ConfigError as error:
         raise DamagedArtifactError(f"{what}: no latency table ({error})") from None
+    for one in table.networks:
+        if not _predicted(table, one) > 0.0:
+            raise DamagedArtifactError(
+                f"{what}: no latency table (a network of no time is predicted)", hint=_REMEASURE
+            )
     if table.digest != found.digest:
         raise DamagedArtifactError(
             f"{what}: its content is not that of its digest: it was changed", hint=_REMEASURE
         )
     return table
+
+
+def _predicted(table: LatencyTable, network: Measured) -> float:
+    """Return the shorter of a network's prediction and its parts' sum; 1 where parts are missing,
+    which is told where they are asked for.
+    """
+    sizes = {"num_cells": network.num_cells, "init_channels": network.init_channels}
+    try:
+        return min(
+            table.sum_of(network.genotype, **sizes), table.predict(network.genotype, **sizes)
+        )
+    except ConfigError:
+        return 1.0
 
 
 def _table_of(found: _File) -> LatencyTable:

@@ -45,8 +45,7 @@ def front_cells(
     space = logits.space
     low, high = costs.of(cheapest(costs)), costs.of(method.derive_from(logits))
     limits = [low + (high - low) * number / (points - 1) for number in range(points)]
-    # A little more, as the sum of the cheapest may be added up in another order.
-    found = [best_within(method, logits, costs, limit * (1 + 1e-9)) for limit in limits]
+    found = [best_within(method, logits, costs, limit) for limit in limits]
     numbers = random.Random(seed)
     return [
         *(

@@ -14,7 +14,7 @@ from pipeline.latency.fitting import Line, Part
 from pipeline.latency.limits import serving_of
 from pipeline.latency.measuring import Wanted
 from pipeline.latency.parts import operations_in
-from pipeline.latency.table import LatencyTable
+from pipeline.latency.table import FEWEST_NETWORKS, LatencyTable, Measured
 from pipeline.preflight.plan import data_shape
 
 DEVICE = {"kind": "cpu", "name": "Test", "label": "CPU Test, 1 thread", "num_threads": 1}
@@ -39,6 +39,7 @@ def wanted_by(place: TinyPlace) -> Wanted:
 def table_of(wanted: Wanted, device: Mapping[str, Any] = DEVICE, **prices: float) -> LatencyTable:
     """A table by which an operation takes its price or 0.1 ms, and a cell 1 ms."""
     numbers, parts = random.Random(0), dict[Part, float]()
+    sizes = (wanted.num_cells, wanted.init_channels)
     for _ in range(100):
         for shape, layout in wanted.cells(uniform(wanted.space, numbers)):
             parts[shape] = 1.0
@@ -51,7 +52,10 @@ def table_of(wanted: Wanted, device: Mapping[str, Any] = DEVICE, **prices: float
         outside={wanted.init_channels: 0.5},
         parts=parts,
         line=Line(0.25, 2.0),
-        networks=[],
+        networks=[
+            Measured(uniform(wanted.space, numbers), *sizes, 1.0, 0.0)
+            for _ in range(FEWEST_NETWORKS)
+        ],
     )
 
 

@@ -65,7 +65,7 @@ def test_the_most_probable_cell_is_kept_where_it_fits() -> None:
         logits, costs = spread_logits(SPACES["S0"], seed), costs_of(SPACES["S0"], seed)
         derived = derive_genotype(logits, logits.space)
         assert best_within(D2NAS, logits, costs, costs.of(derived)) == derived
-        other = best_within(D2NAS, logits, costs, costs.of(derived) - 1e-9)
+        other = best_within(D2NAS, logits, costs, 0.999999 * costs.of(derived))
         assert other != derived
 
 
@@ -158,3 +158,14 @@ def test_by_the_rule_of_darts_it_is_the_best_of_all_cells_too(method: str) -> No
         assert costs.of(found) <= limit
         best = max(score for cost, score in known if cost <= limit)
         assert darts_score(found, logits) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_limit_of_what_the_cheapest_cell_costs_is_kept(seed: int) -> None:
+    """However its cost is added up."""
+    costs = costs_of(SMALL, seed)
+    limit = costs.of(cheapest(costs))
+    found = best_within(D2NAS, spread_logits(SMALL, seed), costs, limit)
+    assert costs.of(found) == pytest.approx(limit)
+    with pytest.raises(ConfigError, match="the cheapest of the space takes"):
+        best_within(D2NAS, spread_logits(SMALL, seed), costs, 0.999999 * limit)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import without_packages
 
+from d2nas.errors import ConfigError
 from d2nas.genotype import uniform
 from d2nas.spaces import SPACES
 from pipeline.cli import run
@@ -202,3 +203,9 @@ def test_neither_torch_nor_images_are_needed(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "error: " in done.stderr
+
+
+def test_spaces_of_what_no_model_exports_are_refused() -> None:
+    wanted = Wanted(SPACES["S4"], 5, 8, SERVING)
+    with pytest.raises(ConfigError, match="latency of the operation noise of S4 is not supported"):
+        measure_table(wanted, device="cpu", num_threads=1)

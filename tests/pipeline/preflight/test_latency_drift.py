@@ -24,7 +24,7 @@ def table(tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
 
     monkeypatch.setattr("pipeline.latency.timing.TURN_MILLISECONDS", 0.1)
     wanted = wanted_by(tiny)
-    genotypes = networks_to_time(wanted.space, random.Random(0))[:2]
+    genotypes = networks_to_time(wanted.space, random.Random(0))[:3]
     graph = network_graph(wanted.claim(genotypes[0]), wanted.serving)
     here = describe_device(open_session(graph, device="cpu", num_threads=1).device)
     sizes = (wanted.num_cells, wanted.init_channels)

@@ -1,7 +1,6 @@
 """``derive.pareto``: cells of a search by latency and loss, as data, as a picture, on the page."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from latency_tables import DEVICE, table_of, wanted_by, written
@@ -13,7 +12,6 @@ from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
 from pipeline.latency.graphs import outside_graph
 from pipeline.latency.measuring import describe_device
-from pipeline.latency.table import Measured
 from pipeline.onnx_io.session import open_session
 from pipeline.stages.front import NUM_RANDOM
 
@@ -67,9 +65,7 @@ def test_on_the_tables_device_cells_are_timed(
     empty = outside_graph(wanted.claim(Genotype.published("DARTS_V2")), wanted.serving)
     here = describe_device(open_session(empty, device="cpu", num_threads=1).device)
     assert here["name"] != DEVICE["name"]
-    networks = [Measured(Genotype.published("DARTS_V2"), 2, 4, 1.0, 0.0)]
-    table = replace(table_of(wanted, here), networks=networks)
-    table_key = f"run.latency_table={written(tiny, table)}"
+    table_key = f"run.latency_table={written(tiny, table_of(wanted, here))}"
     front = ("--pareto", "2", "--set", table_key, "--set", "derive.rank_by=training")
     assert tiny.run("derive", "tiny", *front, "--set", "derive.rank_epochs=1") == 0
     version = tiny.latest("derive")

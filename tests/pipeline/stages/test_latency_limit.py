@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from d2nas.config import build_config
 from d2nas.config.effects import without_effect
 from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype, uniform
+from pipeline.latency.fitting import Line
 from pipeline.latency.limits import check_suits, latency_costs
 from pipeline.latency.measuring import Wanted
 from pipeline.latency.parts import OperationShape, Serving
@@ -170,3 +172,38 @@ def test_later_commands_know_the_table_and_most_do_not_read_it(
     assert tiny.run("retrain", "tiny") == 0
     assert tiny.run("derive", "tiny", "--fresh") == 2
     assert "latency.json: no such file" in capfd.readouterr().err
+
+
+EMPTIED: dict[str, Any] = {
+    "no networks": {"networks": []},
+    "two networks": {"networks": 2},
+    "networks that took no time": {"milliseconds": 0.0},
+    "a line that falls below 0": {"line": Line(-50.0, 1.0)},
+    "parts that take no time": {"parts": 0.0},
+    "more threads than there may be": {"num_threads": 10**7},
+}
+
+
+@pytest.mark.parametrize("what", EMPTIED)
+def test_a_table_that_predicts_nothing_is_no_table(
+    what: str, tiny: TinyPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its digest is its own: somebody else's program wrote it."""
+    ((kind, value),) = EMPTIED[what].items()
+    table = table_of(wanted_by(tiny))
+    if kind == "networks":
+        table = replace(table, networks=table.networks[: value or 0])
+    elif kind == "milliseconds":
+        table = replace(
+            table, networks=[replace(one, milliseconds=value) for one in table.networks]
+        )
+    elif kind == "parts":
+        nothing = dict.fromkeys(table.parts, 0.0)
+        table = replace(table, parts=nothing, outside=dict.fromkeys(table.outside, 0.0))
+    elif kind == "num_threads":
+        table = replace(table, device={**table.device, kind: value})
+    else:
+        table = replace(table, line=value)
+    path = written(tiny, table)
+    assert tiny.run("derive", "tiny", *words(path, 9.0)) == 4
+    assert "no latency table" in capfd.readouterr().err
