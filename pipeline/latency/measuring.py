@@ -246,8 +246,6 @@ def describe_device(device: Device) -> dict[str, Any]:
 
 def is_here(table: LatencyTable) -> bool:
     """Whether this machine has the device of a table."""
-    if not table.networks:
-        return False
     graph = network_graph(table.networks[0].claim(table.serving), table.serving)
     try:
         session = open_session(graph, device=table.device["kind"])

@@ -279,11 +279,10 @@ def _predicted(table: LatencyTable, network: Measured) -> float:
     """
     sizes = {"num_cells": network.num_cells, "init_channels": network.init_channels}
     try:
-        return min(
-            table.sum_of(network.genotype, **sizes), table.predict(network.genotype, **sizes)
-        )
+        total = table.sum_of(network.genotype, **sizes)
     except ConfigError:
         return 1.0
+    return min(total, table.line(total))
 
 
 def _table_of(found: _File) -> LatencyTable:

@@ -1,8 +1,10 @@
 """Multiply-adds and parameters without torch are those that torch counts."""
 
 import random
+from dataclasses import replace
 
 import pytest
+from servings import PLAIN
 
 from d2nas.errors import ConfigError
 from d2nas.genotype import PUBLISHED, Genotype, uniform
@@ -21,14 +23,7 @@ SIZES = {
 
 
 def serving_of(sizes: str) -> Serving:
-    return Serving(
-        num_classes=7,
-        opset=20,
-        input_type="uint8",
-        precision="fp32",
-        batch=1,
-        **SIZES[sizes],  # type: ignore[arg-type]
-    )
+    return replace(PLAIN, num_classes=7, **SIZES[sizes])  # type: ignore[arg-type]
 
 
 def counted_by_torch(genotype: Genotype, serving: Serving, cells: int, width: int) -> Cost:

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from servings import PLAIN
 from torch import nn
 
 from d2nas.data.images import Normalizer
@@ -25,16 +26,6 @@ from pipeline.onnx_io.export import export_onnx
 from pipeline.onnx_io.latency import timing_images
 from pipeline.onnx_io.session import open_session
 
-PLAIN = Serving(
-    image_size=16,
-    in_channels=3,
-    num_classes=10,
-    stem="cifar",
-    opset=20,
-    input_type="float32",
-    precision="fp32",
-    batch=1,
-)
 EVERYTHING = (
     ("max_pool_3x3", 0),
     ("avg_pool_3x3", 1),

@@ -5,11 +5,13 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import without_packages
+from servings import PLAIN
 
 from d2nas.errors import ConfigError
 from d2nas.genotype import uniform
@@ -17,20 +19,10 @@ from d2nas.spaces import SPACES
 from pipeline.cli import run
 from pipeline.latency import measuring
 from pipeline.latency.measuring import Wanted, measure_table
-from pipeline.latency.parts import Serving
 from pipeline.latency.table import LatencyTable, read_table
 from pipeline.latency.timing import MIN_RUNS, InTurns, time_in_turns
 
-SERVING = Serving(
-    image_size=8,
-    in_channels=1,
-    num_classes=3,
-    stem="cifar",
-    opset=20,
-    input_type="uint8",
-    precision="fp32",
-    batch=2,
-)
+SERVING = replace(PLAIN, image_size=8, in_channels=1, num_classes=3, input_type="uint8", batch=2)
 
 
 class Turns:

@@ -3,22 +3,12 @@
 import random
 from dataclasses import replace
 
+from servings import PLAIN
+
 from d2nas.genotype import Genotype, uniform
 from d2nas.spaces import SPACES
 from pipeline.latency.counts import count_network
 from pipeline.latency.memory import least_memory
-from pipeline.latency.parts import Serving
-
-SERVING = Serving(
-    image_size=16,
-    in_channels=3,
-    num_classes=10,
-    stem="cifar",
-    opset=20,
-    input_type="float32",
-    precision="fp32",
-    batch=1,
-)
 
 
 def test_a_network_by_hand() -> None:
@@ -28,8 +18,8 @@ def test_a_network_by_hand() -> None:
     first row, and without its first column, two nodes and the other edge of 8 channels at 8 pixels.
     """
     skips = tuple(("skip_connect", source) for source in (0, 1) * 4)
-    claim = SERVING.claim(Genotype(skips, skips), num_cells=1, init_channels=4)
-    found = least_memory(claim, SERVING)
+    claim = PLAIN.claim(Genotype(skips, skips), num_cells=1, init_channels=4)
+    found = least_memory(claim, PLAIN)
     numbers = 3 * 256 + 3 * 8 * 256 + 8 * 15 * 16 + 8 * 15 * 15 + 3 * 8 * 64
     assert found.maps == 4 * numbers
     params = count_network(claim, 16).params
@@ -38,13 +28,13 @@ def test_a_network_by_hand() -> None:
 
 def test_maps_grow_with_the_batch_and_shrink_with_half_precision() -> None:
     genotype = uniform(SPACES["S0"], random.Random(0))
-    claim = SERVING.claim(genotype, num_cells=5, init_channels=8)
-    one = least_memory(claim, SERVING)
-    four = least_memory(claim, replace(SERVING, batch=4))
+    claim = PLAIN.claim(genotype, num_cells=5, init_channels=8)
+    one = least_memory(claim, PLAIN)
+    four = least_memory(claim, replace(PLAIN, batch=4))
     assert four.maps == 4 * one.maps
     assert four.weights == one.weights
-    half = least_memory(claim, replace(SERVING, precision="fp16"))
+    half = least_memory(claim, replace(PLAIN, precision="fp16"))
     assert half.maps < 0.7 * one.maps
     assert half.weights < 0.7 * one.weights
-    wider = least_memory(replace(claim, init_channels=16), SERVING)
+    wider = least_memory(replace(claim, init_channels=16), PLAIN)
     assert wider.maps > 1.7 * one.maps

@@ -8,26 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from servings import PLAIN
 
 from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.genotype import Genotype, uniform
 from d2nas.spaces import SPACES
 from pipeline.latency.fitting import Line, Part, Timed, calibrate, left_out_errors, part_times
 from pipeline.latency.measuring import Drift, Wanted, cells_to_time
-from pipeline.latency.parts import OperationShape, Serving, network_cells, operations_in
+from pipeline.latency.parts import OperationShape, network_cells, operations_in
 from pipeline.latency.summary import operation_rows, summary
 from pipeline.latency.table import LatencyTable, Measured, read_table
 
-SERVING = Serving(
-    image_size=16,
-    in_channels=3,
-    num_classes=10,
-    stem="cifar",
-    opset=20,
-    input_type="uint8",
-    precision="fp32",
-    batch=1,
-)
+SERVING = replace(PLAIN, input_type="uint8")
 WANTED = Wanted(SPACES["S0"], 8, 16, SERVING)
 
 

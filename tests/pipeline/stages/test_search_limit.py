@@ -2,26 +2,18 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
+from servings import PLAIN
 from tiny import TinyPlace
 
 from d2nas.genotype import Genotype, uniform
 from d2nas.spaces import SearchSpace
 from pipeline.latency.limits import counted_costs
-from pipeline.latency.parts import Serving
 from pipeline.stages.search import CURVES_FILE, STAGE
 
-DIGITS = Serving(
-    image_size=8,
-    in_channels=1,
-    num_classes=10,
-    stem="cifar",
-    opset=20,
-    input_type="uint8",
-    precision="fp32",
-    batch=1,
-)
+DIGITS = replace(PLAIN, image_size=8, in_channels=1, input_type="uint8")
 
 
 def limited(limit: float) -> tuple[str, ...]:
