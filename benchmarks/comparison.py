@@ -17,7 +17,6 @@ each found cell from two seeds and appends to ``yardstick.jsonl``. Both go on wh
 """
 
 import argparse
-import fcntl
 import json
 import statistics
 import sys
@@ -33,6 +32,7 @@ from d2nas.config import Config
 from d2nas.genotype import Genotype
 from pipeline.commands.configuration import configure
 
+from .rows import append_row, own_part, rows_of
 from .search import search_of
 from .yardstick import Cell, by_cell, read_rows, train_all
 from .yardstick import configured as yardstick_task
@@ -105,9 +105,8 @@ SEARCHED_BEFORE = {
 
 def searched(path: Path = ROWS_FILE) -> list[dict[str, Any]]:
     """Return the searches so far, with those of ``small_data.json``."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     before = json.loads((HERE / "small_data.json").read_text())["rows"]
-    return rows + [
+    return rows_of(path) + [
         {**row, "method": SEARCHED_BEFORE[row["variant"], row["method"]]}
         for row in before
         if (row["variant"], row["method"]) in SEARCHED_BEFORE
@@ -138,14 +137,10 @@ def search_all(data_root: str, part: int, parts: int) -> None:
     while True:
         done = {(row["method"], row["seed"]) for row in searched()}
         left = [(m, seed) for seed in SEEDS for m in PLANS if (m, seed) not in done]
-        mine = [one for index, one in enumerate(left) if index % parts == part] or left
+        mine = own_part(left, part, parts)
         if not mine:
             return
-        row = search_row(*mine[0], data_root)
-        with ROWS_FILE.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if all((one["method"], one["seed"]) != mine[0] for one in searched()):
-                file.write(json.dumps(row) + "\n")
+        append_row(ROWS_FILE, search_row(*mine[0], data_root), same=("method", "seed"))
 
 
 def trainings() -> Iterator[tuple[Cell, int]]:

@@ -1,9 +1,9 @@
-"""Cells searched within a latency budget, against cells that are made narrower to fit.
+"""Cells searched within a latency budget, against cells whose networks are made smaller to fit.
 
     python -m benchmarks.latency_budgets table
     python -m benchmarks.latency_budgets search --data-root DIR [--hours 1]
     python -m benchmarks.latency_budgets measure
-    python -m benchmarks.latency_budgets train --data-root DIR [--hours 1]
+    python -m benchmarks.latency_budgets train --data-root DIR [--hours 1] [--part 0/2]
     python -m benchmarks.latency_budgets report
 
 The task is the yardstick's: 5 cells x 8 channels at 16 pixels; latency is that of a batch of 16 on
@@ -11,18 +11,22 @@ one thread. The budgets are parts of the median latency of the cells that were s
 those of the score function in ``signal_searches.jsonl``, seeds 0 to 3. For each budget and seed a
 search of the same settings keeps it (``search.max_latency_ms``). Beside its cell: the best cell
 within the budget of the search that had the largest one, which binds nothing at first; the cell of
-the same seed without a budget, and the published cell of the least loss, each at the greatest width
-that keeps the budget; and random cells of full width that keep it. ``measure`` times all networks
+the same seed without a budget, and the published cell of the least loss, each in the network of
+most multiply-adds, of fewer cells or channels, that keeps the budget as measured; and random cells
+of full size that keep it by the table, those of the yardstick first. ``measure`` times all networks
 in turns. Every command goes on where it stopped; rows are in ``latency_budgets.jsonl``.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +39,26 @@ from d2nas.methods.within_budget import best_within
 from d2nas.spaces import SPACES
 from pipeline.commands.configuration import configure
 from pipeline.latency.graphs import network_graph
-from pipeline.latency.limits import latency_costs, open_table
+from pipeline.latency.limits import counted_costs, latency_costs, open_table
 from pipeline.latency.measuring import Wanted, measure_table
 from pipeline.latency.parts import Serving
 from pipeline.latency.table import LatencyTable
 from pipeline.latency.timing import time_in_turns
 from pipeline.onnx_io.session import open_session
 
+from .rows import append_row, own_part, rows_of
 from .search import search_of
-from .yardstick import Cell, by_cell, read_rows, training_of
+from .yardstick import Cell, by_cell, first_cells, read_rows, training_of
 from .yardstick import configured as yardstick_task
 
 HERE = Path(__file__).parent
 ROWS_FILE, TABLE_FILE = HERE / "latency_budgets.jsonl", HERE / "latency_budgets_table.json"
 SPACE = SPACES["S0"]
 CELLS, CHANNELS, BATCH = 5, 8, 16
-WIDTHS = (2, 4, 6, 8)
+SIZES = tuple((cells, channels) for cells in (5, 4, 3) for channels in (8, 4, 2))
+"""Cells and channels of the networks that are made smaller; six channels take longer than eight."""
 BUDGETS = (0.5, 0.7, 1.0)
 SEEDS = (0, 1, 2, 3)
-TRAINING_SEEDS = (0, 1)
 NUM_RANDOM = 40
 RANDOM_SEED = 5
 SEARCH = {
@@ -85,16 +90,7 @@ def serving() -> Serving:
 
 def rows(kind: str) -> list[Row]:
     """Return the rows of a kind so far."""
-    if not ROWS_FILE.exists():
-        return []
-    found = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
-    return [row for row in found if row["kind"] == kind]
-
-
-def append(kind: str, **values: Any) -> None:
-    """Add a row."""
-    with ROWS_FILE.open("a") as file:
-        file.write(json.dumps({"kind": kind, **values}) + "\n")
+    return [row for row in rows_of(ROWS_FILE) if row["kind"] == kind]
 
 
 def unlimited() -> list[Genotype]:
@@ -128,13 +124,15 @@ def budgets(table: LatencyTable) -> dict[float, float]:
 def random_cells(table: LatencyTable, limit: float) -> list[Genotype]:
     """Return random cells that keep a limit by the table, uniform among those."""
     costs = latency_costs(table, SPACE, num_cells=CELLS, init_channels=CHANNELS)
-    numbers, found = random.Random(RANDOM_SEED), dict[Genotype, None]()
-    for _ in range(2_000_000):
-        genotype = uniform(SPACE, numbers)
-        if costs.of(genotype) <= limit:
-            found[genotype] = None
-            if len(found) == NUM_RANDOM:
-                break
+    numbers = random.Random(RANDOM_SEED)
+    trained = (cell.genotype for cell in first_cells() if cell.origin == "random")
+    more = (uniform(SPACE, numbers) for _ in range(2_000_000))
+    fitting = (one for one in itertools.chain(trained, more) if costs.of(one) <= limit)
+    found = dict[Genotype, None]()
+    for genotype in fitting:
+        found[genotype] = None
+        if len(found) == NUM_RANDOM:
+            break
     return [*found]
 
 
@@ -152,22 +150,23 @@ def search_all(data_root: str, ends: float) -> None:
             began = time.process_time()
             for _ in search.run():
                 pass
-            append(
-                "search",
-                part=part,
-                limit_ms=limit,
-                seed=seed,
-                table=table.digest,
-                genotype=search.derive().to_dict(),
-                derived_within={
+            row = {
+                "kind": "search",
+                "part": part,
+                "limit_ms": limit,
+                "seed": seed,
+                "table": table.digest,
+                "genotype": search.derive().to_dict(),
+                "derived_within": {
                     other: best_within(type(search.method), search.logits, costs, most).to_dict()
                     for other, most in budgets(table).items()
                 },
-                expected_ms=[row["expected_latency_ms"] for row in search.metrics],
-                derived_ms=[row["derived_latency_ms"] for row in search.metrics],
-                price=[row["price"] for row in search.metrics],
-                cpu_seconds=round(time.process_time() - began, 1),
-            )
+                "expected_ms": [row["expected_latency_ms"] for row in search.metrics],
+                "derived_ms": [row["derived_latency_ms"] for row in search.metrics],
+                "price": [row["price"] for row in search.metrics],
+                "cpu_seconds": round(time.process_time() - began, 1),
+            }
+            append_row(ROWS_FILE, row, same=("kind", "part", "seed"))
 
 
 def search_config(data_root: str, seed: int, limit: float) -> Config:
@@ -183,22 +182,43 @@ def search_config(data_root: str, seed: int, limit: float) -> Config:
     return configure(preset, [f"{key}={value}" for key, value in values.items()])
 
 
-def networks(table: LatencyTable) -> Iterator[tuple[str, Genotype, int]]:
-    """Yield the networks to time: a name, a cell and a width."""
+@dataclass(frozen=True)
+class Timed:
+    """A network to time: its name, cell and size."""
+
+    name: str
+    genotype: Genotype
+    num_cells: int = CELLS
+    init_channels: int = CHANNELS
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Cells and channels."""
+        return self.num_cells, self.init_channels
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of an image."""
+        size = {"num_cells": self.num_cells, "init_channels": self.init_channels}
+        return counted_costs(serving(), "macs", SPACE, **size).of(self.genotype)
+
+
+def networks(table: LatencyTable) -> Iterator[Timed]:
+    """Yield the networks to time."""
     name, published = best_published()
-    for width in WIDTHS:
-        yield f"published/{name}", published, width
+    for size in SIZES:
+        yield Timed(f"published/{name}", published, *size)
         for seed, genotype in zip(SEEDS, unlimited(), strict=True):
-            yield f"unlimited/{seed}", genotype, width
+            yield Timed(f"unlimited/{seed}", genotype, *size)
     for row in rows("search"):
         genotype = Genotype.from_dict(row["genotype"])
-        yield f"limited/{row['part']}/{row['seed']}", genotype, CHANNELS
+        yield Timed(f"limited/{row['part']}/{row['seed']}", genotype)
         if row["part"] == max(BUDGETS):
             for part, other in row["derived_within"].items():
-                yield f"derived/{part}/{row['seed']}", Genotype.from_dict(other), CHANNELS
+                yield Timed(f"derived/{part}/{row['seed']}", Genotype.from_dict(other))
     for part, limit in budgets(table).items():
         for index, genotype in enumerate(random_cells(table, limit)):
-            yield f"random/{part}/{index}", genotype, CHANNELS
+            yield Timed(f"random/{part}/{index}", genotype)
 
 
 def measure() -> None:
@@ -207,88 +227,112 @@ def measure() -> None:
     every = list(networks(table))
     sessions = [
         open_session(
-            network_graph(served.claim(cell, num_cells=CELLS, init_channels=width), served),
+            network_graph(
+                served.claim(
+                    one.genotype, num_cells=one.num_cells, init_channels=one.init_channels
+                ),
+                served,
+            ),
             device="cpu",
             num_threads=1,
         )
-        for _, cell, width in every
+        for one in every
     ]
-    timings = time_in_turns(sessions, BATCH)
-    sizes = {"num_cells": CELLS, "init_channels": CHANNELS}
-    for (name, genotype, width), timing in zip(every, timings, strict=True):
-        predicted = table.predict(genotype, **sizes) if width == CHANNELS else None
-        append(
-            "latency",
-            name=name,
-            width=width,
-            genotype=genotype.to_dict(),
-            quietest_ms=timing.quietest_ms,
-            middle_ms=statistics.median(timing.medians_ms),
-            predicted_ms=predicted,
-        )
+    full = {"num_cells": CELLS, "init_channels": CHANNELS}
+    for one, timing in zip(every, time_in_turns(sessions, BATCH), strict=True):
+        row = {
+            "kind": "latency",
+            "name": one.name,
+            "num_cells": one.num_cells,
+            "init_channels": one.init_channels,
+            "genotype": one.genotype.to_dict(),
+            "quietest_ms": timing.quietest_ms,
+            "middle_ms": statistics.median(timing.medians_ms),
+            "predicted_ms": table.predict(one.genotype, **full)
+            if one.size == (CELLS, CHANNELS)
+            else None,
+        }
+        append_row(ROWS_FILE, row)
 
 
-def measured() -> dict[tuple[str, int], Row]:
-    """Return the latest timing of each network, by name and width."""
-    return {(row["name"], row["width"]): row for row in rows("latency")}
+def measured() -> dict[Timed, float]:
+    """Return the latest latency of each network in milliseconds."""
+    return {
+        Timed(
+            row["name"],
+            Genotype.from_dict(row["genotype"]),
+            row["num_cells"],
+            row["init_channels"],
+        ): row["quietest_ms"]
+        for row in rows("latency")
+    }
 
 
-def widest(name: str, limit: float) -> int | None:
-    """Return the greatest width at which a network keeps a limit as measured; None for none."""
+def largest(timed: Mapping[Timed, float], name: str, limit: float) -> list[Timed]:
+    """Return the network of a name that keeps a limit and has the most multiply-adds, if any."""
+    fitting = [one for one, ms in timed.items() if one.name == name and ms <= limit]
+    return sorted(fitting, key=lambda one: one.macs)[-1:]
+
+
+def competitors(table: LatencyTable, part: float, limit: float) -> dict[str, list[Timed]]:
+    """Return what is compared within a limit, by kind."""
     timed = measured()
-    fitting = [width for width in WIDTHS if timed[name, width]["quietest_ms"] <= limit]
-    return max(fitting, default=None)
+    published = f"published/{best_published()[0]}"
+
+    def named(kind: str) -> list[Timed]:
+        return [one for one in timed if one.name.startswith(f"{kind}/{part}/")]
+
+    return {
+        "limited": named("limited"),
+        "derived": named("derived"),
+        "smaller": [one for s in SEEDS for one in largest(timed, f"unlimited/{s}", limit)],
+        "published": largest(timed, published, limit),
+        "random": named("random"),
+    }
 
 
-def competitors(table: LatencyTable) -> Iterator[tuple[str, float, int, str, int]]:
-    """Yield what is compared: kind, part, seed or index, the timed network's name, its width."""
-    published = next(name for name, _ in measured() if name.startswith("published/"))
-    for part, limit in budgets(table).items():
-        for seed in SEEDS:
-            for kind in ("limited", "derived"):
-                if (f"{kind}/{part}/{seed}", CHANNELS) in measured():
-                    yield kind, part, seed, f"{kind}/{part}/{seed}", CHANNELS
-            width = widest(f"unlimited/{seed}", limit)
-            if width is not None:
-                yield "narrower", part, seed, f"unlimited/{seed}", width
-        width = widest(published, limit)
-        if width is not None:
-            yield "published", part, 0, published, width
-        for index in range(NUM_RANDOM):
-            name = f"random/{part}/{index}"
-            if (name, CHANNELS) in measured():
-                yield "random", part, index, name, CHANNELS
-
-
-def losses() -> dict[tuple[str, int], list[float]]:
-    """Return the calibrated losses of trainings, by digest and width."""
-    found: dict[tuple[str, int], dict[int, float]] = {}
-    for row in read_rows():  # the yardstick's are of full width
-        found.setdefault((row["digest"], CHANNELS), {})[row["seed"]] = row["calibrated_loss"]
-    for row in rows("training"):
-        found.setdefault((row["digest"], row["width"]), {})[row["seed"]] = row["calibrated_loss"]
+def losses() -> dict[tuple[str, int, int], list[float]]:
+    """Return the calibrated losses of trainings, by digest, cells and channels."""
+    found: dict[tuple[str, int, int], dict[int, float]] = {}
+    for row in [*read_rows(), *rows("training")]:
+        size = row.get("num_cells", CELLS), row.get("init_channels", CHANNELS)
+        found.setdefault((row["digest"], *size), {})[row["seed"]] = row["calibrated_loss"]
     return {key: [of[seed] for seed in sorted(of)] for key, of in found.items()}
 
 
-def train_all(data_root: str, ends: float) -> None:
-    """Train what is compared: all once, and what is no random cell twice."""
+def waiting() -> list[tuple[Timed, int]]:
+    """Return the trainings that are still to be made: of all once, what is no random cell twice;
+    random ones last.
+    """
+    table, known = open_table(str(TABLE_FILE)), losses()
+    every = [competitors(table, part, limit) for part, limit in budgets(table).items()]
+    found = dict[tuple[Timed, int], None]()
+    for kinds, seeds in (
+        (("limited", "smaller", "published", "derived"), (0, 1)),
+        (("random",), (0,)),
+    ):
+        for seed in seeds:
+            for one in (one for of in every for kind in kinds for one in of[kind]):
+                if len(known.get((one.genotype.digest, *one.size), [])) <= seed:
+                    found[dataclasses.replace(one, name=""), seed] = None
+    return list(found)
+
+
+def train_all(data_root: str, ends: float, part: int, parts: int) -> None:
+    """Train what is compared, until the time is over."""
     torch.set_flush_denormal(True)
-    data = None
-    table, timed = open_table(str(TABLE_FILE)), measured()
-    for seed in TRAINING_SEEDS:
-        for kind, _, _, name, width in competitors(table):
-            cell = Genotype.from_dict(timed[name, width]["genotype"])
-            enough = len(losses().get((cell.digest, width), [])) > seed
-            if enough or (kind == "random" and seed > 0) or time.monotonic() > ends:
-                continue
-            config = yardstick_task(data_root)
-            config = config.model_copy(
-                update={"retrain": config.retrain.model_copy(update={"init_channels": width})}
-            )
-            data = data or load_data(config.data, seed=0, default_root=Path.cwd())
-            append(
-                "training", width=width, **training_of(config, data, Cell(kind, name, cell), seed)
-            )
+    config = yardstick_task(data_root)
+    data = load_data(config.data, seed=0, default_root=Path.cwd())
+    while time.monotonic() < ends:
+        mine = own_part(waiting(), part, parts)
+        if not mine:
+            return
+        one, seed = mine[0]
+        size = {"num_cells": one.num_cells, "init_channels": one.init_channels}
+        resized = config.model_copy(update={"retrain": config.retrain.model_copy(update=size)})
+        cell = Cell("latency budget", "", one.genotype)
+        row = {"kind": "training", **size, **training_of(resized, data, cell, seed)}
+        append_row(ROWS_FILE, row, same=("kind", "digest", *size, "seed"))
 
 
 def report() -> dict[str, Any]:
@@ -297,26 +341,32 @@ def report() -> dict[str, Any]:
     every = [row["calibrated_loss"] for row in read_rows() if row["origin"] == "random"]
     found: dict[str, Any] = {"sd_of_random_cells": statistics.stdev(every)}
     for part, limit in budgets(table).items():
-        of_part: dict[str, Any] = {"limit_ms": limit}
-        for kind in ("limited", "derived", "narrower", "published", "random"):
-            of_kind = [one for one in competitors(table) if one[:2] == (kind, part)]
-            cells = [(timed[name, width], width) for *_, name, width in of_kind]
-            keys = [(Genotype.from_dict(row["genotype"]).digest, width) for row, width in cells]
-            means = [statistics.fmean(known[key]) for key in keys if key in known]
-            ratios = [row["quietest_ms"] / limit for row, _ in cells]
-            of_part[kind] = summarized(means, ratios, [width for _, width in cells])
-        found[str(part)] = of_part
+        found[str(part)] = {
+            "limit_ms": limit,
+            **{
+                kind: summarized(of, [timed[one] / limit for one in of], known)
+                for kind, of in competitors(table, part, limit).items()
+            },
+        }
     return found
 
 
-def summarized(means: Sequence[float], ratios: Sequence[float], widths: Sequence[int]) -> Row:
+def summarized(
+    of: Sequence[Timed],
+    ratios: Sequence[float],
+    known: Mapping[tuple[str, int, int], Sequence[float]],
+) -> Row:
     """Return a competitor's losses and latencies."""
+    keys = [(one.genotype.digest, *one.size) for one in of]
+    means = [statistics.fmean(known[key]) for key in keys if key in known]
     return {
-        "n": len(means),
+        "n": len(of),
+        "trained": len(means),
+        "trainings": sum(len(known.get(key, [])) for key in keys),
         "loss": statistics.fmean(means) if means else None,
         "losses": [round(mean, 4) for mean in means],
         "sd": statistics.stdev(means) if len(means) > 1 else None,
-        "widths": sorted(set(widths)),
+        "sizes": sorted({one.size for one in of}),
         "latency_of_limit": [round(ratio, 3) for ratio in ratios],
         "kept_within_5_percent": sum(ratio <= 1.05 for ratio in ratios),
     }
@@ -328,6 +378,7 @@ def main() -> None:
     parser.add_argument("command", choices=["table", "search", "measure", "train", "report"])
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--hours", type=float, default=1000.0)
+    parser.add_argument("--part", default="0/1")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ends = time.monotonic() + 3600 * arguments.hours
@@ -339,7 +390,8 @@ def main() -> None:
     elif arguments.command == "measure":
         measure()
     elif arguments.command == "train":
-        train_all(arguments.data_root, ends)
+        part, parts = map(int, arguments.part.split("/"))
+        train_all(arguments.data_root, ends, part, parts)
     else:
         sys.stdout.write(json.dumps(report(), indent=1) + "\n")
 

@@ -1,7 +1,7 @@
 """Ground truth of the reduced task: more than 200 cells, each trained alone from several seeds.
 
-    python benchmarks/yardstick.py train --data-root DIR [--hours 1] [--part 0/2] [--only found]
-    python benchmarks/yardstick.py report
+    python -m benchmarks.yardstick train --data-root DIR [--hours 1] [--part 0/2] [--only found]
+    python -m benchmarks.yardstick report
 
 The task is that of ``studies/small-data.toml``: 2,000 images of 16 pixels, 5 cells x 8 channels, 20
 epochs; the measure is the calibrated loss on 20,000 held-out images. ``train`` appends a line to
@@ -15,7 +15,6 @@ what a cell is made of predicts cells that it has not seen.
 """
 
 import argparse
-import fcntl
 import json
 import math
 import random
@@ -32,6 +31,8 @@ from d2nas.config import Config
 from d2nas.genotype import PUBLISHED, Genotype, neighbour
 from d2nas.randomness import generator
 from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, SPACES
+
+from .rows import append_row, own_part, rows_of
 
 if TYPE_CHECKING:
     from d2nas.data.images import ImageData
@@ -82,7 +83,7 @@ def first_cells() -> list[Cell]:
 
 def read_rows(path: Path = ROWS_FILE) -> list[dict[str, Any]]:
     """Return the trainings so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return rows_of(path)
 
 
 def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -152,11 +153,10 @@ def train_all(
     torch.set_flush_denormal(True)
     data = load_data(config.data, seed=0, default_root=Path.cwd())
     while time.monotonic() < ends:
-        left = waiting()
-        mine = [one for index, one in enumerate(left) if index % parts == part] or left
+        mine = own_part(waiting(), part, parts)
         if not mine:
             return
-        append(training_of(config, data, *mine[0]))
+        append_row(ROWS_FILE, training_of(config, data, *mine[0]), same=("digest", "seed"))
 
 
 def training_of(config: Config, data: "ImageData", cell: Cell, seed: int) -> dict[str, Any]:
@@ -187,18 +187,6 @@ def training_of(config: Config, data: "ImageData", cell: Cell, seed: int) -> dic
         "calibrated_loss": loss,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
-
-
-def append(row: Mapping[str, Any]) -> None:
-    """Add a line, unless another process has had the same training."""
-    with ROWS_FILE.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if all((one["digest"], one["seed"]) != (row["digest"], row["seed"]) for one in read_rows()):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-
-
-# What the trainings say
 
 
 def by_cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
