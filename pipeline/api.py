@@ -118,17 +118,22 @@ def run(
     data_root: str | Path | None = None,
     store: str | Path = ".d2nas",
     exported: str | Path = "exported",
+    max_p99_ms: float | None = None,
+    batch: int | None = None,
     fresh: bool = False,
 ) -> LoadedBundle:
     """Search, derive, retrain, export and validate; return the bundle.
 
     As ``d2nas run``: what is up to date does not run again, an interrupted run continues.
-    ``settings`` are keys of the configuration with their values, or ``SECTION.FIELD=VALUE``.
+    ``settings`` are keys of the configuration with their values, or ``SECTION.FIELD=VALUE``;
+    ``max_p99_ms`` is the longest p99 in milliseconds of ``batch`` images (default: 1), by which the
+    search is limited and the network's size chosen, unless a setting gives that.
     Messages go to stderr. Raises a class of ``d2nas.errors`` for each of the command's exit codes.
     """
     from .bundle.writing import check_place, write_bundle
     from .commands.configuration import configure
-    from .commands.run import bring_up_to_date
+    from .commands.options import with_options
+    from .commands.run import bring_up_to_date, gives_size
     from .presets import run_name
 
     given = (
@@ -136,11 +141,13 @@ def run(
         if isinstance(settings, Mapping)
         else list(settings)
     )
+    given = with_options(given, {"validate.max_p99_ms": max_p99_ms, "validate.gate_batch": batch})
+    fits = max_p99_ms is not None and not gives_size(given)
     named = str(preset)
     config = configure(named, given, None if data_root is None else str(data_root))
     title = name or run_name(named)
     check_place(Path(exported), title)
-    result = bring_up_to_date(title, config, Path(store), fresh=fresh)
+    result = bring_up_to_date(title, config, Path(store), fresh=fresh, fits=fits)
     return load_bundle(write_bundle(Path(exported), result.run, result.versions))
 
 

@@ -66,20 +66,60 @@ def best_within(kind: type[Method], logits: ArchLogits, costs: CellCosts, limit:
 
     Raises ``ConfigError`` where none is, with the least cost, and what the rule raises.
     """
+    return all_within(kind, logits, costs, [limit])[0]
+
+
+def all_within(
+    kind: type[Method], logits: ArchLogits, costs: CellCosts, limits: Sequence[float]
+) -> list[Genotype]:
+    """Return what ``best_within`` does for each limit; raises as it does."""
     derived = kind.derive_from(logits)
-    if keeps(costs.of(derived), limit):
-        return derived
-    room = limit * (1 + ROUNDING) - costs.base
-    alike = {cell: _alike(costs, cell) for cell in CELL_TYPES}
-    least = {cell: float(_front(alike[cell], np.inf).costs[0]) for cell in CELL_TYPES}
+    cost = costs.of(derived)
+    lower = [limit for limit in limits if not keeps(cost, limit)]
+    found = _within(kind, logits, costs, lower) if lower else {}
+    return [found.get(limit, derived) for limit in limits]
+
+
+def _within(
+    kind: type[Method], logits: ArchLogits, costs: CellCosts, limits: Sequence[float]
+) -> dict[float, Genotype]:
+    """Return the genotype of the largest score within each limit."""
     tables = {
         cell: _options(costs, cell, *_lists(kind.choice_scores(logits, cell)))
         for cell in CELL_TYPES
     }
+    least = {cell: float(_front(_alike(costs, cell), np.inf).costs[0]) for cell in CELL_TYPES}
+    room = _room(costs, max(limits))
     normal, reduce = (
         _front(tables[cell], room - least[other])
         for cell, other in zip(CELL_TYPES, reversed(CELL_TYPES), strict=True)
     )
+    found = {}
+    for limit in limits:
+        chosen = _best_pair(normal, reduce, _room(costs, limit))
+        if chosen is None:
+            cell = cheapest(costs)
+            raise ConfigError(
+                f"no cell keeps {costs.describe(limit)}: the cheapest of the space takes "
+                f"{costs.describe(costs.of(cell))} ({cell.describe('normal')})",
+                hint="fewer cells or channels, or a higher limit",
+            )
+        cells = (_draw(tables[cell], picks) for cell, picks in zip(CELL_TYPES, chosen, strict=True))
+        found[limit] = genotype_of(Draw(*cells), logits.space)
+    return found
+
+
+def _room(costs: CellCosts, limit: float) -> float:
+    """Return what the choices may cost."""
+    return limit * (1 + ROUNDING) - costs.base
+
+
+def _best_pair(
+    normal: _Front, reduce: _Front, room: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Return the options of the normal and the reduction cell of the largest score within
+    ``room``; None where none are.
+    """
     best, chosen = -np.inf, None
     for index, cost in enumerate(normal.costs):
         # Of the reduction cells that fit beside it the last one has the best score.
@@ -89,15 +129,7 @@ def best_within(kind: type[Method], logits: ArchLogits, costs: CellCosts, limit:
         value = normal.scores[index] + reduce.scores[last]
         if value > best:
             best, chosen = value, (normal.options[index], reduce.options[last])
-    if chosen is None:
-        found = cheapest(costs)
-        raise ConfigError(
-            f"no cell keeps {costs.describe(limit)}: the cheapest of the space takes "
-            f"{costs.describe(costs.of(found))} ({found.describe('normal')})",
-            hint="fewer cells or channels, or a higher limit",
-        )
-    cells = [_draw(tables[cell], picks) for cell, picks in zip(CELL_TYPES, chosen, strict=True)]
-    return genotype_of(Draw(*cells), logits.space)
+    return chosen
 
 
 def cheapest(costs: CellCosts) -> Genotype:

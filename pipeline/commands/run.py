@@ -28,6 +28,8 @@ _SIZES = ("retrain.num_cells", "retrain.init_channels")
 if TYPE_CHECKING:
     from d2nas.config import Config
 
+    from ..preflight.latency_budget import Untrained
+    from ..preflight.latency_target import LatencyTarget
     from ..running.display import Display
     from ..running.runner import Reuse, Runner, RunResult
 
@@ -48,11 +50,9 @@ def run_command(
 ) -> None:
     """Search, derive, retrain, export and validate.
 
-    Continues where it was interrupted. Where the derived network is too slow for --max-p99-ms, a
-    smaller one that fits is trained, unless --set gives its size.
+    Continues where it was interrupted. With --max-p99-ms the search keeps a limit that follows from
+    it, in a network as large as the limit allows, unless --set gives its size.
     """
-    from d2nas.config import override_key
-
     from ..presets import run_name
     from .configuration import configure, tell_unread
 
@@ -65,22 +65,36 @@ def run_command(
     config = configure(preset, settings, data_root)
     unread = tell_unread(config, settings, data_root, preset)
     run = run_name(preset) if name is None else name
-    sized = {override_key(one) for one in settings} & {*_SIZES}
-    fits = max_p99_ms is not None and not sized
+    fits = max_p99_ms is not None and not gives_size(settings)
     if plan:
-        show_plan(run, config, store, unread, as_json=as_json)
+        show_plan(run, config, store, unread, as_json=as_json, fits=fits)
     else:
         run_all(run, config, store, exported, fresh=fresh, as_json=as_json, fits=fits)
 
 
+def gives_size(settings: Sequence[str]) -> bool:
+    """Whether settings say how large the network to be trained is."""
+    from d2nas.config import override_key
+
+    return any(override_key(one) in _SIZES for one in settings)
+
+
 def show_plan(
-    run: str, config: "Config", store: Path, unread: Mapping[str, Sequence[str]], *, as_json: bool
+    run: str,
+    config: "Config",
+    store: Path,
+    unread: Mapping[str, Sequence[str]],
+    *,
+    as_json: bool,
+    fits: bool,
 ) -> None:
     """Show which stages would run, and what they are estimated to take.
 
-    ``unread``: what ``tell_unread`` has told, which is part of the plan's data.
+    ``unread``: what ``tell_unread`` has told, which is part of the plan's data; ``fits`` as for
+    ``run_all``.
     """
     from ..console import Console
+    from ..preflight.latency_target import no_limit_because
     from ..preflight.plan import COLUMNS, make_plan, plan_rows
     from ..preflight.plan_times import busy_line, shorter_lines
     from ..running.runner import Runner
@@ -100,6 +114,11 @@ def show_plan(
         say_data(console, plan["data"])
         for line in shorter_lines(plan, config.data.name):
             console.note(line)
+        if fits and no_limit_because(config) is None:
+            console.note(
+                "before its search the run times random networks and their parts on this machine: "
+                "limit and size follow from --max-p99-ms, and the network may be smaller than here"
+            )
     if busy is not None and any("seconds_range" in row for row in plan["stages"]):
         console.warn(busy)
 
@@ -116,7 +135,8 @@ def run_all(
 ) -> None:
     """Bring every stage of a run up to date, write the bundle and show the result.
 
-    ``fits``: whether a network that is too slow is made smaller, else it is refused.
+    ``fits``: whether size and limits are chosen to keep ``validate.max_p99_ms``, else a network
+    that is too slow is refused.
     """
     from ..bundle.writing import check_place
     from .execution import publish
@@ -148,11 +168,15 @@ def _run_within_budget(
     runner.before_first = lambda stage: _check_device(runner, stage, config)
     if config.validate_.max_p99_ms is None:
         return runner.run(run, config, stages, reuse)
-    split = stages.index("retrain")
+    split, fresh = stages.index("retrain"), reuse is Reuse.NOTHING
+    own, target = config, _target_of(runner, run, config, reuse) if fits else None
+    config = own if target is None else target.applied(own)
     derived = runner.run(run, config, stages[:split], reuse, then=stages[split:])
-    if fits and reuse is not Reuse.NOTHING:
+    if fits and not fresh:
         config = _of_size_before(runner, run, config, derived)
-    if reuse is Reuse.NOTHING or not runner.is_current(run, "retrain", config, derived.versions):
+    if fresh or not runner.is_current(run, "retrain", config, derived.versions):
+        if target is not None:
+            config, derived = _derive_lower(runner, run, own, target, derived)
         config = _keep_budget(runner, config, derived, fits=fits)
     trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
     return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
@@ -204,17 +228,68 @@ def _resized(config: "Config", **sizes: int) -> "Config":
     return config.model_copy(update={"retrain": config.retrain.model_copy(update=sizes)})
 
 
+def _target_of(
+    runner: "Runner", run: str, config: "Config", reuse: "Reuse"
+) -> "LatencyTarget | None":
+    """Return what search and derivation keep ``validate.max_p99_ms`` by, where they need it and
+    can.
+    """
+    from ..preflight.latency_target import latency_target, no_limit_because
+
+    reason = no_limit_because(config)
+    if reason is None:
+        return latency_target(runner, run, config, reuse)
+    runner.display.say(f"latency: no limit is set for the search: {reason}")
+    return None
+
+
+def _derive_lower(
+    runner: "Runner", run: str, own: "Config", target: "LatencyTarget", derived: "RunResult"
+) -> "tuple[Config, RunResult]":
+    """Derive again within a lower limit where the network, untrained, takes longer than predicted;
+    return the configuration and what it stands on.
+    """
+    from ..preflight.latency_target import lowered
+    from ..running.runner import Reuse, RunResult
+
+    config = target.applied(own)
+    network = _untrained(runner, config, derived)
+    taken = network.measure(target.num_cells, target.init_channels)
+    lower = (
+        lowered(runner, run, own, target, taken.milliseconds)
+        if taken.milliseconds > network.limit
+        else None
+    )
+    if lower is None:
+        return config, derived
+    runner.display.say(
+        f"latency: the derived network takes {taken}: derived again, at most "
+        f"{lower.limit_ms:.3g} ms by the table"
+    )
+    config = lower.applied(own)
+    again = runner.run(run, config, ["derive"], Reuse.EVERYTHING, given=derived.versions)
+    executed = [*dict.fromkeys([*derived.executed, *again.executed])]
+    return config, RunResult(run, again.versions, executed)
+
+
+def _untrained(runner: "Runner", config: "Config", derived: "RunResult") -> "Untrained":
+    """Return the derived network, to be timed."""
+    from d2nas.genotype import Genotype
+
+    from ..preflight.latency_budget import Untrained
+
+    data = runner.images(config)
+    genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
+    return Untrained(config, genotype, data.channels, data.image_size, len(data.class_names))
+
+
 def _keep_budget(
     runner: "Runner", config: "Config", derived: "RunResult", *, fits: bool
 ) -> "Config":
     """Time the untrained network, and return the configuration with a size that fits."""
-    from d2nas.genotype import Genotype
+    from ..preflight.latency_budget import check_budget, fit_size, size_line
 
-    from ..preflight.latency_budget import Untrained, check_budget, fit_size, size_line
-
-    data = runner.images(config)
-    genotype = Genotype.from_json(derived.versions["derive"].read("genotype.json"))
-    network = Untrained(config, genotype, data.channels, data.image_size, len(data.class_names))
+    network = _untrained(runner, config, derived)
     if fits:
         fitting = fit_size(network)
         chosen, taken = fitting[0], fitting[0].latency

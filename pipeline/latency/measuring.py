@@ -131,7 +131,7 @@ def measure_beside(
     """Return a table as ``measure_table``, and the times of other networks, which are no part of
     it, in the same rounds: whatever the machine does meanwhile, it does to all.
     """
-    _require_deployed(wanted.space)
+    require_deployed(wanted.space)
     numbers = random.Random(0)
     cells = cells_to_time(wanted, numbers)
     genotypes = networks_to_time(wanted.space, numbers)
@@ -166,7 +166,7 @@ def measure_beside(
     return replace(table, line=line), list(timings)
 
 
-def _require_deployed(space: SearchSpace) -> None:
+def require_deployed(space: SearchSpace) -> None:
     """Raise ``ConfigError`` for a space of operations whose graphs are not known."""
     names = {name for cell in CELL_TYPES for edge in space.candidates(cell) for name in edge}
     unknown = names - {"none", *DEPLOYED_OPERATIONS}

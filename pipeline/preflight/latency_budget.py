@@ -30,6 +30,8 @@ CHANNEL_STEP = 4
 """Widths that are proposed are multiples of this, as a vectorised kernel likes them."""
 FEWEST_CELLS = 5
 """Of a network that is made shallower: three normal cells, two reductions."""
+TRIES = 3
+"""Measurements of a p99 that is too long."""
 QUICK_RUNS = 64
 """Timed first: where none of them keeps the limit, no p99 does."""
 
@@ -75,11 +77,19 @@ class Untrained:
     num_classes: int
 
     def measure(self, num_cells: int, init_channels: int) -> UntrainedLatency:
-        """Return what it takes on the device that ``validate`` names."""
+        """Return what it takes on the device that ``validate`` names: where that is too long, the
+        least of a few measurements, as a p99 may be a disturbance's.
+        """
         retrain = self.config.retrain.model_copy(update={"num_cells": num_cells})
         config = self.config.model_copy(update={"retrain": retrain})
         sizes = (self.channels, self.image_size, self.num_classes)
-        return _measure(config, _untrained(config, self.genotype, init_channels, *sizes))
+        model = _untrained(config, self.genotype, init_channels, *sizes)
+        found = _measure(config, model)
+        for _ in range(TRIES - 1):
+            if found.milliseconds <= self.limit or found.fastest_of is not None:
+                break
+            found = min(found, _measure(config, model), key=lambda one: one.milliseconds)
+        return found
 
     @property
     def limit(self) -> float:
@@ -137,9 +147,7 @@ def fit_size(network: Untrained) -> list[FittingSize]:
     if found.milliseconds <= network.limit:
         return [FittingSize(cells, width, found)]
     fitting = []
-    for depth in dict.fromkeys((cells, *(max(FEWEST_CELLS, cells * k // 3) for k in (2, 1)))):
-        if depth > cells:
-            continue
+    for depth in depths_below(cells):
         one = network.widest(depth, found if depth == cells else None)
         if one is not None:
             fitting.append(one)
@@ -147,6 +155,12 @@ def fit_size(network: Untrained) -> list[FittingSize]:
         raise _too_slow(network, found, "no smaller network was found that fits")
     # Of those that are narrower than half the widest, of others the deepest.
     return sorted(fitting, key=lambda one: max(0, width - 2 * one.init_channels))
+
+
+def depths_below(num_cells: int) -> list[int]:
+    """Return the depths that are tried: so many cells, two thirds and a third of them."""
+    depths = (num_cells, *(max(FEWEST_CELLS, num_cells * part // 3) for part in (2, 1)))
+    return [depth for depth in dict.fromkeys(depths) if depth <= num_cells]
 
 
 def size_line(retrain: RetrainConfig, fitting: Sequence[FittingSize]) -> str | None:

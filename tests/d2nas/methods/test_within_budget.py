@@ -14,7 +14,7 @@ from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype, places_of, uniform
 from d2nas.methods import within_budget
 from d2nas.methods.derivation import derive_genotype, draw_of
-from d2nas.methods.within_budget import best_within, cheapest
+from d2nas.methods.within_budget import all_within, best_within, cheapest
 from d2nas.nn.probability import log_probability
 from d2nas.nn.sampling import ArchLogits
 from d2nas.spaces import CELL_TYPES, SPACES
@@ -67,6 +67,18 @@ def test_the_most_probable_cell_is_kept_where_it_fits() -> None:
         assert best_within(D2NAS, logits, costs, costs.of(derived)) == derived
         other = best_within(D2NAS, logits, costs, 0.999999 * costs.of(derived))
         assert other != derived
+
+
+@pytest.mark.parametrize("space", ["S0", "S2"])
+def test_many_limits_at_once_are_each_as_alone(space: str) -> None:
+    logits, costs = spread_logits(SPACES[space], 3), costs_of(SPACES[space], 3)
+    full, least = costs.of(derive_genotype(logits, logits.space)), costs.of(cheapest(costs))
+    limits = [least + part * (full - least) + 1e-9 for part in (0.0, 0.9, 0.3, 1.0, 2.0, 0.6)]
+    found = all_within(D2NAS, logits, costs, limits)
+    assert found == [best_within(D2NAS, logits, costs, limit) for limit in limits]
+    assert len({*found}) == 5  # two of the limits are none
+    with pytest.raises(ConfigError, match="the cheapest of the space takes"):
+        all_within(D2NAS, logits, costs, [full, 0.9 * least])
 
 
 def test_poolings_of_one_state_cost_once() -> None:

@@ -25,6 +25,11 @@ from pipeline.preflight.latency_budget import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _without_a_limit_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.commands.run._target_of", lambda *_: None)
+
+
 def p99(milliseconds: float) -> UntrainedLatency:
     return UntrainedLatency(milliseconds, None, "CPU Test")
 
