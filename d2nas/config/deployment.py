@@ -61,6 +61,12 @@ class ValidateConfig(Section):
     """The gate: the p99 of gate_batch, from host to host in the best mode, must not be longer."""
     gate_batch: Batch | None = None
     """Batch size that max_p99_ms is for; none: 1."""
+    min_recall: Annotated[Rate | None, Source("ours: no gate")] = None
+    """The gate: each class with test images must be recalled as often; none: whatever it is."""
+    min_balanced_accuracy: Annotated[Rate | None, Source("ours: no gate")] = None
+    """The gate: the mean of the classes' recalls must not be less."""
+    shown_mistakes: Annotated[int, Field(ge=0, le=48)] = 12
+    """Test images in the report, those mistaken with the most confidence; 0 keeps images out."""
     compare_eager: bool = True
     """Time PyTorch without a compiler beside the runtime."""
 

@@ -4,6 +4,7 @@ Counted as answers come, so that memory does not grow with the images. No torch.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     middle = (share + squared / 2) / (1 + squared)
     spread = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
     return middle - spread, min(1.0, middle + spread)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probabilities of finite logits over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    shares = np.exp(shifted)
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
 
 
 class Scores:
@@ -66,6 +74,36 @@ class Scores:
             "accuracy_interval": list(wilson_interval(accuracy, self.num_images)),
             "balanced_accuracy": sum(recalls) / len(recalls),
             "ece": float(np.abs(correct - confidence).sum() / self.num_images),
+        }
+
+    def reliability(self) -> list[dict[str, Any]]:
+        """Return images, accuracy and mean confidence of each bin of confidence that has images,
+        with its upper end.
+        """
+        return [
+            {
+                "up_to": (index + 1) / NUM_BINS,
+                "images": int(images),
+                "accuracy": correct / images,
+                "confidence": confidence / images,
+            }
+            for index, (images, correct, confidence) in enumerate(self._bins.T.tolist())
+            if images
+        ]
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return all of it as JSON data: ``overall``, ``per_class`` with names, ``reliability``,
+        ``confusion``, and the names of classes without images.
+        """
+        by_class = zip(class_names, self.by_class(), strict=True)
+        per_class = [{"class": name, **row} for name, row in by_class]
+        return {
+            **self.overall(),
+            "per_class": per_class,
+            "labels": list(class_names),
+            "confusion": self.confusion.tolist(),
+            "reliability": self.reliability(),
+            "without_images": [row["class"] for row in per_class if not row["images"]],
         }
 
     def by_class(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..gate.golden import PICTURE_FILE
 from ..onnx_io import MODEL_FILE
+from ..report.classes import class_table
 from ..report.facts import Facts, is_stable
 from ..report.templates import read_template
 from ..report.words import Marked, Value, Word, count, milliseconds, percent, writable
@@ -48,8 +49,12 @@ def model_card(
             f"{names[index]} {percent(shares[index])}"
             for index in np.argsort(-row, kind="stable")[:3]
         ]
+    facts = Facts(name, number, report, preprocess, manifests or {})
+    classes, more = class_table(report, f"the {facts.images}")
     return card_template().render(
-        facts=Facts(name, number, report, preprocess, manifests or {}),
+        facts=facts,
+        classes=classes,
+        more_classes=more is not None,
         model=MODEL_FILE,
         picture="picture.jpg" if best is None else PICTURE_FILE,
         best=best,

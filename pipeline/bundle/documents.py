@@ -22,7 +22,12 @@ from .triton import triton_config
 
 CARD = "MODEL_CARD.md"
 CONFIG = "config.pbtxt"
-STAGE_DRAWINGS = {"search": "curves.svg", "derive": "front.svg", "retrain": "curves.svg"}
+STAGE_DRAWINGS = {
+    "search": "curves.svg",
+    "derive": "front.svg",
+    "retrain": "curves.svg",
+    "validate": "mistakes.svg",
+}
 """Drawings of the stages that the page shows, where their versions have them."""
 DRAWING = "genotype.svg"
 MANIFESTS = "manifests.json"

@@ -13,12 +13,12 @@ import numpy as np
 from d2nas.data.faults import shown
 from d2nas.data.folders import SPLITS, PictureListing
 from d2nas.errors import ConfigError, D2NasError
-from d2nas.measure.scores import Scores
+from d2nas.measure.scores import Scores, softmax
 
 from ..onnx_io.session import OnnxSession
 from .nearby import named
 from .pictures import Picture, listing_of
-from .prediction import answers, probabilities_of
+from .prediction import answers
 from .reader import Bundle
 
 
@@ -109,24 +109,17 @@ def evaluate(
 
     for part, logits in answers(bundle, session, folder.pictures(), refused):
         labels = np.array([folder.label_of(picture) for picture in part], np.int64)
-        scores.add(labels, probabilities_of(logits))
+        scores.add(labels, softmax(logits))
         advance(scores.num_images + len(unanswered))
     if not scores.num_images:
         kind = type(unanswered[0]) if unanswered else ConfigError
         raise kind(f"{shown(folder.listing.root)}: no picture of a class was answered")
-    by_class = [
-        {"class": name, **row} for name, row in zip(bundle.labels, scores.by_class(), strict=True)
-    ]
     return {
         "bundle": bundle.name,
         "version": bundle.number,
         "digest": bundle.digest,
         "device": session.device.label,
-        **scores.overall(),
-        "per_class": by_class,
-        "labels": list(bundle.labels),
-        "confusion": scores.confusion.tolist(),
-        "without_images": [row["class"] for row in by_class if not row["images"]],
+        **scores.to_dict(bundle.labels),
         "unanswered": [str(error) for error in unanswered],
         "left_out": dict(folder.left_out),
     }

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from d2nas.data.decoding import strict_pillow
 from d2nas.data.faults import shown
 from d2nas.errors import ConfigError, D2NasError, DamagedArtifactError, ValidationFailedError
+from d2nas.measure.scores import softmax
 
 from ..gate.comparison import PRECISION_LIMITS, Limits, ParityResult, compare, judge_parity
 from ..onnx_io.preparation import decoding_of, prepare_content, prepare_pixels
@@ -209,15 +210,8 @@ def _pixels_of(
         return list(threads.map(pixels_of, pictures))
 
 
-def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the softmax of finite logits over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    shares = np.exp(shifted)
-    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
-
-
 def _prediction(bundle: Bundle, name: str, logits: NDArray[np.float32], top: int) -> Prediction:
-    probabilities = probabilities_of(logits)
+    probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top]
     return Prediction(
         image=name,

@@ -5,11 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..report.classes import COLUMNS, FIRST_ROWS, class_rows
 from ..report.words import percent
 from .options import BundleArgument, DeviceOption, JsonOption
-
-WORST_SHOWN = 20
-"""Classes in the table."""
 
 
 def evaluate_command(
@@ -60,11 +58,10 @@ def evaluate_command(
     console.facts(
         f"{opened.name} on {shown(folder)}", _score_rows(found, opened.report["accuracy"])
     )
-    rows = class_rows(found)
-    more = len(rows) - WORST_SHOWN
+    rows = [[str(word) for word in row] for row in class_rows(found)]
+    more = len(rows) - FIRST_ROWS
     note = f"{more} more classes; --json has all, and the confusion matrix" if more > 0 else ""
-    columns = ("class", "images", "recall", "precision", "F1", "mostly taken for")
-    console.table("classes, worst first", columns, rows[:WORST_SHOWN], note)
+    console.table("classes, worst first", COLUMNS, rows[:FIRST_ROWS], note)
     return problems.exit_code
 
 
@@ -86,16 +83,3 @@ def _score_rows(found: Mapping[str, Any], validated: Mapping[str, Any]) -> list[
     if found["unanswered"]:
         rows.insert(1, ("without an answer", f"{len(found['unanswered'])}, not counted"))
     return rows
-
-
-def class_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the rows of a table of classes: lowest recall first, those without pictures last."""
-    rows = []
-    for index, row in enumerate(found["per_class"]):
-        wrong = [0 if other == index else n for other, n in enumerate(found["confusion"][index])]
-        most = max(wrong)
-        taken = f"{found['labels'][wrong.index(most)]} ({most})" if most else ""
-        shares = (percent(row[key]) for key in ("recall", "precision", "f1"))
-        recall = 2.0 if row["recall"] is None else row["recall"]
-        rows.append((recall, (row["class"], f"{row['images']:,}", *shares, taken)))
-    return [cells for _, cells in sorted(rows, key=lambda pair: pair[0])]

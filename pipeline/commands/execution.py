@@ -139,10 +139,11 @@ def publish(result: RunResult, exported: Path, *, as_json: bool) -> None:
     validated = result.versions["validate"]
     report = parse_json(validated.read("report.json"), what="report.json")
     keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
+    classes = ("balanced_accuracy", "ece", "per_class")
     latency = ("latency", "latency_gate", "latency_modes")
     with damage_of(f"{validated.path}: report.json", validated.content.hint):
         rows = report_rows(report, str(folder))
-        told = {key: report[key] for key in (*keys, *latency)}
+        told = {key: report[key] for key in (*keys, *classes, *latency)}
     if as_json:
         Console().data({**_references(result), **told, "bundle": str(folder)})
         return

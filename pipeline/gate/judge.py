@@ -53,6 +53,8 @@ class Verdict:
     """Images that stood for all where not all were needed; the golden inputs are its start."""
     golden: dict[str, NDArray[Any]]
     """``images`` with the model's ``logits`` and the ``labels``: whatever serves answers alike."""
+    logits: NDArray[np.float32]
+    """The model's answers to all images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report's parts as JSON data."""
@@ -106,7 +108,7 @@ def judge(
     accuracy = _accuracies(logits, reference, limits)
     chosen = sample[:NUM_GOLDEN]
     golden = {"images": rows_at(images, chosen), "logits": logits[chosen], "labels": labels[chosen]}
-    return Verdict(parity, tested, accuracy, sample, golden)
+    return Verdict(parity, tested, accuracy, sample, golden, logits)
 
 
 def check_mode(

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
 
+from .classes import cautions, summary
 from .words import Marked, Row, Word, count, find, milliseconds, percent, size, tiny
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -191,6 +192,7 @@ class Facts:
             sizes = ", ".join(str(record.get("batch")) for record in unstable)
             again = f" at batch {sizes}: measure again."
             found.append(Marked("Latency is UNSTABLE", rest=again))
+        found += cautions(self.report)
         found += [Marked("Data", rest=f": {line}.") for line in self.data_warnings]
         return [
             *found,
@@ -233,6 +235,11 @@ class Facts:
             f"{percent(accuracy.get('onnx'))} may be chance: always answering the largest class "
             f"reaches {percent(accuracy.get('largest_class_share'))}"
         )
+
+    @property
+    def by_class(self) -> list[Row]:
+        """The classes in a few lines; nothing of a report that has none."""
+        return summary(self.report) if self.get("per_class") else []
 
     @property
     def conditions(self) -> list[Row]:

@@ -12,6 +12,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from . import sections
+from .class_drawings import MOST_DRAWN, draw_confusion, draw_reliability
+from .classes import class_table, confused_table
 from .facts import Facts
 from .latency import latency_section
 from .templates import read_template
@@ -37,9 +39,9 @@ def report_page(
     """Return the page of version ``number`` of the bundle ``name`` as UTF-8.
 
     ``report`` and ``preprocess`` are the bundle's JSON files; ``drawings`` those of the stages
-    ``search``, ``derive`` and ``retrain``, ``manifests`` the manifests by stage, ``files`` the
-    bundle's other files by path. What is missing from any of them is not shown; equal arguments
-    give equal bytes.
+    ``search``, ``derive``, ``retrain`` and ``validate``, ``manifests`` the manifests by stage,
+    ``files`` the bundle's other files by path. What is missing from any of them is not shown; equal
+    arguments give equal bytes.
     """
     facts = Facts(name, number, report, preprocess, manifests or {})
     page = page_template().render(
@@ -47,6 +49,7 @@ def report_page(
         facts=facts,
         figures=sections.figures(facts),
         accuracy=sections.accuracy_table(facts),
+        answers=_answers(facts, drawings),
         parity=sections.parity_section(facts),
         latency=latency_section(facts),
         network=sections.network_section(facts),
@@ -63,6 +66,31 @@ def report_page(
         files=sections.files_section(files or {}),
     )
     return page.encode()
+
+
+def _answers(facts: Facts, drawings: Mapping[str, bytes]) -> Mapping[str, Any] | None:
+    """Return the tables and drawings of the classes; None for a report without them."""
+    found = facts.report
+    if not found.get("per_class"):
+        return None
+    names = [str(row["class"]) for row in found["per_class"]]
+    matrix, bins = found.get("confusion"), found.get("reliability")
+    table, more = class_table(found, f"the {facts.images}")
+    confusion = None
+    if matrix is not None and len(names) <= MOST_DRAWN:
+        confusion = _embedded(draw_confusion(matrix, names).encode())
+    return {
+        "table": table,
+        "more": more,
+        "confusion": confusion,
+        "confused": confused_table(found) if confusion is None else None,
+        "reliability": _embedded(draw_reliability(bins).encode()) if bins else None,
+        "mistakes": _embedded(drawings.get("validate")),
+        "mistaken": "; ".join(
+            f"{names[one['label']]} taken for {names[one['answer']]}"
+            for one in found.get("mistakes") or []
+        ),
+    }
 
 
 def style_sheet() -> str:

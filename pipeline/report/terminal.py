@@ -28,6 +28,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> Rows:
         ("data", facts.images_used),
         ("accuracy", facts.accuracy),
         ("caution", facts.chance and f"accuracy {facts.chance}"),
+        *facts.by_class,
         ("parity", facts.parity),
         ("identity", facts.identity_not_checked),
         *latency_rows(facts),

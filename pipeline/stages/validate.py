@@ -5,6 +5,7 @@ The test images are touched here, once, after all training. A model that does no
 ``ValidationFailedError`` and leaves no version.
 """
 
+import io
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +19,11 @@ from d2nas.files.strict_json import canonical_json
 from .stage import Context, Facts, Stage, always, section
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from d2nas.data.images import ImageData
 
+    from ..gate.classes import ClassVerdict
     from ..gate.comparison import Limits
     from ..gate.judge import Verdict
     from ..gate.timing import Latencies
@@ -29,11 +33,15 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.safetensors"
 LATENCY_FILE = "latency.json"
+MISTAKES_FILE = "mistakes.svg"
+LARGEST_SHOWN = 96
+"""Side of a mistaken image in the report, in pixels."""
 
 
 def run(context: Context) -> Facts:
     """Write ``report.json``, ``golden.safetensors`` (a few inputs with their logits, the picture
-    ``golden.png`` prepared among them) and every timed run in ``latency.json``.
+    ``golden.png`` prepared among them), every timed run in ``latency.json``, and the worst mistakes
+    in ``mistakes.svg``, unless none is to be shown.
 
     Raises ``ValidationFailedError`` when the gate says no or the device cannot be had,
     ``DamagedArtifactError`` when the model names other parents than its version does, and
@@ -55,6 +63,7 @@ def run(context: Context) -> Facts:
 def _validate(context: Context, config: ValidateConfig) -> Facts:
     from d2nas.nn.network import load_network
 
+    from ..gate.classes import class_verdict
     from ..gate.judge import check_mode, judge
     from ..gate.reference import torch_reference
     from ..gate.timing import TimingPlan, time_modes
@@ -90,6 +99,13 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     verdict = judge(model, session, reference, limits, batches=batches, on_check_done=done)
     for line in verdict.warnings():
         hooks.warn(line)
+    classes = class_verdict(
+        verdict.logits,
+        reference.labels,
+        data.class_names,
+        num_mistakes=config.shown_mistakes,
+    )
+    classes.require(config.min_recall, config.min_balanced_accuracy)
 
     def open_mode(mode: str) -> "OnnxSession":
         opened = open_session(model, device=device, what=what, mode=mode)
@@ -101,10 +117,11 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     for line in latencies.warnings():
         hooks.warn(line)
 
-    _write(context, data, session, identity, verdict, latencies)
+    _write(context, data, session, identity, verdict, classes, latencies)
     return {
         "device": session.device.kind,
         "accuracy": dict(verdict.accuracy),
+        "balanced_accuracy": classes.scores.overall()["balanced_accuracy"],
         "evaluation": data.evaluation,
         "relative_l2": verdict.parity.relative_l2,
         "max_abs": verdict.parity.max_abs,
@@ -176,6 +193,7 @@ def _write(
     session: "OnnxSession",
     identity: "IdentityReport",
     verdict: "Verdict",
+    classes: "ClassVerdict",
     latencies: "Latencies",
 ) -> None:
     import torch
@@ -186,9 +204,11 @@ def _write(
     from ..onnx_io import MODEL_FILE
     from ..onnx_io.preparation import prepare_content, read_prepared
 
-    found = {"identity": identity.to_dict()} | verdict.to_dict() | latencies.to_dict()
-    report = _report(context, data, session) | found
+    found = {"identity": identity.to_dict()} | verdict.to_dict() | classes.to_dict()
+    report = _report(context, data, session) | found | latencies.to_dict()
     context.work.write(REPORT_FILE, canonical_json(report))
+    if classes.mistakes:
+        context.work.write(MISTAKES_FILE, _mistakes_drawing(data, classes).encode())
     picture = golden_picture(data.image_size)
     context.work.write(PICTURE_FILE, picture)
     image = prepare_content(
@@ -198,6 +218,35 @@ def _write(
     golden = {name: torch.from_numpy(a) for name, a in (verdict.golden | prepared).items()}
     context.work.write(GOLDEN_FILE, encode_tensors(golden))
     context.work.write(LATENCY_FILE, canonical_json(latencies.samples()))
+
+
+def _mistakes_drawing(data: "ImageData", classes: "ClassVerdict") -> str:
+    """Return the images that were mistaken with the most confidence, as the model saw them."""
+    from ..report.class_drawings import Picture, draw_mistakes
+
+    return draw_mistakes(
+        [
+            Picture(
+                _png(data.test.pixels(slice(one.index, one.index + 1))[0]),
+                classes.class_names[one.label],
+                classes.class_names[one.answer],
+                one.confidence,
+            )
+            for one in classes.mistakes
+        ]
+    )
+
+
+def _png(pixels_CHW: "Tensor") -> bytes:
+    """Return a PNG of an image of uint8 pixels, grey or colour, not larger than it is shown."""
+    from PIL import Image
+
+    array = pixels_CHW.permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    image.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def _report(context: Context, data: "ImageData", session: "OnnxSession") -> dict[str, Any]:
@@ -259,7 +308,7 @@ def _rough_seconds(config: Config) -> float:
 STAGE = Stage(
     name="validate",
     parents=("derive", "retrain", "export"),
-    code_schema=10,
+    code_schema=11,
     run=run,
     own_config=section("validate"),
     reads_data=always,

@@ -60,7 +60,7 @@ def other_curves(bundle: Path) -> None:
     """Show the curves of the retraining as those of the search."""
     page = (bundle / "report.html").read_bytes()
     found = re.findall(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
-    _, search, retrain = found
+    *_, search, retrain = found
     assert base64.b64decode(search) != base64.b64decode(retrain)
     (bundle / "report.html").write_bytes(page.replace(search, retrain))
 

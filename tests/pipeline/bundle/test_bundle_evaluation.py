@@ -20,7 +20,6 @@ from d2nas.errors import ConfigError
 from d2nas.measure.scores import NUM_BINS, Scores, wilson_interval
 from pipeline.bundle import evaluation
 from pipeline.cli import run
-from pipeline.commands.evaluate import class_rows
 from pipeline.store import Store
 
 
@@ -250,14 +249,3 @@ def test_wilsons_interval_is_its_formula() -> None:
             for bound in wilson_interval(share, count):
                 distance = 1.96 * (bound * (1 - bound) / count) ** 0.5
                 assert abs(share - bound) == pytest.approx(distance, abs=1e-12)
-
-
-def test_the_table_has_the_worst_class_first_and_one_without_pictures_last() -> None:
-    scores = Scores(3)
-    scores.add(np.array([0, 1, 1]), np.eye(3)[[0, 0, 1]])
-    by_class = [{"class": name, **row} for name, row in zip("abc", scores.by_class(), strict=True)]
-    found = {"per_class": by_class, "confusion": scores.confusion.tolist(), "labels": [*"abc"]}
-    rows = class_rows(found)
-    assert [row[0] for row in rows] == ["b", "a", "c"]
-    assert rows[0] == ("b", "2", "50.00 %", "100.00 %", "66.67 %", "a (1)")
-    assert rows[2][2:] == ("n/a", "n/a", "n/a", "")

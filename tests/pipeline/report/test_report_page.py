@@ -402,7 +402,8 @@ def test_a_bundle_holds_its_page(finished: Place) -> None:
     store = Store(finished.store)
     for stage in ("search", "derive", "retrain", "export", "validate"):
         assert store.open(f"toy/{stage}").id in text
-    assert len(list(parsed(text).iter("img"))) == 3
+    # Two curves, the cells, the confusion matrix, the reliability, the worst mistakes.
+    assert len(list(parsed(text).iter("img"))) == 6
     assert str(finished.folder) not in text
 
 
