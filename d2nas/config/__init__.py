@@ -189,6 +189,7 @@ def _limit_of(section: "SearchConfig | DeriveConfig", name: str) -> Limit | None
     return found[0] if found else None
 
 
+ClassWeights = Literal["none", "balanced", "sqrt"]
 Estimator = Literal["straight-through", "score", "mixed"]
 Reward = Literal["calibrated", "loss"]
 WeightOptimizer = Literal["sgd", "rmsprop"]
@@ -286,6 +287,8 @@ class SearchConfig(Section):
     estimator: Annotated[Estimator, Source("D2NAS section 4")] = "straight-through"
     """Estimator of the logits' gradient: straight-through; the score function (ours), of forward
     passes alone; or mixed, that for operations and straight-through for edges."""
+    class_weights: Annotated[ClassWeights, Source("DARTS's code: none")] = "none"
+    """As retrain.class_weights, in both halves."""
     reward: Reward = "calibrated"
     """What the score function counts, added over a draw's branches: the loss at the temperature
     that suits a branch best, or as it is."""
@@ -427,6 +430,9 @@ class RetrainConfig(Section):
     weight_decay: Annotated[Decay, Source("DARTS's code")] = 3e-4
     clip_norm: Annotated[NormLimit, Source("DARTS's code")] = 5.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
+    class_weights: Annotated[ClassWeights, Source("DARTS's code: none")] = "none"
+    """Weight of a class in the loss: balanced, one over its training images, or sqrt, the root of
+    that."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code")] = 0.2
     """Probability at the end; it rises linearly from 0."""
     cutout: Annotated[Pixels | Literal["auto"], Source("DARTS's code")] = 16

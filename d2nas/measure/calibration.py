@@ -14,19 +14,24 @@ _STEPS = 60
 _LARGEST = 1e3
 
 
-def calibrated_loss(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """Return the smallest mean cross-entropy (nats) of ``logits / temperature``, and the latter.
+def calibrated_loss(
+    logits_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None
+) -> tuple[float, float]:
+    """Return the smallest mean cross-entropy (nats) of ``logits / temperature``, and the latter;
+    with ``weights_N`` of images of a weighted mean.
 
     Fitted on these very images, which one number for all of them hardly exploits: it describes the
     logits, and is no recipe for serving. Temperatures from 1/1000 to 1000 are looked at.
     """
-    losses, temperatures = calibrated_losses(logits_NC[None], labels_N)
+    losses, temperatures = calibrated_losses(logits_NC[None], labels_N, weights_N)
     return float(losses[0]), float(temperatures[0])
 
 
-def calibrated_losses(logits_KNC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+def calibrated_losses(
+    logits_KNC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return ``calibrated_loss`` of K networks on the same images: losses and temperatures, (K,),
-    float64.
+    float64; with ``weights_N`` of images these of weighted means.
 
     The loss is convex in the inverse temperature, whose best value bisection finds.
     """
@@ -40,15 +45,24 @@ def calibrated_losses(logits_KNC: Tensor, labels_N: Tensor) -> tuple[Tensor, Ten
         # The derivative of the mean cross-entropy by the inverse temperature.
         probabilities_KNC = F.softmax(logits_KNC * middle_K[:, None, None], dim=2)
         expected_KN = (probabilities_KNC * logits_KNC).sum(dim=2)
-        too_high_K = (expected_KN - given_KN).mean(dim=1) > 0
+        too_high_K = _means(expected_KN - given_KN, weights_N) > 0
         high_K = torch.where(too_high_K, middle_K, high_K)
         low_K = torch.where(too_high_K, low_K, middle_K)
     inverse_K = (low_K * high_K).sqrt()
-    return cross_entropies(logits_KNC * inverse_K[:, None, None], labels_N), 1.0 / inverse_K
+    losses_K = cross_entropies(logits_KNC * inverse_K[:, None, None], labels_N, weights_N)
+    return losses_K, 1.0 / inverse_K
 
 
-def cross_entropies(logits_KNC: Tensor, labels_N: Tensor) -> Tensor:
-    """Return the mean cross-entropies (nats) of K networks on the same images, (K,)."""
+def cross_entropies(
+    logits_KNC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None
+) -> Tensor:
+    """Return the mean cross-entropies (nats) of K networks on the same images, (K,), each image's
+    times its weight.
+    """
     labels_KN = labels_N.expand(logits_KNC.shape[:2])
     losses_KN = F.cross_entropy(logits_KNC.transpose(1, 2), labels_KN, reduction="none")
-    return losses_KN.mean(dim=1)
+    return _means(losses_KN, weights_N)
+
+
+def _means(values_KN: Tensor, weights_N: Tensor | None) -> Tensor:
+    return (values_KN if weights_N is None else values_KN * weights_N).mean(dim=1)

@@ -43,10 +43,18 @@ D2NAS_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Normalised images (N, C, H, W) and labels (N,)."""
+    """Normalised images (N, C, H, W), labels (N,), and the weight of each image in the loss (N,);
+    None: 1.
+    """
 
     images: Tensor
     labels: Tensor
+    weights: Tensor | None = None
+
+    def first(self, number: int) -> Batch:
+        """Return the batch's first images."""
+        weights = None if self.weights is None else self.weights[:number]
+        return Batch(self.images[:number], self.labels[:number], weights)
 
 
 @dataclass(frozen=True, slots=True)

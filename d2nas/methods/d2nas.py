@@ -98,11 +98,11 @@ class D2nas(SinglePath):
         add_gradients(
             self.logits,
             draws,
-            self.losses(predictions_KBNC, batch.labels),
+            self.losses(predictions_KBNC, batch.labels, batch.weights),
             self.supernet.cell_types,
             edges=self.estimator == "score",
         )
-        losses_B = _branch_losses(predictions_KBNC, batch.labels).mean(dim=0)
+        losses_B = _branch_losses(predictions_KBNC, batch.labels, batch.weights).mean(dim=0)
         correct_KN = predictions_KBNC[:, -1].argmax(dim=2) == batch.labels
         return Measured(losses_B[-1], correct_KN.double().mean(), losses_B.mean())
 
@@ -115,7 +115,9 @@ class D2nas(SinglePath):
             operation_gate_scale=0.0,
         )
 
-    def losses(self, predictions_KBNC: Tensor, labels_N: Tensor) -> Tensor:
+    def losses(
+        self, predictions_KBNC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None
+    ) -> Tensor:
         """Return the losses by which draws are judged, as ``reward`` says, (K,), on the host.
 
         A draw's branches add, as in the gradient of the weights and in the straight-through one:
@@ -123,7 +125,9 @@ class D2nas(SinglePath):
         """
         if self.reward == "calibrated":
             predictions_KBNC, labels_N = predictions_KBNC.cpu(), labels_N.cpu()
-        return _branch_losses(predictions_KBNC, labels_N, self.reward).sum(dim=1).cpu()
+            weights_N = None if weights_N is None else weights_N.cpu()
+        losses_KB = _branch_losses(predictions_KBNC, labels_N, weights_N, self.reward)
+        return losses_KB.sum(dim=1).cpu()
 
     @classmethod
     def branch_cells(cls, config: SearchConfig) -> int:
@@ -160,13 +164,15 @@ class D2nas(SinglePath):
         return probability_scores(logits, cell_type)
 
 
-def _branch_losses(predictions_KBNC: Tensor, labels_N: Tensor, reward: Reward = "loss") -> Tensor:
+def _branch_losses(
+    predictions_KBNC: Tensor, labels_N: Tensor, weights_N: Tensor | None, reward: Reward = "loss"
+) -> Tensor:
     """Return each branch's loss, (K, B)."""
     logits = predictions_KBNC.flatten(0, 1)
     if reward == "loss":
-        losses = cross_entropies(logits, labels_N)
+        losses = cross_entropies(logits, labels_N, weights_N)
     else:
-        losses, _ = calibrated_losses(logits, labels_N)
+        losses, _ = calibrated_losses(logits, labels_N, weights_N)
     return losses.view(predictions_KBNC.shape[:2])
 
 

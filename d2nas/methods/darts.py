@@ -128,7 +128,7 @@ class Darts(Method):
         return self.drop_path * epoch / max(1, epochs - 1)
 
     def _backward(self, batch: Batch, context: StepContext) -> Measured:
-        loss, accuracy = measure(self.predict(batch, context), batch.labels)
+        loss, accuracy = measure(self.predict(batch, context), batch.labels, batch.weights)
         torch.autograd.backward(loss)
         return Measured(loss.detach(), accuracy, loss.detach())
 
@@ -185,7 +185,7 @@ class DartsSecondOrder(Darts):
         training = context.weight_batch()
         ahead = self._gradients(training, context, weights)
         _set(weights, _look_ahead(kept, ahead, context))
-        loss, accuracy = measure(self.predict(batch, context, look=2), batch.labels)
+        loss, accuracy = measure(self.predict(batch, context, look=2), batch.labels, batch.weights)
         found = torch.autograd.grad(loss, [*logits, *weights], allow_unused=True)
         direction, along = found[: len(logits)], found[len(logits) :]
         epsilon = FINITE_DIFFERENCE / _norm(along)
@@ -204,7 +204,7 @@ class DartsSecondOrder(Darts):
     def _gradients(
         self, batch: Batch, context: StepContext, wanted: Sequence[Tensor]
     ) -> tuple[Tensor | None, ...]:
-        loss, _ = measure(self.predict(batch, context), batch.labels)
+        loss, _ = measure(self.predict(batch, context), batch.labels, batch.weights)
         return torch.autograd.grad(loss, wanted, allow_unused=True)
 
 

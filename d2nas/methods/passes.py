@@ -19,7 +19,16 @@ def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy, with its graph, and the accuracy of logits (N, classes)."""
+def measure(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the loss of logits (N, classes), with its graph, and their accuracy; ``weights`` (N,)
+    of images are for the loss.
+    """
     correct = (logits.detach().argmax(dim=1) == labels).double().mean()
-    return F.cross_entropy(logits, labels), correct
+    return weighted_loss(logits, labels, weights), correct
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of the images' cross-entropies of logits (N, classes), times ``weights``."""
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import SearchConfig
 from ..nn.operations import set_noise_generator
@@ -34,7 +33,7 @@ from ..spaces import CELL_TYPES, SearchSpace
 from .base import EpochEnd, Sizes, register_method
 from .curvature import largest_eigenvalue, num_operation_logits, operation_hessian
 from .darts import DartsSecondOrder
-from .passes import frozen
+from .passes import frozen, weighted_loss
 
 LOOK_EVERY = 2
 """Epochs from one look at the eigenvalue to the next; the last epoch has one, too."""
@@ -195,7 +194,7 @@ class RDartsEarlyStopping(DartsSecondOrder):
 
         def loss() -> Tensor:
             set_noise_generator(self._noises, end.draws(0))
-            return F.cross_entropy(self.predict(batch, end), batch.labels)
+            return weighted_loss(self.predict(batch, end), batch.labels, batch.weights)
 
         return loss
 

@@ -65,7 +65,7 @@ class RandomWithSharing(UniformPaths):
             batch = end.arch_batch(index)
             noises = [end.draws(0) for _ in draws]  # the same for all
             for place, prediction in enumerate(self.predictions(batch, draws, noises)):
-                loss, accuracy = measure(prediction[-1], batch.labels)
+                loss, accuracy = measure(prediction[-1], batch.labels, batch.weights)
                 totals[place] += torch.stack([1.0 - accuracy, loss.double()]).cpu()
         order = sorted(range(len(draws)), key=lambda place: tuple(totals[place].tolist()))
         return [draws[place] for place in order]

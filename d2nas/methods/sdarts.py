@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..nn.mixed_supernet import MixtureWeights, mixture_weights
 from ..nn.operations import set_noise_generator
 from ..spaces import CELL_TYPES
 from .base import Batch, Measured, StepContext, register_method
 from .darts import Darts
-from .passes import frozen, measure
+from .passes import frozen, measure, weighted_loss
 
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.03, 0.3
 """Of the box of perturbations, at the beginning and in the limit."""
@@ -116,7 +115,7 @@ class SdartsRandom(Darts):
         """Differentiate the training loss in the weights, at perturbed mixture weights."""
         set_noise_generator(self._noises, context.draws(0))
         weights = self.perturbed_weights(batch, context)
-        loss, accuracy = measure(self.predict(batch, context, weights), batch.labels)
+        loss, accuracy = measure(self.predict(batch, context, weights), batch.labels, batch.weights)
         torch.autograd.backward(loss)
         return Measured(loss.detach(), accuracy, loss.detach())
 
@@ -156,7 +155,7 @@ class SdartsAdversarial(SdartsRandom):
 
         def loss(weights: Sequence[Tensor]) -> Tensor:
             prediction = self.predict(batch, context, self._pairs(weights))
-            return F.cross_entropy(prediction, batch.labels)
+            return weighted_loss(prediction, batch.labels, batch.weights)
 
         start = self._random_start(context)
         self.supernet.eval()

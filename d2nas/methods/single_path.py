@@ -113,7 +113,7 @@ class SinglePath(Method):
         with frozen(self.weights):
             images = batch.images
             given = self.supernet.share(images) if self.shares_stem else images
-            return leaves, *self._run(given, batch.labels, gated, generators)
+            return leaves, *self._run(given, batch, gated, generators)
 
     @torch.no_grad()
     def predictions(
@@ -133,24 +133,24 @@ class SinglePath(Method):
     ) -> Measured:
         """Run every draw's forward and backward on one batch; gradients of weights add."""
         bare = [draw.with_gates(None, None) for draw in draws]
-        measured, _ = self._run(batch.images, batch.labels, bare, generators)
+        measured, _ = self._run(batch.images, batch, bare, generators)
         return measured
 
     def _run(
         self,
         x: Tensor | SharedInputs,
-        labels: Tensor,
+        batch: Batch,
         draws: Sequence[Draw],
         generators: Sequence[torch.Generator],
     ) -> tuple[Measured, list[Tensor]]:
         supernet, num_draws, predictions = self.supernet, len(draws), list[Tensor]()
-        totals = [torch.zeros((), device=labels.device) for _ in range(3)]
+        totals = [torch.zeros((), device=batch.labels.device) for _ in range(3)]
         for draw, generator in zip(draws, generators, strict=True):
             set_noise_generator(self._noises, generator)
             of_branches = []
             for branch in supernet.branches(x, draw):
                 of_branches.append(branch.logits.detach())
-                loss, accuracy = measure(branch.logits, labels)
+                loss, accuracy = measure(branch.logits, batch.labels, batch.weights)
                 torch.autograd.backward(loss)
                 totals[2] += loss.detach() / (num_draws * len(supernet.borders))
             totals[0] += loss.detach() / num_draws

@@ -119,7 +119,7 @@ class Snas(Darts):
         numbers = context.draws(2)
         noises = {cell: draw_noise(self.logits.ops(cell), numbers) for cell in CELL_TYPES}
         weights = concrete_weights(self.logits, noises, context.temperature)
-        loss, accuracy = measure(self.predict(batch, context, weights), batch.labels)
+        loss, accuracy = measure(self.predict(batch, context, weights), batch.labels, batch.weights)
         torch.autograd.backward(loss)
         self._move_logits()
         return Measured(loss.detach(), accuracy, loss.detach())

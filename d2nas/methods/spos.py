@@ -146,7 +146,7 @@ class Spos(UniformPaths):
         for index in range(count):
             batch = end.arch_batch(index)
             (found,) = self.predictions(batch, [draw], [end.draws(2)])
-            loss, accuracy = measure(found[-1], batch.labels)
+            loss, accuracy = measure(found[-1], batch.labels, batch.weights)
             total += torch.stack([1.0 - accuracy, loss.double()]).cpu()
         self.supernet.train()
         error, loss_sum = total.tolist()

@@ -160,12 +160,14 @@ class TrainedCells(UniformPaths):
     def _judged(self, end: EpochEnd) -> float:
         """Return the calibrated loss of the cell in training, on the architecture half."""
         draw, noise = self.sample(1.0, end.draws(0)), end.draws(2)
-        logits, labels = [], []
+        logits, labels, weights = [], [], []
         for index in range(end.steps):
             batch = end.arch_batch(index)
             logits += [found[-1].cpu() for found in self.predictions(batch, [draw], [noise])]
             labels.append(batch.labels.cpu())
-        return calibrated_loss(torch.cat(logits), torch.cat(labels))[0]
+            weights += [] if batch.weights is None else [batch.weights.cpu()]
+        weights_N = torch.cat(weights) if weights else None
+        return calibrated_loss(torch.cat(logits), torch.cat(labels), weights_N)[0]
 
     def closing_passes(self, epoch: int, epochs: int, steps: int) -> int:
         """Return the forward passes that judge a cell."""

@@ -193,7 +193,9 @@ class Zarts(Darts):
                 moved.ops(cell).add_(own)
             self._tune(tuning, context, moved)
             with torch.no_grad():
-                loss, _ = measure(self._predict(batch, context, moved, 0), batch.labels)
+                loss, _ = measure(
+                    self._predict(batch, context, moved, 0), batch.labels, batch.weights
+                )
             losses.append(loss)
             self.supernet.load_state_dict(kept)
         return torch.stack(losses).to("cpu", torch.float64)
@@ -209,8 +211,10 @@ class Zarts(Darts):
         )
         optimizer.zero_grad()  # of the supernet's last step
         for index, batch in enumerate(batches):
-            part = Batch(batch.images[:TUNING_IMAGES], batch.labels[:TUNING_IMAGES])
-            loss, _ = measure(self._predict(part, context, logits, index + 1), part.labels)
+            part = batch.first(TUNING_IMAGES)
+            loss, _ = measure(
+                self._predict(part, context, logits, index + 1), part.labels, part.weights
+            )
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
             optimizer.step()

@@ -34,6 +34,7 @@ from ..nn.operations import initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
+from .class_weights import class_weights
 from .loop import FiniteCheck, Loop, sgd, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
@@ -159,6 +160,8 @@ class Retraining(Loop):
         # Listed once: to walk the modules at every step takes as long as a cell.
         self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
         self.watch = FiniteCheck(device)
+        weights_C = class_weights(config.class_weights, [*data.class_counts().values()])
+        self.class_weights = None if weights_C is None else weights_C.to(device)
         self.optimizer = sgd(
             self.network,
             lr=config.lr,
@@ -328,13 +331,19 @@ def _forward(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = retraining.model(images, drop_path=factors)
     logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-    smoothing = config.label_smoothing
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-    total = loss
+    loss = total = _loss(retraining, logits, labels)
     if auxiliary is not None:
-        auxiliary_loss = F.cross_entropy(auxiliary.float(), labels, label_smoothing=smoothing)
-        total = loss + config.auxiliary_weight * auxiliary_loss
+        total = loss + config.auxiliary_weight * _loss(retraining, auxiliary, labels)
     return loss, total, (logits.detach().argmax(dim=1) == labels).double().mean()
+
+
+def _loss(retraining: Retraining, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy in float32, smoothed and weighed as configured."""
+    smoothing, weights_C = retraining.config.label_smoothing, retraining.class_weights
+    if weights_C is None:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    losses_N = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
+    return (losses_N * weights_C[labels]).mean()
 
 
 def _clip(retraining: Retraining) -> Tensor:

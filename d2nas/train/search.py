@@ -40,6 +40,7 @@ from ..nn.operations import initialize
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from ..spaces import CELL_TYPES, SearchSpace
+from .class_weights import class_weights
 from .cost_limit import CostLimit, add_cost_gradient
 from .loop import FiniteCheck, Loop, adam, sgd, step_if_finite, to_device, torch_device
 from .precision import arithmetic_of, compute_type
@@ -128,6 +129,8 @@ class Search(Loop):
         self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
         self.num_classes = len(data.class_names)
+        weights = class_weights(config.class_weights, [*data.class_counts().values()])
+        self._class_weights = None if weights is None else weights.to(device)
         self.weight_batches, self.arch_batches = (
             Batches(
                 half.to(device),
@@ -373,7 +376,8 @@ class Search(Loop):
     def batch(self, batches: Batches, step: int) -> Batch:
         """Return the step's batch in the type that is computed in."""
         images, labels = batches.batch(step)
-        return Batch(images.to(self.input_type), labels)
+        weights = None if self._class_weights is None else self._class_weights[labels]
+        return Batch(images.to(self.input_type), labels, weights)
 
     def check(self) -> None:
         """Raise ``NonFiniteError`` for the first step whose update was not finite."""

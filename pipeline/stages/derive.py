@@ -23,7 +23,15 @@ from ..report.genotype_drawing import draw_genotype
 from ..store.forms import Form, require_valid
 from .front import FrontCell, front_cells, front_line, front_rows, measured
 from .search import LOGITS_FILE, SUPERNET_FILE
-from .stage import METRICS_FILE, Context, Facts, Stage, bytes_to_write, encode_rows
+from .stage import (
+    METRICS_FILE,
+    Context,
+    Facts,
+    Stage,
+    bytes_to_write,
+    encode_rows,
+    training_settings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -356,13 +364,13 @@ def _config(config: Config) -> dict[str, Any]:
     Keys are as before there were budgets and temperatures where these change nothing. What a budget
     costs is not lost to a setting that is the final training's alone.
     """
-    values, derive = config.to_dict(), config.derive
+    values, derive, training = config.to_dict(), config.derive, training_settings(config)
     part: dict[str, Any] = {"derive": values["derive"]}
     if derive.budget is not None:
         read = ("budget", "rank_epochs", "temperature")
         part["derive"] = {key: values["derive"][key] for key in read}
         part["retrain"] = {
-            key: value for key, value in values["retrain"].items() if key not in _FINAL_TRAINING
+            key: value for key, value in training.items() if key not in _FINAL_TRAINING
         }
         return part
     del part["derive"]["budget"]
@@ -379,7 +387,7 @@ def _config(config: Config) -> dict[str, Any]:
     if not derive.compares or derive.temperature in (None, 1.0):
         del part["derive"]["temperature"]
     if (derive.candidates > 1 or derive.pareto is not None) and derive.rank_by == "training":
-        part["retrain"] = values["retrain"]
+        part["retrain"] = training
     if derive.genotype is not None:
         part["derive"] = {"genotype": read_genotype(derive.genotype).to_dict()}
     return part

@@ -11,7 +11,16 @@ from ..report.training_curves import RETRAIN_PANELS, draw_curves
 from ..store.forms import Form
 from .derive import GENOTYPE_FILE
 from .search import CURVES_FILE
-from .stage import METRICS_FILE, Context, Facts, Stage, always, encode_rows, run_loop, section
+from .stage import (
+    METRICS_FILE,
+    Context,
+    Facts,
+    Stage,
+    always,
+    encode_rows,
+    run_loop,
+    training_settings,
+)
 
 PREPROCESS_FILE = "preprocess.json"
 
@@ -112,7 +121,7 @@ STAGE = Stage(
     parents=("derive",),
     code_schema=6,
     run=run,
-    own_config=section("retrain"),
+    own_config=lambda config: {"retrain": training_settings(config)},
     reads_data=always,
     checkpoints=True,
     parallel=True,

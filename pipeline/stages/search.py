@@ -110,9 +110,9 @@ def _cost_facts(costs: CellCosts, search: SearchConfig, last: Mapping[str, Any])
 def _config(config: Config) -> dict[str, Any]:
     """Return the search's settings; the space itself decides, not the path of its file.
 
-    Keys are as before there were revisions, estimators, clips of a branch, drop-path and trainings
-    of single cells, and limits where these change nothing: a method's revision is among the
-    settings from 2 on, the others where they are chosen.
+    Keys are as before there were revisions, estimators, clips of a branch, drop-path, weights of
+    classes, trainings of single cells, and limits where these change nothing: a method's revision
+    is among the settings from 2 on, the others where they are chosen.
     """
     space = read_space(config.search.space)
     settings = {**config.to_dict()["search"], "space": space.name}
@@ -125,6 +125,8 @@ def _config(config: Config) -> dict[str, Any]:
         del settings["weight_optimizer"]
     if config.search.drop_path == 0.0:
         del settings["drop_path"]
+    if config.search.class_weights == "none":
+        del settings["class_weights"]
     for key in TRAINING_KEYS:
         if settings[key] == SearchConfig.model_fields[key].default:
             del settings[key]

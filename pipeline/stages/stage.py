@@ -101,6 +101,16 @@ def section(name: str) -> Callable[[Config], dict[str, Any]]:
     return lambda config: {name: config.to_dict()[name]}
 
 
+def training_settings(config: Config) -> dict[str, Any]:
+    """Return the settings of a training alone; as before there were weights of classes, where
+    there are none, so that what was trained before is found.
+    """
+    settings: dict[str, Any] = config.to_dict()["retrain"]
+    if config.retrain.class_weights == "none":
+        del settings["class_weights"]
+    return settings
+
+
 def always(config: Config) -> bool:
     """Return True, whatever the configuration."""
     return True

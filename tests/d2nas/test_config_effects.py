@@ -37,6 +37,7 @@ SEARCH_VALUES = {
     "search.clip": "branch",
     "search.estimator": "mixed",
     "search.reward": "loss",
+    "search.class_weights": "balanced",
     "search.recipe": "paper",
     "search.weight_optimizer": "rmsprop",
     "search.temperature_start": 5.0,
@@ -115,9 +116,14 @@ def test_what_a_method_does_not_read_changes_no_bit_of_its_search(
     assert is_equal(state_of(method), state_of(method, *settings_of(unread)))
 
 
-@pytest.mark.parametrize("key", [key for key in SEARCH_VALUES if key[7:] not in TRAINING_KEYS])
+CONTROLLED_ELSEWHERE = {
+    *(f"search.{key}" for key in TRAINING_KEYS),  # methods/test_trained_cells.py
+    "search.class_weights",  # train/test_class_weights.py: these images are of balanced classes
+}
+
+
+@pytest.mark.parametrize("key", [key for key in SEARCH_VALUES if key not in CONTROLLED_ELSEWHERE])
 def test_control_it_changes_the_search_of_the_method_that_reads_it(key: str) -> None:
-    # The others' control: methods/test_trained_cells.py.
     # In the second epoch of two the temperature is the end's, of three half of the start's too.
     bases = {
         "search.temperature_start": ["epochs=3"],

@@ -129,8 +129,8 @@ PLANTED: dict[str, Callable[[Tensor], object]] = {
 def test_control_a_planted_look_at_the_loss_fails(
     planted: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def looking(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, accuracy = measure(logits, labels)
+    def looking(*given: Tensor) -> tuple[Tensor, Tensor]:
+        loss, accuracy = measure(*given)
         PLANTED[planted](loss)
         return loss, accuracy
 
@@ -144,9 +144,9 @@ def test_control_a_planted_look_at_the_loss_fails(
 
 
 def test_control_a_planted_copy_to_the_host_fails_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    def copying(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits.detach().cpu()
-        return measure(logits, labels)
+    def copying(*given: Tensor) -> tuple[Tensor, Tensor]:
+        given[0].detach().cpu()
+        return measure(*given)
 
     monkeypatch.setattr("d2nas.methods.single_path.measure", copying)
     with pytest.raises(NotImplementedError, match="meta"):
