@@ -212,6 +212,14 @@ def _weight_lr(search: dict[str, Any]) -> float:
     return 0.05 if search.get("weight_optimizer") == "sgd" else 0.015
 
 
+def _retrain_lr(retrain: dict[str, Any]) -> float:
+    return 1e-3 if retrain.get("optimizer") == "adamw" else 0.025
+
+
+def _retrain_decay(retrain: dict[str, Any]) -> float:
+    return 0.05 if retrain.get("optimizer") == "adamw" else 3e-4
+
+
 def _warmup_epochs(search: dict[str, Any]) -> int:
     """Return the default for the values of a search that stand before it."""
     if search.get("recipe") == "paper" and search.get("method") in PAPERS_METHODS:
@@ -418,7 +426,10 @@ class RetrainConfig(Section):
     warmup_epochs: Annotated[EpochsOrNone, Source("DARTS's code: none")] = 0
     """Linear warm-up of the learning rate."""
     batch_size: Annotated[Batch, Source("DARTS's code")] = 96
-    lr: Annotated[LearningRate, Source("DARTS's code")] = 0.025
+    optimizer: Annotated[Literal["sgd", "adamw"], Source("DARTS's code")] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: Annotated[LearningRate, Source("DARTS's code")] = Field(default_factory=_retrain_lr)
+    """Default: 0.025; of AdamW 0.001 (ours). Those of presets are SGD's."""
     lr_min: Annotated[LearningRateOrZero, Source("DARTS's code")] = 0.0
     lr_schedule: Annotated[
         Literal["cosine", "linear"],
@@ -427,8 +438,12 @@ class RetrainConfig(Section):
     """From lr to lr_min after the warm-up; linear is PC-DARTS's on ImageNet, by epoch, to 0."""
     momentum: Annotated[Rate, Source("DARTS's code")] = 0.9
     nesterov: Annotated[bool, Source("DARTS's code")] = False
-    weight_decay: Annotated[Decay, Source("DARTS's code")] = 3e-4
+    weight_decay: Annotated[Decay, Source("DARTS's code")] = Field(default_factory=_retrain_decay)
+    """Default: 3e-4; of AdamW 0.05 (ours)."""
     clip_norm: Annotated[NormLimit, Source("DARTS's code")] = 5.0
+    ema: Annotated[float | None, Field(gt=0.0, lt=1.0), Source("DARTS's code: none")] = None
+    """Share of a moving average of the weights that a step keeps, 0.999 for example; what is
+    deployed is the average, which follows faster in the first steps. None: the last weights."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
     class_weights: Annotated[ClassWeights, Source("DARTS's code: none")] = "none"
     """Weight of a class in the loss: balanced, one over its training images, or sqrt, the root of
@@ -438,6 +453,16 @@ class RetrainConfig(Section):
     cutout: Annotated[Pixels | Literal["auto"], Source("DARTS's code")] = 16
     """Side of the hidden square, in pixels (DARTS: 16 at 32 x 32); auto: 16, and of smaller images
     half."""
+    augment: Annotated[Literal["none", "trivial"], Source("DARTS's code: none")] = "none"
+    """Trivial: one operation of colour or geometry for each image, of any strength
+    (TrivialAugment)."""
+    erasing: Annotated[Rate, Source("DARTS's code: none")] = 0.0
+    """Probability that a rectangle of an image is erased."""
+    mixup: Annotated[float, Field(ge=0.0, le=10.0), Source("DARTS's code: none")] = 0.0
+    """Images are added in shares of Beta(mixup, mixup); 0: never."""
+    cutmix: Annotated[float, Field(ge=0.0, le=10.0), Source("DARTS's code: none")] = 0.0
+    """Rectangles are exchanged, of areas of Beta(cutmix, cutmix); 0: never. Where mixup is above 0,
+    too, a coin decides."""
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"], Source("DARTS's code")
     ] = "fp32"
@@ -446,6 +471,11 @@ class RetrainConfig(Section):
     compile: bool = False
     """Whether torch.compile prepares the network: minutes at the start, other rounding."""
     device: Device = "auto"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return self.mixup > 0.0 or self.cutmix > 0.0
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> "RetrainConfig":

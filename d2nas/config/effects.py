@@ -36,6 +36,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "derive.budget": {_GIVEN: ("derive.candidates", "derive.rank_by")},
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs", "derive.temperature")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
+    "retrain.optimizer": {"adamw": ("retrain.momentum", "retrain.nesterov")},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }
 """Key to its values, each with the keys that are not read where it holds; or to a function that

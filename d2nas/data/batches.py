@@ -22,7 +22,14 @@ from ..devices import send
 from ..errors import ConfigError
 from ..parallel import ALONE, Ranks, local_size
 from ..randomness import generator
-from .augmentation import Part, augment_pixels, cutout, read_random_crop, shift_pixels
+from .augmentation import (
+    Part,
+    augment_pixels,
+    cutout,
+    random_erasing,
+    read_random_crop,
+    shift_pixels,
+)
 from .decoding import Decoding, read_image, strict_pillow
 from .faults import DAMAGED_HINT
 from .files import ImageFiles, channels_first, check_unchanged
@@ -98,10 +105,12 @@ class Batches:
         cutout_size: int,
         seed: int,
         purpose: str,
+        trivial: bool = False,
+        erasing: float = 0.0,
         ranks: Ranks = ALONE,
     ) -> None:
         self.images, self.normalizer, self.augmentation = images, normalizer, augmentation
-        self.cutout_size = cutout_size
+        self.cutout_size, self.trivial, self.erasing = cutout_size, trivial, erasing
         self.order = Order(len(images), batch_size, seed, purpose, ranks)
         self._stream = None
         if isinstance(images, ImageFiles):
@@ -125,9 +134,18 @@ class Batches:
             generator=draws,
             part=self.order.part,
         )
+        part = self.order.part
+        if self.trivial:
+            from .trivial_augment import trivial_augment  # torchvision's take a while to import
+
+            own = self.order.generator("trivial-augment", step)
+            pixels = trivial_augment(pixels, generator=own, part=part)
         images = self.normalizer(pixels)
         if self.cutout_size:
-            images = cutout(images, size=self.cutout_size, generator=draws, part=self.order.part)
+            images = cutout(images, size=self.cutout_size, generator=draws, part=part)
+        if self.erasing:
+            own = self.order.generator("erasing", step)
+            images = random_erasing(images, probability=self.erasing, generator=own, part=part)
         return channels_last(images), labels
 
     def blank(self) -> tuple[Tensor, Tensor]:

@@ -312,6 +312,21 @@ def adam(
     return optimizer
 
 
+def adamw(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return fused AdamW on all parameters of ``module``, with the state that PyTorch makes at the
+    first step, made now.
+    """
+    load_compiler()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    for parameter in module.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
 @contextlib.contextmanager
 def memory_errors(
     batch_size: int, device: torch.device, *, hint: str | None = None

@@ -14,7 +14,7 @@ images are not seen here.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from ..data.augmentation import cutout_pixels
 from ..data.batches import Batches, channels_last
 from ..data.batches import steps_per_epoch as count_steps
 from ..data.images import ImageData, Normalizer
+from ..data.mixing import mix
 from ..data.sizes import stem_for
 from ..errors import ConfigError
 from ..genotype import Genotype
@@ -35,10 +36,11 @@ from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import generator
 from .class_weights import class_weights
-from .loop import FiniteCheck, Loop, sgd, step_if_finite, to_device, torch_device
+from .loop import FiniteCheck, Loop, adamw, sgd, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
 from .state import StepSums, Trained
+from .weight_average import WeightAverage
 
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 _SUMS = ("loss", "accuracy", "clip_rate")
@@ -127,6 +129,12 @@ class Retraining(Loop):
         ranks: Ranks = ALONE,
     ) -> None:
         check_auxiliary(config, data.image_size)
+        if ranks.size > 1 and config.mixes:
+            raise ConfigError(
+                "retrain.mixup and retrain.cutmix are for one process: each would mix with its own "
+                "images only",
+                hint="leave out --nproc, or set both to 0",
+            )
         self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
         self.batches = Batches(
@@ -137,6 +145,8 @@ class Retraining(Loop):
             cutout_size=cutout_pixels(config.cutout, data.image_size),
             seed=seed,
             purpose="retrain",
+            trivial=config.augment == "trivial",
+            erasing=config.erasing,
             ranks=ranks,
         )
         with torch.random.fork_rng(devices=[]):
@@ -162,21 +172,29 @@ class Retraining(Loop):
         self.watch = FiniteCheck(device)
         weights_C = class_weights(config.class_weights, [*data.class_counts().values()])
         self.class_weights = None if weights_C is None else weights_C.to(device)
-        self.optimizer = sgd(
+        self.optimizer = self._optimizer()
+        self.average = None if config.ema is None else WeightAverage(self.network, config.ema)
+        self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.epochs
+        self.metrics = []
+        scales = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
+        averages = {} if self.average is None else {"average": self.average}
+        self.trained = Trained(
+            modules={"network": self.network, **averages, **scales},
+            optimizers={config.optimizer: self.optimizer},
+            sums=StepSums(_SUMS, device),
+        )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "adamw":
+            return adamw(self.network, lr=config.lr, weight_decay=config.weight_decay)
+        return sgd(
             self.network,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
-        )
-        self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
-        self.num_steps = self.steps_per_epoch * config.epochs
-        self.metrics = []
-        scales = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
-        self.trained = Trained(
-            modules={"network": self.network, **scales},
-            optimizers={"sgd": self.optimizer},
-            sums=StepSums(_SUMS, device),
         )
 
     def _freeze_unused_weights(self, data: ImageData) -> None:
@@ -264,10 +282,13 @@ class Retraining(Loop):
         return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
 
     def deployed_weights(self) -> dict[str, Tensor]:
-        """Return the weights without the training-only auxiliary head, as CPU copies."""
+        """Return the weights, or their average, without the training-only auxiliary head, as CPU
+        copies.
+        """
+        network = self.network if self.average is None else self.average.network
         return {
             name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in self.network.state_dict().items()
+            for name, value in network.state_dict().items()
             if not name.startswith("auxiliary_head.")
         }
 
@@ -310,6 +331,8 @@ def train_step(retraining: Retraining, step: int) -> None:
     clipped = norm > retraining.config.clip_norm
     retraining.trained.sums.add(loss=loss, accuracy=correct, clip_rate=clipped)
     step_if_finite(retraining.optimizer, finite)
+    if retraining.average is not None:
+        retraining.average.update(retraining.network, step)
     retraining.watch.check_if_synchronous()
 
 
@@ -328,17 +351,32 @@ def _forward(
     number = step * retraining.ranks.size + retraining.ranks.rank
     set_noise_generator(retraining.noises, generator(retraining.seed, "noise", number))
     dtype = compute_type(retraining.precision, device)
+    labels_of = [(1.0, labels)]
+    if config.mixes:
+        draws = generator(retraining.seed, "mix", step)
+        mixed = mix(images, mixup=config.mixup, cutmix=config.cutmix, generator=draws)
+        images = channels_last(mixed.images)
+        labels_of = [(mixed.share, labels), (1.0 - mixed.share, labels[mixed.partners])]
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = retraining.model(images, drop_path=factors)
     logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-    loss = total = _loss(retraining, logits, labels)
+    loss = total = _loss(retraining, logits, labels_of)
     if auxiliary is not None:
-        total = loss + config.auxiliary_weight * _loss(retraining, auxiliary, labels)
+        total = loss + config.auxiliary_weight * _loss(retraining, auxiliary, labels_of)
     return loss, total, (logits.detach().argmax(dim=1) == labels).double().mean()
 
 
-def _loss(retraining: Retraining, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy in float32, smoothed and weighed as configured."""
+def _loss(
+    retraining: Retraining, logits: Tensor, labels_of: Sequence[tuple[float, Tensor]]
+) -> Tensor:
+    """Return the mean cross-entropy in float32, smoothed and weighed as configured, of each image's
+    classes by their shares.
+    """
+    parts = [share * _cross_entropy(retraining, logits, labels) for share, labels in labels_of]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def _cross_entropy(retraining: Retraining, logits: Tensor, labels: Tensor) -> Tensor:
     smoothing, weights_C = retraining.config.label_smoothing, retraining.class_weights
     if weights_C is None:
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from d2nas.config import Config
+from d2nas.config import Config, RetrainConfig
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json, digest
 
@@ -101,13 +101,26 @@ def section(name: str) -> Callable[[Config], dict[str, Any]]:
     return lambda config: {name: config.to_dict()[name]}
 
 
+LATER_SETTINGS = (
+    "class_weights",
+    "optimizer",
+    "ema",
+    "augment",
+    "erasing",
+    "mixup",
+    "cutmix",
+)
+"""Settings of a training that came after versions of it were kept."""
+
+
 def training_settings(config: Config) -> dict[str, Any]:
-    """Return the settings of a training alone; as before there were weights of classes, where
-    there are none, so that what was trained before is found.
+    """Return the settings of a training alone; as before there were ``LATER_SETTINGS``, where they
+    change nothing, so that what was trained before is found.
     """
     settings: dict[str, Any] = config.to_dict()["retrain"]
-    if config.retrain.class_weights == "none":
-        del settings["class_weights"]
+    for key in LATER_SETTINGS:
+        if getattr(config.retrain, key) == RetrainConfig.model_fields[key].default:
+            del settings[key]
     return settings
 
 
