@@ -1,4 +1,4 @@
-"""TrivialAugment, random erasing, mixup and cutmix: their arithmetic, and what they are drawn by."""
+"""TrivialAugment, random erasing, mixup and cutmix: arithmetic, and what they are drawn by."""
 
 import math
 

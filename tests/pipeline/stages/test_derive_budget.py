@@ -20,7 +20,7 @@ from pipeline.running.other_ranks import Silence
 from pipeline.running.runner import Runner
 from pipeline.running.signals import StopFlag
 from pipeline.stages import BY_NAME
-from pipeline.stages.stage import training_settings
+from pipeline.stages.stage import LATER_SETTINGS, training_settings
 from pipeline.store import Store, Version
 
 BUDGET, STEPS = 8, 2  # of 30 images in batches of 20, two epochs
@@ -178,7 +178,7 @@ def test_a_key_without_a_budget_is_as_before() -> None:
         assert "temperature" not in part_of(*settings)["derive"]
     trained = part_of("derive.candidates=2", "derive.rank_by=training")["retrain"]
     assert trained == training_settings(Config())
-    assert {*Config().to_dict()["retrain"]} - {*trained} == {"class_weights"}
+    assert {*Config().to_dict()["retrain"]} - {*trained} == {*LATER_SETTINGS}
 
 
 def test_a_key_with_a_budget_holds_what_the_trainings_read() -> None:
