@@ -5,6 +5,7 @@
 Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
 
+import os
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,9 @@ import typer
 
 from d2nas.errors import INTERRUPTED, D2NasError, StorageError
 
+from . import streams
 from .commands.bench import bench
+from .commands.config import config
 from .commands.derive import derive_command
 from .commands.doctor import doctor_command
 from .commands.evaluate import evaluate_command
@@ -22,6 +25,7 @@ from .commands.gc import gc_command
 from .commands.latency import latency
 from .commands.ls import ls_command
 from .commands.predict import predict_command
+from .commands.presets import presets_command
 from .commands.retrain import retrain_command
 from .commands.run import run_command
 from .commands.search import search_command
@@ -39,11 +43,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="d2nas",
     help="Neural architecture search that ends in a deployed model: images in, validated ONNX out.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+COMPLETION_VARIABLE = "_D2NAS_COMPLETE"
+"""Set by the scripts of ``--install-completion``."""
 
 
 def run(arguments: list[str], application: typer.Typer = app) -> int:
@@ -67,6 +74,8 @@ def run(arguments: list[str], application: typer.Typer = app) -> int:
 def _run(arguments: list[str], application: typer.Typer) -> int:
     is_debugging = False
     command = typer.main.get_command(application)
+    if COMPLETION_VARIABLE in os.environ:  # the shell asks for what may follow
+        command.main([*arguments], prog_name="d2nas")
     try:
         # Not ``main``: it takes every EOFError for an interrupt, and leaves at any broken pipe.
         # ``obj`` is for a command that starts itself again, in several processes.
@@ -114,7 +123,11 @@ def _main(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")
+    ] = False,
 ) -> None:
+    streams.is_quiet = quiet
     if version:
         from d2nas._version import __version__
 
@@ -135,6 +148,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "predict": predict_command,
     "evaluate": evaluate_command,
     "study": study_command,
+    "presets": presets_command,
     "ls": ls_command,
     "show": show_command,
     "gc": gc_command,
@@ -144,6 +158,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 """In the order of ``--help``."""
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(config)
 app.add_typer(latency)
 app.add_typer(bench)  # groups, which --help puts last
 

@@ -26,6 +26,7 @@ from rich.text import Text
 from d2nas.data.faults import shown
 from d2nas.errors import one_line
 
+from . import streams
 from .streams import optional_output, output_has_ended
 
 LINE_SECONDS = 5.0
@@ -72,7 +73,9 @@ class Console:
     # What the runner says
 
     def say(self, line: str) -> None:
-        """Show a line on stderr."""
+        """Show a line on stderr, unless messages are left out."""
+        if streams.is_quiet:
+            return
         self._err.print(Text(_printable(line)), soft_wrap=True)
 
     def warn(self, line: str) -> None:
@@ -91,7 +94,7 @@ class Console:
         self._total, self._first, self._epochs = total, done, epochs
         self._unit, self._images = unit, images
         self._began = self._last_line = self._clock()
-        if self._err.is_terminal:
+        if self._err.is_terminal and not streams.is_quiet:
             self._progress = Progress(
                 TextColumn("{task.description:<10}"),
                 BarColumn(),

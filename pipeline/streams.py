@@ -14,6 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
+is_quiet = False
+"""Whether messages are left out; warnings, errors and results are not."""
+
 
 class _Writer(io.RawIOBase):
     """Writes to ``target``, and keeps the error where that fails; None is a closed descriptor."""

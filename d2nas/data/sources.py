@@ -253,13 +253,18 @@ def _cache_key(path: Path) -> str:
 
 
 DEFAULT_DATA_ROOT = Path("~/.cache/d2nas/data")
+DATA_VARIABLE = "D2NAS_DATA"
 
 
 def data_folder() -> Path:
-    """Return the folder of downloaded data sets where ``data.root`` names none.
+    """Return the folder of downloaded data sets where ``data.root`` names none: what the variable
+    ``D2NAS_DATA`` says, else one in the user's cache.
 
     Raises ``ConfigError`` for a user without a home folder.
     """
+    given = os.environ.get(DATA_VARIABLE)
+    if given:
+        return Path(given)
     try:
         return DEFAULT_DATA_ROOT.expanduser()
     except RuntimeError:  # HOME is not set, and the user is not in the system's list

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..report.classes import COLUMNS, FIRST_ROWS, class_rows
 from ..report.words import percent
 from .options import BundleArgument, DeviceOption, JsonOption
 
@@ -30,6 +29,7 @@ def evaluate_command(
     from ..bundle.evaluation import evaluate, labelled_folder
     from ..bundle.nearby import named
     from ..console import Console
+    from ..report.classes import COLUMNS, FIRST_ROWS, class_rows
     from .answering import Problems, checked_model
 
     opened, session = checked_model(bundle, device)

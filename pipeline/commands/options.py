@@ -9,7 +9,12 @@ import typer
 DEFAULT_STORE = Path(".d2nas")
 DEFAULT_EXPORTED = Path("exported")
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of all versions.")]
+StoreOption = Annotated[
+    Path,
+    typer.Option(
+        "--store", envvar="D2NAS_STORE", show_envvar=False, help="All versions (D2NAS_STORE)."
+    ),
+]
 ExportedOption = Annotated[
     Path, typer.Option("--exported", help="Model repository that bundles go to.")
 ]

@@ -6,6 +6,7 @@ user's is read alike, and may start from another: ``preset = "folder"`` at its t
 """
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -22,6 +23,14 @@ _MAX_LAYERS = 20
 def preset_names() -> list[str]:
     """Return the names of all presets."""
     return names_in(__name__)
+
+
+def preset_about(name: str) -> str:
+    """Return what a preset is for: the first sentence of its file."""
+    text = (files(__name__) / f"{name}.toml").read_text("utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    words = " ".join(line.removeprefix("#").strip() for line in lines)
+    return words.split(". ")[0].removesuffix(".")
 
 
 def read_preset(name: str, recipe: str | None = None) -> dict[str, Any]:

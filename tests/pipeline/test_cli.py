@@ -16,8 +16,9 @@ from pipeline.commands import run as commands
 
 COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
-COMMANDS += ["serve", "bench", "latency"]
+COMMANDS += ["serve", "bench", "latency", "presets", "config"]
 SUBCOMMANDS = {
+    "config": ("cp", "schema"),
     "bench": ("memory", "profile"),
     "latency": ("measure", "show", "predict", "check"),
 }
