@@ -115,12 +115,20 @@ def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
     return decode_image(content, decoding, what=path), hashlib.sha256(content).hexdigest()
 
 
-def decode_image(content: bytes, decoding: Decoding, *, what: Path | str) -> NDArray[np.uint8]:
+def decode_image(
+    content: bytes, decoding: Decoding, *, what: Path | str, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """Return the pixels of ``fit_image`` out of a file's bytes; ``what`` names it in errors.
 
-    Raises ``ConfigError`` as ``read_image`` does.
+    Raises ``ConfigError`` as ``read_image`` does, and for a picture of more than ``max_pixels``,
+    which is not decoded.
     """
     with decode_problems(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ConfigError(
+                f"{shown(what)}: {image.width} x {image.height} pixels, at most {max_pixels:,} in "
+                "all are supported here"
+            )
         image.load()
         return fit_image(upright(image), decoding)
 

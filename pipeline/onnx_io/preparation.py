@@ -126,13 +126,16 @@ def prepare_pixels(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> ND
     return preprocess.normalise(pixels, settings)
 
 
-def prepare_content(content: bytes, settings: Mapping[str, Any], *, what: str) -> NDArray[Any]:
+def prepare_content(
+    content: bytes, settings: Mapping[str, Any], *, what: str, max_pixels: int | None = None
+) -> NDArray[Any]:
     """Return the picture in the bytes of a file as a batch of one.
 
-    Raises ``ConfigError``, in which ``what`` names it, where it cannot be read.
+    Raises ``ConfigError``, in which ``what`` names it, where it cannot be read or has more than
+    ``max_pixels``.
     """
     with strict_pillow():
-        pixels = decode_image(content, decoding_of(settings), what=what)
+        pixels = decode_image(content, decoding_of(settings), what=what, max_pixels=max_pixels)
     return prepare_pixels(pixels[None], settings)
 
 

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
-from .limits import READ_BYTES, Limits
+from .limits import PICTURE_BYTES, READ_BYTES, Limits
 
 _LOOK_SECONDS = 0.02
 """Between two looks whether a connection may be closed."""
@@ -64,6 +64,10 @@ class Capacity:
         """``max_body_bytes`` is the length of the longest request that can be right."""
         self.limits = limits
         self.max_body_bytes = max_body_bytes
+        # Two of them must fit, as two of the longest requests do.
+        self.max_picture_bytes = max(
+            max_body_bytes, min(PICTURE_BYTES, limits.room_for(max_body_bytes) // 2 - READ_BYTES)
+        )
         self.is_stopping = False
         self._room = limits.room_for(max_body_bytes)
         self._taken = 0

@@ -152,6 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = _Phase.IDLE
         self._body: list[bytearray] = []
         self._num_body_bytes = 0
+        self._most_bytes = capacity.max_body_bytes
         self._request: h11.Request | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -324,7 +325,10 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(*refusal)
             return
         declared = int(dict(request.headers).get(b"content-length", b"0"))
-        most = self._capacity.max_body_bytes
+        is_picture = bytes(request.target).partition(b"?")[0].endswith(b"/classify")
+        capacity = self._capacity
+        most = capacity.max_picture_bytes if is_picture else capacity.max_body_bytes
+        self._most_bytes = most
         waits = self._http.they_are_waiting_for_100_continue
         if declared > most * _DRAIN_FACTOR or (waits and declared > most):
             self._refuse_length()
@@ -337,7 +341,7 @@ class Connection(asyncio.BufferedProtocol):
     def _take(self, data: bytes) -> None:
         """Keep a part of a body, if there is room for it."""
         self._num_body_bytes += len(data)
-        most = self._capacity.max_body_bytes
+        most = self._most_bytes
         if self._num_body_bytes > most:
             self._drop_body()
             if self._num_body_bytes > most * _DRAIN_FACTOR:
@@ -358,7 +362,7 @@ class Connection(asyncio.BufferedProtocol):
         self._capacity.free(self)
 
     def _refuse_length(self) -> None:
-        most = self._capacity.max_body_bytes
+        most = self._most_bytes
         self._refuse(413, f"the request is too long, expected {most} bytes at most")
 
     def _too_slow(self) -> None:
@@ -369,7 +373,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _ask(self) -> None:
         """Hand the request over."""
-        if self._num_body_bytes > self._capacity.max_body_bytes:
+        if self._num_body_bytes > self._most_bytes:
             self._refuse_length()
             return
         assert self._request is not None

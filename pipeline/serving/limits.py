@@ -15,6 +15,8 @@ READ_BYTES = 32 * 1024
 MAX_HEAD_BYTES = 16 * 1024
 """Of a request line with its headers, beyond what one read brings."""
 MAX_HEADERS = 100
+PICTURE_BYTES = 16 * MIB
+"""Of a picture that is sent to be classified."""
 CONNECTION_BYTES = 128 * 1024
 """Most memory of a connection beside its body and its answer: two reads and a head, in Python."""
 

@@ -91,12 +91,26 @@ class InferenceRequest:
     binary_output: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Times of a request in a worker: when it began, of ``time.perf_counter_ns``, and nanoseconds
+    of reading, computing and writing; and how many images it had.
+    """
+
+    images: int
+    began_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
 @dataclass(frozen=True)
 class Answer:
     """The body of an answer; ``header_length`` is the length of its JSON if raw bytes follow."""
 
     body: bytes
     header_length: int | None
+    times: Times | None = None
 
 
 def parse_request(body: bytes, header_length: str | None, signature: Signature) -> InferenceRequest:

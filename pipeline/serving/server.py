@@ -4,6 +4,7 @@ Every request is whole when it comes here (``connection.py``); every error is
 ``{"error": "one line"}``. There is nothing else: no files, no documentation pages, no CORS.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,9 +18,12 @@ from starlette.routing import Route
 from d2nas.errors import brief_reason
 
 from .limits import Limits
-from .protocol import HEADER_LENGTH, RequestError, encode_json
+from .protocol import HEADER_LENGTH, Answer, RequestError, encode_json
 from .service import InferenceService
+from .statistics import Statistics
 from .turns import Turns
+
+PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def make_application(
@@ -40,6 +44,12 @@ def make_application(
             *(Route(path, routes.model) for path in (model, version)),
             *(Route(f"{path}/ready", routes.model_ready) for path in (model, version)),
             *(Route(f"{path}/infer", routes.infer, methods=["POST"]) for path in (model, version)),
+            *(
+                Route(f"{path}/classify", routes.classify, methods=["POST"])
+                for path in (model, version)
+            ),
+            *(Route(f"{path}/stats", routes.statistics) for path in (model, version)),
+            Route("/metrics", routes.metrics),
         ],
         exception_handlers={
             RequestError: _refused,
@@ -56,6 +66,7 @@ class _Routes:
 
     def __init__(self, service: InferenceService, turns: Turns, say: Callable[[str], None]) -> None:
         self._service, self._turns, self._say = service, turns, say
+        self._statistics = Statistics(service.name, service.version)
 
     async def server(self, _request: Request) -> Response:
         return _json(self._service.server_metadata())
@@ -84,14 +95,41 @@ class _Routes:
         if len(lengths) > 1:
             raise RequestError(400, f"{len(lengths)} headers {HEADER_LENGTH}, expected one at most")
         body = await request.body()
-        answer = await self._turns.run(
-            request.state.line,
-            partial(self._service.answer, body, lengths[0] if lengths else None),
+        answer = await self._worked(
+            request, partial(self._service.answer, body, lengths[0] if lengths else None)
         )
         if answer.header_length is None:
             return Response(answer.body, media_type="application/json")
         headers = {HEADER_LENGTH: str(answer.header_length)}
         return Response(answer.body, headers=headers, media_type="application/octet-stream")
+
+    async def classify(self, request: Request) -> Response:
+        """Answer a picture, which is the body: PNG, JPEG or another format that is read."""
+        self._check_model(request)
+        content = await request.body()
+        answer = await self._worked(request, partial(self._service.classify, content))
+        return Response(answer.body, media_type="application/json")
+
+    async def statistics(self, request: Request) -> Response:
+        self._check_model(request)
+        return _json(self._statistics.to_dict())
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._statistics.metrics(), media_type=PROMETHEUS)
+
+    async def _worked(self, request: Request, work: Callable[[], Answer]) -> Answer:
+        """Return what a worker answers, counted and timed."""
+        came = time.perf_counter_ns()
+        self._statistics.begin()
+        try:
+            answer = await self._turns.run(request.state.line, work)
+        except BaseException:  # a client that left, too
+            self._statistics.fail(time.perf_counter_ns() - came)
+            raise
+        assert answer.times is not None
+        queue = answer.times.began_ns - came
+        self._statistics.succeed(time.perf_counter_ns() - came, queue, answer.times)
+        return answer
 
     async def bug(self, _request: Request, error: Exception) -> Response:
         """Answer what should not happen; the person who runs the server is told what it was."""

@@ -4,19 +4,37 @@ Knows bytes and sessions, not HTTP. Its methods are called from worker threads; 
 run by several threads at once.
 """
 
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d2nas._version import __version__
-from d2nas.errors import D2NasError, OutOfMemoryError
+from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError
+from d2nas.measure.scores import softmax
 
 from ..bundle.reader import Bundle
 from ..onnx_io import INPUT_NAME, OUTPUT_NAME
 from ..onnx_io.model_file import ModelDescription
+from ..onnx_io.preparation import prepare_content
 from ..onnx_io.session import OnnxSession
-from .protocol import Answer, RequestError, Signature, encode_answer, parse_request
+from .protocol import (
+    Answer,
+    RequestError,
+    Signature,
+    Times,
+    encode_answer,
+    encode_json,
+    parse_request,
+)
 
+TOP = 5
+"""Classes that are told of a picture."""
+MAX_PIXELS = 50_000_000
+"""Of a picture: 150 MB once it is decoded, for each worker."""
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 
 
@@ -26,6 +44,13 @@ def signature_of(description: ModelDescription, max_batch: int) -> Signature:
     return Signature(datatype, description.array_shape, description.num_classes, max_batch)
 
 
+def _timed(answer: Answer, images: int, times: Sequence[int]) -> Answer:
+    """Return an answer with its times: it was begun, read, computed, and is written now."""
+    began, read, computed = times
+    writing = time.perf_counter_ns() - computed
+    return replace(answer, times=Times(images, began, read - began, computed - read, writing))
+
+
 class InferenceService:
     """One version of one model on a device that its session was checked to use."""
 
@@ -33,6 +58,7 @@ class InferenceService:
         self.name, self.version = bundle.name, str(bundle.number)
         self.signature = signature_of(bundle.description, bundle.max_batch)
         self._digest = bundle.digest
+        self._labels, self._preprocess = bundle.labels, bundle.preprocess
         self._session = session
         self._problem: str | None = "the model is warming up"
 
@@ -74,10 +100,45 @@ class InferenceService:
 
     def answer(self, body: bytes, header_length: str | None) -> Answer:
         """Return the answer to a request, or raise ``RequestError`` saying why there is none."""
+        times = [time.perf_counter_ns()]
         self.check_ready()
         request = parse_request(body, header_length, self.signature)
+        times.append(time.perf_counter_ns())
+        logits = self._run(request.images)
+        times.append(time.perf_counter_ns())
+        answer = encode_answer(logits, request, self.name, self.version)
+        return _timed(answer, len(logits), times)
+
+    def classify(self, content: bytes) -> Answer:
+        """Return the most probable classes of a picture, the bytes of a file, prepared as in
+        training; raises as ``answer``.
+        """
+        times = [time.perf_counter_ns()]
+        self.check_ready()
         try:
-            logits = self._session.run(request.images)
+            images = prepare_content(
+                content, self._preprocess, what="the picture", max_pixels=MAX_PIXELS
+            )
+        except ConfigError as error:
+            raise RequestError(400, str(error)) from error
+        times.append(time.perf_counter_ns())
+        (probabilities,) = softmax(self._run(images))
+        times.append(time.perf_counter_ns())
+        best = np.argsort(-probabilities, kind="stable")[:TOP]
+        body = {
+            "model_name": self.name,
+            "model_version": self.version,
+            "predictions": [
+                {"class": self._labels[index], "probability": float(probabilities[index])}
+                for index in best
+            ],
+        }
+        return _timed(Answer(encode_json(body), None), 1, times)
+
+    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logits of images, or raise ``RequestError``."""
+        try:
+            return self._session.run(images)
         except OutOfMemoryError as error:
             raise RequestError(503, str(error)) from error
         except D2NasError as error:
@@ -85,14 +146,13 @@ class InferenceService:
             # from now on is not what was validated.
             self._problem = str(error)
             raise RequestError(500, str(error)) from error
-        return encode_answer(logits, request, self.name, self.version)
 
     def server_metadata(self) -> dict[str, Any]:
         """Return what ``/v2`` says; ``provider`` and ``device`` are our own keys."""
         return {
             "name": "d2nas",
             "version": __version__,
-            "extensions": ["binary_tensor_data"],
+            "extensions": ["binary_tensor_data", "statistics"],
             **self._place(),
         }
 

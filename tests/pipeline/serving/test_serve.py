@@ -93,7 +93,7 @@ def test_a_client_of_the_protocol_sees_health_and_metadata(url: str) -> None:
     assert server_metadata == {
         "name": "d2nas",
         "version": __version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": ["binary_tensor_data", "statistics"],
         **place,
     }
     assert model == {
