@@ -9,6 +9,7 @@
 """
 
 import json
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def run(
     *,
     name: str | None = None,
     data_root: str | Path | None = None,
-    store: str | Path = ".d2nas",
+    store: str | Path | None = None,
     exported: str | Path = "exported",
     max_p99_ms: float | None = None,
     batch: int | None = None,
@@ -132,7 +133,7 @@ def run(
     """
     from .bundle.writing import check_place, write_bundle
     from .commands.configuration import configure
-    from .commands.options import with_options
+    from .commands.options import DEFAULT_STORE, STORE_VARIABLE, with_options
     from .commands.run import bring_up_to_date, gives_size
     from .presets import run_name
 
@@ -147,7 +148,8 @@ def run(
     config = configure(named, given, None if data_root is None else str(data_root))
     title = name or run_name(named)
     check_place(Path(exported), title)
-    result = bring_up_to_date(title, config, Path(store), fresh=fresh, fits=fits)
+    folder = Path(store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
+    result = bring_up_to_date(title, config, folder, fresh=fresh, fits=fits)
     return load_bundle(write_bundle(Path(exported), result.run, result.versions))
 
 

@@ -641,13 +641,17 @@ def build_config(
 ) -> Config:
     """Check ``values`` (nested by section) with ``section.field=value`` overrides on top.
 
-    Raises ``ConfigError`` naming the key, with a suggestion for a misspelt one.
+    The word none means no value, as in an override, for keys that may have none. Raises
+    ``ConfigError`` naming the key, with a suggestion for a misspelt one.
     """
     merged: dict[str, dict[str, Any]] = {}
     for section, fields in values.items():
         if not isinstance(fields, Mapping):
             raise ConfigError(f"{what}: {section} must be a section, not a value")
-        merged[section] = dict(fields)
+        merged[section] = {
+            field: None if value == "none" and "none" not in _words(section, field) else value
+            for field, value in fields.items()
+        }
     for override in overrides:
         section, field, value = parse_override(override)
         if value is None and "none" in _words(section, field):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import one_line
-from . import UNREAD_BY_DEFAULT, Config, SearchConfig, other_method
+from . import UNREAD_BY_DEFAULT, Config, RetrainConfig, SearchConfig, other_method
 from .registry import data_sets
 
 _GIVEN = object()
@@ -88,11 +88,33 @@ def effect_line(found: Mapping[str, Collection[str]]) -> str | None:
 def preset_line(
     config: Config, of_presets: Mapping[str, tuple[Any, str]], given: Collection[str]
 ) -> str | None:
-    """Return the line that tells which values of a preset hold in place of the search method's own
-    defaults; None where there are none.
+    """Return the line that tells which values of a preset hold in place of defaults of the search
+    method, or of the optimizer that was chosen; None where there are none.
 
     ``of_presets``: keys to a value and the preset that sets it; ``given``: keys that the user set.
     """
+    lines = [_of_method(config, of_presets, given), _of_optimizer(config, of_presets, given)]
+    return "; ".join(line for line in lines if line is not None) or None
+
+
+def _of_optimizer(
+    config: Config, of_presets: Mapping[str, tuple[Any, str]], given: Collection[str]
+) -> str | None:
+    if config.retrain.optimizer == "sgd":
+        return None
+    own = RetrainConfig(optimizer=config.retrain.optimizer)
+    keys = {"retrain.lr": own.lr, "retrain.weight_decay": own.weight_decay}
+    parts = [
+        f"{key}={of_presets[key][0]} ({of_presets[key][1]}) in place of AdamW's {default}"
+        for key, default in keys.items()
+        if key in of_presets and key not in given and of_presets[key][0] != default
+    ]
+    return "; ".join(parts) or None
+
+
+def _of_method(
+    config: Config, of_presets: Mapping[str, tuple[Any, str]], given: Collection[str]
+) -> str | None:
     name = config.search.method
     method = other_method(name)
     if method is None or config.derive.genotype is not None:

@@ -121,7 +121,8 @@ def random_erasing(
 ) -> Tensor:
     """Set a rectangle of some images to 0, the mean after normalisation (arXiv 1708.04896).
 
-    Its area is 2 to 33 % of the image's, its sides 0.3 to 3.3 of each other. Returns new images.
+    Its area is 2 to 33 % of the image's, its sides 0.3 to 3.3 of each other, both before rounding
+    to pixels. Returns new images.
     """
     num_images, _, height, width = inputs_NCHW.shape
     part = part or Part(num_images, slice(None))

@@ -116,14 +116,23 @@ def read_image(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], str]:
 
 
 def decode_image(
-    content: bytes, decoding: Decoding, *, what: Path | str, max_pixels: int | None = None
+    content: bytes,
+    decoding: Decoding,
+    *,
+    what: Path | str,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Return the pixels of ``fit_image`` out of a file's bytes; ``what`` names it in errors.
 
     Raises ``ConfigError`` as ``read_image`` does, and for a picture of more than ``max_pixels``,
-    which is not decoded.
+    which is not decoded. What a format's parts take is not limited by that: of TIFF a tile may be
+    larger than the picture.
     """
-    with decode_problems(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with (
+        decode_problems(what, formats),
+        Image.open(io.BytesIO(content), formats=[*formats]) as image,
+    ):
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ConfigError(
                 f"{shown(what)}: {image.width} x {image.height} pixels, at most {max_pixels:,} in "
@@ -161,14 +170,14 @@ def read_content(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def decode_problems(path: Path | str) -> Iterator[None]:
+def decode_problems(path: Path | str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
     """Raise what a decoder raises as ``ConfigError`` that names the image."""
     try:
         yield
     except DECODE_ERRORS as error:
         reason = shown(str(error) or type(error).__name__)
         if isinstance(error, UnidentifiedImageError):
-            reason = f"none of {', '.join(FORMATS)}"
+            reason = f"none of {', '.join(formats)}"
         raise ConfigError(
             f"{shown(path)}: cannot be read as an image ({reason})", hint="repair or remove it"
         ) from error

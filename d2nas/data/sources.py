@@ -264,7 +264,7 @@ def data_folder() -> Path:
     """
     given = os.environ.get(DATA_VARIABLE)
     if given:
-        return Path(given)
+        return Path(given).expanduser()
     try:
         return DEFAULT_DATA_ROOT.expanduser()
     except RuntimeError:  # HOME is not set, and the user is not in the system's list

@@ -124,7 +124,7 @@ def short_recipe(config: RetrainConfig, epochs: int) -> RetrainConfig:
 
 def judge(training: Retraining, genotype: Genotype, data: ImageData) -> Candidate:
     """Return what a finished training reaches on the architecture half."""
-    network: nn.Module = training.network.eval()
+    network: nn.Module = training.deployed_network().eval()
     images = data.arch_half.to(training.device)
     logits = predict(network, images, Normalizer(data.mean, data.std))
     return _judged(genotype, logits, data.arch_half)

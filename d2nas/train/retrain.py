@@ -1,8 +1,8 @@
 """Full training of a derived network, from scratch, on all training images.
 
-The recipe is DARTS's (arXiv 1806.09055, 3.2): SGD, cosine learning rate, drop-path that rises
-linearly, an auxiliary head, gradient clipping. The last epoch's weights are the result; the test
-images are not seen here.
+The recipe is by default DARTS's (arXiv 1806.09055, 3.2): SGD, cosine learning rate, drop-path that
+rises linearly, an auxiliary head, gradient clipping. The last epoch's weights are the result, or
+their moving average; the test images are not seen here.
 
     retraining = Retraining(
         config, genotype, data, seed=0, device=torch.device("cpu"), augmentation=DataConfig()
@@ -281,14 +281,21 @@ class Retraining(Loop):
         epoch = step // self.steps_per_epoch
         return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
 
+    def deployed_network(self) -> Network:
+        """Return the network in training, or its average where there is one."""
+        if self.average is None:
+            return self.network
+        network = self.average.network
+        assert isinstance(network, Network)
+        return network
+
     def deployed_weights(self) -> dict[str, Tensor]:
         """Return the weights, or their average, without the training-only auxiliary head, as CPU
         copies.
         """
-        network = self.network if self.average is None else self.average.network
         return {
             name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in network.state_dict().items()
+            for name, value in self.deployed_network().state_dict().items()
             if not name.startswith("auxiliary_head.")
         }
 

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 DEFAULT_STORE = Path(".d2nas")
+STORE_VARIABLE = "D2NAS_STORE"
 DEFAULT_EXPORTED = Path("exported")
 
 StoreOption = Annotated[
     Path,
     typer.Option(
-        "--store", envvar="D2NAS_STORE", show_envvar=False, help="All versions (D2NAS_STORE)."
+        "--store", envvar=STORE_VARIABLE, show_envvar=False, help="All versions (D2NAS_STORE)."
     ),
 ]
 ExportedOption = Annotated[

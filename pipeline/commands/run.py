@@ -24,6 +24,7 @@ from .options import (
 )
 
 _SIZES = ("retrain.num_cells", "retrain.init_channels")
+_FITTING_SIZE = "fitting-size"
 
 if TYPE_CHECKING:
     from d2nas.config import Config
@@ -172,12 +173,12 @@ def _run_within_budget(
     own, target = config, _target_of(runner, run, config, reuse) if fits else None
     config = own if target is None else target.applied(own)
     derived = runner.run(run, config, stages[:split], reuse, then=stages[split:])
-    if fits and not fresh:
-        config = _of_size_before(runner, run, config, derived)
+    before = None if fresh or not fits else _of_size_before(runner, run, config, derived)
+    config = before or config
     if fresh or not runner.is_current(run, "retrain", config, derived.versions):
-        if target is not None:
+        if target is not None and before is None and not target.was_lowered:
             config, derived = _derive_lower(runner, run, own, target, derived)
-        config = _keep_budget(runner, config, derived, fits=fits)
+        config = _keep_budget(runner, run, config, derived, fits=fits, fresh=fresh)
     trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
     return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
 
@@ -208,18 +209,26 @@ def _say_limit(config: "Config", console: "Display") -> None:
         console.say(check_limit(config, config.derive_limit))
 
 
-def _of_size_before(runner: "Runner", run: str, config: "Config", derived: "RunResult") -> "Config":
-    """Return the configuration with the size that was chosen for this cell before, where it was."""
+def _of_size_before(
+    runner: "Runner", run: str, config: "Config", derived: "RunResult"
+) -> "Config | None":
+    """Return the configuration with the size that was trained of this cell before; None where none
+    was.
+    """
     before = runner.store.latest(run, "retrain")
     if before is None or before.manifest.parents.get("derive") != derived.versions["derive"].id:
-        return config
+        return None
     recorded = before.manifest.config["retrain"]
     sizes = {name: recorded[name] for name in (key.partition(".")[2] for key in _SIZES)}
+    return _as_before(runner, config, "trained", **sizes)
+
+
+def _as_before(runner: "Runner", config: "Config", what: str, **sizes: int) -> "Config":
     resized = _resized(config, **sizes)
     if resized != config:
         runner.display.say(
             f"size: {sizes['num_cells']} cells x {sizes['init_channels']} channels, as it was "
-            "trained before; --fresh chooses anew"
+            f"{what} before; --fresh chooses anew"
         )
     return resized
 
@@ -284,21 +293,44 @@ def _untrained(runner: "Runner", config: "Config", derived: "RunResult") -> "Unt
 
 
 def _keep_budget(
-    runner: "Runner", config: "Config", derived: "RunResult", *, fits: bool
+    runner: "Runner",
+    run: str,
+    config: "Config",
+    derived: "RunResult",
+    *,
+    fits: bool,
+    fresh: bool,
 ) -> "Config":
-    """Time the untrained network, and return the configuration with a size that fits."""
+    """Time the untrained network, and return the configuration with a size that fits: the one that
+    was chosen before, where there is one, so that an interrupted training goes on.
+    """
     from ..preflight.latency_budget import check_budget, fit_size, size_line
 
     network = _untrained(runner, config, derived)
-    if fits:
+    if not fits:
+        taken = check_budget(network)
+    else:
+        key = {
+            "run": run,
+            "derive": derived.versions["derive"].id,
+            "max_p99_ms": network.limit,
+            "batch": config.validate_.gated_batch,
+            "device": config.validate_.device,
+            "size": [config.retrain.num_cells, config.retrain.init_channels],
+        }
+        known = None if fresh else runner.store.cached(_FITTING_SIZE, key)
+        if known is not None:
+            num_cells, init_channels = known
+            sizes = {"num_cells": num_cells, "init_channels": init_channels}
+            return _as_before(runner, config, "chosen", **sizes)
         fitting = fit_size(network)
         chosen, taken = fitting[0], fitting[0].latency
         line = size_line(config.retrain, fitting)
         if line is not None:
             runner.display.say(line)
-        config = _resized(config, num_cells=chosen.num_cells, init_channels=chosen.init_channels)
-    else:
-        taken = check_budget(network)
+        sizes = {"num_cells": chosen.num_cells, "init_channels": chosen.init_channels}
+        runner.store.store_cache(_FITTING_SIZE, key, [*sizes.values()])
+        config = _resized(config, **sizes)
     runner.display.say(
         f"budget: {taken} of {config.validate_.max_p99_ms:g} ms for batch "
         f"{config.validate_.gated_batch} on {taken.device}, untrained"

@@ -28,6 +28,8 @@ def serve_command(
     most gives way first. Behind a reverse proxy all clients have one address: it should hold
     requests until they are whole.
     """
+    from d2nas.data.decoding import strict_pillow
+
     from ..bundle.reader import open_bundle
     from ..console import Console
     from ..serving.lifecycle import ServerSocket, Serving, check_extra, open_service
@@ -41,5 +43,6 @@ def serve_command(
         console.say(f"listening on {listener.url}")
         if not listener.is_loopback:
             console.warn("anyone who reaches this address can ask: no TLS, no passwords")
-        Serving(service, listener, say=console.say).run()
+        with strict_pillow():  # here, in the main thread, for all that decode pictures
+            Serving(service, listener, say=console.say).run()
     console.say("stopped")

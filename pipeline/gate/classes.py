@@ -17,6 +17,7 @@ from d2nas.measure.scores import Scores, softmax
 MOST_CLASSES = 200
 """Classes up to which a report has the whole confusion matrix: it grows with their square."""
 MOST_PAIRS = 50
+MOST_DETAILS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +40,37 @@ class ClassVerdict:
 
     def require(self, min_recall: float | None, min_balanced_accuracy: float | None) -> None:
         """Raise ``ValidationFailedError`` where a class with test images is recalled less often, or
-        the mean of the recalls is lower.
+        the mean of the recalls is lower; its details are the scores of the classes that are.
         """
-        overall = self.scores.overall()
+        overall, problems, details = self.scores.overall(), list[str](), list[str]()
         balanced = overall["balanced_accuracy"]
         if min_balanced_accuracy is not None and not balanced >= min_balanced_accuracy:
-            raise ValidationFailedError(
-                f"balanced accuracy {100 * balanced:.2f} % < {100 * min_balanced_accuracy:g} %",
-                hint="validate.min_balanced_accuracy; retrain.class_weights weighs rare classes",
+            problems.append(
+                f"balanced accuracy {100 * balanced:.2f} % < {100 * min_balanced_accuracy:g} %"
             )
-        if min_recall is None:
-            return
-        low = [
-            (row["recall"], f"{name} {100 * row['recall']:.1f} % of {row['images']}")
+        least = max(min_recall or 0.0, balanced if problems else 0.0)
+        rows = [
+            (row["recall"], name, row)
             for name, row in zip(self.class_names, self.scores.by_class(), strict=True)
-            if row["images"] and not row["recall"] >= min_recall
+            if row["images"]
         ]
-        if low:
-            told = ", ".join(words for _, words in sorted(low)[:5])
-            more = f" and {len(low) - 5} more" if len(low) > 5 else ""
+        for recall, name, row in sorted(rows, key=lambda one: one[0]):
+            if not recall >= least:
+                precision = "n/a" if row["precision"] is None else f"{100 * row['precision']:.1f} %"
+                details.append(
+                    f"{name}: recall {100 * recall:.1f} % of {row['images']}, precision {precision}"
+                )
+        if min_recall is not None:
+            low = [recall for recall, *_ in rows if not recall >= min_recall]
+            if low:
+                number = "1 class" if len(low) == 1 else f"{len(low)} classes"
+                problems.append(f"recall of {number} < {100 * min_recall:g} %")
+        if problems:
             raise ValidationFailedError(
-                f"recall < {100 * min_recall:g} %: {told}{more}",
-                hint="validate.min_recall; retrain.class_weights weighs rare classes",
+                "; ".join(problems),
+                hint="validate.min_recall, validate.min_balanced_accuracy; retrain.class_weights "
+                "weighs rare classes",
+                details=details[:MOST_DETAILS],
             )
 
     def to_dict(self) -> dict[str, Any]:

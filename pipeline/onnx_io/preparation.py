@@ -126,16 +126,13 @@ def prepare_pixels(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> ND
     return preprocess.normalise(pixels, settings)
 
 
-def prepare_content(
-    content: bytes, settings: Mapping[str, Any], *, what: str, max_pixels: int | None = None
-) -> NDArray[Any]:
+def prepare_content(content: bytes, settings: Mapping[str, Any], *, what: str) -> NDArray[Any]:
     """Return the picture in the bytes of a file as a batch of one.
 
-    Raises ``ConfigError``, in which ``what`` names it, where it cannot be read or has more than
-    ``max_pixels``.
+    Raises ``ConfigError``, in which ``what`` names it, where it cannot be read.
     """
     with strict_pillow():
-        pixels = decode_image(content, decoding_of(settings), what=what, max_pixels=max_pixels)
+        pixels = decode_image(content, decoding_of(settings), what=what)
     return prepare_pixels(pixels[None], settings)
 
 

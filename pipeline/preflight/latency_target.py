@@ -88,6 +88,8 @@ class LatencyTarget:
     """None: the search's."""
     table: str
     """Path of the table."""
+    was_lowered: bool = False
+    """Whether ``derive_ms`` is less than it was, as what was derived took too long."""
 
     @property
     def limit_ms(self) -> float:
@@ -149,7 +151,7 @@ def latency_target(runner: Runner, run: str, config: Config, reuse: Reuse) -> La
     )
     if known is None:
         with runner.store.lock_run(run):
-            return _measured(runner, run, config, wanted)
+            return _measured(runner, run, config, wanted, reuse)
     if known["target"] is None:
         return None
     target = LatencyTarget(**known["target"])
@@ -159,6 +161,10 @@ def latency_target(runner: Runner, run: str, config: Config, reuse: Reuse) -> La
         f"latency: {target.num_cells} cells x {target.init_channels} channels, at most "
         f"{target.limit_ms:.3g} ms by the table, as chosen before; --fresh measures anew"
     )
+    if target.search_ms is None and not _is_searched(runner, run, config, reuse):
+        # The search without a limit, of which the target was, is not this configuration's.
+        target = replace(target, search_ms=target.derive_ms, derive_ms=None, was_lowered=False)
+        _remember(runner, _key(run, config, wanted), target)
     return target
 
 
@@ -170,7 +176,8 @@ def lowered(
     """
     allowed = config.validate_.max_p99_ms
     assert allowed is not None
-    lower = replace(target, derive_ms=MARGIN * target.limit_ms * allowed / taken_ms)
+    derive_ms = MARGIN * target.limit_ms * allowed / taken_ms
+    lower = replace(target, derive_ms=derive_ms, was_lowered=True)
     limit = lower.applied(config).derive_limit
     assert limit is not None
     try:
@@ -186,15 +193,24 @@ def sizes(retrain: RetrainConfig) -> Iterator[tuple[int, int]]:
     at full depth, at two thirds and a third of it, then a quarter of them.
     """
     full = retrain.init_channels
-    parts = (full * part // 4 // CHANNEL_STEP * CHANNEL_STEP for part in (3, 2, 1))
-    widths = [*dict.fromkeys((full, *(width for width in parts if width > 0)))]
+    half = -(-full // (2 * CHANNEL_STEP)) * CHANNEL_STEP  # rounded up, to be one
+    parts = (full * 3 // 4 // CHANNEL_STEP * CHANNEL_STEP, half, full // 4)
+    rounded = (width // CHANNEL_STEP * CHANNEL_STEP for width in parts)
+    widths = [*dict.fromkeys((full, *(width for width in rounded if 0 < width < full)))]
     depths = depths_below(retrain.num_cells)
     for is_wide in (True, False):
         for depth in depths:
             yield from ((depth, width) for width in widths if (2 * width >= full) is is_wide)
 
 
-def _measured(runner: Runner, run: str, config: Config, wanted: Wanted) -> LatencyTarget | None:
+def _is_searched(runner: Runner, run: str, config: Config, reuse: Reuse) -> bool:
+    """Whether a search without a limit was made before, and will be used."""
+    return reuse is Reuse.EVERYTHING and runner.is_current(run, "search", config, {})
+
+
+def _measured(
+    runner: Runner, run: str, config: Config, wanted: Wanted, reuse: Reuse
+) -> LatencyTarget | None:
     key = _key(run, config, wanted)
     allowed, say = config.validate_.max_p99_ms, runner.display.say
     assert allowed is not None
@@ -230,7 +246,7 @@ def _measured(runner: Runner, run: str, config: Config, wanted: Wanted) -> Laten
     )
     path = runner.store.root / "latency" / f"{run}-{table.digest[:12]}.json"
     _write(path, table.to_json())
-    made = runner.is_current(run, "search", config, {})
+    made = _is_searched(runner, run, config, reuse)
     if made:
         say("latency: the search made before, without a limit, is kept: the derivation keeps it")
     target = LatencyTarget(

@@ -31,9 +31,9 @@ def as_file(start: str, config: Config, keys: Collection[str]) -> str:
                 docs.get(name) or "", _WIDTH, initial_indent="# ", subsequent_indent="# "
             )
             lines += comment
-            is_set = f"{section}.{name}" in keys and value is not None
-            written = "none" if value is None else _toml(value)
-            lines.append(f"{name} = {written}" if is_set else f"# {name} = {written}")
+            written = _toml("none" if value is None else value)
+            mark = "" if f"{section}.{name}" in keys else "# "
+            lines.append(f"{mark}{name} = {written}")
     return "\n".join(lines) + "\n"
 
 

@@ -254,11 +254,35 @@ class Facts:
             protocol = "all training images that are not test images"
         return [
             ("images", f"{self.images} that neither search nor training read"),
-            ("weights", "of the last epoch; none was chosen by these images"),
+            ("weights", f"{self._weights}; none was chosen by these images"),
             ("training", self._training),
+            ("beside DARTS's recipe", ", ".join(self._options) or None),
             ("protocol", protocol),
             ("floor", required or None),
             ("resolution", f"one image is {100 / number:.2g} points" if number else None),
+        ]
+
+    @property
+    def _weights(self) -> str:
+        """Which weights of the training are deployed."""
+        ema = self.get("retrain", "ema")
+        last = "of the last epoch"
+        return last if ema is None else f"a moving average (of {ema:g}) up to that {last}"
+
+    @property
+    def _options(self) -> list[str]:
+        """Settings of the training that DARTS's recipe does not have."""
+        given = self.get("retrain")
+        found = given if isinstance(given, Mapping) else {}
+        told = [
+            f"{key} {found[key]:g}"
+            for key in ("label_smoothing", "erasing", "mixup", "cutmix")
+            if found.get(key)
+        ]
+        plain = {"optimizer": "sgd", "augment": "none", "class_weights": "none"}
+        return [
+            *(f"{key} {found[key]}" for key, none in plain.items() if found.get(key, none) != none),
+            *told,
         ]
 
     @property

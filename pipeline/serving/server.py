@@ -41,6 +41,7 @@ def make_application(
             Route("/v2", routes.server),
             Route("/v2/health/live", routes.live),
             Route("/v2/health/ready", routes.ready),
+            Route("/v2/models/stats", routes.all_statistics),
             *(Route(path, routes.model) for path in (model, version)),
             *(Route(f"{path}/ready", routes.model_ready) for path in (model, version)),
             *(Route(f"{path}/infer", routes.infer, methods=["POST"]) for path in (model, version)),
@@ -112,6 +113,9 @@ class _Routes:
 
     async def statistics(self, request: Request) -> Response:
         self._check_model(request)
+        return _json(self._statistics.to_dict())
+
+    async def all_statistics(self, _request: Request) -> Response:
         return _json(self._statistics.to_dict())
 
     async def metrics(self, _request: Request) -> Response:

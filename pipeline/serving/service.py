@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2nas._version import __version__
+from d2nas.data.decoding import decode_image
 from d2nas.errors import ConfigError, D2NasError, OutOfMemoryError
 from d2nas.measure.scores import softmax
 
 from ..bundle.reader import Bundle
 from ..onnx_io import INPUT_NAME, OUTPUT_NAME
 from ..onnx_io.model_file import ModelDescription
-from ..onnx_io.preparation import prepare_content
+from ..onnx_io.preparation import decoding_of, prepare_pixels
 from ..onnx_io.session import OnnxSession
 from .protocol import (
     Answer,
@@ -33,8 +34,12 @@ from .protocol import (
 
 TOP = 5
 """Classes that are told of a picture."""
-MAX_PIXELS = 50_000_000
-"""Of a picture: 150 MB once it is decoded, for each worker."""
+MAX_PIXELS = 12_500_000
+"""Of a picture, which takes up to 20 bytes a pixel while it is decoded and converted (16-bit grey),
+so 250 MB for each worker.
+"""
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+"""No TIFF, whose tiles may be larger than the picture."""
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 
 
@@ -116,11 +121,16 @@ class InferenceService:
         times = [time.perf_counter_ns()]
         self.check_ready()
         try:
-            images = prepare_content(
-                content, self._preprocess, what="the picture", max_pixels=MAX_PIXELS
+            pixels = decode_image(
+                content,
+                decoding_of(self._preprocess),
+                what="the picture",
+                formats=PICTURE_FORMATS,
+                max_pixels=MAX_PIXELS,
             )
         except ConfigError as error:
             raise RequestError(400, str(error)) from error
+        images = prepare_pixels(pixels[None], self._preprocess)
         times.append(time.perf_counter_ns())
         (probabilities,) = softmax(self._run(images))
         times.append(time.perf_counter_ns())

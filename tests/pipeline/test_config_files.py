@@ -32,8 +32,8 @@ def test_a_copied_preset_is_the_preset(
     assert run(["config", "cp", preset, str(file), *words]) == 0
     assert "d2nas run" in capfd.readouterr().err
     assert configure(str(file), []) == configure(preset, settings)
-    # So it is with all that stands in comments, but for values that are none.
-    uncommented = re.sub(r"^# ([a-z0-9_]+ = )(?!none$)", r"\1", file.read_text(), flags=re.M)
+    # So it is with all that stands in comments.
+    uncommented = re.sub(r"^# ([a-z0-9_]+ = )", r"\1", file.read_text(), flags=re.M)
     values = tomllib.loads(uncommented)
     assert values.pop("preset") == preset
     built = build_config(values)
@@ -57,6 +57,16 @@ def test_a_file_starts_from_another_and_none_is_written_over(
     assert second.read_text() == before
     assert run(["config", "cp", "smal", str(tmp_path / "x.toml")]) == 2
     assert "did you mean small?" in capfd.readouterr().err
+
+
+def test_a_file_can_say_that_a_key_has_no_value(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text('preset = "small"\n[retrain]\nema = 0.9\n[validate]\nmin_recall = 0.5\n')
+    assert run(["config", "cp", str(first), str(second), "--set", "retrain.ema=none"]) == 0
+    found = configure(str(second), [])
+    assert (found.retrain.ema, found.validate_.min_recall) == (None, 0.5)
+    second.write_text(f'preset = "{first}"\n[retrain]\naugment = "none"\nema = "none"\n')
+    assert configure(str(second), []).retrain.augment == "none"
 
 
 def problems(value: Any, schema: Any, whole: Any) -> list[str]:

@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2nas.config import RetrainConfig, build_config
-from d2nas.config.effects import without_effect
+from d2nas.config.effects import preset_line, without_effect
+from d2nas.data.images import Normalizer
 from d2nas.data.mixing import mix
 from d2nas.errors import ConfigError
 from d2nas.genotype import Genotype
+from d2nas.measure.calibration import calibrated_loss
 from d2nas.parallel import Ranks
 from d2nas.randomness import generator
-from d2nas.train.loop import adamw
+from d2nas.train.candidates import judge
+from d2nas.train.loop import adamw, predict
 from d2nas.train.retrain import Retraining, train_step
 from d2nas.train.weight_average import WeightAverage
+from pipeline.commands.configuration import configure
+from pipeline.presets import values_of_presets
 from pipeline.stages.stage import LATER_SETTINGS, training_settings
 
 ALL = (
@@ -69,6 +74,34 @@ def test_what_is_deployed_is_the_average() -> None:
     assert all(torch.equal(deployed[name], averaged[name]) for name in deployed)
     assert deployed.keys() == own.deployed_weights().keys()
     assert any(not torch.equal(deployed[name], own.deployed_weights()[name]) for name in deployed)
+
+
+def test_a_short_training_is_judged_by_what_would_be_deployed() -> None:
+    data, genotype = made_images(), Genotype.published("DARTS_V2")
+    retraining = retraining_of("retrain.ema=0.9")
+    for step in range(4):
+        train_step(retraining, step)
+    found = judge(retraining, genotype, data)
+    assert retraining.average is not None
+    normalizer = Normalizer(data.mean, data.std)
+    losses = [
+        calibrated_loss(
+            predict(network.eval(), data.arch_half, normalizer), data.arch_half.labels_N
+        )[0]
+        for network in (retraining.average.network, retraining.network)
+    ]
+    assert found.calibrated_loss == pytest.approx(losses[0])
+    assert found.calibrated_loss != pytest.approx(losses[1])
+
+
+def test_a_presets_learning_rate_of_sgd_is_told() -> None:
+    config = configure("small", ["retrain.optimizer=adamw"])
+    line = preset_line(config, values_of_presets("small"), ["retrain.optimizer"])
+    assert line == "retrain.lr=0.1 (small) in place of AdamW's 0.001"
+    given = configure("small", ["retrain.optimizer=adamw", "retrain.lr=0.002"])
+    keys = ["retrain.optimizer", "retrain.lr"]
+    assert preset_line(given, values_of_presets("small"), keys) is None
+    assert preset_line(configure("small", []), values_of_presets("small"), []) is None
 
 
 def test_adamw_is_pytorchs() -> None:

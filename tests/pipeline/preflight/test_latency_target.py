@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from latency_tables import table_of
 from tiny import TinyPlace
-from toy import Place
+from toy import Place, end_before_training
 
 from d2nas.config import Config, build_config
 from d2nas.genotype import Genotype
@@ -22,14 +22,11 @@ from pipeline.preflight.latency_target import NUM_RANDOM, RandomNetworks, no_lim
 def test_sizes_go_from_wide_and_deep_to_narrow_and_shallow() -> None:
     retrain = build_config({}, ["retrain.num_cells=20", "retrain.init_channels=36"]).retrain
     wide = [(cells, channels) for cells in (20, 13, 6) for channels in (36, 24, 20)]
-    # Half of 36 is 18, of which the multiple of four is less than half: a narrow one, as 8 is.
-    assert [*sizes(retrain)][:2] == [(20, 36), (20, 24)]
-    every = [*sizes(retrain)]
-    assert {*every} == {(cells, channels) for cells in (20, 13, 6) for channels in (36, 24, 16, 8)}
-    narrow = [one for one in every if one[1] < 18]
-    assert every == [*(one for one in wide if one in every), *narrow]
+    assert [*sizes(retrain)] == [*wide, (20, 8), (13, 8), (6, 8)]
     small = build_config({}, ["retrain.num_cells=3", "retrain.init_channels=4"]).retrain
     assert [*sizes(small)] == [(3, 4)]
+    eight = build_config({}, ["retrain.num_cells=3", "retrain.init_channels=8"]).retrain
+    assert [*sizes(eight)] == [(3, 8), (3, 4)]
 
 
 def test_what_a_tenth_of_random_cells_keeps_is_by_mean_and_deviation() -> None:
@@ -149,6 +146,10 @@ def test_a_network_slower_than_predicted_is_derived_again_within_less(
     assert search["max_latency_ms"] == pytest.approx(0.95 * 8.0)
     # Again, nothing runs: the lower limit is remembered.
     assert tiny.json(capfd, "run", preset, *words)["executed"] == []
+    # Another training of the same cell: nothing is lowered twice, however long it takes now.
+    device.p99s = itertools.repeat(63000.0)
+    assert tiny.run("run", preset, *words, "--set", "retrain.epochs=25") == 0
+    assert "derived again" not in capfd.readouterr().err
     # Control: one that is fast enough is derived once.
     device.p99s = itertools.repeat(7.0)
     assert tiny.run("run", preset, *words, "--name", "fast") == 0
@@ -170,6 +171,41 @@ def test_a_search_made_before_is_kept_and_the_derivation_limited(
     assert after.id == before.id
     assert derived.manifest.facts["limit"]["value"] == pytest.approx(0.95 * 8.0)
     assert tiny.json(capfd, "run", preset, "--max-p99-ms", "60000")["executed"] == []
+    # Where the search has to run again, by --fresh or for another setting, it keeps the limit.
+    for words in (("--set", "search.arch_lr=0.04"), ("--fresh",)):
+        assert tiny.run("run", preset, "--max-p99-ms", "60000", *words) == 0
+        assert "is kept" not in capfd.readouterr().err
+        searched = tiny.latest("search")
+        assert searched is not None
+        limit = searched.manifest.config["search"]["max_latency_ms"]
+        assert limit == pytest.approx(0.95 * 8.0)
+
+
+def test_a_size_that_was_chosen_is_trained_after_an_interruption(
+    tiny: TinyPlace,
+    device: Device,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    preset, words = preset_of(tiny), ("--max-p99-ms", "60000", "--name", "within")
+    device.random = {8: 7.0, 4: 1.0}
+    # Too slow, and derived again too slow: four channels are fast enough.
+    device.p99s = iter([*[63000.0] * 3, *[61000.0] * 3, 9.0])
+    with monkeypatch.context() as patch:
+        end_before_training(patch)
+        assert tiny.run("run", preset, *words) == 3
+    told = capfd.readouterr().err
+    assert "size: 2 cells x 8 channels are too slow; 2 cells x 4 channels" in told
+    derived = tiny.json(capfd, "show", "within/derive")["id"]
+    device.p99s = itertools.repeat(63000.0)  # what is timed now would be too slow
+    assert tiny.run("run", preset, *words) == 0
+    told = capfd.readouterr().err
+    assert "size: 2 cells x 4 channels, as it was chosen before" in told
+    assert tiny.json(capfd, "show", "within/derive")["id"] == derived
+    # Trained for longer, it keeps its size, too.
+    device.p99s = itertools.repeat(9.0)
+    assert tiny.run("run", preset, *words, "--set", "retrain.epochs=25") == 0
+    assert "size: 2 cells x 4 channels, as it was trained before" in capfd.readouterr().err
 
 
 def test_what_is_fast_enough_anyway_is_not_limited(

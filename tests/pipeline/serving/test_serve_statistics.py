@@ -102,6 +102,8 @@ def test_a_version_has_statistics_and_another_model_has_none(url: str) -> None:
     assert ask_once(url, "GET", "/v2/models/toy/versions/2/stats").status == 404
     assert ask_once(url, "GET", "/v2/models/other/stats").status == 404
     assert ask_once(url, "POST", STATS, b"").status == 405
+    every = ask_once(url, "GET", "/v2/models/stats")
+    assert json.loads(every.body)["model_stats"][0]["name"] == "toy"
     (metadata,) = [json.loads(ask_once(url, "GET", "/v2").body)]
     assert "statistics" in metadata["extensions"]
 
@@ -208,6 +210,9 @@ def test_what_is_no_picture_is_refused(
     refused = ask_once(url, "POST", CLASSIFY, b"no picture")
     assert refused.status == 400
     assert "cannot be read as an image" in refused.error
+    assert "none of PNG, JPEG, WEBP" in refused.error
+    tiff = ask_once(url, "POST", CLASSIFY, picture(place, "TIFF")[0])
+    assert "none of PNG, JPEG, WEBP" in tiff.error
     assert ask_once(url, "POST", CLASSIFY, content[:60]).status == 400
     assert ask_once(url, "POST", CLASSIFY, b"").status == 400
     assert ask_once(url, "GET", CLASSIFY).status == 405
@@ -217,7 +222,7 @@ def test_what_is_no_picture_is_refused(
     assert "30 x 20 pixels, at most 599" in refused.error
     monkeypatch.setattr(serving_service, "MAX_PIXELS", 600)
     assert ask_once(url, "POST", CLASSIFY, content).status == 200
-    assert metrics(url)["nv_inference_request_failure"] == 4
+    assert metrics(url)["nv_inference_request_failure"] == 5
 
 
 def test_a_picture_may_be_longer_than_a_request(served_bundle: tuple[Place, str]) -> None:
