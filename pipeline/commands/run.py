@@ -24,6 +24,8 @@ from .options import (
 )
 
 _SIZES = ("retrain.num_cells", "retrain.init_channels")
+MUCH_LONGER = 1.5
+"""Times the target that a derived network takes where something else is at work (a choice)."""
 _FITTING_SIZE = "fitting-size"
 
 if TYPE_CHECKING:
@@ -264,6 +266,11 @@ def _derive_lower(
     config = target.applied(own)
     network = _untrained(runner, config, derived)
     taken = network.measure(target.num_cells, target.init_channels)
+    if taken.milliseconds > MUCH_LONGER * network.limit:
+        runner.display.warn(
+            f"the derived network takes {taken}, where random networks of its size were measured "
+            f"to keep {network.limit:g} ms: is this machine busy? What follows is for how it is now"
+        )
     lower = (
         lowered(runner, run, own, target, taken.milliseconds)
         if taken.milliseconds > network.limit

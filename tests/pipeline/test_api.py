@@ -13,6 +13,7 @@ from PIL import Image
 from toy import Place
 
 from d2nas import load_bundle, run
+from d2nas.config import Config
 from d2nas.errors import ConfigError, DamagedArtifactError
 from pipeline.bundle.prediction import Prediction
 
@@ -103,6 +104,33 @@ def test_settings_are_values_of_python(finished: Place) -> None:
     with pytest.raises(ConfigError, match=r"retrain\.lr") as raised:
         run(finished.preset, values, store=finished.store)
     assert "auxiliary" not in str(raised.value)
+
+
+def test_a_run_takes_a_target_latency_and_the_store_of_the_environment(
+    finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, float | None, int | None, bool]] = []
+
+    def bring(_run: str, config: Config, store: Path, *, fresh: bool, fits: bool) -> None:
+        asked.append((store, config.validate_.max_p99_ms, config.validate_.gated_batch, fits))
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr("pipeline.commands.run.bring_up_to_date", bring)
+    monkeypatch.setenv("D2NAS_STORE", "elsewhere")
+    for values, options in (
+        ({}, {"max_p99_ms": 3.0, "batch": 4}),
+        ({"retrain.init_channels": 8}, {"max_p99_ms": 3.0}),
+        ({"validate.max_p99_ms": 2.0}, {"store": "here"}),
+        ({}, {}),
+    ):
+        with pytest.raises(ConfigError, match="far enough"):
+            run(finished.preset, values, exported=finished.exported, **options)  # type: ignore[arg-type]
+    assert asked == [
+        (Path("elsewhere"), 3.0, 4, True),
+        (Path("elsewhere"), 3.0, 1, False),
+        (Path("here"), 2.0, 1, False),
+        (Path("elsewhere"), None, None, False),
+    ]
 
 
 def test_filters_of_warnings_outlast_threads(finished: Place) -> None:
