@@ -174,7 +174,7 @@ def training_of(config: Config, data: "ImageData", cell: Cell, seed: int) -> dic
     )
     for _ in training.run():
         pass
-    network = training.network.eval()
+    network = training.deployed_network().eval()
     logits = predict(network, data.test.to(device), Normalizer(data.mean, data.std))
     loss, _ = calibrated_loss(logits, data.test.labels_N)
     return {
