@@ -18,13 +18,9 @@ def append_row(path: Path, row: Mapping[str, Any], same: Sequence[str] = ()) -> 
     """Add a row, unless there is one that has the same values of the keys ``same``."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        known = {key: row[key] for key in same}
-        if not same or not any(known.items() <= one.items() for one in _hashable(path, same)):
+        before = rows_of(path) if same else []
+        if not any(all(one.get(key) == row[key] for key in same) for one in before):
             file.write(json.dumps(row) + "\n")
-
-
-def _hashable(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in keys if key in row} for row in rows_of(path)]
 
 
 def own_part(waiting: Sequence[T], part: int, parts: int) -> Sequence[T]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from d2nas.measure.scores import softmax
+
 from ..gate.golden import PICTURE_FILE
 from ..onnx_io import MODEL_FILE
 from ..report.classes import class_table
@@ -42,12 +44,10 @@ def model_card(
     names = preprocess["class_names"]
     best = None
     if "picture" in golden:
-        (row,) = golden["picture_logits"].astype(np.float64)
-        shares = np.exp(row - row.max())
-        shares /= shares.sum()
+        (shares,) = softmax(golden["picture_logits"])
         best = [
             f"{names[index]} {percent(shares[index])}"
-            for index in np.argsort(-row, kind="stable")[:3]
+            for index in np.argsort(-shares, kind="stable")[:3]
         ]
     facts = Facts(name, number, report, preprocess, manifests or {})
     classes, more = class_table(report, f"the {facts.images}")

@@ -178,10 +178,10 @@ def lowered(
     assert allowed is not None
     derive_ms = MARGIN * target.limit_ms * allowed / taken_ms
     lower = replace(target, derive_ms=derive_ms, was_lowered=True)
-    limit = lower.applied(config).derive_limit
-    assert limit is not None
+    limited = lower.applied(config)
+    assert limited.derive_limit is not None
     try:
-        check_limit(lower.applied(config), limit)
+        check_limit(limited, limited.derive_limit)
     except ConfigError:
         return None
     _remember(runner, _key(run, config, _wanted(config)), lower)

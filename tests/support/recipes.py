@@ -5,10 +5,11 @@ from searches import CPU, config_of, made_images
 from torch import nn
 
 from d2nas.genotype import Genotype
+from d2nas.parallel import ALONE, Ranks
 from d2nas.train.retrain import Retraining
 
 
-def retraining_of(*overrides: str) -> Retraining:
+def retraining_of(*overrides: str, ranks: Ranks = ALONE) -> Retraining:
     """Two steps an epoch, first step at the full learning rate."""
     plain = ["retrain.auxiliary=false", "retrain.drop_path=0.0", "retrain.cutout=0"]
     sizes = ["retrain.num_cells=3", "retrain.init_channels=4", "retrain.batch_size=16"]
@@ -20,6 +21,7 @@ def retraining_of(*overrides: str) -> Retraining:
         seed=0,
         device=CPU,
         augmentation=config.data,
+        ranks=ranks,
     )
     retraining.network.train()
     return retraining

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from recipes import flat, retraining_of
-from searches import CPU, made_images
+from searches import made_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ from d2nas.parallel import Ranks
 from d2nas.randomness import generator
 from d2nas.train.candidates import judge
 from d2nas.train.loop import adamw, predict
-from d2nas.train.retrain import Retraining, train_step
+from d2nas.train.retrain import train_step
 from d2nas.train.weight_average import WeightAverage
 from pipeline.commands.configuration import configure
 from pipeline.presets import values_of_presets
@@ -156,17 +156,8 @@ def test_a_mixed_image_is_of_both_classes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_images_are_not_mixed_over_processes() -> None:
-    config = build_config({}, ["retrain.auxiliary=false", "retrain.mixup=0.1"])
     with pytest.raises(ConfigError, match="are for one process"):
-        Retraining(
-            config.retrain,
-            Genotype.published("DARTS_V2"),
-            made_images(),
-            seed=0,
-            device=CPU,
-            augmentation=config.data,
-            ranks=Ranks(size=2),
-        )
+        retraining_of("retrain.mixup=0.1", ranks=Ranks(size=2))
 
 
 def test_each_step_of_it_can_be_resumed_bit_equal() -> None:
