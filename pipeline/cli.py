@@ -15,6 +15,7 @@ import typer
 from d2nas.errors import INTERRUPTED, D2NasError, StorageError
 
 from . import streams
+from .commands.baseline import baseline_command
 from .commands.bench import bench
 from .commands.config import config
 from .commands.derive import derive_command
@@ -139,6 +140,7 @@ def _main(
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "run": run_command,
+    "baseline": baseline_command,
     "search": search_command,
     "derive": derive_command,
     "retrain": retrain_command,

@@ -33,6 +33,7 @@ from .section import (
     ImageCount,
     LearningRate,
     LearningRateOrZero,
+    LibraryNetworkName,
     LossWeight,
     Milliseconds,
     NormLimit,
@@ -56,6 +57,8 @@ TRAINING_KEYS = ("training_epochs", "population", "sample_size")
 """Keys of ``search.*`` that only methods which train one cell after another read."""
 UNREAD_BY_DEFAULT = ("drop_path", *TRAINING_KEYS)
 """Keys of ``search.*`` that the default method does not read."""
+OF_CELLS = ("num_cells", "init_channels", "stem", "auxiliary", "auxiliary_weight", "drop_path")
+"""Keys of ``retrain.*`` that only networks of cells read."""
 
 
 def other_method(name: str) -> "type[Method] | None":
@@ -371,6 +374,9 @@ class DeriveConfig(Section):
     genotype: Annotated[GenotypeText | None, Source("ours: searched")] = None
     """A published genotype's name, the path of a file (JSON where it is named .json, else what
     published codes print), or such a printed Genotype(...): taken as it is, without a search."""
+    model: Annotated[LibraryNetworkName | None, Source("ours: a network of cells")] = None
+    """A network of a library to compare with, in place of one of cells: torchvision:NAME or
+    timm:NAME. Nothing is searched, and settings of cells are not read."""
     candidates: Annotated[Repeats, Source("ROME 3.3: the most probable")] = 1
     """Cells to compare on the architecture half, by calibrated loss: the most probable one, and
     samples of the learned distribution; 1 compares nothing (paper)."""
@@ -403,6 +409,12 @@ class DeriveConfig(Section):
         return _limit_of(self, "derive")
 
     @property
+    def given(self) -> str | None:
+        """The key that names the architecture, which then is not searched."""
+        keys = (key for key in ("genotype", "model") if getattr(self, key) is not None)
+        return next((f"derive.{key}" for key in keys), None)
+
+    @property
     def compares(self) -> bool:
         """Whether several cells are compared."""
         return self.candidates > 1 or self.budget is not None
@@ -413,6 +425,8 @@ class RetrainConfig(Section):
 
     seed: Annotated[Seed | None, Source("ours: run.seed")] = None
     """Seed of weights and batches, to train one found network several times; none: run.seed."""
+    pretrained: bool = False
+    """Whether derive.model begins with its library's published weights, which that downloads."""
     num_cells: Annotated[Cells, Source("DARTS's code")] = 20
     init_channels: Annotated[Channels, Source("DARTS's code")] = 36
     stem: Annotated[Literal["auto", "cifar", "imagenet"], Source("DARTS's code: by image size")] = (
@@ -512,8 +526,13 @@ class Config(Section):
         if self.derive.candidates > 1 and self.derive.budget is not None:
             raise ValueError("derive.budget has candidates of its own: derive.candidates must be 1")
         key = "derive.candidates" if self.derive.candidates > 1 else "derive.budget"
-        if self.derive.compares and self.derive.genotype is not None:
-            raise ValueError(f"{key} compares cells of a search; derive.genotype is one")
+        given = self.derive.given
+        if self.derive.genotype is not None and self.derive.model is not None:
+            raise ValueError("derive.genotype and derive.model exclude each other")
+        if self.retrain.pretrained and self.derive.model is None:
+            raise ValueError("retrain.pretrained needs derive.model: cells have no such weights")
+        if self.derive.compares and given is not None:
+            raise ValueError(f"{key} compares cells of a search; {given} is given")
         if self.derive.compares and method is not None and not method.learns_distribution:
             raise ValueError(f"{key}: {self.search.method} learns no distribution to sample from")
         self._check_limits(method)
@@ -521,7 +540,7 @@ class Config(Section):
         if reads_temperatures and self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
         estimator = self.search.estimator
-        is_read = "estimator" not in unread and self.derive.genotype is None
+        is_read = "estimator" not in unread and given is None
         if is_read and self.search.draws < (fewest := fewest_draws(estimator)):
             raise ValueError(
                 f"search.estimator={estimator} needs search.draws of at least {fewest}"
@@ -538,7 +557,7 @@ class Config(Section):
     @property
     def derive_limit(self) -> Limit | None:
         """The limit that the derived cell has to keep: that of ``derive``, else the search's."""
-        if self.derive.genotype is not None:
+        if self.derive.given is not None:
             return None
         return self.derive.limit or self.search.limit
 
@@ -546,7 +565,7 @@ class Config(Section):
     def needs_table(self) -> bool:
         """Whether the search or the derivation needs the table of latencies."""
         limits = [limit for limit in (self.search.limit, self.derive.limit) if limit is not None]
-        return self.derive.genotype is None and (
+        return self.derive.given is None and (
             any(limit.quantity == "latency_ms" for limit in limits)
             or self.search.latency_weight is not None
             or self.derive.pareto is not None
@@ -554,14 +573,14 @@ class Config(Section):
 
     def _check_limits(self, method: "type[Method] | None") -> None:
         derive, search = self.derive, self.search
-        if derive.limit is not None and derive.genotype is not None:
+        if derive.limit is not None and derive.given is not None:
             raise ValueError(
-                f"{derive.limit.key} chooses among cells of a search; derive.genotype is one"
+                f"{derive.limit.key} chooses among cells of a search; {derive.given} is given"
             )
         if derive.pareto is not None:
             self._check_front(method)
         limit = self.derive_limit
-        weighs = search.latency_weight is not None and derive.genotype is None
+        weighs = search.latency_weight is not None and derive.given is None
         if limit is None and not weighs:
             return
         key = "search.latency_weight" if limit is None else limit.key
@@ -574,8 +593,8 @@ class Config(Section):
 
     def _check_front(self, method: "type[Method] | None") -> None:
         derive = self.derive
-        if derive.genotype is not None:
-            raise ValueError("derive.pareto shows cells of a search; derive.genotype is one")
+        if derive.given is not None:
+            raise ValueError(f"derive.pareto shows cells of a search; {derive.given} is given")
         if self.run.latency_table is None:
             raise ValueError("derive.pareto needs run.latency_table")
         if derive.budget is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import one_line
-from . import UNREAD_BY_DEFAULT, Config, RetrainConfig, SearchConfig, other_method
+from . import OF_CELLS, UNREAD_BY_DEFAULT, Config, RetrainConfig, SearchConfig, other_method
 from .registry import data_sets
 
 _GIVEN = object()
@@ -27,6 +27,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "data.fit": {"pad": ("data.crop_fraction",)},
     "data.crop": {"shift": ("data.color_jitter",)},
     "derive.genotype": {_GIVEN: _SEARCH},
+    "derive.model": {_GIVEN: (*_SEARCH, *(f"retrain.{field}" for field in OF_CELLS))},
     "search.method": _unread_by_method,
     "search.estimator": {
         "straight-through": ("search.reward",),
@@ -117,7 +118,7 @@ def _of_method(
 ) -> str | None:
     name = config.search.method
     method = other_method(name)
-    if method is None or config.derive.genotype is not None:
+    if method is None or config.derive.given is not None:
         return None
     own = {f"search.{field}": value for field, value in method.settings({}).items()}
     settled = (*given, *_unread_by_method(name))

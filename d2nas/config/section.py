@@ -51,6 +51,16 @@ def _checked_device(name: str) -> str:
     return name
 
 
+LIBRARY_NETWORK = r"(timm|torchvision):([A-Za-z0-9][A-Za-z0-9_.-]{0,99})"
+"""Form of the name of a library's network."""
+
+
+def _checked_library_network(name: str) -> str:
+    if not re.fullmatch(LIBRARY_NETWORK, name):
+        raise ValueError("must be timm:NAME or torchvision:NAME")
+    return name
+
+
 def _checked_text(text: str) -> str:
     if not text or len(text) > MAX_TEXT:
         raise ValueError(f"must have 1 to {MAX_TEXT} characters")
@@ -73,6 +83,8 @@ def _on_one_line(value: object) -> object:
 
 GenotypeText = Annotated[Text, BeforeValidator(_on_one_line)]
 """A name, a path, or a printed genotype, which may have any number of lines."""
+
+LibraryNetworkName = Annotated[str, AfterValidator(_checked_library_network)]
 
 Device = Annotated[str, AfterValidator(_checked_device)]
 

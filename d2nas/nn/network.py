@@ -22,6 +22,7 @@ from ..files.tensors import decode_tensors
 from ..files.verified_folder import read_verified
 from ..genotype import Genotype
 from ..spaces import EDGES_PER_NODE
+from .library_network import LibraryNetwork, build_library_network
 from .operations import CellPlan, build_operation, build_stem, plan_cells, preprocess_inputs
 from .units import MemorySaving, share_relu
 
@@ -266,8 +267,13 @@ def describe_network(
     }
 
 
-def build_described(description: Any, *, what: str) -> Network:
-    """Build the network of ``describe_network``. Raises ``DamagedArtifactError``."""
+def build_described(description: Any, *, what: str) -> Network | LibraryNetwork:
+    """Build the network of ``describe_network``, or of ``describe_library_network``.
+
+    Raises ``DamagedArtifactError``, and ``ConfigError`` where a library has the network no more.
+    """
+    if isinstance(description, dict) and "model" in description:
+        return build_library_network(description, what=what)
     sizes = ("num_cells", "init_channels", "num_classes", "in_channels")
     if not isinstance(description, dict) or set(description) != {"genotype", "stem", *sizes}:
         raise DamagedArtifactError(f"{what}: not a network description")
@@ -308,7 +314,7 @@ def check_weights(network: nn.Module, tensors: dict[str, Tensor], *, what: str) 
             )
 
 
-def load_network(folder: str | Path) -> Network:
+def load_network(folder: str | Path) -> Network | LibraryNetwork:
     """Return the trained network of a retrain version's folder, verified, in evaluation mode.
 
     Every file is hashed against the manifest, the manifest against the folder's name.
@@ -319,7 +325,9 @@ def load_network(folder: str | Path) -> Network:
     name, what = f"{folder}: {DESCRIPTION_FILE}", f"{folder}: {WEIGHTS_FILE}"
     tensors = decode_tensors(version.read(WEIGHTS_FILE), what=what)
     # A description may claim any size: only what fits the weights, which are here, takes memory.
-    if not isinstance(description, dict) or description.get("num_cells") not in range(len(tensors)):
+    if not isinstance(description, dict) or (
+        "model" not in description and description.get("num_cells") not in range(len(tensors))
+    ):
         raise DamagedArtifactError(f"{name}: does not fit {WEIGHTS_FILE}")
     with torch.device("meta"):
         check_weights(build_described(description, what=name), tensors, what=what)

@@ -8,6 +8,7 @@ bias, batch norm, in this order. ``affine`` is False while searching, True in a 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +136,13 @@ def noises_in(module: nn.Module) -> list[Noise]:
     return [child for child in module.modules() if isinstance(child, Noise)]
 
 
-def set_noise_generator(noises: Iterable[Noise], generator: torch.Generator | None) -> None:
+class Draws(Protocol):
+    """What draws random numbers in a forward pass, from a generator that it is given."""
+
+    generator: torch.Generator | None
+
+
+def set_noise_generator(noises: Iterable[Draws], generator: torch.Generator | None) -> None:
     """Make all ``noises`` draw from ``generator``."""
     for noise in noises:
         noise.generator = generator

@@ -30,11 +30,12 @@ from ..data.mixing import mix
 from ..data.sizes import stem_for
 from ..errors import ConfigError
 from ..genotype import Genotype
+from ..nn.library_network import LibraryNetwork, check_takes
 from ..nn.network import DropPath, Network, auxiliary_fits
-from ..nn.operations import initialize, noises_in, set_noise_generator
+from ..nn.operations import Draws, initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
-from ..randomness import generator
+from ..randomness import derive_seed, generator
 from .class_weights import class_weights
 from .loop import FiniteCheck, Loop, adamw, sgd, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
@@ -109,10 +110,12 @@ def retrain(
 class Retraining(Loop):
     """A retraining in progress: network, optimizer and data.
 
-    Raises ``ConfigError`` where the auxiliary head does not fit the image size.
+    ``architecture`` is a genotype, or the name of a library's network (``LibraryNetwork``), to
+    which the settings of cells do not apply. Raises ``ConfigError`` where the auxiliary head does
+    not fit the image size.
     """
 
-    network: Network
+    network: Network | LibraryNetwork
     precision: str
     model: nn.Module
     """What is called: the network, or what compiles it."""
@@ -120,7 +123,7 @@ class Retraining(Loop):
     def __init__(
         self,
         config: RetrainConfig,
-        genotype: Genotype,
+        architecture: Genotype | str,
         data: ImageData,
         *,
         seed: int,
@@ -128,7 +131,11 @@ class Retraining(Loop):
         augmentation: DataConfig,
         ranks: Ranks = ALONE,
     ) -> None:
-        check_auxiliary(config, data.image_size)
+        if isinstance(architecture, Genotype):
+            check_auxiliary(config, data.image_size)
+        else:
+            shape = (data.channels, data.image_size, data.image_size)
+            check_takes(architecture, shape, len(data.class_names))
         if ranks.size > 1 and config.mixes:
             raise ConfigError(
                 "retrain.mixup and retrain.cutmix are for one process: each would mix with its own "
@@ -149,17 +156,7 @@ class Retraining(Loop):
             erasing=config.erasing,
             ranks=ranks,
         )
-        with torch.random.fork_rng(devices=[]):
-            self.network = Network(
-                genotype,
-                num_cells=config.num_cells,
-                init_channels=config.init_channels,
-                num_classes=len(data.class_names),
-                in_channels=data.channels,
-                stem=stem_for(config.stem, data.image_size),
-                auxiliary=has_auxiliary(config, data.image_size),
-            )
-        initialize(self.network, generator(seed, "network-weights"))
+        self.network = _new_network(config, architecture, data, seed)
         to_device(self.network, device)
         self.precision = resolve_precision(config.precision, device)
         self.arithmetic = arithmetic_of(self.precision, device)
@@ -168,7 +165,10 @@ class Retraining(Loop):
             self._freeze_unused_weights(data)
         self.model = ranks.wrap(self._compiled() if config.compile else self.network)
         # Listed once: to walk the modules at every step takes as long as a cell.
-        self.weights, self.noises = list(self.network.parameters()), noises_in(self.network)
+        self.weights = list(self.network.parameters())
+        self.noises: Sequence[Draws] = (
+            [self.network] if isinstance(self.network, LibraryNetwork) else noises_in(self.network)
+        )
         self.watch = FiniteCheck(device)
         weights_C = class_weights(config.class_weights, [*data.class_counts().values()])
         self.class_weights = None if weights_C is None else weights_C.to(device)
@@ -205,7 +205,7 @@ class Retraining(Loop):
         size = data.image_size
         images = torch.zeros((2, data.channels, size, size), device=self.device)
         with _buffers_kept(self.network):
-            set_noise_generator(noises_in(self.network), generator(self.seed, "unused"))
+            set_noise_generator(self.noises, generator(self.seed, "unused"))
             output = self.network.train()(channels_last(images))
             outputs = output if isinstance(output, tuple) else (output,)
             weights = list(self.network.parameters())
@@ -227,7 +227,7 @@ class Retraining(Loop):
             return
         images, labels = self.batches.blank()
         with _buffers_kept(self.network):
-            _, total, _ = _forward(self, 0, images.to(self.network.classifier.weight.dtype), labels)
+            _, total, _ = _forward(self, 0, images.to(self.weights[0].dtype), labels)
             torch.autograd.backward(total)
         self.optimizer.zero_grad()
 
@@ -281,12 +281,12 @@ class Retraining(Loop):
         epoch = step // self.steps_per_epoch
         return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
 
-    def deployed_network(self) -> Network:
+    def deployed_network(self) -> Network | LibraryNetwork:
         """Return the network in training, or its average where there is one."""
         if self.average is None:
             return self.network
         network = self.average.network
-        assert isinstance(network, Network)
+        assert isinstance(network, Network | LibraryNetwork)
         return network
 
     def deployed_weights(self) -> dict[str, Tensor]:
@@ -306,6 +306,33 @@ class Retraining(Loop):
             "lr": self.lr_at(step),
             "drop_path": self.drop_path_at(step),
         }
+
+
+def _new_network(
+    config: RetrainConfig, architecture: Genotype | str, data: ImageData, seed: int
+) -> Network | LibraryNetwork:
+    """Return the network with its first weights, which the seed decides."""
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(architecture, str):
+            # A library draws from PyTorch's own generator.
+            torch.manual_seed(derive_seed(seed, "network-weights"))
+            return LibraryNetwork(
+                architecture,
+                num_classes=len(data.class_names),
+                in_channels=data.channels,
+                pretrained=config.pretrained,
+            )
+        network = Network(
+            architecture,
+            num_cells=config.num_cells,
+            init_channels=config.init_channels,
+            num_classes=len(data.class_names),
+            in_channels=data.channels,
+            stem=stem_for(config.stem, data.image_size),
+            auxiliary=has_auxiliary(config, data.image_size),
+        )
+    initialize(network, generator(seed, "network-weights"))
+    return network
 
 
 @contextlib.contextmanager

@@ -15,16 +15,19 @@ CHECKSUMS = "SHA256SUMS"
 FILES = (
     "MODEL_CARD.md",
     "config.pbtxt",
-    "genotype.json",
-    "genotype.svg",
     "golden.safetensors",
     "labels.txt",
     "preprocess.json",
     "report.json",
 )
 """What every bundle holds beside its models; others may be listed, too."""
+OF_CELLS = ("genotype.json", "genotype.svg")
+"""What it holds of a network of cells."""
+LIBRARY_FILE = "architecture.json"
+"""What it holds in their place of a library's network."""
 
 VERSION_FILES = (
+    LIBRARY_FILE,
     "config.pbtxt",
     "genotype.json",
     "golden.png",
@@ -49,7 +52,7 @@ def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
     """Return the SHA-256 of every file that ``content`` lists, by its path in the bundle.
 
     Raises ``DamagedArtifactError`` for a line of another form, a path that leads out, a file listed
-    twice, and for one of ``FILES`` that is missing.
+    twice, and for one of ``FILES``, or of its network's, that is missing.
     """
     try:
         text = content.decode("ascii")
@@ -63,7 +66,8 @@ def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
         if match[2].lower() in (path.lower() for path in sums) or match[2] == CHECKSUMS:
             raise damaged(folder, CHECKSUMS, f"lists {match[2]} twice")
         sums[match[2]] = match[1]
-    for name in FILES:
+    of_network = (LIBRARY_FILE,) if LIBRARY_FILE in sums else OF_CELLS
+    for name in (*FILES, *of_network):
         if name not in sums:
             raise damaged(folder, CHECKSUMS, f"does not list {name}")
     return sums

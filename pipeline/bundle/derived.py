@@ -17,11 +17,12 @@ from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
 from ..onnx_io import MODEL_FILE
+from ..report.baselines import BASELINES_FILE
 from ..report.genotype_drawing import draw_genotype
 from ..stages import KINDS
 from ..store.forms import damage_of
 from ..store.manifest import Manifest, parse_manifest
-from .checksums import CHECKSUMS, FILES, HINT, damaged
+from .checksums import CHECKSUMS, FILES, HINT, LIBRARY_FILE, OF_CELLS, damaged
 from .documents import (
     CARD,
     CONFIG,
@@ -39,6 +40,7 @@ from .reader import Bundle, read_object
 
 _SOURCES = {
     # file of the bundle: the stage whose version has it
+    LIBRARY_FILE: "derive",
     "genotype.json": "derive",
     DRAWING: "derive",
     MODEL_FILE: "export",
@@ -48,7 +50,7 @@ _SOURCES = {
 _READER = ("labels.txt", "preprocess.json", CODE_FILE)
 """What opening a bundle compares with the model as a whole."""
 
-_OWN = {*FILES, CODE_FILE, MANIFESTS, PAGE, PICTURE_FILE}
+_OWN = {*FILES, *OF_CELLS, LIBRARY_FILE, BASELINES_FILE, CODE_FILE, MANIFESTS, PAGE, PICTURE_FILE}
 _EMBEDDED = re.compile(rb'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]*)"')
 
 
@@ -75,6 +77,8 @@ def check_derived(bundle: Bundle, *, published: bool) -> Checks:
         checks.not_checked[path] = f"is a file that this d2nas does not write; {_written(bundle)}"
     manifests = _manifests(bundle)
     _check_files(bundle, manifests, checks)
+    if BASELINES_FILE in bundle.files:
+        checks.not_checked[BASELINES_FILE] = "is of other runs, whose versions are not here"
     _check_report(bundle, manifests, checks)
     _check_drawing(bundle, manifests, checks)
     _check_documents(bundle, manifests, checks)
@@ -139,7 +143,7 @@ def _check_files(bundle: Bundle, manifests: Mapping[str, Manifest], checks: Chec
             if not _is_listed(data, manifests[stage], name):
                 raise damaged(bundle.folder, path, f"is not the one of its {stage} version")
             checks.checked.append(path)
-        elif name in ("genotype.json", MODEL_FILE):
+        elif name in (LIBRARY_FILE, "genotype.json", MODEL_FILE):
             checks.checked.append(path)  # by each other, and by the golden answers
         else:
             checks.not_checked[path] = (
@@ -169,7 +173,9 @@ def _check_report(bundle: Bundle, manifests: Mapping[str, Manifest], checks: Che
 
 
 def _check_drawing(bundle: Bundle, manifests: Mapping[str, Manifest], checks: Checks) -> None:
-    data = bundle.files[DRAWING]
+    data = bundle.files.get(DRAWING)
+    if data is None:
+        return
     genotype = Genotype.from_dict(bundle.report["genotype"])
     if data == draw_genotype(genotype).encode():
         checks.checked.append(DRAWING)

@@ -16,6 +16,7 @@ from d2nas._version import __version__
 from d2nas.files.arrays import decode_arrays
 from d2nas.files.strict_json import parse_json
 
+from ..report.baselines import BASELINES_FILE
 from ..report.page import report_page
 from .card import model_card
 from .triton import triton_config
@@ -56,10 +57,11 @@ def write_page(
         number,
         _parsed(files, "report.json"),
         _parsed(files, "preprocess.json"),
-        files[DRAWING],
+        files.get(DRAWING),
         drawings,
         manifests=_parsed(files, MANIFESTS),
         files=files,
+        baselines=_parsed(files, BASELINES_FILE) if BASELINES_FILE in files else (),
     )
 
 

@@ -25,6 +25,7 @@ from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
 from ..gate.report import REPORT_SCHEMA, Report
+from ..identity.check import GRAPH_KEY, LIBRARY_KEY
 from ..onnx_io import MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from ..onnx_io.preparation import PREPROCESS_KEY
@@ -33,6 +34,7 @@ from ..store.manifest import problem_of
 from .checksums import (
     CHECKSUMS,
     HINT,
+    LIBRARY_FILE,
     MAX_CHECKSUM_BYTES,
     VERSION_FILES,
     check_listing,
@@ -157,6 +159,7 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
         "genotype.json": lambda: (
             said.get("d2nas.genotype", "").encode() == files["genotype.json"].strip()
         ),
+        LIBRARY_FILE: lambda: _is_named(read_object(where, files, LIBRARY_FILE), said),
         "golden.safetensors": lambda: _golden_fits(
             _golden(where, files["golden.safetensors"]), files.get(PICTURE_FILE), described
         ),
@@ -167,7 +170,7 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
                 number,
                 said,
                 described,
-                Genotype.from_json(said.get("d2nas.genotype", ""), what=f"{where / MODEL_FILE}"),
+                where / MODEL_FILE,
             )
         ),
     }
@@ -232,17 +235,11 @@ def _assemble(
     )
     if "preprocess.py" in files and not is_known(files["preprocess.py"]):
         raise damaged(folder, "preprocess.py", "is not the one that d2nas writes")
-    try:
-        genotype = Genotype.from_json(files["genotype.json"], what="its content")
-    except ConfigError as error:
-        raise damaged(folder, "genotype.json", str(error)) from error
-    _check_agreement(bundle, config, lineage(model), genotype)
+    _check_agreement(bundle, config, lineage(model))
     return bundle
 
 
-def _check_agreement(
-    bundle: Bundle, config: str, named: Mapping[str, str], genotype: Genotype
-) -> None:
+def _check_agreement(bundle: Bundle, config: str, named: Mapping[str, str]) -> None:
     """Raise ``DamagedArtifactError`` where the files contradict the model that is served."""
     description, preprocess, folder = bundle.description, bundle.preprocess, bundle.folder
     channels, height, width = description.input_shape
@@ -265,8 +262,10 @@ def _check_agreement(
         and f"dims: [ {description.num_classes} ]" in config
         and f"kind: KIND_{'GPU' if device == 'cuda' else 'CPU'}" in config
         and bundle.max_batch == max(row["batch"] for row in bundle.report["parity"]["batches"]),
-        "report.json": _reports(bundle.report, bundle.number, named, description, genotype),
-        "genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip(),
+        **_architecture(bundle, named),
+        "report.json": _reports(
+            bundle.report, bundle.number, named, description, folder / str(bundle.number)
+        ),
         "golden.safetensors": _golden_fits(bundle.golden, bundle.golden_png, description),
     }
     for name, agrees in agreements.items():
@@ -279,9 +278,9 @@ def _reports(
     number: int,
     named: Mapping[str, str],
     description: ModelDescription,
-    genotype: Genotype,
+    model: Path,
 ) -> bool:
-    """Whether a report is that of version ``number`` and of its model."""
+    """Whether a report is that of version ``number`` and of its ``model``."""
     claimed, roles = report["lineage"], ["derive", "retrain"]
     return (
         all(
@@ -289,16 +288,45 @@ def _reports(
             for role in (*roles, *(["search"] if "d2nas.search" in named else []))
         )
         and report.get("bundle_version") == number
-        and report.get("genotype_digest") == genotype.digest
-        and report.get("genotype") == genotype.to_dict()
-        and _identified(report.get("identity"), genotype)
+        and _identified(report, named, model)
         and description.to_dict().items() <= report["model"].items()
         and {row["kind"] for row in report["latency"]} == {report["device"]["kind"]}
     )
 
 
-def _identified(identity: object, genotype: Genotype) -> bool:
-    return isinstance(identity, dict) and identity.get("genotype_digest") == genotype.digest
+def _architecture(bundle: Bundle, named: Mapping[str, str]) -> dict[str, bool]:
+    """Return whether the file that says what the network is agrees with the model."""
+    files, folder = bundle.files, bundle.folder
+    if LIBRARY_FILE in files:
+        return {LIBRARY_FILE: _is_named(read_object(folder, files, LIBRARY_FILE), named)}
+    try:
+        genotype = Genotype.from_json(files["genotype.json"], what="its content")
+    except ConfigError as error:
+        raise damaged(folder, "genotype.json", str(error)) from error
+    return {"genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip()}
+
+
+def _is_named(said: Mapping[str, Any], named: Mapping[str, str]) -> bool:
+    """Whether ``architecture.json`` names the library's network that the model is said to be."""
+    return said == {"model": named.get(LIBRARY_KEY)} and "d2nas.genotype" not in named
+
+
+def _identified(report: Mapping[str, Any], named: Mapping[str, str], model: Path) -> bool:
+    """Whether a report is of the architecture that the model is said to be."""
+    identity = report.get("identity")
+    if not isinstance(identity, dict):
+        return False
+    if LIBRARY_KEY in named:
+        return (
+            report.get("architecture") == named[LIBRARY_KEY]
+            and identity.get("graph_sha256") == named.get(GRAPH_KEY)
+            and "genotype" not in report
+        )
+    genotype = Genotype.from_json(named.get("d2nas.genotype", ""), what=str(model))
+    return (
+        report.get("genotype_digest") == genotype.digest == identity.get("genotype_digest")
+        and report.get("genotype") == genotype.to_dict()
+    )
 
 
 def _is_said(preprocess: Mapping[str, Any], said: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,24 @@ from ..gate.report import Report
 from ..onnx_io import MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES
 from ..onnx_io.preparation import read_prepared
+from ..report.baselines import BASELINES_FILE
 from ..store import FileSystem, Version, safe_run_name
 from ..store.forms import damage_of, read_form
 from ..store.fsio import TEMPORARY_PREFIX, is_there, storage_error
 from ..store.layout import names_in
 from ..store.locks import bundle_lock
-from .checksums import CHECKSUMS, MAX_CHECKSUM_BYTES, VERSION_FILES, check_listing, version_file
+from .checksums import (
+    CHECKSUMS,
+    LIBRARY_FILE,
+    MAX_CHECKSUM_BYTES,
+    OF_CELLS,
+    VERSION_FILES,
+    check_listing,
+    version_file,
+)
 from .documents import (
     CARD,
     CONFIG,
-    DRAWING,
     MANIFESTS,
     PAGE,
     STAGE_DRAWINGS,
@@ -46,9 +54,16 @@ from .preprocess_file import CODE_FILE, preprocess_code
 
 
 def write_bundle(
-    exported: Path, name: str, versions: dict[str, Version], file_system: FileSystem | None = None
+    exported: Path,
+    name: str,
+    versions: dict[str, Version],
+    file_system: FileSystem | None = None,
+    *,
+    baselines: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write or repair ``exported/name`` from a validated run's versions; returns its folder.
+
+    ``baselines`` are rows of other runs (``report.baselines``) that the report shows beside it.
 
     The same model keeps its number, a new one gets the next. Files that are right already are not
     touched. Raises ``BusyError`` where another process keeps writing it, ``StorageError``, and
@@ -58,7 +73,7 @@ def write_bundle(
     exported = exported.absolute()
     disk.make_folder(exported)
     with bundle_lock(exported, safe_run_name(name)):
-        return _write(exported / name, name, versions, disk)
+        return _write(exported / name, name, versions, disk, baselines)
 
 
 def check_place(exported: Path, name: str, file_system: FileSystem | None = None) -> None:
@@ -80,7 +95,13 @@ def check_place(exported: Path, name: str, file_system: FileSystem | None = None
             raise storage_error(error, "write in", part)
 
 
-def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSystem) -> Path:
+def _write(
+    folder: Path,
+    name: str,
+    versions: dict[str, Version],
+    disk: FileSystem,
+    baselines: Sequence[Mapping[str, Any]],
+) -> Path:
     model = versions["export"].read(MODEL_FILE)
     _refuse_links(folder)
     _remove_half_written(disk, folder)
@@ -89,6 +110,8 @@ def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSyst
     validated = versions["validate"]
     with damage_of(f"{validated.path}: report.json", validated.content.hint):
         documents = _documents(name, number, versions)
+        if baselines:
+            documents[BASELINES_FILE] = _pretty(list(baselines))
         page = _page(name, number, versions, {f"{number}/{MODEL_FILE}": model, **documents})
     files = {
         # The model first: by it an interrupted version is known again.
@@ -105,6 +128,8 @@ def _write(folder: Path, name: str, versions: dict[str, Version], disk: FileSyst
     sums |= others
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
     _put(disk, folder / CHECKSUMS, lines.encode())
+    if not baselines and is_there(folder / BASELINES_FILE):
+        disk.remove_file(folder / BASELINES_FILE)  # of a run that had some
     _check_other_versions(folder, others)
     check_listing(folder, sums, own=True)
     return folder
@@ -238,8 +263,11 @@ def _documents(name: str, number: int, versions: dict[str, Version]) -> dict[str
         "labels.txt": labels.encode(),
         "preprocess.json": _pretty(preprocess),
         CODE_FILE: preprocess_code(),
-        "genotype.json": versions["derive"].read("genotype.json"),
-        DRAWING: versions["derive"].read(DRAWING),
+        **{
+            name: versions["derive"].read(name)
+            for name in (LIBRARY_FILE, *OF_CELLS)
+            if name in versions["derive"].manifest.files
+        },
         "golden.safetensors": versions["validate"].read("golden.safetensors"),
         "report.json": _pretty(report),
         MANIFESTS: _pretty(_manifests(versions, lineage)),

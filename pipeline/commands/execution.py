@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2nas.config import Config
-from d2nas.errors import ConfigError, LostRankError
+from d2nas.errors import ConfigError, LostRankError, ValidationFailedError
 from d2nas.files.strict_json import parse_json
 from d2nas.torchrun import is_first_rank, is_one_of_several
 
 from ..bundle.writing import check_place, write_bundle
 from ..console import Console
+from ..report.baselines import baseline_row, comparison, comparison_notes, refused_row
 from ..report.terminal import fact_rows, report_rows
+from ..running.baselines import baseline_name, with_architecture
 from ..running.inputs import inputs_of
 from ..running.launch import exit_without_message, say_at_once
 from ..running.listing import describe
 from ..running.other_ranks import runner_of
 from ..running.runner import Reuse, Runner, RunResult
 from ..running.signals import StopFlag, signals_handled
-from ..stages import BY_NAME, STAGES, open_store
+from ..stages import BY_NAME, STAGES, open_store, stages_of_run
 from ..store import Version
 from ..store.forms import damage_of
 from .configuration import tell_unread
@@ -115,6 +117,48 @@ def execute(
     )
 
 
+def run_baseline(run: str, config: Config, store: Path, *, fresh: bool) -> RunResult:
+    """Bring every stage of a run with a given architecture up to date."""
+
+    def action(runner: Runner) -> RunResult:
+        runner.before_first = check_device
+        return runner.run(run, config, stages_of_run(config), reuse_of(fresh))
+
+    def check_device(stage: str) -> None:
+        if stage in ("derive", "retrain") and config.validate_.device != "cpu":
+            from ..preflight.operator_support import check_device
+
+            check_device(config, lambda line: Console().say(line))
+
+    return with_runner(store, action)
+
+
+def measured_baselines(
+    run: str, config: Config, models: Sequence[str], store: Path, exported: Path, *, fresh: bool
+) -> list[dict[str, Any]]:
+    """Train, export and validate what a run is compared with; return their rows.
+
+    They keep no limit on latency: how long they take is what is asked. One that the gate refuses
+    has a row that says so.
+    """
+    validate = config.validate_.model_copy(update={"max_p99_ms": None})
+    rows = []
+    for model in models:
+        own = with_architecture(config.model_copy(update={"validate_": validate}), model)
+        name = baseline_name(run, model)
+        try:
+            result = run_baseline(name, own, store, fresh=fresh)
+        except ValidationFailedError as error:
+            rows.append(refused_row(name, model, str(error)))
+            continue
+        write_bundle(exported, name, result.versions)
+        validated = result.versions["validate"]
+        report = parse_json(validated.read("report.json"), what="report.json")
+        with damage_of(f"{validated.path}: report.json", validated.content.hint):
+            rows.append(baseline_row(name, report, validated.id))
+    return rows
+
+
 def reuse_of(fresh: bool) -> Reuse:
     """Return what ``--fresh`` means."""
     return Reuse.NOTHING if fresh else Reuse.EVERYTHING
@@ -133,22 +177,39 @@ def show_stage(result: RunResult, stage: str, *, as_json: bool) -> None:
         console.say(f"next: d2nas {STAGES[STAGES.index(stage) + 1]} {result.run}")
 
 
-def publish(result: RunResult, exported: Path, *, as_json: bool) -> None:
-    """Write the bundle of a validated run, and show the closing table or its data."""
-    folder = write_bundle(exported, result.run, result.versions)
+def publish(
+    result: RunResult,
+    exported: Path,
+    *,
+    as_json: bool,
+    baselines: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write the bundle of a validated run, and show the closing table or its data, beside rows of
+    ``baselines``.
+    """
+    folder = write_bundle(exported, result.run, result.versions, baselines=baselines)
     validated = result.versions["validate"]
     report = parse_json(validated.read("report.json"), what="report.json")
-    keys = ("genotype", "params", "macs", "identity", "accuracy", "parity", "device", "data")
+    keys = ("params", "macs", "identity", "accuracy", "parity", "device", "data")
     classes = ("balanced_accuracy", "ece", "per_class")
     latency = ("latency", "latency_gate", "latency_modes")
     with damage_of(f"{validated.path}: report.json", validated.content.hint):
         rows = report_rows(report, str(folder))
         told = {key: report[key] for key in (*keys, *classes, *latency)}
+        told |= {key: report[key] for key in ("genotype", "architecture") if key in report}
+        beside = [baseline_row(result.run, report, validated.id), *baselines]
     if as_json:
+        told |= {"baselines": beside} if baselines else {}
         Console().data({**_references(result), **told, "bundle": str(folder)})
         return
     console = Console()
     console.summary(f"run {result.run}", rows)
+    table = comparison(beside)
+    if table is not None:
+        lines = [[str(cell) for cell in row] for row in table.rows]
+        console.table(table.caption, table.columns, lines)
+        for note in comparison_notes(beside):
+            console.note(note)
     console.say(f"next: read {folder / 'report.html'}; d2nas verify, predict or serve {folder}")
 
 

@@ -47,6 +47,14 @@ def run_command(
     exported: ExportedOption = DEFAULT_EXPORTED,
     data_root: DataRootOption = None,
     image_size: ImageSizeOption = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="MODEL",
+            help="Network to compare with: torchvision:NAME, timm:NAME, cell:NAME; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     fresh: FreshOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and stop.")] = False,
@@ -72,7 +80,16 @@ def run_command(
     if plan:
         show_plan(run, config, store, unread, as_json=as_json, fits=fits)
     else:
-        run_all(run, config, store, exported, fresh=fresh, as_json=as_json, fits=fits)
+        run_all(
+            run,
+            config,
+            store,
+            exported,
+            fresh=fresh,
+            as_json=as_json,
+            fits=fits,
+            baselines=baseline or (),
+        )
 
 
 def gives_size(settings: Sequence[str]) -> bool:
@@ -135,17 +152,25 @@ def run_all(
     fresh: bool,
     as_json: bool,
     fits: bool = False,
+    baselines: Sequence[str] = (),
 ) -> None:
-    """Bring every stage of a run up to date, write the bundle and show the result.
+    """Bring every stage of a run up to date, write the bundle and show the result, beside
+    ``baselines``.
 
     ``fits``: whether size and limits are chosen to keep ``validate.max_p99_ms``, else a network
     that is too slow is refused.
     """
     from ..bundle.writing import check_place
-    from .execution import publish
+    from ..running.baselines import baseline_name, with_architecture
+    from .execution import measured_baselines, publish
 
     check_place(exported, run)
-    publish(bring_up_to_date(run, config, store, fresh=fresh, fits=fits), exported, as_json=as_json)
+    for model in baselines:  # before what takes long
+        with_architecture(config, model)
+        check_place(exported, baseline_name(run, model))
+    result = bring_up_to_date(run, config, store, fresh=fresh, fits=fits)
+    rows = measured_baselines(run, config, baselines, store, exported, fresh=fresh)
+    publish(result, exported, as_json=as_json, baselines=rows)
 
 
 def bring_up_to_date(
@@ -169,7 +194,7 @@ def _run_within_budget(
 
     stages = stages_of_run(config)
     runner.before_first = lambda stage: _check_device(runner, stage, config)
-    if config.validate_.max_p99_ms is None:
+    if config.validate_.max_p99_ms is None or config.derive.model is not None:
         return runner.run(run, config, stages, reuse)
     split, fresh = stages.index("retrain"), reuse is Reuse.NOTHING
     own, target = config, _target_of(runner, run, config, reuse) if fits else None

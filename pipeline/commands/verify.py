@@ -155,7 +155,11 @@ def _verified(bundle: "Bundle", device: str, *, published: bool) -> dict[str, An
         "name": bundle.name,
         "version": bundle.number,
         "digest": bundle.digest,
-        "genotype_digest": identity.genotype_digest,
+        **(
+            {"genotype_digest": identity.genotype_digest}
+            if identity.graph_sha256 is None
+            else {"graph_sha256": identity.graph_sha256}
+        ),
         "convolutions": identity.num_convolutions,
         "device": session.device.label,
         "mode": session.mode,

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2nas.errors import ConfigError
-from d2nas.nn.network import Network
 
 from ..onnx_io.devices import CpuDevice, Device
 from ..onnx_io.latency import Timings, time_runs, timing_images
@@ -23,7 +22,7 @@ SECONDS_SHARE = 0.25
 
 
 def measure_eager(
-    network: Network, session: OnnxSession, batch: int, *, samples: int, seconds: float
+    network: nn.Module, session: OnnxSession, batch: int, *, samples: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Yield PyTorch's times for the images that ``session`` is timed with, in both memory layouts.
 
@@ -60,13 +59,13 @@ def eager_inputs(session: OnnxSession, batch: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).float()
 
 
-def eager_run(network: Network, inputs: Tensor, layout: str) -> "functools.partial[None]":
+def eager_run(network: nn.Module, inputs: Tensor, layout: str) -> "functools.partial[None]":
     """Return a call that runs the network on ``inputs`` and waits; changes the network's layout."""
     network.to(memory_format=LAYOUTS[layout])
     return functools.partial(_answer, network, inputs.contiguous(memory_format=LAYOUTS[layout]))
 
 
-def _answer(network: Network, inputs: Tensor) -> None:
+def _answer(network: nn.Module, inputs: Tensor) -> None:
     network(inputs)
     if inputs.device.type == "cuda":
         torch.cuda.synchronize(inputs.device)

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2nas.data.images import ImageData, Normalizer
-from d2nas.nn.network import Network
 from d2nas.train.loop import torch_device
 
 from ..onnx_io.model_file import ModelDescription
@@ -42,7 +41,7 @@ class ModelInputs:
 
 
 def torch_reference(
-    network: Network, data: ImageData, session: OnnxSession, batch: int
+    network: nn.Module, data: ImageData, session: OnnxSession, batch: int
 ) -> Reference:
     """Return the test images as ``session`` takes them, with the logits of ``network``.
 

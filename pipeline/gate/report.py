@@ -77,7 +77,9 @@ class _Model(Form):
 class Report(Form):
     """Findings of a validation, ``report.json``, as far as bundles and readers rely on them."""
 
-    genotype_digest: str
+    genotype_digest: str | None = None
+    architecture: str | None = None
+    """A library's network, in place of a genotype."""
     found_by: str
     found_on_this_data: bool
     params: NonNegative

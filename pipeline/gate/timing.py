@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from d2nas.config.deployment import MIN_SAMPLES
 from d2nas.errors import OutOfMemoryError, ValidationFailedError
-from d2nas.nn.network import Network
 
 from ..onnx_io.gpu_state import GpuState, read_gpu_state
 from ..onnx_io.latency import LatencyRecord, Transfers, measure_latency
@@ -119,7 +119,7 @@ def time_modes(
     plan: TimingPlan,
     open_mode: OpenMode | None = None,
     *,
-    network: Network | None = None,
+    network: nn.Module | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> Latencies:
     """Time every mode at every batch size, on the device and from host to host.

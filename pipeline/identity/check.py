@@ -5,6 +5,9 @@ alone and without torch, that it is the network of that genotype. The names of n
 trusted: the graph is read as an expression (``graph_reader``), and the genotype's network is laid
 over it (``layout``, where it stands why that is a proof).
 
+A network of a library is no genotype's: of it the digest of its graph is compared with the one that
+the model says, and by the gate with that of the library's network exported anew.
+
 Weights are matched, not compared: each convolution of the network needs weights of its own in the
 graph. What cannot be told apart is the same function for some weights: nodes of the cell in another
 order where nothing shows it, or states that are equal because no weights stand before them.
@@ -23,11 +26,15 @@ from d2nas.genotype import Genotype
 from ..onnx_io.model_file import check_model, lineage
 from .explain import describe_value, explain_cell
 from .expressions import Value, reachable
+from .graph_digest import graph_digest
 from .graph_reader import read_graph
 from .layout import DEPLOYED_OPERATIONS, CellLayout, Claim, fit_cell, lay, shared_weights
 
 GENOTYPE_KEY = "d2nas.genotype"
 NETWORK_KEY = "d2nas.network"
+LIBRARY_KEY = "d2nas.architecture"
+"""In place of both: the name of a library's network."""
+GRAPH_KEY = "d2nas.graph_sha256"
 _SIZES = ("num_cells", "init_channels", "num_classes", "in_channels")
 _MAX_SIZES = {"num_cells": 1000}
 _MAX_SIZE = 1_000_000
@@ -42,11 +49,14 @@ class IdentityReport:
     are is not described here.
     """
 
-    genotype_digest: str
-    num_cells: int
+    genotype_digest: str | None
+    """None of a library's network."""
+    num_cells: int = 0
     num_convolutions: int = 0
     num_pools: int = 0
     unknown: tuple[str, ...] = ()
+    graph_sha256: str | None = None
+    """Digest of the graph of a library's network."""
 
     @property
     def not_checked(self) -> str | None:
@@ -57,6 +67,12 @@ class IdentityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
+        if self.graph_sha256 is not None:
+            return {
+                "verdict": "passed",
+                "graph_sha256": self.graph_sha256,
+                "convolutions": self.num_convolutions,
+            }
         compared = {
             "verdict": "passed",
             "genotype_digest": self.genotype_digest,
@@ -71,14 +87,18 @@ class IdentityReport:
 
 def check_identity(model: onnx.ModelProto | bytes) -> IdentityReport:
     """Check that ``model`` is the network of its ``d2nas.genotype`` and ``d2nas.network``; with
-    registered operations the report says that this was not checked.
+    registered operations the report says that this was not checked. Of a library's network it is
+    checked that its graph has the digest that its ``d2nas.graph_sha256`` says.
 
     ``model`` is a file's bytes, or what ``check_model`` returned. Raises ``ValidationFailedError``
     naming the cell, node and operation that differ, ``DamagedArtifactError`` for bytes that are
     no model and metadata that is no JSON.
     """
     parsed = check_model(model, what="model") if isinstance(model, bytes) else model
-    claim = read_claim(lineage(parsed))
+    said = lineage(parsed)
+    if LIBRARY_KEY in said:
+        return _check_digest(parsed, said)
+    claim = read_claim(said)
     used = {name for name, _ in (*claim.genotype.normal, *claim.genotype.reduce)}
     unknown = tuple(sorted(used.difference(DEPLOYED_OPERATIONS)))
     if unknown:
@@ -92,6 +112,14 @@ def check_identity(model: onnx.ModelProto | bytes) -> IdentityReport:
         num_convolutions=kinds.count("conv"),
         num_pools=kinds.count("max_pool") + kinds.count("avg_pool"),
     )
+
+
+def _check_digest(model: onnx.ModelProto, said: Mapping[str, str]) -> IdentityReport:
+    found = graph_digest(model)
+    if said.get(GRAPH_KEY) != found:
+        raise _differs(f"the graph is not that of {said[LIBRARY_KEY][:80]}: its digest is another")
+    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+    return IdentityReport(None, num_convolutions=convolutions, graph_sha256=found)
 
 
 def read_claim(metadata: Mapping[str, str]) -> Claim:

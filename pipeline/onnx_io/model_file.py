@@ -124,6 +124,16 @@ def lineage(model: onnx.ModelProto) -> dict[str, str]:
     return {key: pairs[key] for key in sorted(pairs) if key.startswith(LINEAGE_PREFIX)}
 
 
+def with_metadata(data: bytes, key: str, value: str) -> bytes:
+    """Return a model's bytes with one more entry of metadata, its entries sorted by key."""
+    model = onnx.ModelProto.FromString(data)
+    entries = {entry.key: entry.value for entry in model.metadata_props} | {key: value}
+    del model.metadata_props[:]
+    for name in sorted(entries):
+        model.metadata_props.add(key=name, value=entries[name])
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def describe(model: onnx.ModelProto) -> ModelDescription:
     """Describe a model that ``check_model`` returned."""
     image = model.graph.input[0].type.tensor_type

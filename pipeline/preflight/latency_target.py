@@ -126,8 +126,8 @@ def no_limit_because(config: Config) -> str | None:
         return "the configuration has a limit or a latency table of its own"
     if search.latency_weight is not None:
         return "the configuration has search.latency_weight"
-    if derive.genotype is not None:
-        return "derive.genotype is given"
+    if derive.given is not None:
+        return f"{derive.given} is given"
     if derive.compares:
         return "derive.candidates and derive.budget choose without a limit"
     if not search_methods.find(search.method).keeps_limits:

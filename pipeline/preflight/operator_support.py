@@ -154,6 +154,8 @@ def check_device(config: Config, say: Callable[[str], None]) -> None:
 
 
 def _operations(config: Config) -> list[str]:
+    if config.derive.model is not None:
+        return []  # of a library's networks no operation is known before they are exported
     if config.derive.genotype is None:
         return operations_of(read_space(config.search.space))
     genotype = read_genotype(config.derive.genotype)

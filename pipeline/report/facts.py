@@ -87,14 +87,10 @@ class Facts:
     @property
     def architecture(self) -> list[Row]:
         """The network and what it costs."""
-        cells, channels = self.get("retrain", "num_cells"), self.get("retrain", "init_channels")
         params, macs, convention = map(self.get, ("params", "macs", "macs_convention"))
         return [
             ("origin", self.origin),
-            (
-                "network",
-                None if cells is None else f"{cells} cells, {channels} channels at the start",
-            ),
+            ("network", self._network),
             ("parameters", None if params is None else count(params)),
             (
                 "multiply-adds",
@@ -102,6 +98,15 @@ class Facts:
             ),
             ("model file", self.model_file),
         ]
+
+    @property
+    def _network(self) -> str | None:
+        library = self.get("architecture")
+        if library is not None:
+            begins = ", from published weights" if self.get("retrain", "pretrained") else ""
+            return f"{library}{begins}"
+        cells, channels = self.get("retrain", "num_cells"), self.get("retrain", "init_channels")
+        return None if cells is None else f"{cells} cells, {channels} channels at the start"
 
     @property
     def model_file(self) -> str | None:
@@ -305,8 +310,11 @@ class Facts:
         return reasons
 
     @property
-    def identity_not_checked(self) -> str | None:
-        """Why the model was not compared with its genotype, if it was not."""
+    def identity(self) -> str | None:
+        """What the model was compared with, or why with nothing, where not with its genotype."""
+        graph = self.get("identity", "graph_sha256")
+        if graph is not None:
+            return f"the fixed graph of {self.get('architecture')}, no genotype's: {graph}"
         reason = self.get("identity", "reason")
         return None if reason is None else f"not compared with the genotype: {reason}"
 
@@ -476,7 +484,8 @@ def _searched(facts: Facts) -> str:
 def _derived(facts: Facts) -> str:
     found_by = str(facts.get("found_by") or "")
     if found_by.startswith("given: "):
-        return f"no search; the genotype was {found_by}"
+        what = "genotype" if facts.get("architecture") is None else "network"
+        return f"no search; the {what} was {found_by}"
     candidates = facts.made("derive", "facts", "candidates")
     if facts.made("derive") is None:
         return ""

@@ -6,12 +6,13 @@ content security policy forbids the rest.
 """
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from . import sections
+from .baselines import baseline_row, comparison, comparison_notes
 from .class_drawings import MOST_DRAWN, draw_confusion, draw_reliability
 from .classes import class_table, confused_table
 from .facts import Facts
@@ -35,12 +36,14 @@ def report_page(
     *,
     manifests: Mapping[str, Mapping[str, Any]] | None = None,
     files: Mapping[str, bytes] | None = None,
+    baselines: Sequence[Mapping[str, Any]] = (),
 ) -> bytes:
     """Return the page of version ``number`` of the bundle ``name`` as UTF-8.
 
     ``report`` and ``preprocess`` are the bundle's JSON files; ``drawings`` those of the stages
     ``search``, ``derive``, ``retrain`` and ``validate``, ``manifests`` the manifests by stage,
-    ``files`` the bundle's other files by path. What is missing from any of them is not shown; equal
+    ``files`` the bundle's other files by path, ``baselines`` rows of other runs (``baselines.py``).
+    What is missing from any of them is not shown; equal
     arguments give equal bytes.
     """
     facts = Facts(name, number, report, preprocess, manifests or {})
@@ -50,6 +53,7 @@ def report_page(
         figures=sections.figures(facts),
         accuracy=sections.accuracy_table(facts),
         answers=_answers(facts, drawings),
+        baselines=_baselines(facts, baselines),
         parity=sections.parity_section(facts),
         latency=latency_section(facts),
         network=sections.network_section(facts),
@@ -66,6 +70,13 @@ def report_page(
         files=sections.files_section(files or {}),
     )
     return page.encode()
+
+
+def _baselines(facts: Facts, others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the model beside other runs'; None without any."""
+    own = baseline_row(facts.name, facts.report, str(facts.get("lineage", "validate")))
+    table = comparison([own, *others])
+    return None if table is None else {"table": table, "notes": comparison_notes([own, *others])}
 
 
 def _answers(facts: Facts, drawings: Mapping[str, bytes]) -> Mapping[str, Any] | None:

@@ -50,10 +50,12 @@ _FILES = {
     "preprocess.json": "how a picture becomes the input",
     "preprocess.py": "does it, with Pillow and numpy only",
     "golden.png": "a picture to check the preparation with",
+    "architecture.json": "the network's name in its library",
     "genotype.json": "the architecture",
     "genotype.svg": "the architecture drawn",
     "golden.safetensors": "prepared inputs with the logits to expect",
     "report.json": "this report as data",
+    "baselines.json": "other runs' networks, measured on the same images",
     "manifests.json": "what each version of the lineage was made from, and its files",
     "latency.json": "every timed run",
     "MODEL_CARD.md": "a summary",
@@ -155,7 +157,7 @@ def parity_section(facts: Facts) -> Mapping[str, Any] | None:
         "facts": [
             ("limits", ", ".join(told) or None),
             ("also checked", checked),
-            ("identity", facts.identity_not_checked),
+            ("identity", facts.identity),
             ("why not", "; ".join(str(r) for r in parity.get("reasons") or []) or None),
         ],
     }

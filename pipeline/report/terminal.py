@@ -19,24 +19,34 @@ Rows = list[tuple[str, str]]
 
 def report_rows(report: Mapping[str, Any], bundle: str) -> Rows:
     """Return the closing table of a run as (name, value) rows. Raises what the report lacks."""
-    facts, genotype = Facts("", 0, report), Genotype.from_dict(report["genotype"])
+    facts = Facts("", 0, report)
     rows = [
-        ("normal cell", genotype.describe("normal")),
-        ("reduction cell", genotype.describe("reduce")),
-        ("parameterless", parameterless(report["parameterless_normal"])),
+        *_cell_rows(report),
         *facts.architecture,
         ("data", facts.images_used),
         ("accuracy", facts.accuracy),
         ("caution", facts.chance and f"accuracy {facts.chance}"),
         *facts.by_class,
         ("parity", facts.parity),
-        ("identity", facts.identity_not_checked),
+        ("identity", facts.identity),
         *latency_rows(facts),
         ("latency gate", facts.gate and f"passed: {facts.gate}"),
         ("device", facts.device),
         ("bundle", bundle),
     ]
     return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def _cell_rows(report: Mapping[str, Any]) -> Rows:
+    """Return both cells; nothing of a library's network."""
+    if report.get("architecture") is not None:
+        return []
+    genotype = Genotype.from_dict(report["genotype"])
+    return [
+        ("normal cell", genotype.describe("normal")),
+        ("reduction cell", genotype.describe("reduce")),
+        ("parameterless", parameterless(report["parameterless_normal"])),
+    ]
 
 
 def fact_rows(described: Mapping[str, Any]) -> Rows:

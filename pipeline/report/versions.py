@@ -90,6 +90,7 @@ _FACTS: Mapping[str, _Fact] = {
     "candidates": _Fact("candidates", count),
     "trainings": _Fact("short trainings", count),
     "searched_space": _Fact("search space", space_words),
+    "architecture": _Fact("network"),
     "genotype": _Fact("genotype", _cells),
     "genotype_digest": _Fact("genotype digest"),
     "arch_accuracy": _Fact("accuracy on the architecture half", percent, "architecture half {}"),

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 
 GENOTYPE_FILE = "genotype.json"
+MODEL_NAME_FILE = "architecture.json"
+"""In place of a genotype: the name of a library's network."""
 COST_FILE = "cost.json"
 DRAWING_FILE = "genotype.svg"
 CANDIDATES_FILE = "candidates.json"
@@ -56,12 +58,15 @@ def run(context: Context) -> Facts:
     """Write ``genotype.json``, ``cost.json`` (at the CIFAR-10 size) and ``genotype.svg``; with a
     selection step also ``candidates.json``, every candidate with its accuracies and calibrated
     losses; with a budget ``metrics.jsonl``, a row per training; with ``derive.pareto`` a front,
-    ``front.json`` and ``front.svg``.
+    ``front.json`` and ``front.svg``. With ``derive.model`` nothing but its name.
     """
     from d2nas.measure.cost import MACS_CONVENTION, count_cost
     from d2nas.nn.network import Network
 
-    given = context.config.derive.genotype
+    given, model = context.config.derive.genotype, context.config.derive.model
+    if model is not None:
+        context.work.write(MODEL_NAME_FILE, canonical_json({"model": model}))
+        return {"architecture": model, "found_by": f"given: {model}", "searched_data_digest": None}
     if given is None:
         genotype, compared = _searched(context)
     else:
@@ -373,7 +378,7 @@ def _config(config: Config) -> dict[str, Any]:
             key: value for key, value in training.items() if key not in _FINAL_TRAINING
         }
         return part
-    del part["derive"]["budget"]
+    del part["derive"]["budget"], part["derive"]["model"]
     for quantity in QUANTITIES:
         del part["derive"][f"max_{quantity}"]
     limit = config.derive_limit
@@ -390,19 +395,27 @@ def _config(config: Config) -> dict[str, Any]:
         part["retrain"] = training
     if derive.genotype is not None:
         part["derive"] = {"genotype": read_genotype(derive.genotype).to_dict()}
+    if derive.model is not None:
+        part["derive"] = {"model": derive.model}
     return part
 
 
 class _Facts(Form):
-    genotype: dict[str, Any]
-    genotype_digest: str
-    parameterless_normal: NonNegative
+    genotype: dict[str, Any] | None = None
+    genotype_digest: str | None = None
+    parameterless_normal: NonNegative | None = None
+    architecture: str | None = None
+    """A library's network, in place of a genotype."""
     found_by: str
     searched_data_digest: str | None
 
     @model_validator(mode="after")
-    def _is_a_genotype(self) -> "_Facts":
-        require_valid(Genotype.from_dict, self.genotype)
+    def _is_an_architecture(self) -> "_Facts":
+        of_cells = (self.genotype, self.genotype_digest, self.parameterless_normal)
+        if self.architecture is None:
+            require_valid(Genotype.from_dict, self.genotype)
+        if any((one is None) == (self.architecture is None) for one in of_cells):
+            raise ValueError("not one architecture, of cells or of a library")
         return self
 
 
@@ -419,6 +432,6 @@ STAGE = Stage(
     ),
     checkpoints=True,
     rows="training",
-    needs_parents=lambda config: config.derive.genotype is None,
+    needs_parents=lambda config: config.derive.given is None,
     facts=_Facts,
 )

@@ -12,6 +12,7 @@ from .retrain import PREPROCESS_FILE
 from .stage import Context, Facts, Stage, section
 
 if TYPE_CHECKING:
+    from d2nas.nn.library_network import LibraryNetwork
     from d2nas.nn.network import Network
 
 
@@ -27,17 +28,20 @@ def run(context: Context) -> Facts:
     import torch
 
     from d2nas.data.images import Normalizer
-    from d2nas.nn.network import DESCRIPTION_FILE, load_network
+    from d2nas.nn.library_network import LibraryNetwork
+    from d2nas.nn.network import DESCRIPTION_FILE, Network, load_network
     from d2nas.train.loop import memory_errors
 
+    from ..identity.check import GRAPH_KEY
+    from ..identity.graph_digest import graph_digest
     from ..onnx_io import MODEL_FILE
     from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
-    from ..onnx_io.model_file import check_model, describe
+    from ..onnx_io.model_file import check_model, describe, with_metadata
     from ..onnx_io.preparation import Preprocess
 
     retrained = context.inputs["retrain"]
     network = load_network(retrained.path)
-    if network.genotype.has_noise:
+    if isinstance(network, Network) and network.genotype.has_noise:
         raise ConfigError(
             "a genotype with noise cannot be exported: its answers are random",
             hint="search in another space, for example search.space=S3",
@@ -63,6 +67,9 @@ def run(context: Context) -> Facts:
             precision=config.precision,
             metadata=_lineage(context, network, description, preprocess),
         )
+    if isinstance(network, LibraryNetwork):
+        # Of the finished graph, which no metadata is part of.
+        data = with_metadata(data, GRAPH_KEY, graph_digest(check_model(data, what=MODEL_FILE)))
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
     facts = describe(check_model(data, what=MODEL_FILE)).to_dict()
@@ -71,18 +78,25 @@ def run(context: Context) -> Facts:
 
 def _lineage(
     context: Context,
-    network: "Network",
+    network: "Network | LibraryNetwork",
     description: Mapping[str, Any],
     preprocess: Mapping[str, Any],
 ) -> dict[str, str]:
     """Return what the file says of itself: where it came from, and how images are prepared."""
-    from d2nas.nn.network import WEIGHTS_FILE
+    from d2nas.nn.network import WEIGHTS_FILE, Network
 
-    from ..identity.check import GENOTYPE_KEY, NETWORK_KEY
+    from ..identity.check import GENOTYPE_KEY, LIBRARY_KEY, NETWORK_KEY
     from ..onnx_io.preparation import PREPROCESS_KEY, preprocess_for
 
     derived, retrained = context.inputs["derive"], context.inputs["retrain"]
     prepared = preprocess_for(context.config.export.input, preprocess)
+    if isinstance(network, Network):
+        architecture = {
+            GENOTYPE_KEY: network.genotype.to_json().strip(),
+            NETWORK_KEY: canonical_json(description).decode().strip(),
+        }
+    else:
+        architecture = {LIBRARY_KEY: network.name}
     return {
         "d2nas.version": __version__,
         **{f"d2nas.{role}": parent for role, parent in derived.manifest.parents.items()},
@@ -91,8 +105,7 @@ def _lineage(
         "d2nas.weights_sha256": retrained.manifest.files[WEIGHTS_FILE].sha256,
         "d2nas.data_digest": str(retrained.manifest.facts["data_digest"]),
         "d2nas.seed": str(retrained.manifest.seed),
-        GENOTYPE_KEY: network.genotype.to_json().strip(),
-        NETWORK_KEY: canonical_json(description).decode().strip(),
+        **architecture,
         PREPROCESS_KEY: canonical_json(prepared).decode().strip(),
     }
 

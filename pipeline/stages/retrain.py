@@ -1,8 +1,9 @@
 """Retrain: the derived network from scratch, on all images that are not test images."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from d2nas.config import RetrainConfig
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
 from d2nas.genotype import Genotype
@@ -22,16 +23,20 @@ from .stage import (
     training_settings,
 )
 
+if TYPE_CHECKING:
+    from d2nas.data.images import ImageData
+
+    from ..store import Version
+
 PREPROCESS_FILE = "preprocess.json"
 
 
 def run(context: Context) -> Facts:
     """Write the weights, what builds the network, how images are prepared, and the metrics."""
     from d2nas.data.images import preprocessing
-    from d2nas.data.sizes import stem_for
     from d2nas.files.tensors import encode_tensors
     from d2nas.measure.cost import count_cost
-    from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described, describe_network
+    from d2nas.nn.network import DESCRIPTION_FILE, WEIGHTS_FILE, build_described
     from d2nas.parallel import ALONE
     from d2nas.train.loop import memory_errors, torch_device
     from d2nas.train.machine import machine_facts
@@ -42,36 +47,28 @@ def run(context: Context) -> Facts:
     device = ranks.device(torch_device(ranks.own_name(config.retrain.device)))
     data = context.data()
     derived = context.inputs["derive"]
-    genotype = Genotype.from_json(
-        derived.read(GENOTYPE_FILE), what=f"{derived.reference}: {GENOTYPE_FILE}"
-    )
-    stem = stem_for(config.retrain.stem, data.image_size)
+    architecture = _architecture(derived)
     seed = config.run.seed if config.retrain.seed is None else config.retrain.seed
     with memory_errors(config.retrain.batch_size, device):
         retraining = Retraining(
             config.retrain,
-            genotype,
+            architecture,
             data,
             seed=seed,
             device=device,
             augmentation=config.data,
             ranks=ranks,
         )
-    description = describe_network(
-        genotype,
-        num_cells=config.retrain.num_cells,
-        init_channels=config.retrain.init_channels,
-        num_classes=len(data.class_names),
-        in_channels=data.channels,
-        stem=stem,
-    )
+    description = _describe(config.retrain, architecture, data)
     shape = (data.channels, data.image_size, data.image_size)
     cost = count_cost(build_described(description, what=DESCRIPTION_FILE), shape)
+    what = f"{config.retrain.num_cells} cells x {config.retrain.init_channels} channels"
+    if isinstance(architecture, str):
+        what = architecture + (", pretrained," if config.retrain.pretrained else "")
     context.hooks.say(
-        f"retrain {config.retrain.num_cells} cells x {config.retrain.init_channels} channels on "
-        f"{device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
+        f"retrain {what} on {device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
     )
-    _warn(context, genotype, len(data.train))
+    _warn(context, architecture, len(data.train))
     run_loop(retraining, context.hooks)
     context.work.write(WEIGHTS_FILE, encode_tensors(retraining.deployed_weights()))
     context.work.write(DESCRIPTION_FILE, canonical_json(description))
@@ -94,10 +91,42 @@ def run(context: Context) -> Facts:
     }
 
 
-def _warn(context: Context, genotype: Genotype, num_images: int) -> None:
+def _architecture(derived: "Version") -> Genotype | str:
+    """Return the genotype that was derived, or the name of a library's network."""
+    name = derived.manifest.facts.get("architecture")
+    if name is not None:
+        return str(name)
+    return Genotype.from_json(
+        derived.read(GENOTYPE_FILE), what=f"{derived.reference}: {GENOTYPE_FILE}"
+    )
+
+
+def _describe(
+    config: RetrainConfig, architecture: Genotype | str, data: "ImageData"
+) -> dict[str, Any]:
+    from d2nas.data.sizes import stem_for
+    from d2nas.nn.library_network import describe_library_network
+    from d2nas.nn.network import describe_network
+
+    num_classes, in_channels = len(data.class_names), data.channels
+    if isinstance(architecture, str):
+        return describe_library_network(
+            architecture, num_classes=num_classes, in_channels=in_channels
+        )
+    return describe_network(
+        architecture,
+        num_cells=config.num_cells,
+        init_channels=config.init_channels,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        stem=stem_for(config.stem, data.image_size),
+    )
+
+
+def _warn(context: Context, architecture: Genotype | str, num_images: int) -> None:
     """Tell what the user may not want, before it takes long."""
     config, warn = context.config.retrain, context.hooks.warn
-    if genotype.has_noise:
+    if isinstance(architecture, Genotype) and architecture.has_noise:
         warn("a cell with noise can be trained, but not exported")
     if config.batch_size > num_images:
         warn(f"retrain.batch_size: all {num_images} images are one batch")

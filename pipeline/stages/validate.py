@@ -16,12 +16,16 @@ from d2nas.config.deployment import ValidateConfig
 from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
 from d2nas.files.strict_json import canonical_json
 
+from ..store.forms import read_form
+from .retrain import PREPROCESS_FILE
 from .stage import Context, Facts, Stage, always, section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from d2nas.data.images import ImageData
+    from d2nas.nn.library_network import LibraryNetwork
+    from d2nas.nn.network import Network
 
     from ..gate.classes import ClassVerdict
     from ..gate.comparison import Limits
@@ -34,6 +38,8 @@ REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.safetensors"
 LATENCY_FILE = "latency.json"
 MISTAKES_FILE = "mistakes.svg"
+_ARCHITECTURE = ("genotype", "genotype_digest", "parameterless_normal", "architecture")
+"""Facts of a derivation that say what the network is."""
 LARGEST_SHOWN = 96
 """Side of a mistaken image in the report, in pixels."""
 
@@ -73,7 +79,8 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
 
     exported, hooks, batches = context.inputs["export"], context.hooks, config.parity_batches
     model = exported.read(MODEL_FILE)
-    identity = _check_identity(context, model)
+    network = load_network(context.inputs["retrain"].path)
+    identity = _check_identity(context, model, network)
     if identity.not_checked is not None:
         hooks.warn(f"the model is not compared with its genotype: {identity.not_checked}")
 
@@ -93,7 +100,6 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     hooks.say(f"validate on {session.device.label}: {len(data.test)} {data.evaluation} images")
     done = _counter(context)
 
-    network = load_network(context.inputs["retrain"].path)
     reference = torch_reference(network, data, session, max(batches))
     limits = _limits(config, exported.manifest.facts["precision"])
     verdict = judge(model, session, reference, limits, batches=batches, on_check_done=done)
@@ -128,9 +134,15 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     }
 
 
-def _check_identity(context: Context, model: bytes) -> "IdentityReport":
-    """Raise unless ``model`` names its parents, and is the network of the genotype derived."""
-    from ..identity.check import check_identity
+def _check_identity(
+    context: Context, model: bytes, network: "Network | LibraryNetwork"
+) -> "IdentityReport":
+    """Raise unless ``model`` names its parents, and is the network of the genotype derived, or has
+    the graph of the library's ``network``, exported anew.
+    """
+    from d2nas.nn.library_network import LibraryNetwork
+
+    from ..identity.check import LIBRARY_KEY, check_identity
     from ..onnx_io import MODEL_FILE
     from ..onnx_io.model_file import check_model, lineage
 
@@ -143,12 +155,46 @@ def _check_identity(context: Context, model: bytes) -> "IdentityReport":
                 hint="export it again: d2nas export RUN",
             )
     identity = check_identity(model)
-    if identity.genotype_digest != derived.manifest.facts["genotype_digest"]:
+    facts = derived.manifest.facts
+    if identity.genotype_digest != facts.get("genotype_digest"):
         raise ValidationFailedError(
             f"{MODEL_FILE} is another genotype's network than {derived.reference}",
             hint="export it again: d2nas export RUN",
         )
+    if isinstance(network, LibraryNetwork) and (
+        named.get(LIBRARY_KEY) != facts.get("architecture")
+        or identity.graph_sha256 != _digest_of_export(context, network)
+    ):
+        raise ValidationFailedError(
+            f"{MODEL_FILE} is not the graph of {facts.get('architecture')}, exported anew",
+            hint="export it again: d2nas export RUN",
+        )
     return identity
+
+
+def _digest_of_export(context: Context, network: "LibraryNetwork") -> str:
+    """Return the digest of the graph of ``network``, exported as the model was."""
+    from d2nas.data.images import Normalizer
+
+    from ..identity.graph_digest import graph_digest
+    from ..onnx_io import MODEL_FILE
+    from ..onnx_io.export import export_onnx
+    from ..onnx_io.model_file import check_model
+    from ..onnx_io.preparation import Preprocess
+
+    facts = context.inputs["export"].manifest.facts
+    prepared = read_form(Preprocess, context.inputs["retrain"], PREPROCESS_FILE)
+    normalizer = Normalizer(tuple(prepared.mean), tuple(prepared.std))
+    channels, height, width = facts["input_shape"]
+    data = export_onnx(
+        network,
+        input_shape=(channels, height, width),
+        opset=facts["opset"],
+        pixels=normalizer if facts["input_type"] == "uint8" else None,
+        precision=facts["precision"],
+        metadata={},
+    )
+    return graph_digest(check_model(data, what=MODEL_FILE))
 
 
 def _require_unseen(context: Context, data: "ImageData") -> None:
@@ -255,13 +301,12 @@ def _report(context: Context, data: "ImageData", session: "OnnxSession") -> dict
     from ..gate.report import REPORT_SCHEMA
 
     derived, retrained, exported = (context.inputs[r] for r in ("derive", "retrain", "export"))
+    facts = derived.manifest.facts
     return {
         "schema": REPORT_SCHEMA,
-        "genotype": derived.manifest.facts["genotype"],
-        "genotype_digest": derived.manifest.facts["genotype_digest"],
-        "parameterless_normal": derived.manifest.facts["parameterless_normal"],
-        "found_by": derived.manifest.facts["found_by"],
-        "found_on_this_data": derived.manifest.facts["searched_data_digest"] == data.digest,
+        **{key: facts[key] for key in _ARCHITECTURE if key in facts},
+        "found_by": facts["found_by"],
+        "found_on_this_data": facts["searched_data_digest"] == data.digest,
         "params": retrained.manifest.facts["params"],
         "macs": retrained.manifest.facts["macs"],
         "macs_convention": MACS_CONVENTION,

@@ -58,7 +58,7 @@ class Place:
     def arguments(self, command: str, *arguments: str) -> list[str]:
         """The command with this place's folders."""
         places = ["--store", str(self.store)]
-        if command in ("run", "validate"):
+        if command in ("run", "baseline", "validate"):
             places += ["--exported", str(self.exported)]
         return [command, *arguments, *places]
 

@@ -1,0 +1,170 @@
+"""``d2nas baseline``, and ``run --baseline``: an ordinary network by the same gate."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import onnx
+import pytest
+from library_networks import SMALL, give_small_network, small_network
+from toy import Place, expect_error
+
+from d2nas.config import build_config
+from d2nas.errors import ConfigError
+from d2nas.nn import library_network
+from pipeline.bundle.reader import open_bundle
+from pipeline.onnx_io.model_file import lineage
+from pipeline.report.baselines import baseline_row, comparison, comparison_notes, refused_row
+from pipeline.running.baselines import baseline_name, with_architecture
+
+RUN = "toy-torchvision-small-net"
+
+
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_small_network(monkeypatch)
+
+
+@pytest.fixture
+def place(quick_path: Path) -> Place:
+    return Place(quick_path)
+
+
+def test_a_library_s_network_goes_all_the_way(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = place.json(capfd, "baseline", str(place.preset), "--model", SMALL)
+    assert made["executed"] == ["derive", "retrain", "export", "validate"]
+    assert made["architecture"] == SMALL
+    assert "genotype" not in made
+    folder = place.exported / RUN
+    bundle = open_bundle(folder)
+    digest = made["identity"]["graph_sha256"]
+    said = lineage(onnx.ModelProto.FromString(bundle.model))
+    assert (said["d2nas.architecture"], said["d2nas.graph_sha256"]) == (SMALL, digest)
+    assert json.loads(bundle.files["architecture.json"]) == {"model": SMALL}
+    assert not {"genotype.json", "genotype.svg"} & bundle.files.keys()
+    for words in (bundle.files["MODEL_CARD.md"], bundle.files["report.html"]):
+        text = words.decode().replace("\\", "")
+        assert f"not searched here (given: {SMALL})" in text
+        assert f"the fixed graph of {SMALL}, no genotype" in text
+    checked = place.json(capfd, "verify", str(folder))[0]
+    assert checked["graph_sha256"] == digest
+    assert "architecture.json" in checked["checked"]
+    assert "architecture.json" in checked["checked"]
+    assert not any(
+        one["file"] == "architecture.json" for one in checked["not_checked"]
+    )
+    again = place.json(capfd, "baseline", str(place.preset), "--model", SMALL)
+    assert again["executed"] == []
+    # A graph that is not the library's is refused, also with a digest that is its own.
+    with monkeypatch.context() as other:
+        other.setattr(library_network, "_torchvision", partial(small_network, stride=1))
+        assert place.run("validate", RUN, "--set", "validate.latency_samples=11") == 3
+    told = capfd.readouterr().err
+    assert f"model.onnx is not the graph of {SMALL}, exported anew" in told
+    assert place.run("validate", RUN, "--set", "validate.latency_samples=11") == 0
+    # What stands in the bundle has to agree with the model.
+    (folder / "architecture.json").write_text('{"model":"torchvision:resnet18"}\n')
+    assert place.run("verify", str(folder)) == 4
+
+
+def test_a_run_stands_beside_its_baselines(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = str(finished.preset)
+    small = ("--set", "validate.latency_batches=[1]")
+    other = ("--baseline", "cell:DARTS_V1")
+    made = finished.json(capfd, "run", preset, *small, "--baseline", SMALL, *other)
+    networks = ["cells found by d2nas", SMALL, "cells of DARTS_V1"]
+    assert [row["network"] for row in made["baselines"]] == networks
+    assert [row["run"] for row in made["baselines"]] == ["toy", RUN, "toy-cell-darts-v1"]
+    assert len({row["data_digest"] for row in made["baselines"]}) == 1
+    folder = finished.exported / "toy"
+    page = (folder / "report.html").read_text()
+    assert "Beside baselines" in page
+    assert SMALL in page
+    checked = finished.json(capfd, "verify", str(folder))[0]
+    reasons = {one["file"]: one["reason"] for one in checked["not_checked"]}
+    assert reasons["baselines.json"] == "is of other runs, whose versions are not here"
+    assert "report.html" in checked["checked"]
+    # As a table on the terminal; nothing runs again.
+    assert finished.run("run", preset, *small, "--baseline", SMALL) == 0
+    told = capfd.readouterr()
+    assert f"\tcells found by d2nas\t{SMALL}" in told.out
+    assert "intervals overlap are not told apart" in told.out + told.err
+    # Without any, the bundle is what it was.
+    assert finished.run("run", preset, *small) == 0
+    assert not (folder / "baselines.json").exists()
+    assert "Beside baselines" not in (folder / "report.html").read_text()
+    assert finished.run("verify", str(folder)) == 0
+
+
+def test_a_baseline_that_the_gate_refuses_has_a_row_that_says_so(
+    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from d2nas.errors import ValidationFailedError
+    from pipeline.commands import execution
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValidationFailedError("too bad")
+
+    monkeypatch.setattr(execution, "run_baseline", refuse)
+    made = finished.json(capfd, "run", str(finished.preset), "--baseline", SMALL)
+    assert made["baselines"][1] == {"run": RUN, "network": SMALL, "refused": "too bad"}
+    assert f"{SMALL}: refused, too bad" in (finished.exported / "toy" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("resnet18", "must be timm:NAME or torchvision:NAME"),
+        ("cell:NOPE", "NOPE"),
+    ],
+)
+def test_a_model_that_cannot_be_meant_is_refused_before_anything_runs(
+    place: Place, capfd: pytest.CaptureFixture[str], model: str, words: str
+) -> None:
+    preset = str(place.preset)
+    assert words in expect_error(capfd, place, 2, "baseline", preset, "--model", model)
+    assert words in expect_error(capfd, place, 2, "run", preset, "--baseline", model)
+
+
+def test_a_baseline_has_the_settings_of_the_run_but_for_what_is_searched() -> None:
+    config = build_config(
+        {"search": {"max_macs": 1e6}, "retrain": {"epochs": 3}, "derive": {"candidates": 4}}
+    )
+    own = with_architecture(config, SMALL, pretrained=True)
+    assert own.derive.model == SMALL
+    assert own.derive.candidates == 1
+    assert own.retrain == config.retrain.model_copy(update={"pretrained": True})
+    assert own.derive_limit is None
+    assert with_architecture(config, "cell:DARTS_V2").derive.genotype == "DARTS_V2"
+    with pytest.raises(ConfigError, match="no published weights"):
+        with_architecture(config, "cell:DARTS_V2", pretrained=True)
+    assert baseline_name("toy", "timm:resnet18.a1_in1k", pretrained=True) == (
+        "toy-timm-resnet18-a1-in1k-pretrained"
+    )
+
+
+def test_a_comparison_says_what_cannot_be_compared() -> None:
+    report = {
+        "found_by": "d2nas",
+        "accuracy": {"onnx": 0.9, "test_images": 100},
+        "data": {"digest": "a"},
+        "device": {"label": "CPU"},
+        "latency": [{"batch": 1, "p50_ms": 1.0, "p99_ms": 2.0}],
+    }
+    own = baseline_row("run", report, "1")
+    other = baseline_row("other", report | {"data": {"digest": "b"}, "found_by": "x"}, "2")
+    refused = refused_row("third", SMALL, "too slow")
+    assert comparison([own]) is None
+    table = comparison([own, other, refused])
+    assert table is not None
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["95 % interval"] == ["82.6 to 94.5 %", "82.6 to 94.5 %", "refused"]
+    assert rows["p99 ms, batch 1"] == ["2.00", "2.00", "refused"]
+    assert comparison_notes([own, other, refused])[1:] == [
+        f"{SMALL}: refused, too slow",
+        "Of other images or on another device: cells found by x.",
+    ]

@@ -1,0 +1,98 @@
+"""Digest of a library's graph: of what is computed, not of names and weights."""
+
+from collections.abc import Callable
+from functools import cache
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from d2nas.errors import ValidationFailedError
+from d2nas.nn.library_network import LibraryNetwork
+from pipeline.identity.check import GRAPH_KEY, LIBRARY_KEY, check_identity
+from pipeline.identity.graph_digest import graph_digest
+from pipeline.onnx_io.export import export_onnx
+from pipeline.onnx_io.model_file import with_metadata
+
+NAME = "torchvision:shufflenet_v2_x0_5"
+
+
+@cache
+def exported(seed: int, num_classes: int = 5) -> bytes:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = LibraryNetwork(NAME, num_classes=num_classes, in_channels=3).eval()
+    return export_onnx(network, input_shape=(3, 32, 32), opset=18, metadata={LIBRARY_KEY: NAME})
+
+
+def model_of(seed: int = 0) -> onnx.ModelProto:
+    return onnx.ModelProto.FromString(exported(seed))
+
+
+def stride(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    next(entry for entry in node.attribute if entry.name == "strides").ints[0] = 1
+
+
+def operator(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Sigmoid"
+
+
+def connection(model: onnx.ModelProto) -> None:
+    first, second = [node for node in model.graph.node if node.op_type == "Relu"][:2]
+    second.input[0] = first.input[0]
+
+
+def shape(model: onnx.ModelProto) -> None:
+    name = next(node for node in model.graph.node if node.op_type == "Reshape").input[1]
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            values = numpy_helper.to_array(tensor).copy()
+            values[1] += 1
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def width(model: onnx.ModelProto) -> None:
+    weight = next(one for one in model.graph.initializer if len(one.dims) == 4)
+    values = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(values[:-1], weight.name))
+
+
+def test_other_weights_and_names_leave_the_digest() -> None:
+    model = model_of()
+    assert exported(0) != exported(1)
+    assert graph_digest(model) == graph_digest(model_of(1))
+    for node in model.graph.node:
+        node.name = f"other_{node.name}"
+        for values in (node.input, node.output):
+            for place, value in enumerate(values):
+                values[place] = f"x_{value}" if value not in ("", "images", "logits") else value
+    for tensor in model.graph.initializer:
+        tensor.name = f"x_{tensor.name}"
+    assert graph_digest(model) == graph_digest(model_of())
+
+
+@pytest.mark.parametrize("change", [stride, operator, connection, shape, width])
+def test_another_graph_has_another_digest(change: Callable[[onnx.ModelProto], None]) -> None:
+    model = model_of()
+    change(model)
+    assert graph_digest(model) != graph_digest(model_of())
+
+
+def test_another_number_of_classes_is_another_graph() -> None:
+    other = onnx.ModelProto.FromString(exported(0, num_classes=6))
+    assert graph_digest(other) != graph_digest(model_of())
+
+
+def test_a_model_must_have_the_digest_that_it_says() -> None:
+    stamped = with_metadata(exported(0), GRAPH_KEY, graph_digest(model_of()))
+    report = check_identity(stamped)
+    assert report.to_dict()["graph_sha256"] == graph_digest(model_of())
+    assert report.genotype_digest is None
+    changed = onnx.ModelProto.FromString(stamped)
+    operator(changed)
+    with pytest.raises(ValidationFailedError, match="is not that of torchvision:shufflenet"):
+        check_identity(changed)
+    with pytest.raises(ValidationFailedError):
+        check_identity(exported(0))
