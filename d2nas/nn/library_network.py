@@ -7,10 +7,9 @@ A network is what its library builds, with a classifier of the number of classes
 convolution of the number of channels. Whether it takes images of a size, ``check_takes`` says.
 """
 
-import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config.section import LIBRARY_NETWORK
 from ..errors import ConfigError, DamagedArtifactError, brief_reason
+from ..randomness import globally_seeded
 
 _SIZES = ("num_classes", "in_channels")
 
@@ -48,20 +48,13 @@ class LibraryNetwork(nn.Module):
 
     def forward(self, x: Tensor, *, drop_path: Any = None) -> Tensor:
         """Return logits (N, classes) of (N, in_channels, H, W), normalised."""
-        with self._own_randomness(x.device):
-            logits: Tensor = self.body(x)
-        return logits
-
-    @contextlib.contextmanager
-    def _own_randomness(self, device: torch.device) -> Iterator[None]:
         if not self.training or self.generator is None:
-            yield
-            return
+            logits: Tensor = self.body(x)
+            return logits
         seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(seed))
-            yield
+        with globally_seeded(int(seed), x.device):
+            logits = self.body(x)
+        return logits
 
     def drop_factors(self, *_: Any) -> None:
         """Return None: there is no drop-path to draw."""

@@ -35,7 +35,7 @@ from ..nn.network import DropPath, Network, auxiliary_fits
 from ..nn.operations import Draws, initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
-from ..randomness import derive_seed, generator
+from ..randomness import derive_seed, generator, globally_seeded
 from .class_weights import class_weights
 from .loop import FiniteCheck, Loop, adamw, sgd, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
@@ -312,10 +312,8 @@ def _new_network(
     config: RetrainConfig, architecture: Genotype | str, data: ImageData, seed: int
 ) -> Network | LibraryNetwork:
     """Return the network with its first weights, which the seed decides."""
-    with torch.random.fork_rng(devices=[]):
+    with globally_seeded(derive_seed(seed, "network-weights"), torch.device("cpu")):
         if isinstance(architecture, str):
-            # A library draws from PyTorch's own generator.
-            torch.manual_seed(derive_seed(seed, "network-weights"))
             return LibraryNetwork(
                 architecture,
                 num_classes=len(data.class_names),

@@ -47,6 +47,7 @@ def baseline_command(
     By the same data, splits, recipe, gate and bundle as a run of the preset, without a search.
     """
     from ..bundle.writing import check_place
+    from ..preflight.given_architecture import check_given
     from ..presets import run_name
     from ..running.baselines import baseline_name, with_architecture
     from .configuration import configure, tell_unread
@@ -64,5 +65,6 @@ def baseline_command(
     tell_unread(config, settings, data_root)
     own = baseline_name(run_name(preset), model, pretrained=pretrained)
     run = own if name is None else name
+    check_given(config)
     check_place(exported, run)
     publish(run_baseline(run, config, store, fresh=fresh), exported, as_json=as_json)

@@ -161,12 +161,13 @@ def run_all(
     that is too slow is refused.
     """
     from ..bundle.writing import check_place
+    from ..preflight.given_architecture import check_given
     from ..running.baselines import baseline_name, with_architecture
     from .execution import measured_baselines, publish
 
     check_place(exported, run)
     for model in baselines:  # before what takes long
-        with_architecture(config, model)
+        check_given(with_architecture(config, model))
         check_place(exported, baseline_name(run, model))
     result = bring_up_to_date(run, config, store, fresh=fresh, fits=fits)
     rows = measured_baselines(run, config, baselines, store, exported, fresh=fresh)

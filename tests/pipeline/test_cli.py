@@ -14,7 +14,7 @@ from d2nas.errors import ConfigError
 from pipeline.cli import app, run
 from pipeline.commands import run as commands
 
-COMMANDS = ["run", "search", "derive", "retrain", "export", "validate"]
+COMMANDS = ["run", "baseline", "search", "derive", "retrain", "export", "validate"]
 COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
 COMMANDS += ["serve", "bench", "latency", "presets", "config"]
 SUBCOMMANDS = {
@@ -22,7 +22,7 @@ SUBCOMMANDS = {
     "bench": ("memory", "profile"),
     "latency": ("measure", "show", "predict", "check"),
 }
-MAX_OPTIONS = 11
+MAX_OPTIONS = 13
 
 
 def test_the_commands_and_their_options_are_these() -> None:

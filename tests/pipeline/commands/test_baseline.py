@@ -52,9 +52,7 @@ def test_a_library_s_network_goes_all_the_way(
     assert checked["graph_sha256"] == digest
     assert "architecture.json" in checked["checked"]
     assert "architecture.json" in checked["checked"]
-    assert not any(
-        one["file"] == "architecture.json" for one in checked["not_checked"]
-    )
+    assert not any(one["file"] == "architecture.json" for one in checked["not_checked"])
     again = place.json(capfd, "baseline", str(place.preset), "--model", SMALL)
     assert again["executed"] == []
     # A graph that is not the library's is refused, also with a digest that is its own.
@@ -120,11 +118,14 @@ def test_a_baseline_that_the_gate_refuses_has_a_row_that_says_so(
     [
         ("resnet18", "must be timm:NAME or torchvision:NAME"),
         ("cell:NOPE", "NOPE"),
+        ("timm:resnet18x", "timm has no network resnet18x"),
     ],
 )
 def test_a_model_that_cannot_be_meant_is_refused_before_anything_runs(
     place: Place, capfd: pytest.CaptureFixture[str], model: str, words: str
 ) -> None:
+    if model.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is an extra: d2nas[timm]")
     preset = str(place.preset)
     assert words in expect_error(capfd, place, 2, "baseline", preset, "--model", model)
     assert words in expect_error(capfd, place, 2, "run", preset, "--baseline", model)
@@ -132,11 +133,16 @@ def test_a_model_that_cannot_be_meant_is_refused_before_anything_runs(
 
 def test_a_baseline_has_the_settings_of_the_run_but_for_what_is_searched() -> None:
     config = build_config(
-        {"search": {"max_macs": 1e6}, "retrain": {"epochs": 3}, "derive": {"candidates": 4}}
+        {
+            "search": {"max_macs": 1e6},
+            "retrain": {"epochs": 3},
+            "derive": {"pareto": 4},
+            "run": {"latency_table": "t"},
+        }
     )
     own = with_architecture(config, SMALL, pretrained=True)
     assert own.derive.model == SMALL
-    assert own.derive.candidates == 1
+    assert own.derive.pareto is None
     assert own.retrain == config.retrain.model_copy(update={"pretrained": True})
     assert own.derive_limit is None
     assert with_architecture(config, "cell:DARTS_V2").derive.genotype == "DARTS_V2"
@@ -168,3 +174,13 @@ def test_a_comparison_says_what_cannot_be_compared() -> None:
         f"{SMALL}: refused, too slow",
         "Of other images or on another device: cells found by x.",
     ]
+
+
+def test_a_size_that_a_network_does_not_take_is_told_before_the_search(
+    place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # torchvision's own networks
+    told = expect_error(
+        capfd, place, 2, "run", str(place.preset), "--baseline", "torchvision:alexnet"
+    )
+    assert "torchvision:alexnet does not take images of 8 x 8 pixels" in told

@@ -50,7 +50,7 @@ def test_a_model_of_another_genotype_ends_in_exit_3_and_leaves_no_version(
     from pipeline.stages import validate
 
     monkeypatch.setattr(
-        validate, "_check_identity", lambda context, model: identity.IdentityReport("", 4, 1, 1)
+        validate, "_check_identity", lambda *_: identity.IdentityReport("", 4, 1, 1)
     )
     assert finished.run("validate", "toy/export@v2") == 0
 
