@@ -262,10 +262,10 @@ def _check_agreement(bundle: Bundle, config: str, named: Mapping[str, str]) -> N
         and f"dims: [ {description.num_classes} ]" in config
         and f"kind: KIND_{'GPU' if device == 'cuda' else 'CPU'}" in config
         and bundle.max_batch == max(row["batch"] for row in bundle.report["parity"]["batches"]),
-        **_architecture(bundle, named),
         "report.json": _reports(
             bundle.report, bundle.number, named, description, folder / str(bundle.number)
         ),
+        **_architecture(bundle, named),
         "golden.safetensors": _golden_fits(bundle.golden, bundle.golden_png, description),
     }
     for name, agrees in agreements.items():
