@@ -184,7 +184,7 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no name": (replace_text("config.pbtxt", 'name: "toy"', ""), "does not say the model's name"),
     "another genotype": (
         lambda b: swap_operation(b / "genotype.json"),
-        "report.json: contradicts",
+        "genotype.json: contradicts",
     ),
     "an empty genotype": (
         lambda b: (b / "genotype.json").write_bytes(b"{}"),
