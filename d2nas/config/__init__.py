@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -26,6 +26,7 @@ from .section import (
     Count,
     Decay,
     Device,
+    Distance,
     Epochs,
     EpochsOrNone,
     FrontPoints,
@@ -420,6 +421,15 @@ class DeriveConfig(Section):
         return self.candidates > 1 or self.budget is not None
 
 
+_DISTILLATION = "CRD's code (arXiv 1910.10699), for distillation alone"
+_Number = TypeVar("_Number")
+ByChannel = Annotated[tuple[_Number, ...], Field(min_length=1, max_length=3, strict=False)]
+
+
+TEACHER_FIELDS = ("teacher_temperature", "teacher_weight", "teacher_mean", "teacher_std")
+"""Keys of ``retrain.*`` that say how ``retrain.teacher`` is used."""
+
+
 class RetrainConfig(Section):
     """Full training of the derived network. Defaults: DARTS's CIFAR-10 recipe."""
 
@@ -477,6 +487,23 @@ class RetrainConfig(Section):
     cutmix: Annotated[float, Field(ge=0.0, le=10.0), Source("DARTS's code: none")] = 0.0
     """Rectangles are exchanged, of areas of Beta(cutmix, cutmix); 0: never. Where mixup is above 0,
     too, a coin decides."""
+    teacher: Annotated[Text | None, Source("DARTS's code: none")] = None
+    """A trained classifier whose answers are learned besides the labels: the path of an ONNX file
+    or of a bundle, timm:NAME or timm:NAME@FILE.safetensors. Not part of any artifact (its content's
+    digest is)."""
+    teacher_temperature: Annotated[Temperature, Source(_DISTILLATION)] = 4.0
+    """Divides the logits of both (Hinton et al., arXiv 1503.02531); the teacher's part of the loss
+    is its square times the KL divergence from the teacher's probabilities."""
+    teacher_weight: Annotated[Rate, Source(_DISTILLATION)] = 0.9
+    """Share of the teacher's part in the loss; the labels' part has the rest."""
+    teacher_mean: Annotated[
+        ByChannel[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]] | None,
+        Source("the teacher's own"),
+    ] = None
+    """What is subtracted from each channel of the teacher's images, whose values are 0 to 1. None:
+    what a model of d2nas or timm says; any other file of prepared images needs it."""
+    teacher_std: Annotated[ByChannel[Distance] | None, Source("the teacher's own")] = None
+    """What they are then divided by; a mean of 0 and 0.00392157 (1/255) give values 0 to 255."""
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"], Source("DARTS's code")
     ] = "fp32"
@@ -497,6 +524,11 @@ class RetrainConfig(Section):
             raise ValueError("retrain.nesterov needs a retrain.momentum above 0")
         if self.lr_schedule == "linear" and self.lr_min:
             raise ValueError("retrain.lr_schedule=linear ends at 0: retrain.lr_min must be 0")
+        mean, std = self.teacher_mean or (), self.teacher_std or ()
+        if len(mean) != len(std):
+            raise ValueError(
+                "retrain.teacher_mean and retrain.teacher_std must have a number for each channel"
+            )
         if self.auxiliary is True and (self.num_cells == 1 or self.batch_size == 1):
             what = "num_cells" if self.num_cells == 1 else "batch_size"
             raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")

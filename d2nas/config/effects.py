@@ -4,7 +4,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import one_line
-from . import OF_CELLS, UNREAD_BY_DEFAULT, Config, RetrainConfig, SearchConfig, other_method
+from . import (
+    OF_CELLS,
+    TEACHER_FIELDS,
+    UNREAD_BY_DEFAULT,
+    Config,
+    RetrainConfig,
+    SearchConfig,
+    other_method,
+)
 from .registry import data_sets
 
 _GIVEN = object()
@@ -38,6 +46,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "derive.candidates": {1: ("derive.rank_by", "derive.rank_epochs", "derive.temperature")},
     "derive.rank_by": {"supernet": ("derive.rank_epochs",)},
     "retrain.optimizer": {"adamw": ("retrain.momentum", "retrain.nesterov")},
+    "retrain.teacher": {None: tuple(f"retrain.{field}" for field in TEACHER_FIELDS)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
 }
 """Key to its values, each with the keys that are not read where it holds; or to a function that
@@ -63,7 +72,8 @@ def without_effect(
         if choice == "derive.candidates" and config.derive.pareto is not None:
             names = [name for name in names if name not in _READ_BY_A_FRONT]
         ineffective.update(names)
-        _take(asked, names, f"{choice}={one_line(str(value), 80)}", found)
+        words = "none" if value is None else one_line(str(value), 80)
+        _take(asked, names, f"{choice}={words}", found)
     if not config.needs_table:
         _take(asked, ("run.latency_table",), "no limit on latency", found)
     if streams is False:

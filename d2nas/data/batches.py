@@ -118,6 +118,15 @@ class Batches:
         self.stalled: Callable[[float], None] = lambda _seconds: None
         """Called now and then while a batch is waited for, with the seconds so far; may raise."""
 
+    @property
+    def augments(self) -> bool:
+        """Whether an image of a batch may differ from the one in the set."""
+        given = self.augmentation
+        shifts = shift_pixels(given.crop_padding, self._image_shape()[-1]) > 0
+        decoded = given.crop == "resized" or given.color_jitter > 0.0
+        changed = self.cutout_size > 0 or self.trivial or self.erasing > 0.0
+        return shifts or given.flip or decoded or changed
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the normalised images (N, C, H, W), channels-last, and the labels (N,): this
         rank's part of the step's batch.

@@ -117,8 +117,11 @@ def rank_by_training(
 
 
 def short_recipe(config: RetrainConfig, epochs: int) -> RetrainConfig:
-    """Return the settings of a training of so many epochs that is like a longer one's."""
-    short = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
+    """Return the settings of a training of so many epochs that is like a longer one's, but for the
+    teacher: cells are told apart without one.
+    """
+    warmup = min(config.warmup_epochs, epochs - 1)
+    short = {"epochs": epochs, "warmup_epochs": warmup, "teacher": None}
     return config.model_copy(update=short)
 
 

@@ -37,6 +37,7 @@ from ..nn.units import keep_everything
 from ..parallel import ALONE, Ranks
 from ..randomness import derive_seed, generator, globally_seeded
 from .class_weights import class_weights
+from .distillation import Answers, Teacher, soft_losses
 from .loop import FiniteCheck, Loop, adamw, sgd, step_if_finite, to_device, torch_device
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
@@ -75,11 +76,13 @@ def retrain(
     *,
     seed: int = 0,
     augmentation: DataConfig | None = None,
+    teacher: Teacher | None = None,
     on_epoch: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Network:
     """Train the network of a genotype from scratch; return it on the CPU, ready to evaluate.
 
-    ``config`` names depth, width, device and length; its defaults are the paper's. ``on_epoch`` is
+    ``config`` names depth, width, device and length; its defaults are the paper's. ``teacher``
+    gives logits to learn from besides the labels (``train.distillation.Teacher``). ``on_epoch`` is
     called with the row of each finished epoch. Raises ``ConfigError`` for settings that do not fit
     the data, ``NonFiniteError``, ``OutOfMemoryError``.
     """
@@ -91,6 +94,7 @@ def retrain(
         seed=seed,
         device=torch_device(config.device),
         augmentation=augmentation or DataConfig(),
+        teacher=teacher,
     )
     for report in retraining.run():
         if on_epoch is not None and report.metrics is not None:
@@ -108,11 +112,11 @@ def retrain(
 
 
 class Retraining(Loop):
-    """A retraining in progress: network, optimizer and data.
+    """A retraining in progress: network, optimizer and data, and a teacher where there is one.
 
     ``architecture`` is a genotype, or the name of a library's network (``LibraryNetwork``), to
     which the settings of cells do not apply. Raises ``ConfigError`` where the auxiliary head does
-    not fit the image size.
+    not fit the image size, and for a ``config.teacher`` that was not opened.
     """
 
     network: Network | LibraryNetwork
@@ -129,6 +133,7 @@ class Retraining(Loop):
         seed: int,
         device: torch.device,
         augmentation: DataConfig,
+        teacher: Teacher | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         if isinstance(architecture, Genotype):
@@ -136,6 +141,11 @@ class Retraining(Loop):
         else:
             shape = (data.channels, data.image_size, data.image_size)
             check_takes(architecture, shape, len(data.class_names))
+        if config.teacher is not None and teacher is None:
+            raise ConfigError(
+                "retrain.teacher is opened by d2nas run and d2nas retrain",
+                hint="give the function that answers as teacher, and leave the key out",
+            )
         if ranks.size > 1 and config.mixes:
             raise ConfigError(
                 "retrain.mixup and retrain.cutmix are for one process: each would mix with its own "
@@ -172,6 +182,10 @@ class Retraining(Loop):
         self.watch = FiniteCheck(device)
         weights_C = class_weights(config.class_weights, [*data.class_counts().values()])
         self.class_weights = None if weights_C is None else weights_C.to(device)
+        self.answers = None
+        if teacher is not None:
+            num_classes = len(data.class_names)
+            self.answers = Answers(teacher, self.batches, num_classes, mixes=config.mixes)
         self.optimizer = self._optimizer()
         self.average = None if config.ema is None else WeightAverage(self.network, config.ema)
         self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
@@ -389,23 +403,34 @@ def _forward(
         mixed = mix(images, mixup=config.mixup, cutmix=config.cutmix, generator=draws)
         images = channels_last(mixed.images)
         labels_of = [(mixed.share, labels), (1.0 - mixed.share, labels[mixed.partners])]
+    answers = None if retraining.answers is None else retraining.answers.of(step, images)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = retraining.model(images, drop_path=factors)
     logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-    loss = total = _loss(retraining, logits, labels_of)
+    loss = total = _loss(retraining, logits, labels_of, answers)
     if auxiliary is not None:
-        total = loss + config.auxiliary_weight * _loss(retraining, auxiliary, labels_of)
+        total = loss + config.auxiliary_weight * _loss(retraining, auxiliary, labels_of, answers)
     return loss, total, (logits.detach().argmax(dim=1) == labels).double().mean()
 
 
 def _loss(
-    retraining: Retraining, logits: Tensor, labels_of: Sequence[tuple[float, Tensor]]
+    retraining: Retraining,
+    logits: Tensor,
+    labels_of: Sequence[tuple[float, Tensor]],
+    answers: Tensor | None,
 ) -> Tensor:
     """Return the mean cross-entropy in float32, smoothed and weighed as configured, of each image's
-    classes by their shares.
+    classes by their shares; with a teacher's ``answers`` its part of the loss is theirs.
     """
     parts = [share * _cross_entropy(retraining, logits, labels) for share, labels in labels_of]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+    hard = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+    if answers is None:
+        return hard
+    weight, weights_C = retraining.config.teacher_weight, retraining.class_weights
+    soft_N = soft_losses(logits.float(), answers, retraining.config.teacher_temperature)
+    if weights_C is not None:  # an image weighs the same in both parts
+        soft_N = soft_N * torch.stack([share * weights_C[own] for share, own in labels_of]).sum(0)
+    return (1.0 - weight) * hard + weight * soft_N.mean()
 
 
 def _cross_entropy(retraining: Retraining, logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from d2nas.errors import DamagedArtifactError
 
-from ..onnx_io import MODEL_FILE
+from ..onnx_io import MODEL_FILE, served_model
 from ..store.fsio import storage_error
 
-CHECKSUMS = "SHA256SUMS"
+CHECKSUMS = served_model.CHECKSUMS
 FILES = (
     "MODEL_CARD.md",
     "config.pbtxt",

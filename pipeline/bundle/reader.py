@@ -29,6 +29,7 @@ from ..identity.check import GRAPH_KEY, LIBRARY_KEY
 from ..onnx_io import MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from ..onnx_io.preparation import PREPROCESS_KEY
+from ..onnx_io.served_model import SERVED_VERSION
 from ..store.fsio import storage_error
 from ..store.manifest import problem_of
 from .checksums import (
@@ -54,7 +55,6 @@ _CONFIG_FIELDS = frozenset((
 ))
 # fmt: on
 _GOLDEN_PAIRS = (("images", "logits"), ("picture", "picture_logits"))
-_VERSIONS = r"versions: \[ ([1-9][0-9]{0,8}) \]"
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_BUNDLE_BYTES = 4 * 2**30
 
@@ -113,7 +113,7 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     of_versions = {path: own for path in sums if (own := version_file(path)) is not None}
     numbers = {number for number, _ in of_versions.values()}
     files = {path: _read(folder, path, sums[path]) for path in sums.keys() - of_versions.keys()}
-    number = _number(folder, _text(folder, files, "config.pbtxt"), _VERSIONS)
+    number = _number(folder, _text(folder, files, "config.pbtxt"), SERVED_VERSION)
     served = f"{number}/{MODEL_FILE}"
     if served not in sums:
         raise damaged(folder, "config.pbtxt", f"serves version {number}, which is not there")

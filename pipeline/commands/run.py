@@ -212,8 +212,8 @@ def _run_within_budget(
 
 
 def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
-    """Before what takes long: is there the device that validates, does it run the operations, and
-    can a cell keep the limit on latency or size?
+    """Before what takes long: is there the device that validates, does it run the operations, can a
+    cell keep the limit on latency or size, and does the teacher suit the images?
     """
     if stage in ("search", "derive"):
         _say_limit(config, runner.display)
@@ -223,6 +223,13 @@ def _check_device(runner: "Runner", stage: str, config: "Config") -> None:
             changed = drift_warning(config)
             if changed is not None:
                 runner.display.warn(changed)
+    if stage in ("search", "derive") and config.retrain.teacher is not None:
+        from d2nas.train.loop import torch_device
+
+        from ..teacher.opening import open_teacher
+
+        images, device = runner.images(config), torch_device(config.retrain.device)
+        runner.display.say(str(open_teacher(config.retrain, images, device)))
     if stage not in ("export", "validate") and config.validate_.device != "cpu":
         from ..preflight.operator_support import check_device
 

@@ -118,6 +118,24 @@ def check_model(data: bytes, *, what: str) -> onnx.ModelProto:
     return model
 
 
+def check_whole(data: bytes, *, what: str) -> None:
+    """Raise ``DamagedArtifactError`` unless ``data`` is an ONNX model with all weights inside.
+
+    For models that others wrote, of any operators and any interface: what of them can be run is for
+    the runtime to say. Files that they name are not opened.
+    """
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+        if not model.HasField("graph"):
+            raise _RefusalError("not an ONNX file")
+        _check_external_data(model)
+    except _RefusalError as refusal:
+        raise DamagedArtifactError(f"{what}: {refusal}") from None
+    except DecodeError:
+        raise DamagedArtifactError(f"{what}: not an ONNX file") from None
+
+
 def lineage(model: onnx.ModelProto) -> dict[str, str]:
     """Return the ``d2nas.*`` metadata of ``model``, sorted by key."""
     pairs = {entry.key: entry.value for entry in model.metadata_props}

@@ -36,6 +36,7 @@ EXTRAS = {
     "serve": "d2nas serve",
     "tensorboard": "its event files",
     "nvml": "clocks and temperature of a GPU beside its latencies",
+    "timm": "its networks, as baselines or teachers",
 }
 """Purposes of what may be absent, by the extra that brings it."""
 

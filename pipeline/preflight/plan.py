@@ -283,7 +283,7 @@ class _Estimates:
         made: list[Retraining] = []
 
         def stepper(batch: int) -> Callable[[int], None]:
-            small = config.model_copy(update={"batch_size": batch})
+            small = config.model_copy(update={"batch_size": batch, "teacher": None})
             retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
             retraining.network.train()
             made.append(retraining)
@@ -300,12 +300,13 @@ class _Estimates:
         self._step = timing.of(config.batch_size)
         steps = self._retrain_steps(self._config)
         weights = sum(parameter.numel() for parameter in retraining.network.parameters())
+        teacher = "" if config.teacher is None else ", without the teacher's answers"
         return {
             "steps": steps,
             **_times(self._step * steps),
             "peak_bytes": self._peak_of_network(config.batch_size, stem) + 12 * weights,
             "disk_bytes": bytes_to_write(retraining),
-            "note": f"timed with DARTS_V2 and {timing.words}",
+            "note": f"timed with DARTS_V2 and {timing.words}{teacher}",
         }
 
     def _retrain_steps(self, config: Config) -> int:

@@ -262,6 +262,7 @@ class Facts:
             ("weights", f"{self._weights}; none was chosen by these images"),
             ("training", self._training),
             ("beside DARTS's recipe", ", ".join(self._options) or None),
+            ("teacher", self._teacher),
             ("protocol", protocol),
             ("floor", required or None),
             ("resolution", f"one image is {100 / number:.2g} points" if number else None),
@@ -289,6 +290,20 @@ class Facts:
             *(f"{key} {found[key]}" for key, none in plain.items() if found.get(key, none) != none),
             *told,
         ]
+
+    @property
+    def _teacher(self) -> Word | None:
+        """The model whose answers were learned besides the labels."""
+        found = self.made("retrain", "facts", "teacher")
+        if not isinstance(found, Mapping):
+            return None
+        told = (
+            f": {percent(found.get('accuracy'))} of {count(found.get('images'))} training images; "
+            f"weight {found.get('weight')}, temperature {found.get('temperature')}; takes "
+            f"{found.get('input')}, gives {found.get('answers')}; classes {found.get('classes')}; "
+            f"SHA-256 {str(found.get('digest'))[:12]}"
+        )
+        return Marked(str(found.get("name")), "name", told)
 
     @property
     def _training(self) -> str | None:

@@ -97,6 +97,7 @@ _FACTS: Mapping[str, _Fact] = {
     "parameterless_normal": _Fact("parameterless", parameterless, "parameterless {}"),
     "op_entropy": _Fact("entropy of operations", _nats),
     "edge_entropy": _Fact("entropy of edges", _nats),
+    "teacher": _Fact("teacher"),
     "train_accuracy": _Fact("accuracy while training", percent, "training accuracy {}"),
     "params": _Fact("parameters", count, "{} parameters"),
     "macs": _Fact("multiply-adds", count),

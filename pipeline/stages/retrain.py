@@ -3,13 +3,14 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from d2nas.config import RetrainConfig
+from d2nas.config import Config, RetrainConfig
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
 from d2nas.genotype import Genotype
 
 from ..report.training_curves import RETRAIN_PANELS, draw_curves
 from ..store.forms import Form
+from ..teacher.source import teacher_key
 from .derive import GENOTYPE_FILE
 from .search import CURVES_FILE
 from .stage import (
@@ -42,6 +43,8 @@ def run(context: Context) -> Facts:
     from d2nas.train.machine import machine_facts
     from d2nas.train.retrain import Retraining
 
+    from ..teacher.opening import open_teacher
+
     config = context.config
     ranks = context.ranks or ALONE
     device = ranks.device(torch_device(ranks.own_name(config.retrain.device)))
@@ -50,6 +53,10 @@ def run(context: Context) -> Facts:
     architecture = _architecture(derived)
     seed = config.run.seed if config.retrain.seed is None else config.retrain.seed
     with memory_errors(config.retrain.batch_size, device):
+        teacher = None
+        if config.retrain.teacher is not None:
+            teacher = open_teacher(config.retrain, data, device)
+            context.hooks.say(str(teacher))
         retraining = Retraining(
             config.retrain,
             architecture,
@@ -57,6 +64,7 @@ def run(context: Context) -> Facts:
             seed=seed,
             device=device,
             augmentation=config.data,
+            teacher=None if teacher is None else teacher.answer,
             ranks=ranks,
         )
     description = _describe(config.retrain, architecture, data)
@@ -88,6 +96,7 @@ def run(context: Context) -> Facts:
         "train_accuracy": retraining.metrics[-1]["accuracy"],
         "params": cost.params,
         "macs": cost.macs,
+        **({} if teacher is None else {"teacher": teacher.facts}),
     }
 
 
@@ -134,6 +143,17 @@ def _warn(context: Context, architecture: Genotype | str, num_images: int) -> No
         warn("retrain.warmup_epochs leaves no epoch at the full learning rate")
 
 
+def _config(config: Config) -> dict[str, Any]:
+    """Return the settings; a teacher is what its file holds, not the path of that.
+
+    Keys are as before there were teachers where there is none.
+    """
+    part: dict[str, Any] = {"retrain": training_settings(config)}
+    if config.retrain.teacher is not None:
+        part["teacher"] = teacher_key(config.retrain)
+    return part
+
+
 class _Facts(Form):
     data_digest: str
     params: NonNegative
@@ -150,7 +170,7 @@ STAGE = Stage(
     parents=("derive",),
     code_schema=6,
     run=run,
-    own_config=lambda config: {"retrain": training_settings(config)},
+    own_config=_config,
     reads_data=always,
     checkpoints=True,
     parallel=True,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from d2nas.config import OF_CELLS, Config, RetrainConfig
+from d2nas.config import OF_CELLS, TEACHER_FIELDS, Config, RetrainConfig
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json, digest
 
@@ -117,12 +117,14 @@ LATER_SETTINGS = (
 def training_settings(config: Config) -> dict[str, Any]:
     """Return the settings of a training alone; as before there were ``LATER_SETTINGS``, where they
     change nothing, so that what was trained before is found. Of a library's network what is of
-    cells alone is left out.
+    cells alone is left out; so is the teacher, which only the final training has.
     """
     settings: dict[str, Any] = config.to_dict()["retrain"]
     if config.derive.model is not None:
         for key in OF_CELLS:
             del settings[key]
+    for key in ("teacher", *TEACHER_FIELDS):
+        del settings[key]
     for key in LATER_SETTINGS:
         if getattr(config.retrain, key) == RetrainConfig.model_fields[key].default:
             del settings[key]

@@ -33,6 +33,11 @@ def hint_of(found: "subprocess.CompletedProcess[str]") -> str:
         ("google", ("doctor", "--space", "S0"), "d2nas needs protobuf>="),
         ("rich", ("ls",), "d2nas needs rich>="),
         ("pydantic", ("ls",), "d2nas needs pydantic>="),
+        (
+            "timm",
+            ("run", "quickstart", "--set", "retrain.teacher=timm:resnet18"),
+            "pip install '.[timm]' in the clone",
+        ),
         ("starlette", ("serve", "nowhere"), "pip install '.[serve]' in the clone"),
     ],
 )

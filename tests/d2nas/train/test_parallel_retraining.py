@@ -12,6 +12,7 @@ from torch import Tensor
 from d2nas.errors import LostRankError
 from d2nas.genotype import Genotype
 from d2nas.parallel import ALONE, Ranks, lost_ranks
+from d2nas.train.distillation import Teacher
 from d2nas.train.retrain import Retraining
 
 # What R-DARTS's S4 finds, and worse: the normal cell's first input is read by noise alone.
@@ -30,8 +31,17 @@ GENOTYPES = {"noisy": NOISY, "unread": UNREAD, "usual": Genotype.published("DART
 STEPS = 6
 
 
+def by_brightness(images: Tensor) -> Tensor:
+    """A teacher's answers."""
+    return images.mean((1, 2, 3))[:, None] * torch.arange(4.0)
+
+
 def retraining_of(
-    genotype: str, *settings: str, ranks: Ranks = ALONE, size: int = SIZE
+    genotype: str,
+    *settings: str,
+    ranks: Ranks = ALONE,
+    size: int = SIZE,
+    teacher: Teacher | None = None,
 ) -> Retraining:
     """Six steps of 12 images each."""
     sizes = ("num_cells=3", "init_channels=4", "batch_size=12", "epochs=3", "auxiliary=false")
@@ -45,6 +55,7 @@ def retraining_of(
         seed=0,
         device=CPU,
         augmentation=config.data,
+        teacher=teacher,
         ranks=ranks,
     )
 
@@ -60,6 +71,7 @@ def train_here(ranks: Ranks, folder: str) -> None:
     trainings = {genotype: retraining_of(genotype, ranks=ranks) for genotype in GENOTYPES}
     # The head's batch norm is PyTorch's own.
     trainings["headed"] = retraining_of("usual", "auxiliary=true", ranks=ranks, size=32)
+    trainings["taught"] = retraining_of("usual", ranks=ranks, teacher=by_brightness)
     for genotype, retraining in trainings.items():
         frozen = sum(not weight.requires_grad for weight in retraining.weights)
         told |= {f"{genotype}.{name}": value for name, value in finished(retraining).items()}
@@ -92,9 +104,12 @@ def test_weights_that_learn_nothing_hold_nobody_up(fork_server: ForkServer, tmp_
     first, second = on_processes(
         2, "test_parallel_retraining.train_here", tmp_path, fork_server=fork_server
     )
-    for genotype in ("usual", "headed"):
+    for genotype in ("usual", "headed", "taught"):
         assert int(first[f"{genotype}.frozen"]) == 0
-    assert torch.equal(first["headed.sums"], second["headed.sums"])
+        assert torch.equal(first[f"{genotype}.sums"], second[f"{genotype}.sums"])
+    weight = "network.classifier.weight"
+    assert torch.equal(first[f"taught.{weight}"], second[f"taught.{weight}"])
+    assert not torch.equal(first[f"taught.{weight}"], first[f"usual.{weight}"])
     for genotype in ("noisy", "unread"):
         assert int(first[f"{genotype}.frozen"]) > 0
         assert torch.equal(first[f"{genotype}.sums"], second[f"{genotype}.sums"])
