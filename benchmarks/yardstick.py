@@ -36,6 +36,7 @@ from .rows import append_row, own_part, rows_of
 
 if TYPE_CHECKING:
     from d2nas.data.images import ImageData
+    from d2nas.nn.network import Network
 
 HERE = Path(__file__).parent
 ROWS_FILE = HERE / "yardstick.jsonl"
@@ -161,23 +162,39 @@ def train_all(
 
 def training_of(config: Config, data: "ImageData", cell: Cell, seed: int) -> dict[str, Any]:
     """Train a cell; return its row."""
+    return trained(config, data, cell, seed)[1]
+
+
+def trained(
+    config: Config, data: "ImageData", cell: Cell, seed: int
+) -> "tuple[Network, dict[str, Any]]":
+    """Train a cell; return its network, in evaluation mode, and its row."""
     import torch
 
     from d2nas.data.images import Normalizer
     from d2nas.measure.calibration import calibrated_loss
     from d2nas.train.loop import accuracy, predict
     from d2nas.train.retrain import Retraining
+    from pipeline.teacher.opening import open_teacher
 
-    device, began = torch.device("cpu"), time.process_time()
+    device, began, teacher = torch.device("cpu"), time.process_time(), None
+    if config.retrain.teacher is not None:
+        teacher = open_teacher(config.retrain, data, device).answer
     training = Retraining(
-        config.retrain, cell.genotype, data, seed=seed, device=device, augmentation=config.data
+        config.retrain,
+        cell.genotype,
+        data,
+        seed=seed,
+        device=device,
+        augmentation=config.data,
+        teacher=teacher,
     )
     for _ in training.run():
         pass
     network = training.deployed_network().eval()
     logits = predict(network, data.test.to(device), Normalizer(data.mean, data.std))
     loss, _ = calibrated_loss(logits, data.test.labels_N)
-    return {
+    return network, {
         "origin": cell.origin,
         "name": cell.name,
         "genotype": cell.genotype.to_dict(),
