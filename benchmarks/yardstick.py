@@ -35,8 +35,9 @@ from d2nas.spaces import CELL_TYPES, EDGES_PER_NODE, NODES, SPACES
 from .rows import append_row, own_part, rows_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from d2nas.data.images import ImageData
-    from d2nas.nn.network import Network
 
 HERE = Path(__file__).parent
 ROWS_FILE = HERE / "yardstick.jsonl"
@@ -167,7 +168,7 @@ def training_of(config: Config, data: "ImageData", cell: Cell, seed: int) -> dic
 
 def trained(
     config: Config, data: "ImageData", cell: Cell, seed: int
-) -> "tuple[Network, dict[str, Any]]":
+) -> "tuple[nn.Module, dict[str, Any]]":
     """Train a cell; return its network, in evaluation mode, and its row."""
     import torch
 
