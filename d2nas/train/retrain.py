@@ -171,14 +171,14 @@ class Retraining(Loop):
         self.precision = resolve_precision(config.precision, device)
         self.arithmetic = arithmetic_of(self.precision, device)
         self.loss_scale = LossScale().to(device) if self.precision == "fp16" else None
-        if ranks.size > 1:
-            self._freeze_unused_weights(data)
-        self.model = ranks.wrap(self._compiled() if config.compile else self.network)
         # Listed once: to walk the modules at every step takes as long as a cell.
-        self.weights = list(self.network.parameters())
         self.noises: Sequence[Draws] = (
             [self.network] if isinstance(self.network, LibraryNetwork) else noises_in(self.network)
         )
+        if ranks.size > 1:
+            self._freeze_unused_weights(data)
+        self.model = ranks.wrap(self._compiled() if config.compile else self.network)
+        self.weights = list(self.network.parameters())
         self.watch = FiniteCheck(device)
         weights_C = class_weights(config.class_weights, [*data.class_counts().values()])
         self.class_weights = None if weights_C is None else weights_C.to(device)
