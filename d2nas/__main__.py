@@ -16,6 +16,7 @@ from d2nas.errors import INTERRUPTED
 
 def main() -> None:
     """Run the command line; exits with its code."""
+    _end_by_signals_as_process_1()
     _restart_in_utf8_mode()
     try:
         code = _run()
@@ -25,6 +26,16 @@ def main() -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(code)
+
+
+def _end_by_signals_as_process_1() -> None:
+    """Do what the system does not for the first process of a container, which has no default
+    actions: a stop that comes while libraries load, before a command handles it, would be lost.
+    """
+    if os.getpid() == 1:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def _restart_in_utf8_mode() -> None:

@@ -8,6 +8,7 @@ second signal leaves at once, with the shell's code (143 or 130), because answer
 import asyncio
 import contextlib
 import importlib
+import math
 import resource
 import socket
 import threading
@@ -226,10 +227,14 @@ def _make_server(
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             capacity.is_stopping = True
             hurry = asyncio.create_task(self._hurry())
+            time = asyncio.get_running_loop().time
+            deadline = time() + capacity.limits.stop_seconds
             try:
                 for entrance in self._entrances:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(entrance.end(), capacity.limits.stop_seconds)
+                        await asyncio.wait_for(entrance.end(), deadline - time())
+                # One time for all, which a supervisor waits for: its own way would begin anew.
+                self.config.timeout_graceful_shutdown = max(0, math.ceil(deadline - time()))
                 await super().shutdown(sockets)
             finally:
                 hurry.cancel()

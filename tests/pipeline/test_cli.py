@@ -1,6 +1,7 @@
 """The command line's manners: help at once, one-line errors, data apart from messages."""
 
 import errno
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -302,6 +303,27 @@ def test_what_fails_before_the_command_line_is_there_is_told_too(
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("pid", "code"), [(1, 128 + signal.SIGTERM), (2, 0)])
+def test_a_containers_first_process_is_stopped_while_it_loads(pid: int, code: int) -> None:
+    """With a handler, that is, as the system gives it no default action: SIG_IGN here."""
+    script = (
+        "import importlib.abc, os, signal, sys\n"
+        "own = os.getpid()\n"
+        f"os.getpid = lambda: {pid}  # 2 is the control\n"
+        "class Stops(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:\n"
+        "                signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "            os.kill(own, signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Stops())\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from d2nas.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
 
 
 def test_too_little_memory_for_the_libraries_is_6(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``d2nas serve`` as a process: what it says, what ends it, what it refuses to start with."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -30,6 +31,7 @@ from d2nas.errors import ConfigError, OutOfMemoryError, StoppedError, Validation
 from pipeline.bundle.prediction import open_model, serving_mode
 from pipeline.cli import run
 from pipeline.onnx_io.session import MODE_OPTIONS
+from pipeline.serving.connection import Entrance
 from pipeline.serving.lifecycle import ServerSocket, Serving, open_service
 from pipeline.serving.limits import Limits
 
@@ -316,3 +318,17 @@ def test_a_server_in_a_thread_leaves_signals_alone() -> None:
     with running(service) as url:
         assert ask_once(url, "GET", "/v2/health/live").status == 200
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stop_has_one_time_for_all_that_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: Entrance) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Entrance, "end", never)
+    service, _ = cold_service()
+    with ServerSocket("127.0.0.1", 0) as listening:
+        server = Serving(service, listening, Limits(stop_seconds=1))
+        server._warm_up = server.stop
+        server.run()
+    # What is left for the requests; without the one time it would be the whole second again.
+    assert server._server.config.timeout_graceful_shutdown == 0
