@@ -35,7 +35,7 @@ def bundles_near(path: Path) -> list[Path]:
     """
     try:
         inside = sorted(path.iterdir()) if path.is_dir() else []
-        found = [folder for folder in inside if is_bundle(folder)]
+        found = [folder for folder in inside if _may_be_meant(folder)]
         if found or not path.exists():
             return found
         # Of a relative path, "." has no parents.
@@ -43,6 +43,14 @@ def bundles_near(path: Path) -> list[Path]:
         return [folder for folder in [*whole.parents][:_LEVELS_ABOVE] if is_bundle(folder)]
     except OSError as error:
         raise storage_error(error, "read", path) from error
+
+
+def _may_be_meant(folder: Path) -> bool:
+    """Whether a neighbour is a bundle; one that may not be looked into, as ``/root``, is none."""
+    try:
+        return is_bundle(folder)
+    except PermissionError:
+        return False
 
 
 def no_bundle(path: Path) -> ConfigError:

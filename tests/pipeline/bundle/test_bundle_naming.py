@@ -134,3 +134,24 @@ def test_a_folder_that_cannot_be_listed_is_7(
     monkeypatch.setattr(Path, "iterdir", refuse)
     assert run(["predict", str(tmp_path), "x.png"]) == 7
     assert "input/output error" in capfd.readouterr().err
+
+
+def test_a_neighbour_that_may_not_be_looked_into_is_none_that_is_meant(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "SHA256SUMS").touch()
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert run(["predict", str(tmp_path / "bundle"), "x.png"]) == 2
+    assert f"there is no such folder; {tmp_path} holds open\n" in capfd.readouterr().err
+    # Itself, it is told.
+    with pytest.raises(PermissionError):
+        nearby.is_bundle(tmp_path / "closed")

@@ -131,14 +131,24 @@ def test_the_images_install_what_is_asked_for(tmp_path: Path) -> None:
     assert not [line for line in of_cpu if "-gpu" in line]
 
 
+def test_control_without_its_edit_the_cpu_image_would_install_cuda(tmp_path: Path) -> None:
+    image = Image(changed(CPU, "s/^onnxruntime-gpu/", "s/^torch/")[CPU])
+    wanted = FILES[deploy_files.REQUIREMENTS]
+    found = deploy_files.requirements_of(image, wanted, tmp_path)
+    assert found == lines_of(wanted)
+
+
+def cuda_of(dockerfile: str) -> set[str]:
+    return {re.findall(r":(\d+\.\d+)\.\d+-", base)[0] for base in Image(dockerfile).bases}
+
+
 def test_the_base_has_the_cuda_that_the_runtime_is_built_with() -> None:
     build = pytest.importorskip("onnxruntime.capi.build_and_package_info")
     (pinned,) = re.findall(r"^onnxruntime-gpu==(.*)$", FILES["constraints.txt"], re.MULTILINE)
     if Version(build.__version__) > Version(pinned) or not getattr(build, "cuda_version", ""):
         pytest.skip("the runtime here is newer than the image's, or without CUDA")
-    for base in Image(FILES[CUDA]).bases:
-        (cuda,) = re.findall(r":(\d+\.\d+)\.\d+-", base)
-        assert cuda == build.cuda_version
+    assert cuda_of(FILES[CUDA]) == {build.cuda_version}
+    assert cuda_of(changed(CUDA, "cuda:13.0.2", "cuda:12.8.1")[CUDA]) == {"12.8"}
 
 
 def replayed(words: list[str], port: int | str, bundle: Path | None = None) -> list[str]:
