@@ -249,11 +249,11 @@ def test_the_readme_runs_what_is_there() -> None:
     text = FILES["README.md"]
     (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     build, start, *asked = [shlex.split(line) for line in commands.splitlines()]
+    server = deploy_files.compose_of(FILES).services["server"]
     assert (PROJECT / build[build.index("-f") + 1]).is_file()
-    assert build[build.index("-t") + 1] == start[-1] == deploy_files.compose_of(FILES).services[
-        "server"
-    ].image  # fmt: skip
-    assert f"{start[start.index('--stop-timeout') + 1]}s" == "75s"
+    assert build[build.index("-t") + 1] == start[-1] == server.image
+    assert start[start.index("--memory") + 1] == server.mem_limit
+    assert f"{start[start.index('--stop-timeout') + 1]}s" == server.stop_grace_period
     assert len(asked) == 2
     assert {name for name in FILES if f"`{name}`" in text} >= FILES.keys() - {
         "README.md", ".dockerignore", "pyproject.toml", deploy_files.REQUIREMENTS,
