@@ -5,13 +5,16 @@
     python -m benchmarks.recipes report
 
 The task is the yardstick's, one published cell and 20 or 60 epochs of it; accuracy and calibrated
-loss are of held-out training images. Rows are in ``recipes.jsonl``; ``train`` goes on where it
-stopped, a seed of all variants before the next. ``teach`` trains the teacher of those variants that
-have one, the same cell much wider on the same images, and exports it; without it they are left out.
+loss are of held-out training images. With ``--photographs`` it is the same on a folder of
+photographs at 32 pixels (``python -m benchmarks.photographs`` writes one). Rows are in
+``recipes.jsonl``; ``train`` goes on where it stopped, a seed of all variants before the next.
+``teach`` trains the teacher of those variants that have one, the same cell much wider on the same
+images, and exports it; without it they are left out.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import statistics
 import sys
@@ -55,12 +58,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 KEPT = ("accuracy", "calibrated_loss", "cpu_seconds")
 
+PHOTOGRAPHS = {"name": "folder", "image_size": 32, "flip": True, "held_out_images": 10_000}
+"""What differs in ``data`` where the images are photographs."""
+IMAGES = ("Fashion-MNIST", "photographs")
+
 Key = tuple[str, int, int]
 
 
-def waiting(only: Sequence[str]) -> list[Key]:
+def images_of(row: Mapping[str, Any]) -> str:
+    """Return which images a row is of; the first rows were of one kind and do not say it."""
+    return str(row.get("images", IMAGES[0]))
+
+
+def waiting(only: Sequence[str], images: str = IMAGES[0]) -> list[Key]:
     """Return variants of those wanted, epochs and seeds that can be trained and are not yet."""
-    done = {(row["variant"], row["epochs"], row["seed"]) for row in rows_of(ROWS_FILE)}
+    rows = [row for row in rows_of(ROWS_FILE) if images_of(row) == images]
+    done = {(row["variant"], row["epochs"], row["seed"]) for row in rows}
     names = [name for name in only if "teacher" not in VARIANTS[name] or TEACHER_FILE.is_file()]
     every = [(name, epochs, seed) for epochs in EPOCHS for seed in SEEDS for name in names]
     return [one for one in every if one not in done]
@@ -71,10 +84,12 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return config.model_copy(update={"retrain": config.retrain.model_copy(update=settings)})
 
 
-def task(data_root: str) -> tuple[Config, ImageData, Cell]:
+def task(data_root: str, images: str = IMAGES[0]) -> tuple[Config, ImageData, Cell]:
     """Return the configuration, the images and the cell."""
     torch.set_flush_denormal(True)
     config = configured(data_root)
+    if images == "photographs":
+        config = config.model_copy(update={"data": config.data.model_copy(update=PHOTOGRAPHS)})
     data = load_data(config.data, seed=0, default_root=Path.cwd())
     return config, data, Cell("published", CELL, Genotype.published(CELL))
 
@@ -91,43 +106,47 @@ def teach(data_root: str) -> None:
     add_row(TEACHER, TEACHER_SETTINGS["epochs"], SEEDS[0], row)
 
 
-def add_row(variant: str, epochs: Any, seed: int, row: Mapping[str, Any]) -> None:
+def add_row(
+    variant: str, epochs: Any, seed: int, row: Mapping[str, Any], images: str = IMAGES[0]
+) -> None:
     """Add what a training reached, unless it is there."""
-    named = {"variant": variant, "epochs": epochs, "seed": seed, "cell": CELL}
+    named = {"images": images, "variant": variant, "epochs": epochs, "seed": seed, "cell": CELL}
     if variant == TEACHER or "teacher" in VARIANTS[variant]:
         named["teacher"] = hashlib.sha256(TEACHER_FILE.read_bytes()).hexdigest()
     kept = {key: row[key] for key in KEPT}
-    append_row(ROWS_FILE, {**named, **kept}, same=("variant", "epochs", "seed"))
+    append_row(ROWS_FILE, {**named, **kept}, same=("images", "variant", "epochs", "seed"))
 
 
-def train_all(data_root: str, ends: float, part: int, parts: int, only: Sequence[str]) -> None:
+def train_all(
+    data_root: str, ends: float, part: int, parts: int, only: Sequence[str], images: str
+) -> None:
     """Train what is not trained yet, until the time is over."""
-    config, data, cell = task(data_root)
+    config, data, cell = task(data_root, images)
     while time.monotonic() < ends:
-        mine = own_part(waiting(only), part, parts)
+        mine = own_part(waiting(only, images), part, parts)
         if not mine:
             return
         variant, epochs, seed = mine[0]
         settings = {"epochs": epochs, **VARIANTS[variant]}
-        add_row(
-            variant, epochs, seed, training_of(with_settings(config, settings), data, cell, seed)
-        )
+        row = training_of(with_settings(config, settings), data, cell, seed)
+        add_row(variant, epochs, seed, row, images)
 
 
 def report() -> list[dict[str, Any]]:
     """Return each variant's means and deviations, by epochs, and what the teacher reaches."""
     rows = rows_of(ROWS_FILE)
     found = [row for row in rows if row["variant"] == TEACHER]
-    for epochs in EPOCHS:
-        for variant in VARIANTS:
-            own = [row for row in rows if (row["variant"], row["epochs"]) == (variant, epochs)]
-            if len(own) > 1:
-                means = {
-                    key: [statistics.fmean(values), statistics.stdev(values)]
-                    for key in KEPT
-                    for values in [[row[key] for row in own]]
-                }
-                found.append({"variant": variant, "epochs": epochs, "n": len(own), **means})
+    for group in itertools.product(IMAGES, EPOCHS, VARIANTS):
+        own = [row for row in rows if (images_of(row), row["epochs"], row["variant"]) == group]
+        if len(own) > 1:
+            means = {
+                key: [statistics.fmean(values), statistics.stdev(values)]
+                for key in KEPT
+                for values in [[row[key] for row in own]]
+            }
+            images, epochs, variant = group
+            named = {"images": images, "variant": variant, "epochs": epochs}
+            found.append({**named, "n": len(own), **means})
     return found
 
 
@@ -138,6 +157,7 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--hours", type=float, default=1000.0)
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--photographs", action="store_true")
     parser.add_argument("--only", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,7 +166,8 @@ def main() -> None:
     elif arguments.command == "train":
         part, parts = map(int, arguments.part.split("/"))
         ends = time.monotonic() + 3600 * arguments.hours
-        train_all(arguments.data_root, ends, part, parts, arguments.only)
+        images = IMAGES[arguments.photographs]
+        train_all(arguments.data_root, ends, part, parts, arguments.only, images)
     else:
         sys.stdout.write("".join(json.dumps(row) + "\n" for row in report()))
 
