@@ -19,6 +19,8 @@ FaultKind = Literal[
     "small classes",
     "links",
     "irregular files",
+    "missing files",
+    "invalid rows",
     "damaged images",
 ]
 

@@ -1,4 +1,4 @@
-"""Folder data sets: a folder per class, with or without split folders.
+"""Listings of image files: a folder per class, with or without split folders.
 
 The listing refuses what would silently become a wrong data set.
 """
@@ -6,7 +6,7 @@ The listing refuses what would silently become a wrong data set.
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,12 @@ _OPTIONAL_SUFFIXES = {
     **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG2000"),
 }
 """Suffixes of pictures that not every Pillow reads, and their format."""
-_SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini"))
+_SYSTEM_NAMES = frozenset(
+    (
+        *("__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini"),
+        *("$recycle.bin", "system volume information"),
+    )
+)
 """What operating systems and archives leave in folders, case folded: as hidden as ``.DS_Store``."""
 _MAX_SUFFIXES_TOLD = 8
 MIN_TRAIN_IMAGES = 4
@@ -34,11 +39,11 @@ MIN_TRAIN_IMAGES = 4
 
 SPLITS = ("train", "val", "validation", "test")
 LAYOUT_HINT = "expected ROOT/<class>/*, or ROOT/{train,val,test}/<class>/*"
-_IRREGULAR: tuple[FaultKind, str, str] = ("irregular files", "not a regular file", "remove it")
+IRREGULAR: tuple[FaultKind, str, str] = ("irregular files", "not a regular file", "remove it")
 
 
 class ImageFile(NamedTuple):
-    """One image of a folder data set."""
+    """One image file of a data set."""
 
     path: str
     """Relative to the root, with forward slashes."""
@@ -66,10 +71,46 @@ class FolderListing:
     damaged: tuple[str, ...] = ()
     """Images that cannot be decoded and were left out; see ``without``."""
 
+    from_manifest: bool = False
+    """Whether a manifest says class and part of each image, whatever its path."""
+
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """What a manifest holds and is not used, one printable line each."""
+
     def notes(self) -> list[str]:
         """Say in printable lines what was found and is not used, and what is uncertain."""
-        lines = (self.left_out_line(), self.damaged_line(), self.nested)
+        lines = (self.left_out_line(), self.damaged_line(), self.nested, *self.remarks)
         return [line for line in lines if line is not None]
+
+    def content_names(self) -> list[str]:
+        """Return what stands for each of ``files`` in the digest of the content: its path, which
+        says class and part; part and class too where a manifest says others than a folder's rules.
+        """
+        if not self.from_manifest or self._is_as_in_folders():
+            return [file.path for file in self.files]
+        return [
+            f"{file.path}\0{part}\0{self.class_names[file.label]}"
+            for part, files in self._parts()
+            for file in files
+        ]
+
+    def _is_as_in_folders(self) -> bool:
+        """Whether ``find_images`` would take from the paths what the manifest says."""
+        heads = {file.path.partition("/")[0] for file in self.files}
+        has_splits = all(head.casefold() in LIKE_A_SPLIT for head in heads)
+        if not has_splits and (self.validation or self.test):
+            return False
+        names = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+        for part, files in self._parts():
+            places = [f"{name}/" for name in names[part]] if has_splits else [""]
+            for file in files:
+                name = self.class_names[file.label]
+                if not file.path.startswith(tuple(f"{place}{name}/" for place in places)):
+                    return False
+        return True
+
+    def _parts(self) -> tuple[tuple[str, tuple[ImageFile, ...]], ...]:
+        return ("train", self.train), ("val", self.validation), ("test", self.test)
 
     def left_out_line(self) -> str | None:
         """Say in one printable line what was found and is not used; None for nothing."""
@@ -309,11 +350,11 @@ class _Search:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.name)
                     elif entry.is_symlink() and (is_image or entry.is_dir()):
-                        _check_link(path, self.root, self._real_root, self.faults)
+                        check_link(path, self.root, self._real_root, self.faults)
                         images.append(entry.name)
                     elif is_image:
                         if not entry.is_file(follow_symlinks=False):
-                            self.faults.add(*_IRREGULAR, path=path)
+                            self.faults.add(*IRREGULAR, path=path)
                         images.append(entry.name)
                     elif suffix in _OPTIONAL_SUFFIXES:
                         self.left_out[f"{suffix} that this Pillow does not read"] += 1
@@ -324,7 +365,10 @@ class _Search:
         return sorted(folders), images
 
 
-def _check_link(path: str, root: Path, real_root: Path, faults: Faults) -> None:
+def check_link(path: str, root: Path, real_root: Path, faults: Faults) -> None:
+    """Note what is wrong with the link at ``path`` below ``root``, whose own path without links is
+    ``real_root``.
+    """
     try:
         target = (root / path).resolve(strict=True)
     except (OSError, RuntimeError):
@@ -336,15 +380,14 @@ def _check_link(path: str, root: Path, real_root: Path, faults: Faults) -> None:
     elif not target.is_relative_to(real_root):
         faults.add("links", "a link that leaves the data folder", "copy the file there", path=path)
     elif not target.is_file():
-        faults.add(*_IRREGULAR, path=path)
+        faults.add(*IRREGULAR, path=path)
 
 
 def _checked(search: _Search, parts: dict[str, dict[str, list[str]]]) -> FolderListing:
-    """Check the classes of each part, ``train`` (or ``""``, the whole) first among equals."""
-    root, faults = search.root, search.faults
+    """Check where the classes of each part lie, and the classes; see ``checked_classes``."""
+    root = search.root
     main = "" if "" in parts else "train"
-    train = parts[main]
-    if not faults:  # of a folder that holds only links, they are what is to be told
+    if not search.faults:  # of a folder that holds only links, they are what is to be told
         if not any(images for classes in parts.values() for images in classes.values()):
             raise ConfigError(
                 f"{shown(root)}: no images in folders of classes",
@@ -352,19 +395,41 @@ def _checked(search: _Search, parts: dict[str, dict[str, list[str]]]) -> FolderL
             )
         for part in sorted(parts, key=lambda part: part != main):
             check_depth(root, part, parts[part])
+    remedy = "add images, or name the folder of the classes: --data-root"
+    listing = checked_classes(root, parts, search.faults, layout=LAYOUT_HINT, remedy=remedy)
+    nested = nested_line(root, main, parts[main])
+    return replace(listing, left_out=search.left_out, nested=nested)
+
+
+def checked_classes(
+    root: Path,
+    parts: Mapping[str, Mapping[str, Sequence[str]]],
+    faults: Faults,
+    *,
+    layout: str,
+    remedy: str,
+) -> FolderListing:
+    """Return the listing of ``parts``: the paths of each class, sorted, by split, or all in the
+    part ``""``. There is ``train`` or ``""``.
+
+    Raises ``ConfigError`` for ``faults`` that were noted before, for fewer than two classes, one
+    that is empty or too small, or is not among the training classes; ``layout`` and ``remedy`` are
+    the hints.
+    """
+    main = "" if "" in parts else "train"
+    train = parts[main]
     if len(train) < 2:
         only = shown(next(iter(train), "none"))
         reason = f"a classifier needs two classes or more, found {only}"
-        faults.add("too few classes", reason, LAYOUT_HINT)
+        faults.add("too few classes", reason, layout)
     for part, classes in parts.items():
         for name, images in classes.items():
             where = f"class {shown(f'{part}/{name}' if part else name)}"
-            remedy = "add images, or name the folder of the classes: --data-root"
             if not images:
                 faults.add("empty classes", f"{where} has no images", remedy)
             elif name not in train:
                 reason = f"{where} is not among the training classes"
-                faults.add("unknown classes", reason, LAYOUT_HINT)
+                faults.add("unknown classes", reason, layout)
             elif classes is train and len(images) < MIN_TRAIN_IMAGES:
                 reason = f"{where} has {len(images)} images, at least {MIN_TRAIN_IMAGES} are needed"
                 faults.add("small classes", reason, remedy)
@@ -383,6 +448,4 @@ def _checked(search: _Search, parts: dict[str, dict[str, list[str]]]) -> FolderL
         train=files(main),
         validation=files("val") + files("validation"),
         test=files("test"),
-        left_out=search.left_out,
-        nested=nested_line(root, main, train),
     )

@@ -163,7 +163,7 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
         parts=parts,
         image_size=size,
         channels=channels,
-        read=lambda order: _read_folder(files, order),
+        read=lambda order: _read_folder(files, listing.content_names(), order),
         sizes=sizes,
     )
     if streams(config, _num_bytes(len(paths), channels, size)):
@@ -216,7 +216,9 @@ def check_fits(name: str, num_images: int, channels: int, size: int) -> None:
         )
 
 
-def _read_folder(files: ImageFiles, order: Tensor) -> tuple[Tensor, str]:
-    paths = files.select(order).paths
-    images, hashes = read_files(files.root, paths, files.decoding)
-    return images, listing_digest(zip(paths, hashes, strict=True))
+def _read_folder(
+    files: ImageFiles, content_names: Sequence[str], order: Tensor
+) -> tuple[Tensor, str]:
+    images, hashes = read_files(files.root, files.select(order).paths, files.decoding)
+    names = [content_names[index] for index in order.tolist()]
+    return images, listing_digest(zip(names, hashes, strict=True))

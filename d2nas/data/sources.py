@@ -18,6 +18,7 @@ from ..errors import ConfigError, StorageError
 from ..files import strict_json
 from .faults import reason_of, shown
 from .folders import LAYOUT_HINT, FolderListing, find_images
+from .manifests import is_manifest, read_manifest
 from .official import find_official, hash_file, how_to_get
 from .sets import Arrays, DataSet
 
@@ -48,8 +49,8 @@ class Status:
 
 
 def data_root(config: DataConfig, default_root: Path) -> Path:
-    """Return the folder of the configured data set's files: the one that it comes with, else that
-    ``config`` names, else ``default_root``.
+    """Return the folder of the configured data set's files, or its manifest: the one that it comes
+    with, else that ``config`` names, else ``default_root``.
 
     Raises ``ConfigError`` where the data set has no default place and none is given.
     """
@@ -77,20 +78,21 @@ def content_digest(
 ) -> str:
     """SHA-256 (hexadecimal) of the data set's content, the same on every machine.
 
-    Folders: the path below the root and the SHA-256 of every image that is used
-    (``list_usable_images``); ``cache`` spares reading files whose path, size and times have not
-    changed, and ``progress`` is told now and then how many of how many are done, where files are
-    read.
+    Image files: the path below the root and the SHA-256 of every image that is used
+    (``list_usable_images``), and where a manifest says other classes or parts than a folder of
+    the same paths would have, these too; ``cache`` spares reading files whose path, size and times
+    have not changed, and ``progress`` is told now and then how many of how many are done, where
+    files are read.
     Other sets: see ``arrays_digest``.
 
-    Raises ``ConfigError`` where ``find_images`` does, ``StorageError`` when a file is unreadable.
+    Raises ``ConfigError`` where ``list_config`` does, ``StorageError`` when a file is unreadable.
     """
     data_set = data_sets.find(config.name)
     if not data_set.is_folder:
         return arrays_digest(data_set)
     listing = list_usable_images(config, default_root, cache=cache, progress=progress)
     hashes = _file_hashes([listing.root / file.path for file in listing.files], cache, progress)
-    return listing_digest(zip((file.path for file in listing.files), hashes, strict=True))
+    return listing_digest(zip(listing.content_names(), hashes, strict=True))
 
 
 def arrays_digest(data_set: DataSet, arrays: Arrays | None = None) -> str:
@@ -118,10 +120,10 @@ def _arrays_digest(data_set: DataSet, arrays: Arrays | None) -> str:
 
 
 def listing_digest(files: Iterable[tuple[str, str]]) -> str:
-    """Digest of (relative path, SHA-256) pairs, whatever their order."""
+    """Digest of pairs, of ``content_names`` and the SHA-256 of that file, whatever their order."""
     total = hashlib.sha256(b"d2nas image folder 1\n")
-    for path, file_hash in sorted(files):
-        total.update(os.fsencode(path) + b"\0" + file_hash.encode() + b"\n")
+    for name, file_hash in sorted(files):
+        total.update(os.fsencode(name) + b"\0" + file_hash.encode() + b"\n")
     return total.hexdigest()
 
 
@@ -134,7 +136,7 @@ def on_disk(name: str, root: Path) -> Status:
     data_set = data_sets.find(name)
     if data_set.is_any_folder:
         try:
-            find_images(root)
+            list_images(root)
             return Status(name, True, str(root), None)
         except (ConfigError, StorageError):
             return Status(name, False, str(root), f"--data-root DIR; {LAYOUT_HINT}")
@@ -150,12 +152,19 @@ def on_disk(name: str, root: Path) -> Status:
     return Status(name, present, str(where), None if present else how_to_get(data_set))
 
 
+def list_images(root: Path) -> FolderListing:
+    """List the images that a manifest at ``root`` names, else those of a folder of classes; raises
+    as ``read_manifest`` or ``find_images``.
+    """
+    return read_manifest(root) if is_manifest(root) else find_images(root)
+
+
 def list_config(config: DataConfig, default_root: Path) -> FolderListing:
-    """``find_images`` for the configured folder of pictures.
+    """``list_images`` for the configured data set of image files.
 
     Raises ``ConfigError`` also when one that needs splits has no val/ or test/.
     """
-    listing = find_images(data_root(config, default_root))
+    listing = list_images(data_root(config, default_root))
     if data_sets.find(config.name).needs_splits and not listing.validation and not listing.test:
         raise ConfigError(
             f"{shown(listing.root)}: {config.name} needs train/<class>/* and val/<class>/*",

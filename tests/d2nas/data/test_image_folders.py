@@ -263,7 +263,7 @@ def test_a_folder_of_links_is_told_to_be_one(tmp_path):
 def test_without_the_check_a_link_would_bring_in_a_foreign_file(tmp_path, monkeypatch):
     root = write_classes(tmp_path / "root", {"cat": 4, "dog": 4})
     (root / "cat" / "link.png").symlink_to(write_image(tmp_path / "secret.png"))
-    monkeypatch.setattr(image_folders, "_check_link", lambda *_: None)
+    monkeypatch.setattr(image_folders, "check_link", lambda *_: None)
     assert "cat/link.png" in [file.path for file in find_images(root).train]
 
 
