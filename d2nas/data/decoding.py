@@ -23,6 +23,8 @@ from .preprocess import DECODE_ERRORS, FORMATS, SIXTEEN_BIT_MODES, eight_bit_col
 MAX_FILE_BYTES = 2**30
 
 Result = TypeVar("Result")
+_PHOTOMETRIC = 262
+"""TIFF's tag of how values become shades; 0: the lowest is white."""
 _GREY_MODES = SIXTEEN_BIT_MODES | {"1", "L", "LA"}
 
 
@@ -60,6 +62,10 @@ class Header(NamedTuple):
     longer: int
     mode: str
     """Pillow's name for what a pixel holds."""
+    has_frames: bool = False
+    """Whether there are further frames or pages, of which none is used."""
+    is_inverted: bool = False
+    """Whether it is 16-bit grey whose 0 is white, which Pillow reads as black."""
 
     @property
     def is_grey(self) -> bool:
@@ -75,12 +81,26 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header:
     """Read an image file's header. Raises ``ConfigError`` if unreadable."""
     with decode_problems(path), Image.open(path, formats=FORMATS) as image:
-        return Header(min(image.size), max(image.size), image.mode)
+        tags = getattr(image, "tag_v2", {})
+        inverted = image.mode in SIXTEEN_BIT_MODES and tags.get(_PHOTOMETRIC, 1) == 0
+        size, mode = image.size, image.mode
+        return Header(min(size), max(size), mode, _has_frames(image), inverted)
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether a file holds further pictures of the same rank: a camera's MPO holds previews."""
+    if image.format == "MPO":
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except DECODE_ERRORS:
+        return True  # what follows the first is damaged, and not used
 
 
 def is_grey(path: Path) -> bool:
     """Tell by its header whether an image has no colour. Raises ``ConfigError`` if unreadable."""
-    return read_header(path).is_grey
+    with decode_problems(path), Image.open(path, formats=FORMATS) as image:
+        return image.mode in _GREY_MODES
 
 
 def read_each(

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..config import DataConfig, build_config
 from ..errors import ConfigError
+from .duplicates import Compared, duplicate_lines
 from .files import ImageFiles
 from .folders import MIN_TRAIN_IMAGES
 from .readers import TEST, TRAIN, Pool, check_fits, open_pool
 from .sizes import ImageSize
-from .sources import DigestCache, content_digest, data_folder
+from .sources import DigestCache, content_digest, content_hashes, data_folder, listing_digest
 from .splits import Split, epoch_order, split_pool
 
 MAX_IMBALANCE = 5
@@ -31,7 +32,7 @@ _STATISTICS_CHUNK = 256
 _STATISTICS_IMAGES = 4096
 _STREAMED = (
     f"streamed from files: mean and deviation are those of up to {_STATISTICS_IMAGES} training "
-    "images, and training and test images are not compared by pixel"
+    "images, and training and test images are compared by file, not by pixel"
 )
 _RESIZING = {
     "crop": "shorter side to round(image_size / crop_fraction), bilinear with antialiasing, then "
@@ -55,6 +56,8 @@ class ImageSet:
 
     images_NCHW: Tensor  # noqa: N815
     labels_N: Tensor  # noqa: N815
+    paths: tuple[str, ...] = ()
+    """Of the files that they were read from; empty where there are none."""
 
     def __post_init__(self) -> None:
         if self.images_NCHW.dtype != torch.uint8 or self.images_NCHW.ndim != 4:
@@ -70,7 +73,7 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the set on ``device``; not copied if it is there already."""
-        return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device))
+        return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device), self.paths)
 
     def pixels(self, part: slice) -> Tensor:
         """Return a part of the images, uint8 on their device."""
@@ -79,7 +82,8 @@ class ImageSet:
     def select(self, indices: Tensor) -> "ImageSet":
         """Return a copy of the images at ``indices`` (int64, any device)."""
         indices = indices.to(self.labels_N.device)
-        return ImageSet(self.images_NCHW[indices], self.labels_N[indices])
+        paths = tuple(self.paths[index] for index in indices.tolist()) if self.paths else ()
+        return ImageSet(self.images_NCHW[indices], self.labels_N[indices], paths)
 
 
 Images = ImageSet | ImageFiles
@@ -117,6 +121,8 @@ class ImageData:
     """Part of the shorter side that was kept."""
     sizes: ImageSize | None = None
     """What a folder's pictures are, and how they come to ``image_size``."""
+    repeated: tuple[str, ...] | None = None
+    """What is told of images that are there twice, by file; None: pixels are compared for it."""
 
     def __repr__(self) -> str:
         return (
@@ -212,11 +218,7 @@ class ImageData:
             lines.append(
                 f"classes without {self.evaluation} images: {len(untested)}, first {untested[0]}"
             )
-        if num_leaked := self._num_leaked():
-            lines.append(
-                f"{self.evaluation} images that are training images too, by pixel: {num_leaked}"
-            )
-        return tuple(lines)
+        return (*lines, *(self._repeated_pixels() if self.repeated is None else self.repeated))
 
     def summary_lines(self) -> list[str]:
         """Describe the data for a person: sizes, splits, images per class; ``warnings`` apart."""
@@ -236,11 +238,14 @@ class ImageData:
             *([_STREAMED] if isinstance(self.train, ImageFiles) else []),
         ]
 
-    def _num_leaked(self) -> int:
+    def _repeated_pixels(self) -> list[str]:
         if isinstance(self.train, ImageFiles) or isinstance(self.test, ImageFiles):
-            return 0  # to compare them all would be to read them all
-        known = set(_image_hashes(self.train))
-        return sum(image in known for image in _image_hashes(self.test))
+            return []  # to compare their pixels would be to read them all
+        parts = (
+            Compared(_image_hashes(part), part.labels_N.tolist(), part.paths)
+            for part in (self.train, self.test)
+        )
+        return duplicate_lines(*parts, self.class_names, evaluation=self.evaluation, by="pixel")
 
     def _counts(self, images: Images) -> list[int]:
         counts: list[int] = torch.bincount(
@@ -295,7 +300,32 @@ def load_data(
     found = _split_and_measured(pool, config, seed)
     if found.digest:
         return found
+    if isinstance(found.train, ImageFiles):
+        return _compared_by_file(found, config, default_root, cache)
     return replace(found, digest=content_digest(config, default_root=default_root, cache=cache))
+
+
+def _compared_by_file(
+    data: ImageData, config: DataConfig, default_root: Path, cache: DigestCache | None
+) -> ImageData:
+    """Return streamed images with their digest, and with what their files' hashes, which are known
+    from it, say of images that are there twice.
+    """
+    listing, hashes = content_hashes(config, default_root=default_root, cache=cache)
+    digest = listing_digest(zip(listing.content_names(), hashes, strict=True))
+    known = {
+        file.path: bytes.fromhex(file_hash)
+        for file, file_hash in zip(listing.files, hashes, strict=True)
+    }
+    parts = []
+    for part in (data.train, data.test):
+        assert isinstance(part, ImageFiles)
+        if not known.keys() >= set(part.paths):
+            raise ConfigError("the images changed while they were read", hint="run again")
+        digests = (known[path] for path in part.paths)
+        parts.append(Compared(digests, part.labels_N.tolist(), part.paths))
+    lines = duplicate_lines(*parts, data.class_names, evaluation=data.evaluation, by="file")
+    return replace(data, digest=digest, repeated=tuple(lines))
 
 
 def _split_and_measured(pool: Pool, config: DataConfig, seed: int) -> ImageData:
@@ -390,12 +420,15 @@ def _read_parts(pool: Pool, parts: Split, config: DataConfig) -> tuple[_Sets, st
     order = torch.cat(parts)
     check_fits(config.name, len(order), pool.channels, pool.image_size)
     images, digest = pool.read(order)
+    paths = pool.paths
+    if paths:
+        paths = tuple(paths[index] for index in order.tolist())
     num_weight, num_arch, _ = (len(part) for part in parts)
     num_train = num_weight + num_arch
     labels = pool.labels[order]
 
     def part(start: int, stop: int) -> ImageSet:
-        return ImageSet(images[start:stop], labels[start:stop])
+        return ImageSet(images[start:stop], labels[start:stop], paths[start:stop])
 
     sets = _Sets(
         part(0, num_train),

@@ -93,6 +93,7 @@ class _Search:
         self._real_root = self.root.resolve()
         self._roots = {f"{os.path.abspath(self.root)}/", f"{self._real_root}/"}
         self._folders: dict[str, bool] = {}
+        self._labels: dict[str, str | None] = {}
         self._repeated = 0
         self._others = [name for name in names if name not in _COLUMNS]
 
@@ -139,18 +140,15 @@ class _Search:
         return None
 
     def _is_valid(self, row: _Row) -> bool:
-        label, told = row.label, shown(repr(row.label[:_MAX_LABEL_BYTES]))
-        if not label or label != label.strip():
-            reason = "is empty" if not label.strip() else f"{told} begins or ends with a space"
-            self._invalid(row, f"label {reason}", "repair the labels")
-        elif not label.isprintable() or len(label.encode()) > _MAX_LABEL_BYTES:
-            reason = f"label {told} is no printable text of at most {_MAX_LABEL_BYTES} bytes"
+        if row.label not in self._labels:
+            self._labels[row.label] = _fault_of_label(row.label)
+        if reason := self._labels[row.label]:
             self._invalid(row, reason, "repair the labels")
-        elif row.split is not None and row.split not in SPLITS:
+            return False
+        if row.split is not None and row.split not in SPLITS:
             self._invalid(row, f"split {shown(repr(row.split))} is not supported", _SPLITS_HINT)
-        else:
-            return True
-        return False
+            return False
+        return True
 
     def _repeat(self, first: _Row, row: _Row) -> None:
         path, hint = shown(row.path), "keep one row of each image"
@@ -167,13 +165,13 @@ class _Search:
 
     def _is_file(self, path: str, row: _Row) -> bool:
         """Whether there is a file; what is there in its place is noted."""
-        place = self.root / path
+        place = os.path.join(self.root, path)  # a Path costs more than the look at the file
         try:
             if not self._is_plain_folder(posixpath.dirname(path)):
                 reason = f"a link in the path ({self.name} {self._where(row)})"
                 self.faults.add("links", reason, "put the folder itself there", path=path)
                 return False
-            mode = place.lstat().st_mode
+            mode = os.lstat(place).st_mode
         except (FileNotFoundError, NotADirectoryError):
             hint = f"paths are relative to {shown(self.root)}"
             if "\\" in path:
@@ -201,6 +199,17 @@ class _Search:
             real = (self.root / folder).resolve(strict=True)
             self._folders[folder] = real == self._real_root / folder
         return self._folders[folder]
+
+
+def _fault_of_label(label: str) -> str | None:
+    told = shown(repr(label[:_MAX_LABEL_BYTES]))
+    if not label.strip():
+        return "label is empty"
+    if label != label.strip():
+        return f"label {told} begins or ends with a space"
+    if not label.isprintable() or len(label.encode()) > _MAX_LABEL_BYTES:
+        return f"label {told} is no printable text of at most {_MAX_LABEL_BYTES} bytes"
+    return None
 
 
 def _table(manifest: Path) -> tuple[list[str], Iterator[_Row]]:
@@ -236,7 +245,7 @@ def _csv_table(
 
 
 def _csv_rows(manifest: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line where each row ends, and its fields, header first; empty lines do not count."""
+    """Yield the line where each row ends, and its fields, header first, without empty lines."""
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

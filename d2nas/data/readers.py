@@ -47,6 +47,8 @@ class Pool:
     read: Callable[[Tensor], tuple[Tensor, str]]
     files: ImageFiles | None = None
     """All images, where they are to be streamed: ``read`` is not for these."""
+    paths: tuple[str, ...] = ()
+    """Of the files of all images, where there are files."""
     sizes: ImageSize | None = None
     """What a folder's pictures are, and what a person should know of them."""
 
@@ -164,6 +166,7 @@ def _folder(config: DataConfig, listing: FolderListing) -> Pool:
         image_size=size,
         channels=channels,
         read=lambda order: _read_folder(files, listing.content_names(), order),
+        paths=files.paths,
         sizes=sizes,
     )
     if streams(config, _num_bytes(len(paths), channels, size)):

@@ -121,7 +121,7 @@ class ImageSize:
         """Return what a person should act on, one printable line each."""
         notes = list(self.listed)
         if self.pictures is not None:
-            notes += [*self._size_notes(self.pictures), *_colour_notes(self.config, self.pictures)]
+            notes += [*self._size_notes(self.pictures), *_content_notes(self.config, self.pictures)]
         return tuple(notes)
 
     def facts(self) -> dict[str, Any] | None:
@@ -219,7 +219,7 @@ def choose_size(config: DataConfig, pictures: Pictures) -> int:
     return fitting[-1] if fitting else SIZES[0]
 
 
-def _colour_notes(config: DataConfig, pictures: Pictures) -> list[str]:
+def _content_notes(config: DataConfig, pictures: Pictures) -> list[str]:
     known, grey = len(pictures.headers), pictures.grey
     deep = sum(header.has_sixteen_bits for header in pictures.headers)
     notes = []
@@ -236,6 +236,15 @@ def _colour_notes(config: DataConfig, pictures: Pictures) -> list[str]:
         notes.append(
             f"{deep:,} of {known:,} pictures have 16 bits a pixel, used as 8 (value / 257): levels "
             "are lost, and pictures of 10 or 12 bits come out nearly black"
+        )
+    if inverted := sum(header.is_inverted for header in pictures.headers):
+        notes.append(
+            f"{inverted:,} of {known:,} pictures are 16-bit TIFF whose 0 is white (photometric "
+            "interpretation 0): they are used with black and white exchanged"
+        )
+    if frames := sum(header.has_frames for header in pictures.headers):
+        notes.append(
+            f"{frames:,} of {known:,} pictures have several frames or pages: the first is used"
         )
     return notes
 

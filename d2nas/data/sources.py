@@ -90,9 +90,25 @@ def content_digest(
     data_set = data_sets.find(config.name)
     if not data_set.is_folder:
         return arrays_digest(data_set)
-    listing = list_usable_images(config, default_root, cache=cache, progress=progress)
-    hashes = _file_hashes([listing.root / file.path for file in listing.files], cache, progress)
+    listing, hashes = content_hashes(
+        config, default_root=default_root, cache=cache, progress=progress
+    )
     return listing_digest(zip(listing.content_names(), hashes, strict=True))
+
+
+def content_hashes(
+    config: DataConfig,
+    *,
+    default_root: Path,
+    cache: DigestCache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[FolderListing, list[str]]:
+    """Return the image files that are used, and the SHA-256 of each; arguments and errors as of
+    ``content_digest``.
+    """
+    listing = list_usable_images(config, default_root, cache=cache, progress=progress)
+    paths = [listing.root / file.path for file in listing.files]
+    return listing, list(_file_hashes(paths, cache, progress))
 
 
 def arrays_digest(data_set: DataSet, arrays: Arrays | None = None) -> str:

@@ -303,7 +303,7 @@ def test_test_images_among_the_training_images_are_a_warning(tmp_path):
     assert load(root, image_size=8).warnings == ()
     (root / "test" / "a" / "1.png").write_bytes((root / "train" / "b" / "0.png").read_bytes())
     assert load(root, image_size=8).warnings == (
-        "test images that are training images too, by pixel: 1",
+        "test images that are training images too, by pixel: 1 (test/a/1.png is train/b/0.png)",
     )
 
 
