@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from ..errors import ConfigError, StorageError
 from ..files import strict_json
 from .faults import reason_of, shown
 from .folders import LAYOUT_HINT, FolderListing, find_images
+from .hub import hub_manifest, is_hub
+from .image_writer import remarks_of
 from .manifests import is_manifest, read_manifest
 from .official import find_official, hash_file, how_to_get
 from .sets import Arrays, DataSet
@@ -52,7 +54,8 @@ def data_root(config: DataConfig, default_root: Path) -> Path:
     """Return the folder of the configured data set's files, or its manifest: the one that it comes
     with, else that ``config`` names, else ``default_root``.
 
-    Raises ``ConfigError`` where the data set has no default place and none is given.
+    A data set for ``datasets`` is fetched if it is not there: its manifest is returned. Raises
+    ``ConfigError`` where that cannot be, and where there is no default place and none is given.
     """
     data_set = data_sets.find(config.name)
     if data_set.folder is not None:
@@ -63,6 +66,11 @@ def data_root(config: DataConfig, default_root: Path) -> Path:
                 f"data.name={config.name} needs data.root", hint="name the folder with --data-root"
             )
         return default_root
+    if is_hub(config.root):
+        if not data_set.is_folder:
+            hint = "data.name=folder reads others"
+            raise ConfigError(f"data.name={config.name} has files of its own, not hf:", hint=hint)
+        return hub_manifest(config.root, default_root)
     try:
         return Path(config.root).expanduser()
     except RuntimeError as error:
@@ -181,6 +189,8 @@ def list_config(config: DataConfig, default_root: Path) -> FolderListing:
     Raises ``ConfigError`` also when one that needs splits has no val/ or test/.
     """
     listing = list_images(data_root(config, default_root))
+    if config.root is not None and is_hub(config.root):
+        listing = replace(listing, remarks=listing.remarks + remarks_of(listing.root))
     if data_sets.find(config.name).needs_splits and not listing.validation and not listing.test:
         raise ConfigError(
             f"{shown(listing.root)}: {config.name} needs train/<class>/* and val/<class>/*",

@@ -35,6 +35,8 @@ EXTRAS = {
     "": "everything (serving takes fewer)",
     "serve": "d2nas serve",
     "tensorboard": "its event files",
+    "parquet": "manifests in Parquet",
+    "hf": "data sets by hf:",
     "nvml": "clocks and temperature of a GPU beside its latencies",
     "timm": "its networks, as baselines or teachers",
 }

@@ -55,7 +55,7 @@ def undeclared(packages: set[str], requirements: set[str]) -> set[str]:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     requirements = names(DECLARED["dependencies"])
-    for extra in ("serve", "tensorboard", "nvml", "timm"):
+    for extra in ("serve", "tensorboard", "nvml", "timm", "parquet", "hf"):
         requirements |= names(DECLARED["optional-dependencies"][extra])
     assert len(imported()) > 10
     assert undeclared(imported(), requirements) == set()
