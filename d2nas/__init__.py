@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import DataConfig, RetrainConfig, SearchConfig
     from .data.images import ImageData, load_data
     from .data.sets import Arrays, DataSet, register_data_set
+    from .data.torch_datasets import write_dataset
     from .genotype import Genotype
     from .measure.cost import Cost, count_cost, peak_memory
     from .methods.base import Method, register_method
@@ -68,6 +69,7 @@ _HOMES = {
     "run": "pipeline.api",
     "sample": "d2nas.nn.sampling",
     "search": "d2nas.train.search",
+    "write_dataset": "d2nas.data.torch_datasets",
 }
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "run",
     "sample",
     "search",
+    "write_dataset",
 ]
 
 

@@ -108,8 +108,9 @@ class DataConfig(Section):
     ] = "digits"
     """A data set of the table below, or one that other code registers."""
     root: Text | None = None
-    """Where the files are; nothing is downloaded into it. Not part of any artifact (the content's
-    digest is)."""
+    """Where the files are: their folder, a manifest of pictures (.csv, .parquet), or hf:NAME and
+    hf:FOLDER, for the library datasets. Nothing is downloaded into it. Not part of any artifact
+    (the content's digest is)."""
     image_size: Annotated[
         Annotated[int, Field(ge=8, le=512)] | None,
         Source("the data set's own; of a folder by its pictures, ours"),
@@ -150,7 +151,7 @@ class DataConfig(Section):
     color_jitter: Annotated[Rate, Source("DARTS's code: none on CIFAR")] = 0.0
     """Random brightness, contrast and saturation by up to this part, hue by half of it."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a folder's image does that cannot be decoded: stop the run, which names all of them, or
+    """What an image file does that cannot be decoded: stop the run, which names all of them, or
     be left out, counted and named in the report. Skip decodes every image once before a run."""
     stream: Literal["auto", "always", "never"] = "auto"
     """Read image files while training, by worker processes, in place of once into memory. Auto:

@@ -4,16 +4,13 @@ Nothing here keeps a position or a generator: all is a function of (seed, purpos
 """
 
 import hashlib
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from ..config import DataConfig, build_config
@@ -25,6 +22,7 @@ from .readers import TEST, TRAIN, Pool, check_fits, open_pool
 from .sizes import ImageSize
 from .sources import DigestCache, content_digest, content_hashes, data_folder, listing_digest
 from .splits import Split, epoch_order, split_pool
+from .torch_datasets import LabelledImages, collected, shape_of
 
 MAX_IMBALANCE = 5
 _MAX_CLASSES_LISTED = 20
@@ -40,14 +38,6 @@ _RESIZING = {
     "pad": "longer side down to image_size if it is larger, bilinear with antialiasing, then "
     "centred on black",
 }
-
-
-class LabelledImages(Protocol):
-    """A map-style data set, as ``torch.utils.data.Dataset``: items are (image, label)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,17 +137,17 @@ class ImageData:
         Pillow's, grey or RGB, all of one size and square; labels are 0 to classes - 1. ``test``
         holds the test images; without it ``config.test_fraction`` of each class are. Names of
         classes are ``class_names``, else ``dataset.classes``, else the numbers. Images are
-        augmented and normalised by d2nas: leave both out of the data set's transforms. Raises
-        ``ConfigError``.
+        augmented and normalised by d2nas: leave both out of the data set's transforms. For a whole
+        run, and for pictures of several sizes, see ``write_dataset``. Raises ``ConfigError``.
         """
         config = config or DataConfig()
-        images, labels = _collected(dataset)
+        images, labels = collected(dataset)
         parts = torch.full((len(labels),), TRAIN)
         if test is not None:
-            more, more_labels = _collected(test)
+            more, more_labels = collected(test)
             if more.shape[1:] != images.shape[1:]:
                 raise ConfigError(
-                    f"test images are {_shape(more)}, training images {_shape(images)}"
+                    f"test images are {shape_of(more)}, training images {shape_of(images)}"
                 )
             images, labels = torch.cat((images, more)), torch.cat((labels, more_labels))
             parts = torch.cat((parts, torch.full((len(more),), TEST)))
@@ -356,56 +346,6 @@ def _split_and_measured(pool: Pool, config: DataConfig, seed: int) -> ImageData:
         crop_fraction=config.crop_fraction,
         sizes=pool.sizes,
     )
-
-
-def _collected(dataset: LabelledImages) -> tuple[Tensor, Tensor]:
-    """Return a data set's images, uint8 N x C x size x size, and labels. Raises ``ConfigError``."""
-    images: list[Tensor] = []
-    labels: list[int] = []
-    for index in range(len(dataset)):
-        item = dataset[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise ConfigError(f"item {index}: (image, label) is needed, not {type(item).__name__}")
-        image, label = item
-        pixels = torch.from_numpy(np.array(image)) if isinstance(image, Image) else image
-        if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
-            kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise ConfigError(
-                f"image {index}: uint8 pixels are needed, not {kind}",
-                hint="leave ToTensor and Normalize out of the transforms; PILToTensor is fine",
-            )
-        if isinstance(image, Image):
-            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        elif pixels.ndim == 2:
-            pixels = pixels[None]
-        if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.shape[1] != pixels.shape[2]:
-            raise ConfigError(
-                f"image {index}: 1 or 3 channels x size x size are needed, not "
-                f"{' x '.join(map(str, pixels.shape))}",
-                hint="add torchvision.transforms.Resize and CenterCrop to the transforms",
-            )
-        if images and pixels.shape != images[0].shape:
-            raise ConfigError(
-                f"image {index} is {_shape(pixels[None])}, the first {_shape(images[0][None])}"
-            )
-        images.append(pixels)
-        labels.append(_class_number(label, index))
-    if not images:
-        raise ConfigError("the data set has no images")
-    return torch.stack(images), torch.tensor(labels)
-
-
-def _class_number(label: Any, index: int) -> int:
-    try:
-        return operator.index(label)
-    except (TypeError, RuntimeError, ValueError):
-        raise ConfigError(
-            f"item {index}: the label is a whole number, not {type(label).__name__} {label!r:.50}"
-        ) from None
-
-
-def _shape(images_NCHW: Tensor) -> str:
-    return " x ".join(map(str, images_NCHW.shape[1:]))
 
 
 class _Sets(NamedTuple):

@@ -28,7 +28,7 @@ FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start over: reuse no version and no checkpoint.")
 ]
 DataRootOption = Annotated[
-    str | None, typer.Option("--data-root", help="Folder of the images (data.root).")
+    str | None, typer.Option("--data-root", help="Images: folder, manifest or hf:NAME (data.root).")
 ]
 ImageSizeOption = Annotated[
     int | None,

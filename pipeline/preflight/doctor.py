@@ -12,6 +12,7 @@ from typing import Any
 
 from d2nas._version import __version__
 from d2nas.config.registry import data_sets
+from d2nas.data.hub import hub_folder, is_hub
 from d2nas.data.sources import data_folder, on_disk
 from d2nas.errors import ConfigError, D2NasError, brief_reason, system_hint
 
@@ -62,6 +63,8 @@ def examine(store: Path, data_root: str | None) -> list[Finding]:
     findings = [_python(), *_versions(), *_absent()]
     for check in (_torch_cuda, _runtime_providers, _shared_memory):
         findings += _guarded(check)
+    if data_root is not None and is_hub(data_root):
+        return [*findings, *_hub(data_root), _space(store)]
     try:
         root = Path(data_root).expanduser() if data_root else data_folder()
     except (ConfigError, RuntimeError) as error:  # a "~" without a home folder
@@ -254,6 +257,17 @@ def _data(name: str, root: Path, *, is_users: bool) -> list[Finding]:
         return [Finding(subject, "problem", str(error), error.hint)]
     state = "ok" if status.present else "absent"
     return [Finding(subject, state, status.where, status.advice)]
+
+
+def _hub(root: str) -> list[Finding]:
+    try:
+        folder = hub_folder(root, data_folder())
+    except D2NasError as error:
+        return [Finding("data folder", "problem", str(error), error.hint)]
+    if folder.is_dir():
+        return [Finding("data folder", "ok", str(folder))]
+    advice = "fetched when it is first used (pip install '.[hf]' in the clone)"
+    return [Finding("data folder", "absent", str(folder), advice)]
 
 
 def _refused(subject: str, folder: Path, error: OSError, option: str) -> Finding:

@@ -1,6 +1,7 @@
 """The library in one call each: search, retrain, data from a torch ``Dataset``."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import d2nas
-from d2nas import ImageData, RetrainConfig, SearchConfig, load_data, retrain, search
+from d2nas import (
+    ImageData,
+    RetrainConfig,
+    SearchConfig,
+    load_data,
+    retrain,
+    search,
+    write_dataset,
+)
 from d2nas.config import DataConfig
+from d2nas.data.images import ImageSet
 from d2nas.errors import ConfigError
 from d2nas.spaces import SPACES
 from d2nas.train.retrain import Retraining
@@ -157,3 +167,50 @@ def test_labels_without_a_class_and_empty_data_are_told() -> None:
             ImageData.from_dataset([(grey(0), label)] * 8)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no images"):
         ImageData.from_dataset(Pictures(0, grey))
+
+
+# --- written as files ---------------------------------------------------------------------------
+
+
+def colour(index: int) -> torch.Tensor:
+    return torch.full((3, 9 + index % 3, 12), index, dtype=torch.uint8)
+
+
+def test_a_written_data_set_is_the_one_in_memory(tmp_path: Path) -> None:
+    whole, test = Pictures(20, grey), Pictures(6, lambda index: grey(100 + index))
+    root = write_dataset(whole, tmp_path / "images", test)
+    found = load_data(DataConfig(name="folder", root=str(root), image_size=8))
+    wanted = ImageData.from_dataset(whole, test)
+    assert found.class_names == wanted.class_names == ("cat", "dog")
+    for one, other in ((found.train, wanted.train), (found.test, wanted.test)):
+        assert isinstance(one, ImageSet)
+        assert isinstance(other, ImageSet)
+        for label in (0, 1):
+            values = (part.images_NCHW[part.labels_N == label, 0, 0, 0] for part in (one, other))
+            assert len({tuple(sorted(each.tolist())) for each in values}) == 1
+    again = write_dataset(whole, tmp_path / "again", test)
+    config = DataConfig(name="folder", root=str(again), image_size=8)
+    assert load_data(config).digest == found.digest
+
+
+def test_pictures_of_several_sizes_can_be_written(tmp_path: Path) -> None:
+    root = write_dataset(Pictures(20, colour), tmp_path / "images", class_names=["a, b", "c/d"])
+    found = load_data(DataConfig(name="folder", root=str(root)))
+    assert (found.class_names, found.image_size, found.channels) == (("a, b", "c/d"), 10, 3)
+    pictures = Pictures(8, lambda index: Image.fromarray(np.full((8, 9), index, np.uint8)))
+    root = write_dataset(pictures, tmp_path / "pictures")
+    assert load_data(DataConfig(name="folder", root=str(root), image_size=8)).channels == 1
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    for make, names, reason in (
+        (grey, ["only"], "train item 1: there is no class 1"),
+        (lambda index: torch.zeros(3, 8, 8), None, "uint8 pixels are needed"),
+        (lambda index: torch.zeros(3, 0, 8, dtype=torch.uint8), None, "not 3 x 0 x 8"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            write_dataset(Pictures(8, make), tmp_path / "images", class_names=names)
+    assert not list(tmp_path.iterdir())
+    write_dataset(Pictures(8, grey), tmp_path / "images")
+    with pytest.raises(ConfigError, match="is there already"):
+        write_dataset(Pictures(8, grey), tmp_path / "images")

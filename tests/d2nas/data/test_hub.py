@@ -1,5 +1,6 @@
 """Data sets for the library datasets: what is found, written once, left out, and refused."""
 
+import json
 import os
 import socket
 import sys
@@ -323,3 +324,17 @@ def test_suffixes_are_those_of_the_content() -> None:
         assert suffix_of(file.getvalue()) == suffix
     assert suffix_of(b"") == ""
     assert hub.PREFIX == "hf:"
+
+
+def test_the_doctor_says_where_it_is_or_will_be(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("D2NAS_DATA", str(tmp_path))
+
+    def found(root: str) -> dict[str, Any]:
+        run(["doctor", "--json", "--data-root", root])
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        return next(one for one in findings if one["subject"] == "data folder")
+
+    assert found("hf:o/n")["state"] == "absent"
+    hub_folder("hf:o/n", tmp_path).mkdir(parents=True)
+    assert found("hf:o/n")["state"] == "ok"
+    assert found("hf:o/n/m")["state"] == "problem"

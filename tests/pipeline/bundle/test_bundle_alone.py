@@ -18,6 +18,7 @@ import safetensors.numpy
 from bundles import bundle_of, other_golden
 from forgery import seal
 from image_files import noise
+from odd_pictures import write_all
 from page_facts import PREPROCESS, a_report
 from PIL import Image, features
 from toy import Place
@@ -81,7 +82,7 @@ SIZES = [(97, 41), (41, 97), (16, 16), (1, 1), (3, 2), (500, 7), (7, 500), (640,
 
 
 def pictures(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield more than forty pictures, of all sizes, modes, formats and orientations."""
+    """Yield more than a hundred pictures, of all sizes, modes, formats and orientations."""
     colour = Image.fromarray(noise(1, 41, 97, 3))
     for size in SIZES:
         yield f"{size}", write(Image.fromarray(noise(2, size[1], size[0], 3)), folder)
@@ -114,6 +115,9 @@ def pictures(folder: Path) -> Iterator[tuple[str, Path]]:
     for suffix in (".gif", ".png", ".tif"):
         frames: dict[str, Any] = {"save_all": True, "append_images": others}
         yield f"many frames in {suffix}", write(colour, folder, suffix, **frames)
+    (folder / "odd").mkdir()
+    for odd in write_all(folder / "odd"):
+        yield odd.name, folder / "odd" / odd.name
     yield "a profile", write(colour, folder, icc_profile=b"\0" * 200)
 
 
@@ -151,7 +155,7 @@ for path in bad:
 def test_pictures_of_every_kind_are_prepared_as_predict_does_it(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     kinds, paths = zip(*pictures(tmp_path / "pictures"), strict=True)
-    assert len(paths) >= 40
+    assert len(paths) >= 100
     shutil.copy(preprocess.__file__, tmp_path / "preprocess.py")
     settings = {
         name: preprocess_for(kind, TRAINED | changes) for name, (kind, changes) in VARIANTS.items()
