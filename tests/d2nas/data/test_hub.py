@@ -331,7 +331,7 @@ def test_the_doctor_says_where_it_is_or_will_be(tmp_path: Path, capsys, monkeypa
 
     def found(root: str) -> dict[str, Any]:
         run(["doctor", "--json", "--data-root", root])
-        findings = json.loads(capsys.readouterr().out)["findings"]
+        findings = json.loads(capsys.readouterr().out)
         return next(one for one in findings if one["subject"] == "data folder")
 
     assert found("hf:o/n")["state"] == "absent"
