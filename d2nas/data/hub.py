@@ -83,7 +83,7 @@ def hub_manifest(root: str, place: Path) -> Path:
     folder = hub_folder(root, place)
     if not (folder / MANIFEST).is_file():
         source = _source(root)
-        with _loaded(source) as splits, written_images(folder) as writer:
+        with _loaded(source, folder.parent) as splits, written_images(folder) as writer:
             _write(source, splits, writer)
     return folder / MANIFEST
 
@@ -117,8 +117,8 @@ def _states(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _loaded(source: _Source) -> Iterator[dict[str, Any]]:
-    """Give the data set's splits by their names."""
+def _loaded(source: _Source, place: Path) -> Iterator[dict[str, Any]]:
+    """Give the data set's splits by their names; ``place`` is for what must be unpacked."""
     datasets = _datasets()
     where = shown(source.place)
     quiet = source.is_local and not datasets.utils.are_progress_bars_disabled()
@@ -133,7 +133,9 @@ def _loaded(source: _Source) -> Iterator[dict[str, Any]]:
             elif any((source.folder / name).is_file() for name in _SAVED):
                 found = datasets.load_from_disk(str(source.folder))
             else:
-                cache = stack.enter_context(tempfile.TemporaryDirectory())
+                place.mkdir(parents=True, exist_ok=True)
+                scratch = tempfile.TemporaryDirectory(prefix=".unpacked-", dir=place)
+                cache = stack.enter_context(scratch)
                 found = datasets.load_dataset(str(source.folder), cache_dir=cache)
             yield dict(found) if isinstance(found, dict) else {"train": found}
         except (*_ERRORS, datasets.exceptions.DatasetsError) as error:
@@ -155,13 +157,15 @@ def _write(source: _Source, splits: Mapping[str, Any], writer: ImageWriter) -> N
     features = splits["train"].features
     image = _column(source, features, "image", datasets.Image)
     label = _column(source, features, "label", datasets.ClassLabel, datasets.Value)
-    inside = [Path(datasets.config.HF_CACHE_HOME)]
-    inside += [source.folder] if source.is_local else []
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_CACHE)
+    inside = [source.folder] if source.is_local else [Path(cache) for cache in caches]
     for name, split in splits.items():
-        labels = [_label(split.features[label], value) for value in split[label]]
+        labels: list[str | None] = []
+        if label in split.features:
+            labels = [_label(split.features[label], value) for value in split[label]]
         if name not in _PARTS or not any(labels):
             reason = "no label" if name in _PARTS else "neither training, validation nor test"
-            writer.remark(f"split {name} of {where} is left out: {len(labels)} images, {reason}")
+            writer.remark(f"split {name} of {where} is left out: {len(split)} images, {reason}")
             continue
         rows = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         for number, (row, text) in enumerate(zip(rows, labels, strict=True)):

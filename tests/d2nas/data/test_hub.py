@@ -119,9 +119,12 @@ def test_images_are_written_once_and_anew_when_the_data_set_changes(
 
 def test_splits_without_labels_or_of_other_names_are_told(datasets: Any, tmp_path: Path) -> None:
     unlabelled = made(datasets, 3, labels=[-1, -1, -1])
+    without = made(datasets, 5).remove_columns("kind")
     splits = {"train": made(datasets, 10), "test": unlabelled, "extra": made(datasets, 2)}
+    splits["validation"] = without
     root, place = saved(datasets, tmp_path / "saved", **splits), tmp_path / "data"
-    told = [f"split test of {tmp_path}/saved is left out: 3 images, no label"]
+    told = [f"split validation of {tmp_path}/saved is left out: 5 images, no label"]
+    told += [f"split test of {tmp_path}/saved is left out: 3 images, no label"]
     told += [
         f"split extra of {tmp_path}/saved is left out: 2 images, neither training, validation nor "
         "test"
