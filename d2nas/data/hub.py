@@ -157,8 +157,8 @@ def _write(source: _Source, splits: Mapping[str, Any], writer: ImageWriter) -> N
     features = splits["train"].features
     image = _column(source, features, "image", datasets.Image)
     label = _column(source, features, "label", datasets.ClassLabel, datasets.Value)
-    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_CACHE)
-    inside = [source.folder] if source.is_local else [Path(cache) for cache in caches]
+    home = Path(datasets.config.HF_CACHE_HOME)  # which holds a token, too
+    inside = [source.folder] if source.is_local else [home / "hub", home / "datasets"]
     for name, split in splits.items():
         labels: list[str | None] = []
         if label in split.features:
