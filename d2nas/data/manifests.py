@@ -5,6 +5,7 @@ parts are given, ``split``. Paths are relative to the manifest's folder, which t
 """
 
 import csv
+import errno
 import os
 import posixpath
 import stat
@@ -20,10 +21,12 @@ from ..errors import ConfigError, StorageError
 from .faults import MAX_TOLD, Faults, shown
 from .folders import IRREGULAR, SPLITS, FolderListing, check_link, checked_classes
 
-SUFFIXES = (".csv", ".parquet")
+_SUFFIXES = (".csv", ".parquet")
 _COLUMNS = ("path", "label", "split")
 _FORM = "columns path,label or path,label,split, named in the first line, divided by commas"
 _SPLITS_HINT = f"split is one of {', '.join(SPLITS)}, in every row; or leave the column out"
+_PARQUET_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
+"""What pyarrow raises for files of another kind, and damaged ones."""
 _MAX_LABEL_BYTES = 255
 """As of a folder's name, which a label may become."""
 
@@ -38,7 +41,7 @@ class _Row(NamedTuple):
 
 def is_manifest(path: Path) -> bool:
     """Tell by its name whether a path is that of a manifest, and no folder's."""
-    return path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
+    return path.suffix.lower() in _SUFFIXES and not os.path.isdir(path)
 
 
 def read_manifest(manifest: Path) -> FolderListing:
@@ -58,16 +61,15 @@ def read_manifest(manifest: Path) -> FolderListing:
     search = _Search(manifest, names)
     for row in rows:
         search.add(row)
-    if not search.faults and not search.seen:
+    search.faults.raise_any()  # of classes of which rows are faulty, no more is to be told
+    if not search.seen:
         raise ConfigError(f"{shown(manifest)}: no rows", hint=_FORM)
-    if "split" in names and not search.faults and "train" not in search.parts:
+    if "split" in names and "train" not in search.parts:
         raise ConfigError(f"{shown(manifest)}: no row of split train", hint=_SPLITS_HINT)
     parts = {
         part: {name: sorted(paths) for name, paths in classes.items()}
         for part, classes in search.parts.items()
     }
-    if search.faults:  # classes of which rows are missing are not told to be small on top
-        search.faults.raise_any()
     what = shown(manifest.name)
     listing = checked_classes(
         manifest.parent,
@@ -196,8 +198,13 @@ class _Search:
     def _is_plain_folder(self, folder: str) -> bool:
         """Whether no step from the root to a folder is a link."""
         if folder not in self._folders:
-            real = (self.root / folder).resolve(strict=True)
-            self._folders[folder] = real == self._real_root / folder
+            try:
+                real = (self.root / folder).resolve(strict=True)
+                self._folders[folder] = real == self._real_root / folder
+            except (OSError, RuntimeError) as error:  # links in a circle: the second up to 3.12
+                if isinstance(error, OSError) and error.errno != errno.ELOOP:
+                    raise
+                self._folders[folder] = False
         return self._folders[folder]
 
 
@@ -281,7 +288,7 @@ def _parquet_table(manifest: Path) -> tuple[list[str], Iterator[_Row]]:
         file = parquet.ParquetFile(manifest)
     except PermissionError as error:
         raise StorageError(f"{shown(manifest)}: {error.strerror or error}") from error
-    except (OSError, ValueError) as error:  # a file of another kind is either to pyarrow
+    except _PARQUET_ERRORS as error:
         raise _no_parquet(manifest, error) from None
     names = list(file.schema_arrow.names)
     _check_names(manifest, names)
@@ -295,7 +302,7 @@ def _parquet_rows(manifest: Path, file: Any, columns: Sequence[str]) -> Iterator
             for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                 number += 1
                 yield _row(number, *(_text(manifest, number, value) for value in values))
-    except (OSError, ValueError) as error:
+    except _PARQUET_ERRORS as error:
         raise _no_parquet(manifest, error) from None
 
 

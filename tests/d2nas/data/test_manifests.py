@@ -348,24 +348,29 @@ def linked(folder: Path) -> Path:
     (folder / "to_folder.png").symlink_to("cat")
     (folder / "away").symlink_to(outside.parent)
     (folder / "inside").symlink_to("cat")
+    (folder / "round").symlink_to("round")
     names = ("leaves.png", "nowhere.png", "to_folder.png", "away/x.png", "inside/000.png")
+    names = (*names, "round/x.png")
     return write(folder / "all.csv", [*GOOD, *((name, "cat") for name in names)])
 
 
 def test_links_that_leave_the_root_or_lead_to_folders_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"5 faults \(links 5\)") as raised:
+    with pytest.raises(ConfigError, match=r"6 faults \(links 6\)") as raised:
         read_manifest(linked(folder))
     assert [line.split(" (")[0] for line in raised.value.details] == [
         "away/x.png: a link in the path",
         "inside/000.png: a link in the path",
         "leaves.png: a link that leaves the data folder",
         "nowhere.png: a link that leads nowhere",
+        "round/x.png: a link in the path",
         "to_folder.png: links to folders are not followed",
     ]
 
 
 def test_without_the_checks_links_would_bring_in_foreign_files(folder: Path, monkeypatch) -> None:
     manifest = linked(folder)
+    (folder / "round").unlink()
+    (folder / "round").symlink_to("away")
     monkeypatch.setattr(manifests, "check_link", lambda *_: None)
     monkeypatch.setattr(manifests._Search, "_is_plain_folder", lambda *_: True)
     assert {"leaves.png", "away/x.png"} <= {file.path for file in read_manifest(manifest).files}
