@@ -231,11 +231,13 @@ class ImageData:
     def _repeated_pixels(self) -> list[str]:
         if isinstance(self.train, ImageFiles) or isinstance(self.test, ImageFiles):
             return []  # to compare their pixels would be to read them all
-        parts = (
+        train, test = (
             Compared(_image_hashes(part), part.labels_N.tolist(), part.paths)
             for part in (self.train, self.test)
         )
-        return duplicate_lines(*parts, self.class_names, evaluation=self.evaluation, by="pixel")
+        return duplicate_lines(
+            train, test, self.class_names, evaluation=self.evaluation, by="pixel"
+        )
 
     def _counts(self, images: Images) -> list[int]:
         counts: list[int] = torch.bincount(
@@ -307,14 +309,15 @@ def _compared_by_file(
         file.path: bytes.fromhex(file_hash)
         for file, file_hash in zip(listing.files, hashes, strict=True)
     }
-    parts = []
-    for part in (data.train, data.test):
+
+    def compared(part: Images) -> Compared:
         assert isinstance(part, ImageFiles)
         if not known.keys() >= set(part.paths):
             raise ConfigError("the images changed while they were read", hint="run again")
-        digests = (known[path] for path in part.paths)
-        parts.append(Compared(digests, part.labels_N.tolist(), part.paths))
-    lines = duplicate_lines(*parts, data.class_names, evaluation=data.evaluation, by="file")
+        return Compared((known[path] for path in part.paths), part.labels_N.tolist(), part.paths)
+
+    train, test = compared(data.train), compared(data.test)
+    lines = duplicate_lines(train, test, data.class_names, evaluation=data.evaluation, by="file")
     return replace(data, digest=digest, repeated=tuple(lines))
 
 
