@@ -183,6 +183,13 @@ class Ranks:
 ALONE = Ranks()
 
 
+def unsynchronized(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return what keeps gradients on this rank for now, of a model that ``Ranks.wrap`` returned."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
 def environment_ranks() -> Ranks:
     """Return the place that torchrun, or d2nas's own launcher, gave this process.
 

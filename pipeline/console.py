@@ -272,6 +272,11 @@ class Console:
             self.facts(title, rows)
 
 
+def _beside(words: str, row: Mapping[str, Any], key: str) -> str:
+    """Return a figure with that of the images held out beside it, where there are such."""
+    return f"{words}/{row[key]:.4f}" if key in row else words
+
+
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
     """Return an epoch's row in words that fit a terminal's line; what was not measured is a dash.
 
@@ -288,8 +293,8 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
         ]
     elif "loss" in row:
         words += [
-            f"loss {row['loss']:.4f}",
-            f"accuracy {row['accuracy']:.4f}",
+            _beside(f"loss {row['loss']:.4f}", row, "validation_loss"),
+            _beside(f"accuracy {row['accuracy']:.4f}", row, "validation_accuracy"),
             f"lr {row['lr']:.2g}",
             f"clipped {100 * row['clip_rate']:.0f} %",
         ]

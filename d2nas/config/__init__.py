@@ -451,6 +451,9 @@ class RetrainConfig(Section):
     warmup_epochs: Annotated[EpochsOrNone, Source("DARTS's code: none")] = 0
     """Linear warm-up of the learning rate."""
     batch_size: Annotated[Batch, Source("DARTS's code")] = 96
+    accumulate: Annotated[Batch, Source("DARTS's code: none")] = 1
+    """Micro-batches whose gradients make one step: with less memory, the same images, random
+    numbers and gradients as a whole batch, but that batch norm sees one micro-batch at a time."""
     optimizer: Annotated[Literal["sgd", "adamw"], Source("DARTS's code")] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: Annotated[LearningRate, Source("DARTS's code")] = Field(default_factory=_retrain_lr)
@@ -469,6 +472,14 @@ class RetrainConfig(Section):
     ema: Annotated[float | None, Field(gt=0.0, lt=1.0), Source("DARTS's code: none")] = None
     """Share of a moving average of the weights that a step keeps, 0.999 for example; what is
     deployed is the average, which follows faster in the first steps. None: the last weights."""
+    patience: Annotated[Epochs | None, Source("DARTS's code: none")] = None
+    """Epochs without a lower loss on training images that are held out, after which a training
+    stops; what is deployed is the best epoch, of which the learning rate's schedule, that of
+    retrain.epochs, may be far from its end. The loss is of the averaged weights where there are
+    any, with class_weights, without smoothing, mixing and teacher. None: all images are trained on,
+    and the last epoch is deployed; as large as retrain.epochs: never stops, deploys the best."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0), Source("ours: a tenth")] = 0.1
+    """Part of each class's training images that patience holds out; test images are not read."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Source("DARTS's code: none")] = 0.0
     class_weights: Annotated[ClassWeights, Source("DARTS's code: none")] = "none"
     """Weight of a class in the loss: balanced, one over its training images, or sqrt, the root of
@@ -519,6 +530,11 @@ class RetrainConfig(Section):
         """Whether images of a batch are mixed."""
         return self.mixup > 0.0 or self.cutmix > 0.0
 
+    @property
+    def micro_batch(self) -> int:
+        """Images of a step's smallest micro-batch, in a set as large as a batch at least."""
+        return self.batch_size // self.accumulate
+
     @model_validator(mode="after")
     def _can_be_trained(self) -> "RetrainConfig":
         if self.nesterov and not self.momentum:
@@ -530,9 +546,19 @@ class RetrainConfig(Section):
             raise ValueError(
                 "retrain.teacher_mean and retrain.teacher_std must have a number for each channel"
             )
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"retrain.accumulate ({self.accumulate}) must not exceed retrain.batch_size "
+                f"({self.batch_size})"
+            )
         if self.auxiliary is True and (self.num_cells == 1 or self.batch_size == 1):
             what = "num_cells" if self.num_cells == 1 else "batch_size"
             raise ValueError(f"retrain.auxiliary needs a retrain.{what} of at least 2")
+        if self.auxiliary is True and self.micro_batch == 1:
+            raise ValueError(
+                f"retrain.auxiliary needs micro-batches of at least 2 images: retrain.accumulate "
+                f"must be at most {self.batch_size // 2}"
+            )
         return self
 
 

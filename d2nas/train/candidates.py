@@ -117,11 +117,12 @@ def rank_by_training(
 
 
 def short_recipe(config: RetrainConfig, epochs: int) -> RetrainConfig:
-    """Return the settings of a training of so many epochs that is like a longer one's, but for the
-    teacher: cells are told apart without one.
+    """Return the settings of a training of so many epochs that is like a longer one's, but that it
+    does not stop before and has no teacher: cells are told apart at equal length, without one.
     """
     warmup = min(config.warmup_epochs, epochs - 1)
-    short = {"epochs": epochs, "warmup_epochs": warmup, "teacher": None}
+    left_out = {"patience": None, "teacher": None}
+    short = {"epochs": epochs, "warmup_epochs": warmup, **left_out}
     return config.model_copy(update=short)
 
 

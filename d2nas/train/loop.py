@@ -345,7 +345,9 @@ def memory_errors(
         _release_frames(error)
         raise OutOfMemoryError(
             f"out of memory on {device} at batch size {batch_size} (peak {_peak_memory(device)})",
-            hint=hint or "lower batch_size or init_channels; for a search also recompute=op",
+            hint=hint
+            or "lower batch_size or init_channels; of a search also recompute=op, of a retraining "
+            "raise accumulate",
         ) from None
 
 

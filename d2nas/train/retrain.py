@@ -2,7 +2,8 @@
 
 The recipe is by default DARTS's (arXiv 1806.09055, 3.2): SGD, cosine learning rate, drop-path that
 rises linearly, an auxiliary head, gradient clipping. The last epoch's weights are the result, or
-their moving average; the test images are not seen here.
+their moving average, or with ``patience`` those of the best epoch by training images that are held
+out; the test images are not seen here.
 
     retraining = Retraining(
         config, genotype, data, seed=0, device=torch.device("cpu"), augmentation=DataConfig()
@@ -14,8 +15,11 @@ their moving average; the test images are not seen here.
 """
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +29,35 @@ from ..config import DataConfig, RetrainConfig
 from ..data.augmentation import cutout_pixels
 from ..data.batches import Batches, channels_last
 from ..data.batches import steps_per_epoch as count_steps
-from ..data.images import ImageData, Normalizer
+from ..data.images import ImageData, Images, Normalizer
 from ..data.mixing import mix
 from ..data.sizes import stem_for
+from ..data.splits import stratified_split
 from ..errors import ConfigError
 from ..genotype import Genotype
 from ..nn.library_network import LibraryNetwork, check_takes
 from ..nn.network import DropPath, Network, auxiliary_fits
 from ..nn.operations import Draws, initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
-from ..parallel import ALONE, Ranks
+from ..parallel import ALONE, Ranks, unsynchronized
 from ..randomness import derive_seed, generator, globally_seeded
 from .class_weights import class_weights
 from .distillation import Answers, Teacher, soft_losses
-from .loop import FiniteCheck, Loop, adamw, sgd, step_if_finite, to_device, torch_device
+from .loop import (
+    EVALUATION_BATCH,
+    FiniteCheck,
+    Loop,
+    accuracy,
+    adamw,
+    predict,
+    sgd,
+    step_if_finite,
+    to_device,
+    torch_device,
+)
 from .precision import LossScale, arithmetic_of, compute_type, resolve_precision
 from .schedules import linear, linear_by_epoch, warmup_cosine
-from .state import StepSums, Trained
+from .state import StepSums, Trained, TrainState
 from .weight_average import WeightAverage
 
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
@@ -66,7 +82,7 @@ def has_auxiliary(config: RetrainConfig, image_size: int) -> bool:
     if config.auxiliary != "auto":
         return config.auxiliary
     fits = auxiliary_fits(image_size, stem_for(config.stem, image_size))
-    return fits and config.num_cells > 1 and config.batch_size > 1
+    return fits and config.num_cells > 1 and config.micro_batch > 1
 
 
 def retrain(
@@ -154,9 +170,14 @@ class Retraining(Loop):
             )
         self.config, self.seed, self.device, self.ranks = config, seed, device, ranks
         self.batch_size = config.batch_size
+        self.validation: Images | None = None
+        if config.patience is not None:
+            data, held_out = hold_out(data, config.validation_fraction, seed=seed)
+            self.validation = held_out.to(device)
+        self.normalizer = Normalizer(data.mean, data.std)
         self.batches = Batches(
             data.train.to(device),
-            Normalizer(data.mean, data.std),
+            self.normalizer,
             augmentation,
             config.batch_size,
             cutout_size=cutout_pixels(config.cutout, data.image_size),
@@ -167,6 +188,7 @@ class Retraining(Loop):
             ranks=ranks,
         )
         self.network = _new_network(config, architecture, data, seed)
+        self.micro_batches = self._micro_batches()
         to_device(self.network, device)
         self.precision = resolve_precision(config.precision, device)
         self.arithmetic = arithmetic_of(self.precision, device)
@@ -189,15 +211,33 @@ class Retraining(Loop):
         self.optimizer = self._optimizer()
         self.average = None if config.ema is None else WeightAverage(self.network, config.ema)
         self.steps_per_epoch = count_steps(len(data.train), config.batch_size)
-        self.num_steps = self.steps_per_epoch * config.epochs
         self.metrics = []
+        self._count_steps()
         scales = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
         averages = {} if self.average is None else {"average": self.average}
+        self.best: Network | LibraryNetwork | None = None
+        if self.validation is not None:
+            self.best = copy.deepcopy(self._newest_network()).requires_grad_(False)
+        best = {} if self.best is None else {"best": self.best}
         self.trained = Trained(
-            modules={"network": self.network, **averages, **scales},
+            modules={"network": self.network, **averages, **scales, **best},
             optimizers={config.optimizer: self.optimizer},
             sums=StepSums(_SUMS, device),
         )
+
+    def _micro_batches(self) -> list[slice]:
+        """Return the parts of this rank's images of a step, whose sizes differ by at most one."""
+        own, count = self.batches.order.part.own, self.config.accumulate
+        num_images = own.stop - own.start
+        is_plain = isinstance(self.network, Network) and self.network.auxiliary_head is None
+        least = 1 if is_plain else 2  # what a batch norm on a map of one pixel needs
+        if count > 1 and num_images // count < least:
+            raise ConfigError(
+                f"retrain.accumulate={count} is too much for the {num_images} images of a step",
+                hint=f"choose at most {max(1, num_images // least)}",
+            )
+        ends = [num_images * number // count for number in range(count + 1)]
+        return [slice(*pair) for pair in itertools.pairwise(ends)]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config = self.config
@@ -240,8 +280,9 @@ class Retraining(Loop):
         if self.ranks.size == 1:
             return
         images, labels = self.batches.blank()
+        batch = _as_trained(self, 0, images.to(self.weights[0].dtype), labels)
         with _buffers_kept(self.network):
-            _, total, _ = _forward(self, 0, images.to(self.weights[0].dtype), labels)
+            _, total, _ = _forward(self, batch, self.micro_batches[0])
             torch.autograd.backward(total)
         self.optimizer.zero_grad()
 
@@ -284,7 +325,7 @@ class Retraining(Loop):
             )
         return warmup_cosine(
             step,
-            self.num_steps,
+            self.steps_per_epoch * self.config.epochs,
             self.config.warmup_epochs * self.steps_per_epoch,
             self.config.lr,
             self.config.lr_min,
@@ -295,8 +336,60 @@ class Retraining(Loop):
         epoch = step // self.steps_per_epoch
         return linear(epoch / self.config.epochs, 0.0, self.config.drop_path)
 
+    @property
+    def best_epoch(self) -> int | None:
+        """Epoch of the lowest loss on the images held out, from 0; of equal ones the first. None
+        where none are held out.
+        """
+        losses = [row["validation_loss"] for row in self.metrics if "validation_loss" in row]
+        return losses.index(min(losses)) if losses else None
+
+    def _count_steps(self) -> None:
+        """Count the steps: fewer after a stop."""
+        best, patience, done = self.best_epoch, self.config.patience, len(self.metrics)
+        is_stopped = best is not None and patience is not None and done - 1 - best >= patience
+        self.num_steps = self.steps_per_epoch * (done if is_stopped else self.config.epochs)
+
+    def restore(self, state: TrainState) -> None:
+        """Continue from ``state``; after a stop, there is nothing more to do."""
+        super().restore(state)
+        self._count_steps()
+
+    def end_epoch(self, step: int) -> None:
+        """Measure the epoch on the images held out, if any, keep the best, and stop if it is time.
+
+        Raises ``NonFiniteError``.
+        """
+        if self.validation is None or self.best is None:
+            return
+        row, images = self.metrics[-1], self.validation
+        found = self.ranks.decide(
+            f"the loss on {len(images)} images after step {step}", lambda: self._validate(images)
+        )
+        row |= dict(zip(("validation_loss", "validation_accuracy"), found, strict=True))
+        if self.best_epoch == row["epoch"]:
+            self.best.load_state_dict(self._newest_network().state_dict())
+        self._count_steps()
+
+    def _validate(self, images: Images) -> tuple[float, float]:
+        """Return loss and accuracy on images, of the weights that would be deployed now."""
+        network = self._newest_network().eval()
+        size = min(EVALUATION_BATCH, self.micro_batches[-1].stop - self.micro_batches[-1].start)
+        logits = predict(network, images, self.normalizer, size)
+        self.network.train()
+        labels = images.labels_N.cpu()
+        losses_N = F.cross_entropy(logits.double(), labels, reduction="none")
+        if self.class_weights is not None:
+            losses_N = losses_N * self.class_weights.cpu()[labels]
+        return float(losses_N.mean()), accuracy(logits, labels)
+
     def deployed_network(self) -> Network | LibraryNetwork:
-        """Return the network in training, or its average where there is one."""
+        """Return the network in training, or its average where there is one; or of the best epoch,
+        where images are held out.
+        """
+        return self._newest_network() if self.best is None else self.best
+
+    def _newest_network(self) -> Network | LibraryNetwork:
         if self.average is None:
             return self.network
         network = self.average.network
@@ -347,6 +440,22 @@ def _new_network(
     return network
 
 
+def hold_out(data: ImageData, fraction: float, *, seed: int) -> tuple[ImageData, Images]:
+    """Return the data without ``fraction`` of each class's training images, and those.
+
+    At least one image of a class stays, and one of each with more is held out. Test images, mean
+    and standard deviation are as before. Raises ``ConfigError`` where every class has only one.
+    """
+    kept, held = stratified_split(
+        data.train.labels_N, fraction, keep=1, seed=seed, purpose="retrain-validation"
+    )
+    if not len(held):
+        raise ConfigError(
+            "retrain.patience: no class has a training image to be held out", hint="leave it out"
+        )
+    return replace(data, train=data.train.select(kept)), data.train.select(held)
+
+
 @contextlib.contextmanager
 def _buffers_kept(network: nn.Module) -> Iterator[None]:
     """Put every buffer back afterwards: running statistics, and how many batches they are of."""
@@ -364,12 +473,9 @@ def train_step(retraining: Retraining, step: int) -> None:
     images, labels = retraining.batches.batch(step)
     for group in retraining.optimizer.param_groups:
         group["lr"] = retraining.lr_at(step)
-    loss, total, correct = _forward(retraining, step, images, labels)
     retraining.optimizer.zero_grad()
-    scale = retraining.loss_scale
-    torch.autograd.backward(total if scale is None else total * scale.scale)
     # The same numbers on all ranks, so that all stop where one has to.
-    means = retraining.ranks.mean(torch.stack([loss.detach(), total.detach(), correct]))
+    means = retraining.ranks.mean(_add_gradients(retraining, step, images, labels))
     loss, total, correct = means.unbind()
     finite = retraining.watch.add(step, "the training loss", total)
     norm = _clip(retraining)
@@ -382,10 +488,39 @@ def train_step(retraining: Retraining, step: int) -> None:
     retraining.watch.check_if_synchronous()
 
 
-def _forward(
-    retraining: Retraining, step: int, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, the loss with the auxiliary head's part, and the share of right answers."""
+class _Batch(NamedTuple):
+    """A rank's part of a step's batch, all of whose random numbers are drawn."""
+
+    images: Tensor
+    labels: Tensor
+    labels_of: Sequence[tuple[float, Tensor]]
+    """What the images are of, by shares: more than ``labels`` where they are mixed."""
+    drop_factors: Tensor | None
+    answers: Tensor | None
+    """A teacher's, to all of the images."""
+
+
+def _add_gradients(retraining: Retraining, step: int, images: Tensor, labels: Tensor) -> Tensor:
+    """Add up the gradients of a step's micro-batches, each by its share of the images.
+
+    Returns three means over the images: the loss, the loss with the auxiliary head's part, and the
+    share of right answers.
+    """
+    batch = _as_trained(retraining, step, images, labels)
+    scale, found = retraining.loss_scale, []
+    for part in retraining.micro_batches:
+        is_last = part is retraining.micro_batches[-1]
+        with contextlib.nullcontext() if is_last else unsynchronized(retraining.model):
+            loss, total, correct = _forward(retraining, batch, part)
+            share = (part.stop - part.start) / len(images)
+            own = total if share == 1.0 else share * total
+            torch.autograd.backward(own if scale is None else own * scale.scale)
+        found.append(share * torch.stack([loss.detach(), total.detach(), correct]))
+    return torch.stack(found).sum(dim=0)
+
+
+def _as_trained(retraining: Retraining, step: int, images: Tensor, labels: Tensor) -> _Batch:
+    """Return the batch, mixed as configured, with drop-path's factors."""
     config, device = retraining.config, retraining.device
     draws = generator(retraining.seed, "drop-path", step)
     part = retraining.batches.order.part
@@ -394,9 +529,9 @@ def _forward(
     )
     if factors is not None:
         factors = factors[:, part.own]
+    # Micro-batches draw their noise one after another.
     number = step * retraining.ranks.size + retraining.ranks.rank
     set_noise_generator(retraining.noises, generator(retraining.seed, "noise", number))
-    dtype = compute_type(retraining.precision, device)
     labels_of = [(1.0, labels)]
     if config.mixes:
         draws = generator(retraining.seed, "mix", step)
@@ -404,9 +539,21 @@ def _forward(
         images = channels_last(mixed.images)
         labels_of = [(mixed.share, labels), (1.0 - mixed.share, labels[mixed.partners])]
     answers = None if retraining.answers is None else retraining.answers.of(step, images)
+    return _Batch(images, labels, labels_of, factors, answers)
+
+
+def _forward(retraining: Retraining, batch: _Batch, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of a micro-batch, the loss with the auxiliary head's part, and the share of
+    right answers.
+    """
+    config, device = retraining.config, retraining.device
+    dtype = compute_type(retraining.precision, device)
+    factors = None if batch.drop_factors is None else batch.drop_factors[:, part]
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        output = retraining.model(images, drop_path=factors)
+        output = retraining.model(batch.images[part], drop_path=factors)
     logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+    labels, labels_of = batch.labels[part], [(one, of[part]) for one, of in batch.labels_of]
+    answers = None if batch.answers is None else batch.answers[part]
     loss = total = _loss(retraining, logits, labels_of, answers)
     if auxiliary is not None:
         total = loss + config.auxiliary_weight * _loss(retraining, auxiliary, labels_of, answers)

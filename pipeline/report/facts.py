@@ -26,6 +26,15 @@ class Headline(NamedTuple):
     is_good: bool
 
 
+class Stopping(NamedTuple):
+    """What a training that holds images out recorded: its best epoch, from 0, and its extent."""
+
+    best_epoch: int
+    epochs: int
+    train_images: int
+    held_out_images: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """Facts of version ``number`` of the bundle ``name``.
@@ -256,7 +265,7 @@ class Facts:
         if self.reduced:
             protocol = Marked("reduced protocol", rest=f": {'; '.join(self.reduced)}")
         elif self.made("retrain", "config", "data") is not None:
-            protocol = "all training images that are not test images"
+            protocol = f"all training images that are not test images{self._but_held_out}"
         return [
             ("images", f"{self.images} that neither search nor training read"),
             ("weights", f"{self._weights}; none was chosen by these images"),
@@ -271,9 +280,33 @@ class Facts:
     @property
     def _weights(self) -> str:
         """Which weights of the training are deployed."""
-        ema = self.get("retrain", "ema")
+        ema, stopping = self.get("retrain", "ema"), self.stopping
         last = "of the last epoch"
+        if stopping is not None:
+            last = (
+                f"of epoch {stopping.best_epoch + 1:,} of {stopping.epochs:,}, the best by the "
+                f"loss on {stopping.held_out_images:,} training images that were held out"
+            )
         return last if ema is None else f"a moving average (of {ema:g}) up to that {last}"
+
+    @property
+    def stopping(self) -> Stopping | None:
+        """The epoch that is deployed and the images it was chosen by; None where it is the last."""
+        found = [self.made("retrain", "facts", "stopping", name) for name in Stopping._fields]
+        return Stopping(*found) if all(type(one) is int for one in found) else None
+
+    @property
+    def _but_held_out(self) -> str:
+        if self.stopping is None:
+            return ""
+        return f" but {self.stopping.held_out_images:,}, held out to choose the epoch"
+
+    @property
+    def trained(self) -> tuple[int | None, int | None]:
+        """Number of epochs of the final training as it went, and of its images."""
+        if self.stopping is None:
+            return self.get("retrain", "epochs"), self.get("data", "train")
+        return self.stopping.epochs, self.stopping.train_images
 
     @property
     def _options(self) -> list[str]:
@@ -282,10 +315,10 @@ class Facts:
         found = given if isinstance(given, Mapping) else {}
         told = [
             f"{key} {found[key]:g}"
-            for key in ("label_smoothing", "erasing", "mixup", "cutmix")
+            for key in ("label_smoothing", "erasing", "mixup", "cutmix", "patience")
             if found.get(key)
         ]
-        plain = {"optimizer": "sgd", "augment": "none", "class_weights": "none"}
+        plain = {"optimizer": "sgd", "augment": "none", "class_weights": "none", "accumulate": 1}
         return [
             *(f"{key} {found[key]}" for key, none in plain.items() if found.get(key, none) != none),
             *told,
@@ -307,7 +340,7 @@ class Facts:
 
     @property
     def _training(self) -> str | None:
-        epochs, images = self.get("retrain", "epochs"), self.get("data", "train")
+        epochs, images = self.trained
         if epochs is None or images is None:
             return None
         where = {"cpu": " on a CPU", "cuda": " on a GPU"}.get(str(self.get("trained_on")), "")
@@ -390,7 +423,7 @@ class Facts:
         if self._searched_here and data.get("weight_half") is not None:
             halves = (
                 f"{count(data['weight_half'])} for the weights, {count(data.get('arch_half'))} "
-                "for the architecture; the final training sees all"
+                f"for the architecture; the final training sees all{self._but_held_out}"
             )
         channels = data.get("channels") or 0
         return [
@@ -515,8 +548,8 @@ def _derived(facts: Facts) -> str:
 
 def _retrained(facts: Facts) -> str:
     precision = facts.made("retrain", "facts", "precision")
-    images = count(facts.get("data", "train"))
-    told = f"from scratch, {facts.get('retrain', 'epochs')} epochs of {images} images"
+    epochs, images = facts.trained
+    told = f"from scratch, {epochs} epochs of {count(images)} images"
     told += f" on {facts.get('trained_on')}" if facts.get("trained_on") else ""
     told += f" in {PRECISIONS.get(precision, precision)}" if precision else ""
     return told + _seed(facts, "retrain")

@@ -239,7 +239,8 @@ def last_epoch(facts: Facts, stage: str) -> str:
     if value is None:
         return "Accuracy is on training images."
     where = "training images" if stage == "retrain" else "the architecture half"
-    return f"Last epoch: {100 * value:.1f} % on {where}."
+    which = "Last epoch" if facts.stopping is None else "Best epoch"
+    return f"{which}: {100 * value:.1f} % on {where}."
 
 
 def class_counts(facts: Facts) -> Mapping[str, Any] | None:

@@ -36,10 +36,19 @@ text { fill: $soft }
 _NUM_COLOURS = 4
 
 RETRAIN_PANELS = {"loss": {"training": "loss"}, "accuracy": {"training": "accuracy"}}
+_HELD_OUT_PANELS = {
+    title: {**lines, "held out": f"validation_{title}"} for title, lines in RETRAIN_PANELS.items()
+}
 SEARCH_PANELS = {
     "loss": {"weight half": "weight_loss", "architecture half": "arch_loss"},
     "accuracy": {"weight half": "weight_accuracy", "architecture half": "arch_accuracy"},
 }
+
+
+def retrain_panels(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, str]]:
+    """Return the panels of a training, with what was held out where something was."""
+    is_held_out = any("validation_loss" in row for row in rows)
+    return _HELD_OUT_PANELS if is_held_out else RETRAIN_PANELS
 
 
 def cost_panel(quantity: str) -> dict[str, dict[str, str]]:

@@ -50,7 +50,8 @@ DRAWING_FILE = "genotype.svg"
 CANDIDATES_FILE = "candidates.json"
 FRONT_FILE, FRONT_DRAWING_FILE = "front.json", "front.svg"
 
-_FINAL_TRAINING = ("seed", "epochs", "device")
+_STOPPING = ("patience", "validation_fraction")
+_FINAL_TRAINING = ("seed", "epochs", "device", *_STOPPING)
 """Keys of ``retrain`` that short trainings do not read."""
 
 
@@ -392,7 +393,7 @@ def _config(config: Config) -> dict[str, Any]:
     if not derive.compares or derive.temperature in (None, 1.0):
         del part["derive"]["temperature"]
     if (derive.candidates > 1 or derive.pareto is not None) and derive.rank_by == "training":
-        part["retrain"] = training
+        part["retrain"] = {key: one for key, one in training.items() if key not in _STOPPING}
     if derive.genotype is not None:
         part["derive"] = {"genotype": read_genotype(derive.genotype).to_dict()}
     if derive.model is not None:

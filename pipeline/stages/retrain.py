@@ -8,7 +8,7 @@ from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json
 from d2nas.genotype import Genotype
 
-from ..report.training_curves import RETRAIN_PANELS, draw_curves
+from ..report.training_curves import draw_curves, retrain_panels
 from ..store.forms import Form
 from ..teacher.source import teacher_key
 from .derive import GENOTYPE_FILE
@@ -26,6 +26,7 @@ from .stage import (
 
 if TYPE_CHECKING:
     from d2nas.data.images import ImageData
+    from d2nas.train.retrain import Retraining
 
     from ..store import Version
 
@@ -76,16 +77,22 @@ def run(context: Context) -> Facts:
     context.hooks.say(
         f"retrain {what} on {device}: {cost.params:,} parameters, {cost.macs:,} multiply-adds"
     )
-    _warn(context, architecture, len(data.train))
+    _warn(context, architecture, len(retraining.batches.images))
+    if retraining.validation is not None:
+        context.hooks.say(
+            f"{len(retraining.validation)} training images are held out, by which the best epoch "
+            "is chosen"
+        )
     run_loop(retraining, context.hooks)
+    rows = retraining.metrics
     context.work.write(WEIGHTS_FILE, encode_tensors(retraining.deployed_weights()))
     context.work.write(DESCRIPTION_FILE, canonical_json(description))
     context.work.write(
         PREPROCESS_FILE,
         canonical_json({**preprocessing(data), "class_names": list(data.class_names)}),
     )
-    context.work.write(METRICS_FILE, encode_rows(retraining.metrics))
-    context.work.write(CURVES_FILE, draw_curves(retraining.metrics, RETRAIN_PANELS).encode())
+    context.work.write(METRICS_FILE, encode_rows(rows))
+    context.work.write(CURVES_FILE, draw_curves(rows, retrain_panels(rows)).encode())
     return {
         "device": device.type,
         "precision": retraining.precision,
@@ -93,10 +100,31 @@ def run(context: Context) -> Facts:
         **machine_facts(device.type, ranks),
         "data_digest": data.digest,
         "steps": retraining.num_steps,
-        "train_accuracy": retraining.metrics[-1]["accuracy"],
+        "train_accuracy": rows[-1]["accuracy"],
         "params": cost.params,
         "macs": cost.macs,
         **({} if teacher is None else {"teacher": teacher.facts}),
+        **_best_epoch(retraining),
+    }
+
+
+def _best_epoch(retraining: "Retraining") -> Facts:
+    """Return which epoch is deployed and by how many images it was chosen, if it was; the training
+    accuracy is that epoch's.
+    """
+    best, rows = retraining.best_epoch, retraining.metrics
+    if best is None or retraining.validation is None:
+        return {}
+    return {
+        "train_accuracy": rows[best]["accuracy"],
+        "stopping": {
+            "best_epoch": best,
+            "epochs": len(rows),
+            "train_images": len(retraining.batches.images),
+            "held_out_images": len(retraining.validation),
+            "validation_loss": rows[best]["validation_loss"],
+            "validation_accuracy": rows[best]["validation_accuracy"],
+        },
     }
 
 

@@ -110,6 +110,9 @@ LATER_SETTINGS = (
     "erasing",
     "mixup",
     "cutmix",
+    "accumulate",
+    "patience",
+    "validation_fraction",
 )
 """Settings of a training that came after versions of it were kept."""
 
@@ -219,7 +222,7 @@ def run_loop(loop: "Loop", hooks: Hooks) -> None:
     hooks.begin(loop.num_steps, state.step if state else 0, "step", loop.batch_size, epochs)
     total = loop.num_steps
     for report in loop.run(state):
-        if loop.num_steps != total:  # a search was stopped or rolled back
+        if loop.num_steps != total:  # a training was stopped, or a search rolled back
             total = loop.num_steps
             hooks.change(total, total // loop.steps_per_epoch)
         hooks.advance(report.step + 1, report.metrics)

@@ -347,7 +347,8 @@ def described(data: "ImageData") -> dict[str, Any]:
 
 
 def _rough_seconds(config: Config) -> float:
-    return 10.0 + config.validate_.latency_seconds * len(config.validate_.latency_batches)
+    # Each batch is timed on the device and from host to host.
+    return 10.0 + 2 * config.validate_.latency_seconds * len(config.validate_.latency_batches)
 
 
 STAGE = Stage(

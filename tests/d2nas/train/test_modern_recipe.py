@@ -192,7 +192,8 @@ def test_control_each_setting_changes_the_training(left_out: int) -> None:
 
 def test_keys_of_before_hold_where_nothing_of_it_is_set() -> None:
     assert not {*LATER_SETTINGS} & {*training_settings(build_config({}))}
-    later = [one for one in ALL if "smoothing" not in one and "epochs" not in one]
+    later = ["retrain.accumulate=2", "retrain.patience=3", "retrain.validation_fraction=0.2"]
+    later += [one for one in ALL if "smoothing" not in one and "epochs" not in one]
     of_libraries = ["derive.model=torchvision:resnet18", "retrain.pretrained=true"]
     config = build_config({}, [*later, *of_libraries])
     assert {*LATER_SETTINGS} <= {*training_settings(config)}

@@ -7,13 +7,14 @@ import torch
 from children import ForkServer
 from processes import on_processes, save
 from searches import CPU, SIZE, config_of, made_images
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from d2nas.errors import LostRankError
 from d2nas.genotype import Genotype
 from d2nas.parallel import ALONE, Ranks, lost_ranks
 from d2nas.train.distillation import Teacher
-from d2nas.train.retrain import Retraining
+from d2nas.train.retrain import Retraining, train_step
 
 # What R-DARTS's S4 finds, and worse: the normal cell's first input is read by noise alone.
 NOISY = Genotype(
@@ -98,6 +99,66 @@ def resume_here(ranks: Ranks, folder: str) -> None:
     told = {str(stop): torch.tensor(resumed_exactly(stop)) for stop in (1, 2, 5)}
     Retraining.prepare = lambda _: None  # type: ignore[method-assign]
     save(folder, ranks, {**told, "control": torch.tensor(resumed_exactly(2))})
+
+
+PARTED = ("accumulate=2", "patience=1", "validation_fraction=0.3")
+
+
+def part_here(ranks: Ranks, folder: str) -> None:
+    """Steps of two micro-batches on each rank, and the end by what is held out."""
+    sent: list[int] = []
+
+    def hook(_state: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+        sent.append(1)
+        return default_hooks.allreduce_hook(distributed.group.WORLD, bucket)
+
+    counted = retraining_of("usual", PARTED[0], ranks=ranks)
+    assert isinstance(counted.model, nn.parallel.DistributedDataParallel)
+    counted.model.register_comm_hook(None, hook)
+    counted.network.train()
+    for step in range(3):
+        sent.clear()
+        train_step(counted, step)
+    assert len(sent) == 1  # a message a step, once its parts are known
+
+    parted = retraining_of("usual", *PARTED, ranks=ranks)
+    states = {report.step + 1: parted.capture(report.step + 1) for report in parted.run()}
+    end = states[parted.num_steps]
+    told = {
+        "losses": torch.tensor([row["validation_loss"] for row in parted.metrics]),
+        "weights": torch.cat([weight.detach().flatten() for weight in counted.weights]),
+    }
+    second = retraining_of("usual", *PARTED, ranks=ranks)
+    for _ in second.run(states[1]):
+        pass
+    got = second.capture(second.num_steps).tensors
+    equal = all(torch.equal(got[name], value) for name, value in end.tensors.items())
+    save(folder, ranks, {**told, "equal": torch.tensor(equal)})
+
+
+def test_micro_batches_of_two_processes_are_one_processs(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    first, second = on_processes(
+        2, "test_parallel_retraining.part_here", tmp_path, fork_server=fork_server
+    )
+    alone = retraining_of("usual", "accumulate=4")
+    alone.network.train()
+    for step in range(3):
+        train_step(alone, step)
+    weights = torch.cat([weight.detach().flatten() for weight in alone.weights])
+    # Rank 0 has the first half: the same micro-batches, so what batch norm sees is the same.
+    torch.testing.assert_close(first["weights"], weights, rtol=1e-3, atol=1e-5)
+    assert torch.equal(first["weights"], second["weights"])
+    assert torch.equal(first["losses"], second["losses"])
+    assert first["equal"]
+    assert second["equal"]
+    whole = retraining_of("usual", "accumulate=2")  # control: micro-batches of another size
+    whole.network.train()
+    for step in range(3):
+        train_step(whole, step)
+    other = torch.cat([weight.detach().flatten() for weight in whole.weights])
+    assert not torch.allclose(other, weights, rtol=1e-3, atol=1e-5)
 
 
 def test_weights_that_learn_nothing_hold_nobody_up(fork_server: ForkServer, tmp_path: Path) -> None:

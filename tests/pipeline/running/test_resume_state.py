@@ -40,6 +40,14 @@ LOOPS: dict[str, Callable[[], Loop]] = {
     "pc-darts-4": lambda: searching("pc-darts-4", "search.epochs=2"),
     "retrain": lambda: retraining(),
     "retrain in fp16": lambda: retraining("retrain.precision=fp16"),
+    # The first epoch is the best; the second has begun at the stop, and is the last.
+    "retrain that stops": lambda: retraining(
+        "retrain.patience=1",
+        "retrain.lr=3.0",
+        "retrain.epochs=3",
+        "retrain.batch_size=10",
+        "retrain.accumulate=3",
+    ),
 }
 
 
