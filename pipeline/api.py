@@ -121,6 +121,7 @@ def run(
     exported: str | Path = "exported",
     max_p99_ms: float | None = None,
     batch: int | None = None,
+    time: str | None = None,
     fresh: bool = False,
 ) -> LoadedBundle:
     """Search, derive, retrain, export and validate; return the bundle.
@@ -128,13 +129,14 @@ def run(
     As ``d2nas run``: what is up to date does not run again, an interrupted run continues.
     ``settings`` are keys of the configuration with their values, or ``SECTION.FIELD=VALUE``;
     ``max_p99_ms`` is the longest p99 in milliseconds of ``batch`` images (default: 1), by which the
-    search is limited and the network's size chosen, unless a setting gives that.
+    search is limited and the network's size chosen, unless a setting gives that; ``time`` (90s,
+    30m, 2h) is the wall time into which the whole run should fit: its epochs are chosen by it.
     Messages go to stderr. Raises a class of ``d2nas.errors`` for each of the command's exit codes.
     """
     from .bundle.writing import check_place, write_bundle
     from .commands.configuration import configure
     from .commands.options import DEFAULT_STORE, STORE_VARIABLE, with_options
-    from .commands.run import bring_up_to_date, gives_size
+    from .commands.run import bring_up_to_date, budget_of, gives_size
     from .presets import run_name
 
     given = (
@@ -143,13 +145,14 @@ def run(
         else list(settings)
     )
     given = with_options(given, {"validate.max_p99_ms": max_p99_ms, "validate.gate_batch": batch})
+    budget = budget_of(time, given)
     fits = max_p99_ms is not None and not gives_size(given)
     named = str(preset)
     config = configure(named, given, None if data_root is None else str(data_root))
     title = name or run_name(named)
     check_place(Path(exported), title)
     folder = Path(store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
-    result = bring_up_to_date(title, config, folder, fresh=fresh, fits=fits)
+    result = bring_up_to_date(title, config, folder, fresh=fresh, fits=fits, budget=budget)
     return load_bundle(write_bundle(Path(exported), result.run, result.versions))
 
 

@@ -67,6 +67,14 @@ MaxP99Option = Annotated[
     float | None,
     typer.Option("--max-p99-ms", help="Gate: longest p99 from host to host (validate.max_p99_ms)."),
 ]
+TimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        metavar="TIME",
+        help="Wall time for the whole run, 90s, 30m, 2h or 1h30m: chooses the epochs.",
+    ),
+]
 GateBatchOption = Annotated[
     int | None,
     typer.Option("--batch", help="Batch size of that gate (validate.gate_batch; default 1)."),

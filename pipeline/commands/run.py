@@ -20,6 +20,7 @@ from .options import (
     PresetArgument,
     SetOption,
     StoreOption,
+    TimeOption,
     with_options,
 )
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..preflight.latency_budget import Untrained
     from ..preflight.latency_target import LatencyTarget
+    from ..preflight.time_budget import TimeBudget
     from ..running.display import Display
     from ..running.runner import Reuse, Runner, RunResult
 
@@ -42,6 +44,7 @@ def run_command(
     name: NameOption = None,
     max_p99_ms: MaxP99Option = None,
     batch: GateBatchOption = None,
+    time: TimeOption = None,
     settings: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     exported: ExportedOption = DEFAULT_EXPORTED,
@@ -62,8 +65,10 @@ def run_command(
     """Search, derive, retrain, export and validate.
 
     Continues where it was interrupted. With --max-p99-ms the search keeps a limit that follows from
-    it, in a network as large as the limit allows, unless --set gives its size.
+    it, in a network as large as the limit allows, unless --set gives its size. With --time it has
+    as many epochs as fit.
     """
+    budget = budget_of(time, settings, baseline or ())
     from ..presets import run_name
     from .configuration import configure, tell_unread
 
@@ -78,7 +83,7 @@ def run_command(
     run = run_name(preset) if name is None else name
     fits = max_p99_ms is not None and not gives_size(settings)
     if plan:
-        show_plan(run, config, store, unread, as_json=as_json, fits=fits)
+        show_plan(run, config, store, unread, as_json=as_json, fits=fits, budget=budget)
     else:
         run_all(
             run,
@@ -89,7 +94,22 @@ def run_command(
             as_json=as_json,
             fits=fits,
             baselines=baseline or (),
+            budget=budget,
         )
+
+
+def budget_of(
+    time: str | None, settings: Sequence[str] | None, baselines: Sequence[str] = ()
+) -> "TimeBudget | None":
+    """Return the budget of wall time, which begins now; None without one. Raises ``ConfigError``
+    for one that is none, and for options that it does not go with.
+    """
+    if time is None:
+        return None
+    from ..preflight.time_budget import TimeBudget, check_options
+
+    check_options(settings or (), baselines)
+    return TimeBudget(time)
 
 
 def gives_size(settings: Sequence[str]) -> bool:
@@ -107,11 +127,12 @@ def show_plan(
     *,
     as_json: bool,
     fits: bool,
+    budget: "TimeBudget | None" = None,
 ) -> None:
     """Show which stages would run, and what they are estimated to take.
 
-    ``unread``: what ``tell_unread`` has told, which is part of the plan's data; ``fits`` as for
-    ``run_all``.
+    ``unread``: what ``tell_unread`` has told, which is part of the plan's data; ``fits`` and
+    ``budget`` as for ``run_all``.
     """
     from ..console import Console
     from ..preflight.latency_target import no_limit_because
@@ -126,7 +147,11 @@ def show_plan(
     _say_limit(config, console)
     busy = busy_line()
     console.say("timing a few steps of each stage that would run ...")
-    plan = make_plan(Runner(open_store(store), console, StopFlag()), run, config)
+    runner = Runner(open_store(store), console, StopFlag())
+    estimate = None
+    if budget is not None:
+        config, estimate = budget.planned(runner, run, config)
+    plan = make_plan(runner, run, config, estimate)
     if as_json:
         console.data({**plan, "without_effect": dict(unread)})
     else:
@@ -138,6 +163,7 @@ def show_plan(
             console.note(
                 "before its search the run times random networks and their parts on this machine: "
                 "limit and size follow from --max-p99-ms, and the network may be smaller than here"
+                + ("" if budget is None else ", with more epochs")
             )
     if busy is not None and any("seconds_range" in row for row in plan["stages"]):
         console.warn(busy)
@@ -153,12 +179,13 @@ def run_all(
     as_json: bool,
     fits: bool = False,
     baselines: Sequence[str] = (),
+    budget: "TimeBudget | None" = None,
 ) -> None:
     """Bring every stage of a run up to date, write the bundle and show the result, beside
     ``baselines``.
 
     ``fits``: whether size and limits are chosen to keep ``validate.max_p99_ms``, else a network
-    that is too slow is refused.
+    that is too slow is refused. ``budget``: the wall time by which epochs are chosen, if it is.
     """
     from ..bundle.writing import check_place
     from ..preflight.given_architecture import check_given
@@ -169,44 +196,93 @@ def run_all(
     for model in baselines:  # before what takes long
         check_given(with_architecture(config, model))
         check_place(exported, baseline_name(run, model))
-    result = bring_up_to_date(run, config, store, fresh=fresh, fits=fits)
+    result = bring_up_to_date(run, config, store, fresh=fresh, fits=fits, budget=budget)
     rows = measured_baselines(run, config, baselines, store, exported, fresh=fresh)
     publish(result, exported, as_json=as_json, baselines=rows)
 
 
 def bring_up_to_date(
-    run: str, config: "Config", store: Path, *, fresh: bool, fits: bool = False
+    run: str,
+    config: "Config",
+    store: Path,
+    *,
+    fresh: bool,
+    fits: bool = False,
+    budget: "TimeBudget | None" = None,
 ) -> "RunResult":
     """Run every stage of a run that is not up to date; return the versions that it stands on.
 
-    ``fits``: as for ``run_all``.
+    ``fits`` and ``budget``: as for ``run_all``.
     """
     from .execution import reuse_of, with_runner
 
     reuse = reuse_of(fresh)
-    return with_runner(store, lambda runner: _run_within_budget(runner, run, config, reuse, fits))
+
+    def run_and_tell(runner: "Runner") -> "RunResult":
+        own, target = _with_choices(runner, run, config, reuse, fits, budget)
+        result = _run_within_budget(runner, run, own, target, reuse, fits, budget)
+        if budget is not None:
+            runner.display.say(budget.closing_line())
+        return result
+
+    return with_runner(store, run_and_tell)
+
+
+def _with_choices(
+    runner: "Runner",
+    run: str,
+    config: "Config",
+    reuse: "Reuse",
+    fits: bool,
+    budget: "TimeBudget | None",
+) -> "tuple[Config, LatencyTarget | None]":
+    """Return the configuration with the epochs that fit into the time, and what search and
+    derivation keep the latency by: the size is chosen first.
+    """
+    from ..running.runner import Reuse
+
+    known = None if budget is None else budget.known(runner, run, config, reuse)
+    own = config if known is None else known.applied(config)
+    gated = fits and config.validate_.max_p99_ms is not None
+    target = _target_of(runner, run, own, reuse) if gated else None
+    if budget is None or known is not None:
+        return own, target
+    sized = config if target is None else target.applied(config)
+    own = budget.choose(runner, run, config, sized).applied(config)
+    if target is not None and target.search_ms is None:
+        # The search that was made before, and would be kept, is of other epochs.
+        target = _target_of(runner, run, own, Reuse.EVERYTHING)
+    return own, target
 
 
 def _run_within_budget(
-    runner: "Runner", run: str, config: "Config", reuse: "Reuse", fits: bool
+    runner: "Runner",
+    run: str,
+    own: "Config",
+    target: "LatencyTarget | None",
+    reuse: "Reuse",
+    fits: bool,
+    budget: "TimeBudget | None",
 ) -> "RunResult":
     from ..running.runner import Reuse, RunResult
     from ..stages import stages_of_run
 
-    stages = stages_of_run(config)
+    stages = stages_of_run(own)
+    config = own if target is None else target.applied(own)
     runner.before_first = lambda stage: _check_device(runner, stage, config)
-    if config.validate_.max_p99_ms is None or config.derive.model is not None:
+    gated = config.validate_.max_p99_ms is not None and config.derive.model is None
+    if budget is None and not gated:
         return runner.run(run, config, stages, reuse)
     split, fresh = stages.index("retrain"), reuse is Reuse.NOTHING
-    own, target = config, _target_of(runner, run, config, reuse) if fits else None
-    config = own if target is None else target.applied(own)
     derived = runner.run(run, config, stages[:split], reuse, then=stages[split:])
     before = None if fresh or not fits else _of_size_before(runner, run, config, derived)
     config = before or config
-    if fresh or not runner.is_current(run, "retrain", config, derived.versions):
+    if gated and (fresh or not runner.is_current(run, "retrain", config, derived.versions)):
         if target is not None and before is None and not target.was_lowered:
             config, derived = _derive_lower(runner, run, own, target, derived)
         config = _keep_budget(runner, run, config, derived, fits=fits, fresh=fresh)
+    if budget is not None:
+        config = budget.choose_again(runner, config, derived)
     trained = runner.run(run, config, stages[split:], reuse, given=derived.versions)
     return RunResult(run, trained.versions, [*derived.executed, *trained.executed])
 

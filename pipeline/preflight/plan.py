@@ -5,6 +5,7 @@ range to expect. Memory: the live bytes of one step that allocates and computes 
 estimates and shown as such.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,19 @@ from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
 from d2nas.data.sizes import ImageSize, folder_image_size, image_size
 from d2nas.data.sources import data_folder, list_config, list_usable_images
+from d2nas.genotype import Genotype
 from d2nas.spaces import CELL_TYPES, SearchSpace, node_edges
 
 from ..latency.limits import search_costs
 from ..running.file_hashes import FileHashes
 from ..running.runner import Runner
-from ..stages import BY_NAME, stages_of_run
+from ..stages import BY_NAME, KEPT_CHECKPOINTS, stages_of_run
 from ..stages.stage import bytes_to_write
 from .plan_times import DAY, Seconds, duration, range_in_words, shorter_settings, time_steps
 
 COLUMNS = ("stage", "state", "steps", "time", "peak memory", "disk", "note")
+TYPICAL = "DARTS_V2"
+"""The cell of a network that is timed before a search has found one."""
 MEASURED_PIXELS = 2**13
 """Pixels of a measured batch; a larger configured batch is scaled from it and a quarter of it."""
 
@@ -62,14 +66,19 @@ def data_shape(config: DataConfig) -> DataShape:
     return DataShape(num_train, config.channels or channels, size, num_classes)
 
 
-def make_plan(runner: Runner, run: str, config: Config) -> dict[str, Any]:
-    """Return the plan as JSON values; a stage after one that must run must run too."""
+def make_plan(
+    runner: Runner, run: str, config: Config, estimate: "Estimates | None" = None
+) -> dict[str, Any]:
+    """Return the plan as JSON values; a stage after one that must run must run too.
+
+    ``estimate``: of this configuration, where it has been timed already.
+    """
     sizes = image_size(config.data, data_folder())
     config = runner.settled(config, sizes)
     digest = runner.data_digest(config)
     parents: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    estimate = _Estimates(config)
+    estimate = estimate or Estimates(config)
     for stage in stages_of_run(config):
         roles = BY_NAME[stage].parents_of(config)
         known = all(role in parents for role in roles)
@@ -130,14 +139,17 @@ def _note(row: Mapping[str, Any]) -> str:
     return f"{range_in_words(_range_of(row))}, {note}" if "seconds_range" in row else note
 
 
-class _Estimates:
-    """Measures what it is asked for, once per stage."""
+class Estimates:
+    """Measures what it is asked for, once per stage; a retraining with the cell that is given."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, genotype: Genotype | None = None) -> None:
         self._config = config
+        self._genotype = genotype or Genotype.published(TYPICAL)
+        self._cell = TYPICAL if genotype is None else "the derived cell"
         self._shape = data_shape(config.data)
         self._pass: Seconds | None = None
         self._step: Seconds | None = None
+        self._searched: dict[str, Any] | None = None
         self._trained: dict[str, Any] | None = None
         self._pass_unit = (1, 1)
         self._closing: Callable[[int, int, int], int] = lambda epoch, epochs, steps: 0
@@ -164,7 +176,26 @@ class _Estimates:
             estimate["seconds_range"] = [part * end for end in estimate["seconds_range"]]
         return estimate
 
+    def seconds(self) -> float:
+        """Return the time of a whole run of which nothing is done yet."""
+        return sum(float(self.of(one, 0)["seconds"]) for one in stages_of_run(self._config))
+
+    def of_epochs(self, config: Config) -> "Estimates":
+        """Return the estimates of a configuration of other epochs, from what was timed so far."""
+        other = copy.copy(self)
+        other._config = config
+        return other
+
     def _search(self) -> dict[str, Any]:
+        if without_effect(self._config, ["search.epochs"]):
+            return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
+        if self._searched is None:
+            self._searched = self._time_search()
+        assert self._pass is not None  # it has just been timed
+        steps, passes = self._search_work(self._config)
+        return {"steps": steps, "passes": passes, **_times(self._pass * passes), **self._searched}
+
+    def _time_search(self) -> dict[str, Any]:
         from d2nas.train.search import Search, search_step
 
         config = self._config.search
@@ -197,8 +228,6 @@ class _Estimates:
 
             return step
 
-        if without_effect(self._config, ["search.epochs"]):
-            return {"steps": 1, "seconds": 1.0, "note": "a random cell: nothing is trained"}
         timing = time_steps(self._batches(config.batch_size), stepper)
         search = made[-1]
         architecture, weights = search.method.passes
@@ -206,13 +235,9 @@ class _Estimates:
         self._pass = timing.of(config.batch_size) * (1 / (architecture + weights))
         self._closing, self._schedule = search.method.closing_passes, search.method.schedule
         self._halves = search.method.architecture_halves
-        steps, passes = self._search_work(self._config)
         num_weights = sum(parameter.numel() for parameter in search.supernet.parameters())
         count = "one pass" if draws == 1 else f"{draws} passes"
         return {
-            "steps": steps,
-            "passes": passes,
-            **_times(self._pass * passes),
             "peak_bytes": self._peak_of_supernet(config.batch_size) + 12 * num_weights,
             "disk_bytes": bytes_to_write(search),
             "note": f"timed with {count} of {timing.words}",
@@ -273,7 +298,11 @@ class _Estimates:
     def _retrain(self) -> dict[str, Any]:
         if self._trained is None:
             self._trained = self._time_retraining()
-        return dict(self._trained)
+        assert self._step is not None  # it has just been timed
+        config, steps = self._config.retrain, self._retrain_steps(self._config)
+        # The images held out are predicted after every epoch: a third of a step, about.
+        judged = config.epochs * self._num_held_out(self._config) / config.batch_size / 3
+        return {"steps": steps, **_times(self._step * (steps + judged)), **self._trained}
 
     def _time_retraining(self) -> dict[str, Any]:
         from d2nas.data.sizes import stem_for
@@ -283,8 +312,11 @@ class _Estimates:
         made: list[Retraining] = []
 
         def stepper(batch: int) -> Callable[[int], None]:
-            small = config.model_copy(update={"batch_size": batch, "teacher": None})
-            retraining = Retraining(small, _typical(), self._data(), **self._options(config.device))
+            alone = {"batch_size": batch, "accumulate": 1, "patience": None, "teacher": None}
+            small = config.model_copy(update=alone)
+            retraining = Retraining(
+                small, self._genotype, self._data(), **self._options(config.device)
+            )
             retraining.network.train()
             made.append(retraining)
 
@@ -295,23 +327,31 @@ class _Estimates:
             return step
 
         stem = stem_for(config.stem, self._shape.image_size)
-        timing = time_steps(self._batches(config.batch_size), stepper)
+        timing = time_steps(self._batches(config.micro_batch), stepper)
         retraining = made[-1]
-        self._step = timing.of(config.batch_size)
-        steps = self._retrain_steps(self._config)
+        self._step = timing.of(config.micro_batch) * (config.batch_size / config.micro_batch)
         weights = sum(parameter.numel() for parameter in retraining.network.parameters())
         teacher = "" if config.teacher is None else ", without the teacher's answers"
+        largest = -(-config.batch_size // config.accumulate)
+        others = (config.batch_size - largest) * self._shape.channels * self._shape.image_size**2
+        may_stop = "" if config.patience is None else ", at most"
+        best = 0 if config.patience is None else 4 * weights  # kept beside the newest
+        peak = self._peak_of_network(largest, stem) + 4 * others
         return {
-            "steps": steps,
-            **_times(self._step * steps),
-            "peak_bytes": self._peak_of_network(config.batch_size, stem) + 12 * weights,
-            "disk_bytes": bytes_to_write(retraining),
-            "note": f"timed with DARTS_V2 and {timing.words}{teacher}",
+            "peak_bytes": peak + 12 * weights + best,
+            "disk_bytes": bytes_to_write(retraining) + (KEPT_CHECKPOINTS + 1) * best,
+            "note": f"timed with {self._cell} and {timing.words}{teacher}{may_stop}",
         }
 
     def _retrain_steps(self, config: Config) -> int:
-        epoch = max(1, self._num_train(config) // config.retrain.batch_size)
-        return epoch * config.retrain.epochs
+        num_images = self._num_train(config) - self._num_held_out(config)
+        return max(1, num_images // config.retrain.batch_size) * config.retrain.epochs
+
+    def _num_held_out(self, config: Config) -> int:
+        """Return how many training images decide which epoch of the retraining is the best."""
+        if config.retrain.patience is None:
+            return 0
+        return round(self._num_train(config) * config.retrain.validation_fraction)
 
     def shorter(self) -> list[dict[str, Any]]:
         """Return settings that shorten the stages that were timed; see ``shorter_settings``."""
@@ -407,7 +447,7 @@ class _Estimates:
 
         def build() -> tuple[Any, Callable[[Any], Any]]:
             network = Network(
-                _typical(),
+                self._genotype,
                 num_cells=config.num_cells,
                 init_channels=config.init_channels,
                 num_classes=self._shape.num_classes,
@@ -457,12 +497,6 @@ def _heavy_draw(space: SearchSpace, *, all_edges: bool) -> Any:
         )
         cells.append(CellDraw(edges, tuple(columns), None))
     return Draw(*cells)
-
-
-def _typical() -> Any:
-    from d2nas.genotype import Genotype
-
-    return Genotype.published("DARTS_V2")
 
 
 def _times(seconds: Seconds) -> dict[str, Any]:

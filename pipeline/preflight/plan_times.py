@@ -1,6 +1,7 @@
 """Times of a plan: a step's time from two small batches, durations in words, keys that save."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ from typing import Any
 from d2nas.config import Config
 from d2nas.config.effects import without_effect
 from d2nas.config.registry import data_sets
+from d2nas.errors import ConfigError, shown_value
 
 from ..presets import read_preset
 
 DAY = 86_400.0
 """Seconds; a longer plan names the keys that bring it down."""
+
+_UNITS = (86_400, 3_600, 60, 1)
+_DURATION = re.compile("".join(f"(?:([0-9]{{1,6}}){unit})?" for unit in "dhms"))
 
 _TIMED_SECONDS = 4.0
 """After that long no further step is timed."""
@@ -118,6 +123,30 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{_digits(seconds / unit, name)} {name}"
     return f"{_digits(seconds / DAY, 'days')} days"
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds of a time such as 90s, 30m, 2h, 1h30m or 1d.
+
+    Raises ``ConfigError`` for any other text.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    parts = [int(part or 0) for part in found.groups()] if found is not None else []
+    seconds = sum(part * unit for part, unit in zip(parts, _UNITS, strict=False))
+    if not seconds:
+        raise ConfigError(
+            f"invalid time {shown_value(text)}", hint="for example 90s, 30m, 2h, 1h30m or 1d"
+        )
+    return float(seconds)
+
+
+def as_time(seconds: float) -> str:
+    """Return whole seconds as ``read_duration`` reads them: 7m17s."""
+    left, words = round(seconds), ""
+    for unit, name in zip(_UNITS, "dhms", strict=True):
+        count, left = divmod(left, unit)
+        words += f"{count}{name}" if count else ""
+    return words or "0s"
 
 
 def range_in_words(seconds: Seconds) -> str:

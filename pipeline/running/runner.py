@@ -221,8 +221,11 @@ class Runner:
         digest = self.data_digest(config) if BY_NAME[stage].reads_data(config) else None
         return self.current(run, stage, config, parents, digest) is not None
 
-    def images(self, config: Config) -> "ImageData":
-        """Return the images that stages with this configuration see."""
+    def images(self, config: Config, *, will_retrain: bool = False) -> "ImageData":
+        """Return the images that stages with this configuration see; where a retraining will follow
+        and they are read now, warnings are told for that, too.
+        """
+        self._will_retrain = self._will_retrain or will_retrain
         return self._own_data(self.settled(config), None)
 
     def settled(self, config: Config, sizes: "ImageSize | None" = None) -> Config:

@@ -5,6 +5,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +111,12 @@ def test_a_run_takes_a_target_latency_and_the_store_of_the_environment(
     finished: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Path, float | None, int | None, bool]] = []
+    budgets: list[float | None] = []
 
-    def bring(_run: str, config: Config, store: Path, *, fresh: bool, fits: bool) -> None:
+    def bring(
+        _run: str, config: Config, store: Path, *, fresh: bool, fits: bool, budget: Any
+    ) -> None:
+        budgets.append(None if budget is None else budget.seconds)
         asked.append((store, config.validate_.max_p99_ms, config.validate_.gated_batch, fits))
         raise ConfigError("far enough")
 
@@ -121,7 +126,7 @@ def test_a_run_takes_a_target_latency_and_the_store_of_the_environment(
         ({}, {"max_p99_ms": 3.0, "batch": 4}),
         ({"retrain.init_channels": 8}, {"max_p99_ms": 3.0}),
         ({"validate.max_p99_ms": 2.0}, {"store": "here"}),
-        ({}, {}),
+        ({}, {"time": "1h30m"}),
     ):
         with pytest.raises(ConfigError, match="far enough"):
             run(finished.preset, values, exported=finished.exported, **options)  # type: ignore[arg-type]
@@ -131,6 +136,7 @@ def test_a_run_takes_a_target_latency_and_the_store_of_the_environment(
         (Path("here"), 2.0, 1, False),
         (Path("elsewhere"), None, None, False),
     ]
+    assert budgets == [None, None, None, 5400.0]
 
 
 def test_filters_of_warnings_outlast_threads(finished: Place) -> None:

@@ -168,6 +168,8 @@ OPTIONS = (
     ["run", "quickstart", "--plan", "--max-p99-ms", "1e308"],
     ["run", "quickstart", "--plan", "--max-p99-ms", "5", "--batch", "9" * 30],
     ["run", "quickstart", "--plan", "--max-p99-ms", "5", "--batch", "-1"],
+    ["run", "quickstart", "--plan", "--time", "9" * 30 + "h"],
+    ["run", "quickstart", "--plan", "--time", "-5m"],
     ["run", "quickstart", "--plan", "--name", "../x"],
     ["run", "quickstart", "--plan", "--name", ""],
     ["run", "quickstart", "--plan", "--name", "x" * 100_000],

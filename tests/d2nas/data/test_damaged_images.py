@@ -207,7 +207,7 @@ def test_a_plan_tells_it_and_decodes_each_image_once(
     folder: Path, place: Place, capfd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pipeline.preflight.plan._Estimates.of", lambda *_: {"steps": 1, "seconds": 1.0}
+        "pipeline.preflight.plan.Estimates.of", lambda *_: {"steps": 1, "seconds": 1.0}
     )
     decoded = []
     real = image_decoding.check_decodes

@@ -291,7 +291,7 @@ def test_a_plan_says_the_size_and_what_is_left_out(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setattr(
-        "pipeline.preflight.plan._Estimates.of", lambda *_: {"steps": 1, "seconds": 1.0}
+        "pipeline.preflight.plan.Estimates.of", lambda *_: {"steps": 1, "seconds": 1.0}
     )
     place = Place(folder.parent)
     words = ["run", "folder", "--data-root", str(folder), "--plan"]

@@ -19,7 +19,7 @@ from d2nas.train import retrain as retrain_module
 from d2nas.train import search as search_module
 from d2nas.train.loop import Loop, predict
 from d2nas.train.precision import Arithmetic, arithmetic_of, compute_type, resolve_precision
-from pipeline.preflight.plan import _Estimates
+from pipeline.preflight.plan import Estimates
 
 CUDA = torch.device("cuda:0")
 Switches = tuple[bool, bool, bool]
@@ -145,7 +145,7 @@ def test_what_is_timed_is_computed_as_in_training(stage: str) -> None:
     assert held.found == {(False, False, False)}
     if stage != "plain":
         with Held() as held:
-            getattr(_Estimates(config), f"_{stage}")()
+            getattr(Estimates(config), f"_{stage}")()
         assert held.found >= {(False, False, False)}
         assert held.found <= {(False, False, False), (True, True, True)}  # a peak, on no device
 

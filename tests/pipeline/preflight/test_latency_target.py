@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from latency_tables import table_of
+from made_up_times import make_up_times
 from tiny import TinyPlace
 from toy import Place, end_before_training
 
@@ -154,6 +155,33 @@ def test_a_network_slower_than_predicted_is_derived_again_within_less(
     device.p99s = itertools.repeat(7.0)
     assert tiny.run("run", preset, *words, "--name", "fast") == 0
     assert "derived again" not in capfd.readouterr().err
+
+
+def test_a_size_is_chosen_before_the_epochs_that_fit_into_a_time(
+    tiny: TinyPlace,
+    device: Device,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    preset = preset_of(tiny)
+    words = ("--max-p99-ms", "60000", "--time", "3h", "--name", "within")
+    device.random, device.p99s = {8: 9.0, 4: 6.0}, itertools.repeat(7.0)
+    asked = make_up_times(monkeypatch, search=600.0, retrain=300.0)
+    assert tiny.run("run", preset, *words) == 0
+    told = capfd.readouterr().err
+    assert told.index("too slow are random networks") < told.index("timing a few steps")
+    assert {(one.retrain.num_cells, one.retrain.init_channels) for one in asked} == {(2, 4)}
+    trained = tiny.json(capfd, "show", "within/retrain")["config"]["retrain"]
+    # 4 x 600 s + 21 x 300 s + 3 x 100 s are within 0.85 x 3 h; the search took no time, so there is
+    # more left: (0.85 x 3 h - 2 x 100 s) / 300 s.
+    assert "search.epochs=4 and retrain.epochs=21 in place of 4 and 24" in told
+    assert "retrain.epochs=29 in place of 21, by the derived cell" in told
+    assert (trained["init_channels"], trained["epochs"]) == (4, 29)
+    # Again: nothing is timed or runs.
+    asked.clear()
+    device.timed.clear()
+    assert tiny.json(capfd, "run", preset, *words)["executed"] == []
+    assert asked == device.timed == []
 
 
 def test_a_search_made_before_is_kept_and_the_derivation_limited(

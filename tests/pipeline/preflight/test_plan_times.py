@@ -116,7 +116,7 @@ def test_a_slow_machine_times_less_and_a_control_without_the_limit(
 @pytest.mark.parametrize("preset", ["cifar10", "fashion-mnist", "quickstart"])
 def test_what_is_timed_is_a_few_images(preset: str) -> None:
     config = build_config(read_preset(preset))
-    estimates = plan._Estimates(config)
+    estimates = plan.Estimates(config)
     for configured in (config.search.batch_size, config.retrain.batch_size):
         sizes = estimates._batches(configured)
         size = plan.data_shape(config.data).image_size
@@ -204,8 +204,8 @@ def test_only_a_plan_above_a_day_has_them(
     seconds = days * DAY / 5
     row = {"steps": 1, "seconds": seconds, "seconds_range": [seconds / 2, 2 * seconds], "note": "x"}
     offered = [{"setting": "retrain.epochs=1", "instead_of": 3, "saves_seconds": DAY}]
-    monkeypatch.setattr(plan._Estimates, "of", lambda *_: dict(row))
-    monkeypatch.setattr(plan._Estimates, "shorter", lambda _: offered)
+    monkeypatch.setattr(plan.Estimates, "of", lambda *_: dict(row))
+    monkeypatch.setattr(plan.Estimates, "shorter", lambda _: offered)
     assert place.run("run", str(place.preset), "--plan") == 0
     told = capfd.readouterr().out
     assert ("--set retrain.epochs=1" in told) == (days > 1)
