@@ -77,7 +77,7 @@ def test_on_the_tables_device_cells_are_timed(
 
 CONTRADICTIONS = {
     "derive.pareto needs run.latency_table": ["derive.pareto=3"],
-    "derive.genotype is one": ["derive.genotype=DARTS_V2"],
+    "derive.genotype is given": ["derive.genotype=DARTS_V2"],
     "not supported with derive.budget": ["derive.budget=8"],
     "not supported for fair-darts": ["search.method=fair-darts"],
     "of darts needs derive.rank_by=training": ["search.method=darts"],

@@ -135,7 +135,7 @@ CONTRADICTIONS = {
     "derive.max_latency_ms needs run.latency_table": ["derive.max_latency_ms=3"],
     "is not supported with derive.candidates": ["derive.candidates=3"],
     "or derive.budget": ["derive.budget=8"],
-    "derive.genotype is one": ["derive.genotype=DARTS_V2"],
+    "derive.genotype is given": ["derive.genotype=DARTS_V2"],
     "is not supported for fair-darts": ["search.method=fair-darts"],
 }
 
