@@ -7,13 +7,14 @@ from pathlib import Path
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
-def own_command(*words: str) -> list[str]:
-    """Return the command line of ``d2nas WORDS``, for ``own_environment``.
+def own_command(*words: str, module: str = "d2nas") -> list[str]:
+    """Return the command line of ``d2nas WORDS``, or of another of our modules that is a program,
+    for ``own_environment``.
 
     Python looks for modules in the working folder first, where a ``pipeline.py`` or ``torch.py`` of
     the user's may lie; with ``-P`` it does not.
     """
-    return [sys.executable, "-P", "-m", "d2nas", *words]
+    return [sys.executable, "-P", "-m", module, *words]
 
 
 def own_environment() -> dict[str, str]:

@@ -95,6 +95,14 @@ class RunConfig(Section):
     """Settings of the whole run."""
 
     seed: Seed = 0
+    log: Annotated[
+        tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
+        Field(max_length=3, strict=False),
+        Source("ours: where its package is installed"),
+    ] = ("tensorboard",)
+    """Where each epoch's numbers go besides the store. MLflow and Weights & Biases get settings,
+    versions and the gate's verdict, too, and are found by their own variables
+    (MLFLOW_TRACKING_URI, WANDB_MODE). Not part of any artifact."""
     latency_table: Text | None = None
     """The path of a table that d2nas latency measure has written on the device that will serve; for
     limits on latency. Not part of any artifact (the table's digest is)."""

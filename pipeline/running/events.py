@@ -1,26 +1,24 @@
 """An epoch's numbers, for whoever watches a run while it trains. No part of any version.
 
-As lines of JSON in a plain file, and where ``tensorboard`` is installed (the extra of this name) as
-its event files: ``tensorboard --logdir STORE/events`` shows every run and stage as a curve.
+As lines of JSON in a plain file, and in the sinks that ``run.log`` names.
 """
 
-import errno
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from d2nas.errors import DamagedArtifactError, StoppedError, StorageError, brief_reason
 from d2nas.files.strict_json import MAX_BYTES, canonical_json, parse_json
 from d2nas.files.verified_folder import read_plain_file
-from d2nas.genotype import Genotype
-from d2nas.spaces import CELL_TYPES
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
+from ..tracking import TITLES
+from ..tracking.isolated import Isolated
+from ..tracking.memory import refuse_links
+from ..tracking.sink import Sink
+from ..tracking.tensorboard import TensorBoard
 
 ROWS_FILE = "rows.jsonl"
 """What a version's ``METRICS_FILE`` will be, as far as the training has come."""
@@ -42,19 +40,47 @@ def read_last_row(store: Path, run: str, stage: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-class Events:
-    """Events of one execution of a stage, to be watched; closed at the end of its ``with``.
+def sinks_of(
+    names: Sequence[str],
+    folder: Path,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> list[Sink]:
+    """Return the sinks of ``run.log`` for the run whose events lie in ``folder``.
 
-    Nothing is imported before the first row. A disk that refuses them is a warning: what a person
-    watches is no reason to lose what is computed.
+    Raises ``ModuleNotFoundError`` for a tracker that is not installed. TensorBoard may be absent.
+    """
+    sinks: list[Sink] = [TensorBoard(folder)] if "tensorboard" in names else []
+    for name in TITLES:
+        if name in names:
+            if importlib.util.find_spec(name) is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            sinks.append(Isolated(name, folder.name, folder, say, warn))
+    return sinks
+
+
+class Events:
+    """Events of one execution of a stage, to be watched; ended with its ``with``.
+
+    Nothing is made before the first row but what a sink makes at a stage's beginning. What cannot
+    be written is a warning: what a person watches is no reason to lose what is computed.
+
+    ``facts`` are for ``Sink.begin``; ``outcome`` for ``Sink.end``, where the stage has one.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._folder, self._warn = folder, warn
+    def __init__(
+        self,
+        folder: Path,
+        warn: Callable[[str], None],
+        sinks: Sequence[Sink] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._folder, self._warn, self._facts = folder, warn, facts or {}
+        self._stage = folder.name
+        self._all_sinks, self._sinks = sinks, [*sinks]
         self._rows: Path | None = None
-        self._writer: SummaryWriter | None = None
-        self._with_tensorboard = self._wanted = True
-        self._print_failed_thread = threading.excepthook
+        self._may_write = True
+        self.outcome: Mapping[str, Any] = {"tags": {}, "metrics": {}}
 
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         """Make the plain file hold the ``rows`` that a training continues from, and return its
@@ -66,7 +92,7 @@ class Events:
         known = b"".join(canonical_json(row) for row in rows)
         path = self._folder / ROWS_FILE
         try:
-            self._refuse_links(path)
+            refuse_links(path, 3)  # events/RUN/STAGE/rows.jsonl
             self._folder.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
                 file.seek(0)
@@ -76,75 +102,53 @@ class Events:
                 file.truncate(len(known))
         except OSError as error:
             self._give_up(error)
-            return None
-        self._rows = path
-        return path
-
-    def _refuse_links(self, path: Path) -> None:
-        """Raise ``OSError`` for a link on the way below the store: what it leads to is not ours."""
-        for part in (path, *path.parents[:3]):  # events/RUN/STAGE/rows.jsonl
-            if part.is_symlink():
-                raise OSError(errno.ELOOP, f"{part} is a symbolic link")
+        else:
+            self._rows = path
+        self._tell(lambda sink: sink.resume(self._stage, rows))
+        return self._rows
 
     def add(self, step: int, row: Mapping[str, Any] | None) -> None:
-        """Write an epoch's row at ``step``: its numbers, inside a section as SECTION/NAME, and
-        the genotype as text.
-
-        A repeated or continued execution replaces what an earlier one wrote at this step or later.
-        """
-        if row is None or not self._wanted:
+        """Write an epoch's row at ``step``."""
+        if row is None:
             return
-        try:
-            if self._rows is not None:
+        if self._rows is not None:
+            try:
                 with self._rows.open("ab") as file:
                     file.write(canonical_json(row))
-            if self._with_tensorboard:
-                self._add_to_tensorboard(step, row)
-        except OSError as error:
-            self._give_up(error)
+            except OSError as error:
+                self._give_up(error)
+        self._tell(lambda sink: sink.add(self._stage, step, row))
 
-    def _add_to_tensorboard(self, step: int, row: Mapping[str, Any]) -> None:
-        try:
-            self._write_to_tensorboard(step, row)
-        except (OSError, StoppedError):
-            raise
-        except Exception as error:  # noqa: BLE001 - another library's, of which nothing is needed
-            self._with_tensorboard = False
-            self._close()
-            self._warn(f"{self._folder}: TensorBoard's files are not written: {_reason(error)}")
+    @property
+    def tells_outcomes(self) -> bool:
+        """Whether anybody is told more than rows."""
+        return any(not sink.is_local for sink in self._sinks)
 
-    def _write_to_tensorboard(self, step: int, row: Mapping[str, Any]) -> None:
-        writer = self._writer = self._writer or _open(self._folder, step)
-        self._with_tensorboard = writer is not None
-        if writer is None:
-            return
-        for name, value in _numbers(row):
-            writer.add_scalar(name, value, step)
-        if "genotype" in row:
-            genotype = Genotype.from_dict(row["genotype"])
-            for cell in CELL_TYPES:
-                writer.add_text(f"genotype/{cell}", genotype.describe(cell), step)
-        writer.flush()
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        for sink in [*self._sinks]:
+            if sink not in self._sinks:
+                continue  # given up for an error of another one
+            try:
+                call(sink)
+            except StoppedError:
+                raise
+            except Exception as error:  # noqa: BLE001 - another library's, of which nothing is needed
+                if isinstance(error, OSError) and sink.is_local:
+                    self._give_up(error)
+                else:
+                    self._sinks.remove(sink)
+                    self._warn(f"{self._folder}: {sink.failure}: {brief_reason(error)}")
 
     def _give_up(self, error: OSError) -> None:
-        self._wanted = False
-        self._close()
-        self._warn(f"{self._folder}: no more events are written: {error.strerror or error}")
-
-    def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with suppress(Exception):  # every row was flushed, or its failure is told
-                writer.close()
-
-    def _leave_out_the_writer(self, failed: threading.ExceptHookArgs) -> None:
-        """Print what ends a thread, but for TensorBoard's: that is raised at the next row again."""
-        if not type(failed.thread).__module__.startswith("tensorboard."):
-            self._print_failed_thread(failed)
+        """Write nothing more on the disk that has failed."""
+        self._rows = None
+        self._sinks = [sink for sink in self._sinks if not sink.is_local]
+        if self._may_write:
+            self._may_write = False
+            self._warn(f"{self._folder}: no more events are written: {error.strerror or error}")
 
     def __enter__(self) -> Self:
-        self._print_failed_thread = threading.excepthook
-        threading.excepthook = self._leave_out_the_writer
+        self._tell(lambda sink: sink.begin(self._stage, self._facts))
         return self
 
     def __exit__(
@@ -153,27 +157,9 @@ class Events:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the files."""
-        self._close()
-        threading.excepthook = self._print_failed_thread
-
-
-def _open(folder: Path, step: int) -> "SummaryWriter | None":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step)
-
-
-def _reason(error: Exception) -> str:
-    """Return what an error says in one line."""
-    return brief_reason(error)
-
-
-def _numbers(row: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{section}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            yield f"{section}{name}", float(value)
+        """Tell the outcome, and let those end, too, that were given up."""
+        lost = [sink for sink in self._all_sinks if sink not in self._sinks]
+        self._tell(lambda sink: sink.end(self._stage, self.outcome))
+        for sink in lost:
+            with suppress(Exception):
+                sink.end(self._stage, self.outcome)

@@ -47,10 +47,12 @@ from ..stages import (
     run_stage,
 )
 from ..store import Store, Version, state_of
+from ..tracking.sink import Sink
 from .checkpoints import arithmetic_warnings, given_up, library_warnings, read_state, write_state
 from .display import Display
-from .events import Events
+from .events import Events, sinks_of
 from .file_hashes import FileHashes, HashingProgress
+from .outcomes import flat_params, outcome_of, outcome_of_error, status_of
 from .signals import STALL_SECONDS, StopFlag
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ class Runner:
         self._data: tuple[tuple[DataConfig, int], ImageData] | None = None
         self._sizes: dict[tuple[str | None, str, float], int] = {}
         self._will_retrain = False
+        self._sinks: list[Sink] = []
         self.before_first: Callable[[str], None] | None = None
         """Called once, with the stage's name, before the first stage that must run; may raise."""
 
@@ -134,6 +137,7 @@ class Runner:
         self._will_retrain = "retrain" in (*stages, *then)
         with ExitStack() as held:
             self.decide("the run's lock", lambda: held.enter_context(self.store.lock_run(run)))
+            self.decide("who is told", lambda: self._open_sinks(run, config, held))
             digest = None
             if any(BY_NAME[stage].reads_data(config) for stage in stages):
                 config, digest = self._images_decided(config)
@@ -149,6 +153,13 @@ class Runner:
                     self.display.stage_current(stage, str(found.reference))
                 versions[stage] = found
             return RunResult(run, versions, executed)
+
+    def _open_sinks(self, run: str, config: Config, held: ExitStack) -> None:
+        """Have the stages' numbers told to ``run.log`` until ``held`` ends."""
+        display, folder = self.display, self.store.root / "events" / run
+        self._sinks = sinks_of(config.run.log, folder, display.say, display.warn)
+        for sink in self._sinks:
+            held.push(lambda _, error, __, sink=sink: sink.close(status_of(error)))
 
     def decide(self, what: str, make: Callable[[], Value]) -> Value:
         """Return on every rank what ``make`` returns on rank 0, where alone it is called (JSON)."""
@@ -328,7 +339,7 @@ class Runner:
     ) -> Version:
         ids = {role: version.id for role, version in parents.items()}
         commit = _Commit(run, stage, config, ids, BY_NAME[stage].key(config, ids, digest))
-        hooks = _StageHooks(self, commit, self.clock)
+        hooks = _StageHooks(self, commit, self.clock, is_fresh=reuse is Reuse.NOTHING)
         self.decide(f"the start of {stage}", lambda: self._begin(run, stage, reuse))
         started = self.clock()
         with self.store.stage() as work, hooks.events, hooks.threads:
@@ -339,6 +350,7 @@ class Runner:
                 facts = run_stage(stage, context)
             except Exception as error:
                 stopped = hooks.stop_for(error)
+                hooks.events.outcome = outcome_of_error(stopped or error)
                 if stopped is None:
                     raise
                 raise stopped from error
@@ -346,7 +358,9 @@ class Runner:
                 f"the version of {stage}",
                 lambda: commit.make(self.store, work, stage, stage, facts, hooks.seconds()),
             )
-        assert version is not None
+            assert version is not None
+            if hooks.events.tells_outcomes:
+                hooks.events.outcome = outcome_of(version)
         self.display.stage_ends(stage, str(version.reference), self.clock() - started)
         self.decide(f"the end of {stage}", lambda: self.check_stop(f"after {stage}, which is done"))
         return version
@@ -417,13 +431,21 @@ class _Commit:
 class _StageHooks:
     """The hooks of one stage execution."""
 
-    def __init__(self, runner: Runner, commit: _Commit, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, runner: Runner, commit: _Commit, clock: Callable[[], float], *, is_fresh: bool
+    ) -> None:
         self._runner, self._commit, self._clock = runner, commit, clock
         self._started = self._last_checkpoint = clock()
         self._earlier: float | None = 0.0
         self._saved: str | None = None
         folder = runner.store.root / "events" / commit.run / commit.stage
-        self.events = runner.events(folder, runner.display.warn)
+        stage = BY_NAME[commit.stage]
+        facts = {
+            "key": commit.key,
+            "fresh": is_fresh,
+            "params": flat_params(stage.config(commit.config)),
+        }
+        self.events = runner.events(folder, runner.display.warn, runner._sinks, facts)
         self.threads = ExitStack()
         """Gives PyTorch back the number of threads that it had before the stage."""
 

@@ -20,6 +20,8 @@ from pipeline.running import events
 from pipeline.running.events import ROWS_FILE, Events
 from pipeline.running.runner import _StageHooks
 from pipeline.store import Store
+from pipeline.tracking import tensorboard as sink
+from pipeline.tracking.tensorboard import TensorBoard
 
 STEPS_PER_EPOCH = 719 // 240
 SETTINGS = ["epochs=3", "batch_size=240", "device=cpu", "space=S2", "init_channels=2"]
@@ -161,7 +163,7 @@ def test_control_without_the_purge_a_step_is_shown_twice(
     def unpurged(folder: Path, _: int) -> Any:
         return tensorboard.SummaryWriter(str(folder))
 
-    monkeypatch.setattr(events, "_open", unpurged)
+    monkeypatch.setattr(sink, "_open", unpurged)
     run_interrupted(place, monkeypatch)
     steps = [step for step, _ in scalars(place, "search")["arch_loss"]]
     assert sorted(steps) == [STEPS_PER_EPOCH * epoch for epoch in (1, 2, 2, 3)]
@@ -239,7 +241,7 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 def watch(folder: Path, epochs: int = 9) -> list[str]:
     """Write rows as a training does; return what is told of it."""
     told: list[str] = []
-    with Events(folder, told.append) as opened:
+    with Events(folder, told.append, [TensorBoard(folder.parent)]) as opened:
         opened.begin([])
         for step in range(epochs):
             opened.add(step, {"loss": float(step)})
@@ -262,10 +264,10 @@ def test_tensorboards_file_meets_a_full_disk_and_it_is_told_once(
 def test_control_tensorboards_thread_would_print_its_own_error(
     tmp_path: Path, failed_threads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def print_all(opened: Events, failed: threading.ExceptHookArgs) -> None:
+    def print_all(opened: TensorBoard, failed: threading.ExceptHookArgs) -> None:
         opened._print_failed_thread(failed)
 
-    monkeypatch.setattr(Events, "_leave_out_the_writer", print_all)
+    monkeypatch.setattr(TensorBoard, "_leave_out_the_writer", print_all)
     with files_of_at_most(300):
         watch(tmp_path / "events" / "toy" / "search")
     assert failed_threads == ["OSError"]
@@ -275,7 +277,8 @@ def test_other_threads_errors_are_printed_as_ever(
     tmp_path: Path, failed_threads: list[str]
 ) -> None:
     before = threading.excepthook
-    with Events(tmp_path / "events", failed_threads.append):
+    boards = [TensorBoard(tmp_path)]
+    with Events(tmp_path / "events", failed_threads.append, boards):
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
@@ -291,7 +294,7 @@ def test_a_tensorboard_that_does_not_work_costs_only_its_files(
 
     folder = tmp_path / "events" / "toy" / "search"
     with monkeypatch.context() as broken:
-        broken.setattr(events, "_open", fail)
+        broken.setattr(sink, "_open", fail)
         (told,) = watch(folder)
     assert told.endswith(
         "files are not written: Descriptors cannot be created directly. Regenerate them"
@@ -301,14 +304,15 @@ def test_a_tensorboard_that_does_not_work_costs_only_its_files(
     def stop(*_: object) -> None:
         raise StoppedError(15, "stopped at once by a second signal")
 
-    monkeypatch.setattr(events, "_open", stop)  # a signal is nothing of TensorBoard's
+    monkeypatch.setattr(sink, "_open", stop)  # a signal is nothing of TensorBoard's
     with pytest.raises(StoppedError):
         watch(folder)
 
 
 def test_nothing_is_loaded_before_the_first_row(tmp_path: Path) -> None:
     written: list[str] = []
-    with events.Events(tmp_path / "events", written.append) as opened:
+    boards = [TensorBoard(tmp_path)]
+    with events.Events(tmp_path / "events", written.append, boards) as opened:
         opened.add(1, None)
     assert not (tmp_path / "events").exists()
     assert written == []
