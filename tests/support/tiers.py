@@ -37,6 +37,7 @@ SLOW = (
     "pipeline/serving/test_serve_load.py",
     "pipeline/store/test_store_faults.py",
     "pipeline/study/test_study_run.py",
+    "pipeline/tracking",
     "promises",
 )
 """Folders and modules whose tests train, export or start many processes."""

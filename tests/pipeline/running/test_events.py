@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils import tensorboard
 from toy import Place
+from trackers import calls, metrics, stand_in
 
 from d2nas.errors import StoppedError
 from d2nas.genotype import Genotype
@@ -108,17 +109,77 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, saved: int, dies: int) -> None
     monkeypatch.setattr(_StageHooks, "checkpoint", checkpoint)
 
 
-def run_interrupted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_interrupted(place: Place, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     """Die after an epoch that no checkpoint holds yet, and run again to the end."""
     second = 2 * STEPS_PER_EPOCH
     with monkeypatch.context() as patch:
         interrupt(patch, saved=second - 1, dies=second + 1)
-        assert place.run("search", str(place.preset), *FAST) == 1
+        assert place.run("search", str(place.preset), *FAST, *words) == 1
     assert [step for step, _ in scalars(place, "search")["arch_loss"]] == [
         STEPS_PER_EPOCH,
         second,
     ]
+    assert place.run("search", str(place.preset), *FAST, *words) == 0
+
+
+TRACKED = ("--set", 'run.log=["tensorboard", "mlflow", "wandb"]')
+
+
+def test_a_resumed_run_is_told_to_trackers_once_and_ends_with_its_version(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = stand_in(monkeypatch, tmp_path)
+    run_interrupted(place, monkeypatch, *TRACKED)
+    assert "no more is logged" not in capfd.readouterr().err
+    assert_shows(place, "search")
+    rows = rows_of(place, "search")
+    losses = [(run, name, v) for run, name, v in metrics(told) if "/arch_loss@" in name]
+    assert losses == [("run-0", f"search/arch_loss@{r['step']}", r["arch_loss"]) for r in rows]
+    shown = [call["values"] for call in calls(told, "log")]
+    assert [one["search/arch_loss"] for one in shown] == [row["arch_loss"] for row in rows]
+    ends = [call["status"] for call in calls(told, "set_terminated")]
+    assert ends == ["FAILED", "FINISHED"]
+    tags = [call["tags"] for call in calls(told, "log_batch") if call["tags"]]
+    assert tags[0] == {"search.ended": "failed: killed"}
+    version = Store(place.store).open("toy/search")
+    assert (tags[1]["search.id"], tags[1]["search.version"]) == (version.id, "toy/search@v1")
+
+
+def test_trackers_that_fail_or_hang_cost_a_training_nothing_but_a_warning(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert place.run("search", str(place.preset), *FAST) == 0
+    plain = Store(place.store).open("toy/search").id
+    stand_in(monkeypatch, tmp_path)
+    monkeypatch.setattr("pipeline.tracking.isolated.CLOSE_SECONDS", 0.1)
+    for how, warning in (("raises", "no route to host"), ("hangs", "did not take all within")):
+        monkeypatch.setenv("MISBEHAVES", f"log_batch:{how}")
+        words = (*TRACKED, "--fresh") if how == "raises" else (*TRACKED, "--name", how)
+        with monkeypatch.context() as patch:
+            if how == "raises":
+                patch.setattr("pipeline.tracking.isolated.CLOSE_SECONDS", 60.0)
+            assert place.run("search", str(place.preset), *FAST, *words) == 0
+        warned = [line for line in capfd.readouterr().err.splitlines() if "MLflow" in line]
+        assert [warning in line for line in warned if line.startswith("warning")] == [True]
+    assert Store(place.store).open("toy/search").id == plain
+    assert Store(place.store).open("hangs/search").id == plain
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_the_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert place.run("search", str(place.preset), *FAST, *TRACKED) == 2
+    error, hint = capfd.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: the package mlflow is not installed")
+    assert "pip install" in hint
+    assert not (place.store / "versions").exists()
+
+
+def test_without_tensorboard_in_the_list_it_writes_nothing(place: Place) -> None:
+    assert place.run("search", str(place.preset), *FAST, "--set", "run.log=[]") == 0
+    folder = place.store / "events" / "toy" / "search"
+    assert [path.name for path in folder.iterdir()] == [ROWS_FILE]
 
 
 def test_a_resumed_run_shows_every_step_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
