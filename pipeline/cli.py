@@ -27,6 +27,7 @@ from .commands.latency import latency
 from .commands.ls import ls_command
 from .commands.predict import predict_command
 from .commands.presets import presets_command
+from .commands.push import push_command
 from .commands.retrain import retrain_command
 from .commands.run import run_command
 from .commands.search import search_command
@@ -149,6 +150,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "verify": verify_command,
     "predict": predict_command,
     "evaluate": evaluate_command,
+    "push": push_command,
     "study": study_command,
     "presets": presets_command,
     "ls": ls_command,

@@ -19,6 +19,7 @@ from ..report.facts import Facts, is_stable
 from ..report.templates import read_template
 from ..report.words import Marked, Value, Word, count, milliseconds, percent, writable
 from .checksums import CHECKSUMS
+from .front_matter import front_matter
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -51,7 +52,7 @@ def model_card(
         ]
     facts = Facts(name, number, report, preprocess, manifests or {})
     classes, more = class_table(report, f"the {facts.images}")
-    return card_template().render(
+    return front_matter(name, report, _line) + card_template().render(
         facts=facts,
         classes=classes,
         more_classes=more is not None,

@@ -71,7 +71,7 @@ def writer() -> dict[str, str]:
     and templates' text, since between two releases the words change and the version does not.
     """
     package = resources.files("pipeline")
-    names = ("MODEL_CARD.md.j2", "card.py", "documents.py", "triton.py")
+    names = ("MODEL_CARD.md.j2", "card.py", "documents.py", "front_matter.py", "triton.py")
     own = [package / "bundle" / name for name in names]
     page = sorted(package.joinpath("report").iterdir(), key=lambda path: path.name)
     kinds = (".py", ".j2", ".css")

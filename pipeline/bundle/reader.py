@@ -129,6 +129,21 @@ def open_bundle(folder: Path, digest: str | None = None) -> Bundle:
     return _assemble(folder, files, model, number, others, found)
 
 
+def bundle_contents(bundle: Bundle) -> dict[str, bytes]:
+    """Return every file of an opened bundle by its path, ``SHA256SUMS`` among them.
+
+    Raises ``DamagedArtifactError`` for one that is not what it was then, ``StorageError``.
+    """
+    folder = bundle.folder
+    content = read_plain_file(
+        folder / CHECKSUMS, max_bytes=MAX_CHECKSUM_BYTES, hint=HINT, max_links=1
+    )
+    if hashlib.sha256(content).hexdigest() != bundle.digest:
+        raise damaged(folder, CHECKSUMS, "changed after it was verified")
+    sums = parse_sums(folder, content)
+    return {CHECKSUMS: content, **{path: _read(folder, path, sums[path]) for path in sums}}
+
+
 def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
     """Check a version that is not served: its model, and that its other files are the model's;
     return what could not be checked. Versions that were written earlier have no other files.

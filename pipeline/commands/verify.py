@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError
 
 from .options import DEFAULT_STORE, DeviceOption, JsonOption, StoreOption
-
-if TYPE_CHECKING:
-    from ..bundle.reader import Bundle
 
 
 def verify_command(
@@ -123,13 +120,16 @@ def verify_bundles(
     from d2nas.files.verified_folder import is_digest
 
     from ..bundle.reader import open_bundle
+    from ..bundle.verification import verify_bundle
     from ..console import Console
     from ..onnx_io.providers import runtime_device
 
     if digest is not None and not is_digest(digest.lower()):
         raise ConfigError(f"--digest {digest!r} is no SHA-256 in hexadecimal")
     rows = [
-        _verified(open_bundle(folder, digest), runtime_device(device), published=digest is not None)
+        verify_bundle(
+            open_bundle(folder, digest), runtime_device(device), published=digest is not None
+        )
         for folder in folders
     ]
     console = Console()
@@ -138,41 +138,6 @@ def verify_bundles(
         return
     for row in rows:
         console.facts(f"bundle {row['name']}", _fact_rows(row))
-
-
-def _verified(bundle: "Bundle", device: str, *, published: bool) -> dict[str, Any]:
-    from ..bundle.derived import check_derived
-    from ..bundle.prediction import check_golden, check_preparation, open_model
-    from ..identity.check import check_identity
-
-    identity = check_identity(bundle.model)
-    unknown = {"model.onnx": identity.not_checked} if identity.not_checked else {}
-    picture = check_preparation(bundle)
-    session = open_model(bundle, device)
-    found = check_golden(bundle, session)
-    checks = check_derived(bundle, published=published)
-    return {
-        "name": bundle.name,
-        "version": bundle.number,
-        "digest": bundle.digest,
-        **(
-            {"genotype_digest": identity.genotype_digest}
-            if identity.graph_sha256 is None
-            else {"graph_sha256": identity.graph_sha256}
-        ),
-        "convolutions": identity.num_convolutions,
-        "device": session.device.label,
-        "mode": session.mode,
-        "golden_inputs": len(bundle.golden["images"]),
-        "golden_picture": picture,
-        "relative_l2": found.relative_l2,
-        "lineage": dict(bundle.report["lineage"]),
-        "checked": checks.checked,
-        "not_checked": [
-            {"file": path, "reason": reason}
-            for path, reason in {**checks.not_checked, **unknown}.items()
-        ],
-    }
 
 
 def _fact_rows(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from pipeline.cli import app, run
 from pipeline.commands import run as commands
 
 COMMANDS = ["run", "baseline", "search", "derive", "retrain", "export", "validate"]
-COMMANDS += ["study", "predict", "evaluate", "ls", "show", "verify", "gc", "doctor"]
+COMMANDS += ["study", "predict", "evaluate", "push", "ls", "show", "verify", "gc", "doctor"]
 COMMANDS += ["serve", "bench", "latency", "presets", "config"]
 SUBCOMMANDS = {
     "config": ("cp", "schema"),

@@ -1,6 +1,7 @@
 """What the stand-ins of trackers do and leave: in a file of ``TOLD``, a line of JSON for each call.
 
-``MISBEHAVES`` is CALL:HOW: at this call (or any: ``*``) a tracker that raises, hangs or dies.
+``MISBEHAVES`` is CALL:HOW: at this call (or any: ``*``) a tracker that raises, disconnects,
+hangs or dies.
 """
 
 import json
@@ -17,6 +18,8 @@ def told(call: str, **values: Any) -> None:
     if how and where in (call, "*"):
         if how == "raises":
             raise RuntimeError(f"no route to host\nwith {os.environ.get('WANDB_API_KEY')}")
+        if how == "disconnects":
+            raise ConnectionError("no route to host")
         if how == "dies":
             os._exit(9)
         time.sleep(HANGS_SECONDS)

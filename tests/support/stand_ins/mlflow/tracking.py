@@ -1,6 +1,7 @@
 """MLflow's client. Its runs are those that were created, but for ``GONE``."""
 
 import os
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,8 @@ class MlflowClient:
         told("get_run", run=run_id)
         if run_id == os.environ.get("GONE"):
             raise MlflowException("no such run")
-        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+        uri = os.environ.get("ARTIFACTS")
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active", artifact_uri=uri))
 
     def update_run(self, run_id: str, *, status: str) -> None:
         told("update_run", run=run_id, status=status)
@@ -51,3 +53,19 @@ class MlflowClient:
 
     def set_terminated(self, run_id: str, status: str) -> None:
         told("set_terminated", run=run_id, status=status)
+
+    def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str) -> None:
+        told("log_artifacts", run=run_id)
+        shutil.copytree(local_dir, os.path.join(os.environ["ARTIFACTS"], artifact_path))
+
+    def log_metric(self, run_id: str, key: str, value: float) -> None:
+        told("log_metric", run=run_id, key=key, value=value)
+
+    def create_registered_model(self, name: str) -> None:
+        told("create_registered_model", name=name)
+
+    def create_model_version(
+        self, name: str, source: str, *, run_id: str, tags: dict[str, str]
+    ) -> Any:
+        told("create_model_version", name=name, source=source, run=run_id, tags=tags)
+        return SimpleNamespace(version="1")

@@ -1,0 +1,1 @@
+"""Publication of a verified bundle: the Hugging Face Hub, MLflow's model registry."""
