@@ -27,6 +27,7 @@ _TENSORS_NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "google": "protobuf",
+    "mlflow": "mlflow-skinny",
     "onnxruntime": "onnxruntime-gpu",
     "pynvml": "nvidia-ml-py",
 }

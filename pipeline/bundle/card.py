@@ -1,5 +1,6 @@
 """``MODEL_CARD.md``: what a person needs who has the bundle and nothing else."""
 
+import json
 import re
 import textwrap
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def model_card(
         ]
     facts = Facts(name, number, report, preprocess, manifests or {})
     classes, more = class_table(report, f"the {facts.images}")
-    return front_matter(name, report, _line) + card_template().render(
+    return front_matter(name, report, _quoted) + card_template().render(
         facts=facts,
         classes=classes,
         more_classes=more is not None,
@@ -97,6 +98,17 @@ def markdown(value: Value | int) -> str:
 
 def _line(value: object) -> str:
     return _TURNS.sub("\N{REPLACEMENT CHARACTER}", writable(_SPACE.sub(" ", str(value))))
+
+
+def _quoted(text: str) -> str:
+    """Return any text as a scalar of YAML in which nothing is markup of Markdown, either: some
+    programs show the head of a card as text.
+    """
+    parts = [
+        f"\\u{ord(part):04x}" if index % 2 else json.dumps(part, ensure_ascii=False)[1:-1]
+        for index, part in enumerate(_MARKUP.split(_line(text)))
+    ]
+    return f'"{"".join(parts)}"'
 
 
 def _settings(preprocess: Mapping[str, Any]) -> Marked:

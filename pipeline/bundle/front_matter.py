@@ -14,10 +14,10 @@ _ON_THE_HUB = {
 """Data sets by ``data.name``, and what they are called on the Hugging Face Hub."""
 
 
-def front_matter(name: str, report: Mapping[str, Any], line: Callable[[object], str]) -> str:
+def front_matter(name: str, report: Mapping[str, Any], quoted: Callable[[str], str]) -> str:
     """Return the head of the card of a bundle called ``name``.
 
-    ``line`` makes any value one line of characters that a text file may hold.
+    ``quoted`` writes a text as YAML's scalar.
     """
     data, accuracy = report["data"], report["accuracy"]
     known = _ON_THE_HUB.get(data["name"])
@@ -51,28 +51,27 @@ def front_matter(name: str, report: Mapping[str, Any], line: Callable[[object], 
             }
         ],
     }
-    return "\n".join(["---", *_yaml(head, line), "---", ""])
+    return "\n".join(["---", *_yaml(head, quoted), "---", ""])
 
 
-def _yaml(value: Any, line: Callable[[object], str], indent: str = "") -> list[str]:
-    """Return YAML's lines of nested mappings and lists; texts between quotes, as JSON has them."""
+def _yaml(value: Any, quoted: Callable[[str], str], indent: str = "") -> list[str]:
+    """Return the lines of nested mappings and lists."""
+
+    def scalar(one: Any) -> str:
+        return quoted(one) if isinstance(one, str) else json.dumps(one)
+
+    lines = []
     if isinstance(value, Mapping):
-        lines = []
         for key, inner in value.items():
             if isinstance(inner, Mapping | list):
-                lines += [f"{indent}{key}:", *_yaml(inner, line, indent + "  ")]
+                lines += [f"{indent}{key}:", *_yaml(inner, quoted, indent + "  ")]
             else:
-                lines.append(f"{indent}{key}: {_scalar(inner, line)}")
+                lines.append(f"{indent}{key}: {scalar(inner)}")
         return lines
-    lines = []
     for inner in value:
         if isinstance(inner, Mapping):
-            first, *others = _yaml(inner, line, indent + "  ")
+            first, *others = _yaml(inner, quoted, indent + "  ")
             lines += [f"{indent}- {first.strip()}", *others]
         else:
-            lines.append(f"{indent}- {_scalar(inner, line)}")
+            lines.append(f"{indent}- {scalar(inner)}")
     return lines
-
-
-def _scalar(value: Any, line: Callable[[object], str]) -> str:
-    return json.dumps(line(value) if isinstance(value, str) else value, ensure_ascii=False)

@@ -31,7 +31,7 @@ def push_command(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Push a bundle to the Hugging Face Hub, or to MLflow's model registry.
+    """Push a bundle to the Hugging Face Hub or MLflow's registry.
 
     It is verified first, and pushed whole or not at all. Tokens and addresses are of the
     environment: HF_TOKEN, HF_ENDPOINT; MLFLOW_TRACKING_URI.
@@ -52,9 +52,9 @@ def push_command(
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     opened = open_bundle(bundle or DEFAULT_EXPORTED / to.bundle_name)
     verified = verify_bundle(opened, runtime_device(device), published=False)
-    contents = bundle_contents(opened)
     arranged = repository_files if to.kind == "hf" else model_files
-    files = {path: len(data) for path, data in arranged(opened, contents).items()}
+    files = arranged(opened, bundle_contents(opened))
+    sizes = {path: len(data) for path, data in files.items()}
     console = Console()
     if not as_json:
         for one in verified["not_checked"]:
@@ -62,15 +62,15 @@ def push_command(
     if dry_run:
         pushed: dict[str, Any] = {}
     elif to.kind == "hf":
-        pushed = push_to_hub(to.name, opened, contents, public=bool(public))
+        pushed = push_to_hub(to.name, opened, files, public=bool(public))
     else:
-        pushed = push_to_registry(to.name, opened, contents)
+        pushed = push_to_registry(to.name, opened, files)
     told = {"target": str(to), "bundle": opened.name, "digest": opened.digest, **pushed}
     if as_json:
-        console.data({**told, "pushed": not dry_run, "files": files})
+        console.data({**told, "pushed": not dry_run, "files": sizes})
         return
     if dry_run:
-        rows = [(path, f"{size:,}") for path, size in files.items()]
+        rows = [(path, f"{size:,}") for path, size in sizes.items()]
         console.table(f"would be pushed to {to}", ("file", "bytes"), rows)
     else:
         console.facts(f"pushed to {to}", _rows(told))

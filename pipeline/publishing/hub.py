@@ -28,10 +28,10 @@ _AGAIN = "nothing was published; push again when it answers"
 
 
 def push_to_hub(
-    repository: str, bundle: Bundle, contents: Mapping[str, bytes], *, public: bool
+    repository: str, bundle: Bundle, files: Mapping[str, bytes], *, public: bool
 ) -> dict[str, Any]:
-    """Commit a bundle's ``contents`` to ``repository`` (``OWNER/NAME``), which is made where there
-    is none; return the commit, as JSON data.
+    """Commit a bundle's ``repository_files`` to ``repository`` (``OWNER/NAME``), which is made
+    where there is none; return the commit, as JSON data.
 
     What an earlier push left in the bundle's folder goes in the same commit. Raises ``ConfigError``
     without a token or permission, and where the repository is public and ``public`` is not asked
@@ -51,7 +51,6 @@ def push_to_hub(
                 f"{repository} is public, and so would be the bundle",
                 hint="--public pushes it all the same",
             )
-        files = repository_files(bundle, contents)
         folder = f"{bundle.name}/"
         there = [one.rfilename for one in found.siblings or ()]
         stale = [path for path in there if path.startswith(folder) and path not in files]
@@ -81,6 +80,8 @@ def repository_files(bundle: Bundle, contents: Mapping[str, bytes]) -> dict[str,
 
 def _connect() -> "HfApi":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Plain HTTP: Xet's client retries for minutes, and another server than the Hub has no Xet.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import disable_progress_bars
 

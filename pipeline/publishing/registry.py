@@ -24,8 +24,8 @@ _FOLDER = "model"
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
-def push_to_registry(name: str, bundle: Bundle, contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """Register a bundle's ``contents`` as the next version of the model ``name``, where
+def push_to_registry(name: str, bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Register a bundle's ``model_files`` as the next version of the model ``name``, where
     ``MLFLOW_TRACKING_URI`` says; return the version, as JSON data.
 
     The version is made last, of artifacts that are all there. Raises ``ConfigError`` without
@@ -42,7 +42,7 @@ def push_to_registry(name: str, bundle: Bundle, contents: Mapping[str, bytes]) -
         run = client.create_run(experiment, run_name=f"push of {bundle.name}").info.run_id
         try:
             with tempfile.TemporaryDirectory() as folder:
-                for path, data in model_files(bundle, contents).items():
+                for path, data in files.items():
                     target = Path(folder) / path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(data)
