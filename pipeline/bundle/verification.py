@@ -3,8 +3,7 @@
 from typing import Any
 
 from ..identity.check import check_identity
-from .derived import check_derived
-from .prediction import check_golden, check_preparation, open_model
+from . import derived, prediction
 from .reader import Bundle
 
 
@@ -17,10 +16,10 @@ def verify_bundle(bundle: Bundle, device: str, *, published: bool) -> dict[str, 
     """
     identity = check_identity(bundle.model)
     unknown = {"model.onnx": identity.not_checked} if identity.not_checked else {}
-    picture = check_preparation(bundle)
-    session = open_model(bundle, device)
-    found = check_golden(bundle, session)
-    checks = check_derived(bundle, published=published)
+    picture = prediction.check_preparation(bundle)
+    session = prediction.open_model(bundle, device)
+    found = prediction.check_golden(bundle, session)
+    checks = derived.check_derived(bundle, published=published)
     return {
         "name": bundle.name,
         "version": bundle.number,
