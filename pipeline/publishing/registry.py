@@ -1,11 +1,12 @@
 """MLflow's model registry: a bundle as a version of a registered model.
 
-The artifacts of a version are the bundle's folder and ``MLmodel`` beside it, MLflow's description
-of a model, which names the ONNX file inside. It is written here, since ``mlflow.onnx`` would store
-the network anew, in other bytes than those that were validated.
+The artifacts of a version are the bundle's folder and, beside it, the ONNX file once more with
+``MLmodel``, MLflow's description of a model, which must lie next to it. That is written here, since
+``mlflow.onnx`` would store the network anew, in other bytes than those that were validated.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,20 +73,20 @@ def push_to_registry(name: str, bundle: Bundle, files: Mapping[str, bytes]) -> d
 def model_files(bundle: Bundle, contents: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return the artifacts of a version, by path."""
     files = {f"{bundle.name}/{path}": data for path, data in contents.items()}
-    return {"MLmodel": json.dumps(_description(bundle), indent=2).encode(), **files}
+    description = json.dumps(_description(bundle), indent=2).encode()
+    return {"MLmodel": description, MODEL_FILE: bundle.model, **files}
 
 
 def _description(bundle: Bundle) -> dict[str, Any]:
     """Return MLflow's description of a model: JSON is YAML."""
     described = bundle.description
-    file = f"{bundle.name}/{bundle.number}/{MODEL_FILE}"
     provider = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}[bundle.report["device"]["kind"]]
     images = _tensor("images", described.input_type, described.array_shape)
     logits = _tensor("logits", "float32", (described.num_classes,))
     return {
         "flavors": {
-            "onnx": {"data": file, "providers": [provider], "onnx_session_options": None},
-            "python_function": {"loader_module": "mlflow.onnx", "data": file},
+            "onnx": {"data": MODEL_FILE, "providers": [provider], "onnx_session_options": None},
+            "python_function": {"loader_module": "mlflow.onnx", "data": MODEL_FILE},
         },
         "signature": {"inputs": json.dumps([images]), "outputs": json.dumps([logits])},
     }
@@ -98,6 +99,7 @@ def _tensor(name: str, kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 @contextmanager
 def _errors_told(name: str) -> Iterator[None]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -244,7 +244,8 @@ def test_mlflow_gets_the_bundle_and_a_description_of_its_model(
     got = tmp_path / "artifacts" / "model"
     assert run(["verify", str(got / "toy"), "--digest", version["tags"]["d2nas.digest"]]) == 0
     description = yaml.safe_load((got / "MLmodel").read_text())
-    assert (got / description["flavors"]["onnx"]["data"]).is_file()
+    served = (got / description["flavors"]["onnx"]["data"]).read_bytes()
+    assert served == (bundle_of(finished) / "1" / "model.onnx").read_bytes()
     (images,) = json.loads(description["signature"]["inputs"])
     assert images["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
     (logits,) = json.loads(description["signature"]["outputs"])
