@@ -22,6 +22,7 @@ def front_matter(name: str, report: Mapping[str, Any], quoted: Callable[[str], s
     data, accuracy = report["data"], report["accuracy"]
     known = _ON_THE_HUB.get(data["name"])
     is_held_out = data["evaluation"] == "held-out"
+    searched = [] if report.get("architecture") else ["neural-architecture-search"]
     dataset = {
         "type": known or data["name"],
         "name": data["name"],
@@ -35,7 +36,7 @@ def front_matter(name: str, report: Mapping[str, Any], quoted: Callable[[str], s
     head = {
         "pipeline_tag": "image-classification",
         "library_name": "onnx",
-        "tags": ["d2nas", "neural-architecture-search", "onnx"],
+        "tags": ["d2nas", *searched, "onnx"],
         **({} if known is None else {"datasets": [known]}),
         "metrics": ["accuracy"],
         "model-index": [

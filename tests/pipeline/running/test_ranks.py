@@ -117,6 +117,23 @@ def test_another_rank_hears_each_decision_and_writes_nothing(
             run(reader(tiny, others), tiny, loop)
 
 
+def test_rank_0_alone_tells_trackers(
+    trained: tuple[str, Meetings], tiny: TinyPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, meetings = trained
+    opened: list[tuple[str, ...]] = []
+
+    def sinks_of(names: tuple[str, ...], *_: object) -> list[Any]:
+        opened.append(names)
+        return []
+
+    monkeypatch.setattr(runner_module, "sinks_of", sinks_of)
+    run(reader(tiny, [*meetings]), tiny, loop)
+    assert opened == []
+    run(runner_of(first_rank([]), tiny.store, Silence(), StopFlag()), tiny, loop)
+    assert opened == [("tensorboard",)]  # the control
+
+
 def test_this_process_is_one_of_the_two_kinds(tmp_path: Path) -> None:
     first, other = (runner_of(Ranks(rank, 2), tmp_path, Silence(), StopFlag()) for rank in (0, 1))
     assert type(first.store) is Store
