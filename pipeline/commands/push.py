@@ -87,4 +87,4 @@ def _next(to: "Target", name: str, digest: str) -> str:
         if to.kind == "hf"
         else f"mlflow artifacts download -u models:/{to.name}/VERSION -d DIR"
     )
-    return f"who gets it checks it: {got}; d2nas verify DIR/{name} --digest {digest}"
+    return f"to check a download: {got}; d2nas verify DIR/{name} --digest {digest}"

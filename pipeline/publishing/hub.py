@@ -16,7 +16,7 @@ from d2nas.errors import BusyError, ConfigError, StorageError, brief_reason
 
 from ..bundle.documents import CARD
 from ..bundle.reader import Bundle
-from ..credentials import without_credentials
+from ..credentials import reason_without_credentials
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 README = "README.md"
 _TOKEN_HINT = "set HF_TOKEN to a token that may write, or log in: hf auth login"
-_AGAIN = "nothing was published; push again when it answers"
+_AGAIN = "push again when it answers; until then the bundle is there whole or not at all"
 
 
 def push_to_hub(
@@ -111,10 +111,12 @@ def _find(api: "HfApi", repository: str) -> "ModelInfo | None":
 
 @contextmanager
 def _errors_told(repository: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
     try:
         yield
+    except HFValidationError as error:
+        raise ConfigError(f"invalid name {repository}: {brief_reason(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
@@ -128,8 +130,8 @@ def _errors_told(repository: str) -> Iterator[None]:
             raise BusyError(
                 f"{repository} changed while the bundle was pushed ({status})", hint="push again"
             ) from error
-        reason = without_credentials(brief_reason(error))
+        reason = reason_without_credentials(error)
         raise StorageError(f"{repository}: the Hub refuses: {reason}", hint=_AGAIN) from error
     except (HTTPError, OSError, RuntimeError) as error:
-        reason = without_credentials(brief_reason(error))
+        reason = reason_without_credentials(error)
         raise StorageError(f"{repository}: the Hub is not there: {reason}", hint=_AGAIN) from error

@@ -9,18 +9,18 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
-from d2nas.errors import ConfigError, StorageError, brief_reason
+from d2nas.errors import ConfigError, StorageError
 
 from ..bundle.reader import Bundle
-from ..credentials import without_credentials
+from ..credentials import reason_without_credentials, without_credentials
 from ..onnx_io import MODEL_FILE
+from ..tracking.mlflow_tracker import experiment_of
 
-EXPERIMENT = "d2nas"
 _FOLDER = "model"
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
@@ -38,9 +38,9 @@ def push_to_registry(name: str, bundle: Bundle, files: Mapping[str, bytes]) -> d
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient()
-        found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = client.create_experiment(EXPERIMENT) if found is None else found.experiment_id
-        run = client.create_run(experiment, run_name=f"push of {bundle.name}").info.run_id
+        run = client.create_run(
+            experiment_of(client), run_name=f"push of {bundle.name}"
+        ).info.run_id
         try:
             with tempfile.TemporaryDirectory() as folder:
                 for path, data in files.items():
@@ -60,7 +60,8 @@ def push_to_registry(name: str, bundle: Bundle, files: Mapping[str, bytes]) -> d
                 name, f"{artifacts}/{_FOLDER}", run_id=run, tags=tags
             )
         except BaseException:
-            client.set_terminated(run, "FAILED")
+            with suppress(MlflowException, OSError):  # the first error is the one to tell
+                client.set_terminated(run, "FAILED")
             raise
         client.set_terminated(run, "FINISHED")
         return {
@@ -107,7 +108,7 @@ def _errors_told(name: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        reason = without_credentials(brief_reason(error))
+        reason = reason_without_credentials(error)
         if getattr(error, "error_code", None) in _DENIED:
             raise ConfigError(
                 f"{name}: {where} refuses: {reason}",

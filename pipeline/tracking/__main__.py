@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2nas.errors import brief_reason
-
-from ..credentials import without_credentials
+from ..credentials import reason_without_credentials
 from .memory import Memory
 from .mlflow_tracker import MlflowTracker
 from .tracker import Tracker
@@ -31,8 +29,7 @@ def main(name: str, run: str, folder: str, number: str) -> int:
     """Tell a tracker all that comes; return the exit code."""
 
     def answer(kind: str, line: str) -> None:
-        words = json.dumps({kind: without_credentials(line)})
-        os.write(int(number), f"{words}\n".encode())
+        os.write(int(number), f"{json.dumps({kind: line})}\n".encode())
 
     kind = TRACKERS[name]
     memory = Memory(Path(folder) / f"{name}.json")
@@ -42,7 +39,7 @@ def main(name: str, run: str, folder: str, number: str) -> int:
             for call, values in _calls():
                 getattr(tracker, call)(*values)
     except Exception as error:  # noqa: BLE001 - another library's, of which nothing is needed
-        answer("warn", f"{kind.title}: no more is logged: {brief_reason(error)}")
+        answer("warn", f"{kind.title}: no more is logged: {reason_without_credentials(error)}")
         return 1
     return 0
 
@@ -59,7 +56,7 @@ def _calls() -> Iterator[tuple[str, list[Any]]]:
         for line in given:
             lines.put(line)
         lines.put(b"")
-        timer = threading.Timer(ORPHAN_SECONDS, os.killpg, (0, signal.SIGKILL))
+        timer = threading.Timer(ORPHAN_SECONDS, _end_all)
         timer.daemon = True
         timer.start()
 
@@ -70,6 +67,13 @@ def _calls() -> Iterator[tuple[str, list[Any]]]:
         if call == "close":
             return
     yield "close", ["stopped"]
+
+
+def _end_all() -> None:
+    """End this process and, where it leads a group of its own, those that it has started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

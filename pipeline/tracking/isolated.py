@@ -129,10 +129,11 @@ class Isolated(Sink):
     def _hand_on(self, *call: Any) -> None:
         if self._process is None or not self._is_wanted:
             return
-        self._listen()
-        if self._process.poll() not in (None, 0):
-            self._give_up(f"{self.failure}: its process ended with {self._process.poll()}")
-        else:
+        code = self._process.poll()
+        self._listen()  # which may say why it has ended
+        if code not in (None, 0):
+            self._give_up(f"{self.failure}: its process ended with {code}")
+        if self._is_wanted:
             self._put(canonical_json(list(call)))
 
     def _put(self, line: bytes | None) -> None:

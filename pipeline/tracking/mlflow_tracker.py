@@ -35,7 +35,7 @@ class MlflowTracker(Tracker):
         self._client = MlflowClient()
         found = known if known is not None and self._is_there(known) else None
         if found is None:
-            experiment = _experiment(self._client)
+            experiment = experiment_of(self._client)
             found = self._client.create_run(experiment, run_name=self.run).info.run_id
         else:
             self._client.update_run(found, status="RUNNING")
@@ -90,7 +90,8 @@ class MlflowTracker(Tracker):
         self._client.set_terminated(self._id, _STATUS[status])
 
 
-def _experiment(client: "MlflowClient") -> str:
+def experiment_of(client: "MlflowClient") -> str:
+    """Return the id of the experiment that holds our runs, which is made where there is none."""
     given = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if given:
         return given

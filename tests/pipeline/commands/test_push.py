@@ -219,6 +219,13 @@ def test_a_target_that_is_none_is_told(target: str, capfd: pytest.CaptureFixture
     assert "hf:OWNER/NAME or mlflow:NAME" in capfd.readouterr().err
 
 
+def test_a_name_that_the_hub_does_not_take_is_told(
+    finished: Place, hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert push(finished, target="hf:someone/digits.git") == 2
+    assert "invalid name someone/digits.git" in capfd.readouterr().err
+
+
 def test_who_may_see_it_is_not_asked_of_mlflow(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["push", "mlflow:digits", "--public"]) == 2
     assert "--public" in capfd.readouterr().err

@@ -12,8 +12,8 @@ import pytest
 from trackers import calls, metrics, stand_in
 
 from d2nas.config import build_config
-from d2nas.errors import StoppedError, ValidationFailedError
-from pipeline.credentials import without_credentials
+from d2nas.errors import StoppedError, ValidationFailedError, brief_reason
+from pipeline.credentials import reason_without_credentials, without_credentials
 from pipeline.own_process import own_command, own_environment
 from pipeline.running.outcomes import outcome_of_error, status_of
 from pipeline.stages import BY_NAME
@@ -252,6 +252,7 @@ def test_a_tracker_ends_by_itself_where_its_command_was_killed(tmp_path: Path, t
             env=own_environment(),
             input=b'["begin","search",{"key":"k","fresh":false,"params":{}}]\n',
             pass_fds=[number],
+            start_new_session=True,
         )
     assert done.returncode == 0
     assert [call["status"] for call in calls(told, "set_terminated")] == ["KILLED"]
@@ -287,6 +288,9 @@ def test_credentials_are_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "abc")  # too short to be one
     text = "hf_secret at https://user:pass@host/x?token=pass word abc"
     assert without_credentials(text) == "*** at https://host/x?token=*** abc"
+    error = RuntimeError("x" * 195 + "hf_secret")
+    assert "hf_" in brief_reason(error)  # the control: cut first, half of it is not found
+    assert "hf_" not in reason_without_credentials(error)
 
 
 def test_the_verdict_of_the_gate_and_the_status_follow_from_the_error() -> None:
