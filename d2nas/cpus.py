@@ -46,6 +46,20 @@ def processor_name(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
+def has_dot_product(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether this machine's processor adds products of 8-bit integers in 32 bits: VNNI of
+    x86, or no x86 at all, whose other instructions saturate at 16 bits.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "i386"):
+        return True
+    try:
+        text = cpu_info.read_text(errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
+
+
 def _limits(groups: Path, line: str) -> Iterator[float]:
     """Yield the limits of a group and of those around it; ``line`` as in /proc/self/cgroup."""
     _, controllers, path = line.split(":", 2)

@@ -15,9 +15,10 @@ from d2nas.data.subsample import SAMPLE_RULE
 from d2nas.errors import ValidationFailedError
 from d2nas.measure.scores import wilson_interval
 
+from ..identity.quantised import QuantisedReport, check_quantised
 from ..onnx_io.session import OnnxSession, may_serve, open_session
 from .comparison import Limits, compare, judge_parity, largest_share
-from .mutants import SelfTest, mutants, self_test
+from .mutants import SelfTest, mutants, self_test, self_test_by_weights
 from .parity import (
     DEFAULT_BATCHES,
     ParityReport,
@@ -55,6 +56,8 @@ class Verdict:
     """``images`` with the model's ``logits`` and the ``labels``: whatever serves answers alike."""
     logits: NDArray[np.float32]
     """The model's answers to all images."""
+    quantised: QuantisedReport | None = None
+    """Comparison of a quantised model's weights with the float32 ones."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report's parts as JSON data."""
@@ -87,28 +90,34 @@ def judge(
     *,
     batches: Sequence[int] = DEFAULT_BATCHES,
     on_check_done: Callable[[], None] = lambda: None,
+    original: bytes | None = None,
 ) -> Verdict:
     """Raise ``ValidationFailedError`` unless ``model`` computes what the network computes.
 
     ``session`` is the model's, in the plain mode. ``on_check_done`` is called after parity and
-    after the self-test, so twice, whatever they say. Raises also as ``check_parity`` and
-    the session do.
+    after the self-test, so twice, whatever they say. A quantised model also needs its
+    ``original``, in float32, which must have passed: its weights are those, rounded, and by that the
+    faulty copies are rejected. Raises also as ``check_parity`` and the session do.
     """
     limits = limits or Limits()
+    quantised = None if original is None else check_quantised(model, original)
     images, labels = reference.images, reference.labels
     parity = check_parity(reference.logits, session, images, batches, limits, labels)
     on_check_done()
     sample = sample_of(len(images), labels)
-    device = session.device.address
-    copies = ((name, open_session(copy, device=device)) for name, copy in mutants(model))
-    tested = self_test(reference.logits[sample], copies, rows_at(images, sample), limits)
+    if original is None:
+        device = session.device.address
+        copies = ((name, open_session(copy, device=device)) for name, copy in mutants(model))
+        tested = self_test(reference.logits[sample], copies, rows_at(images, sample), limits)
+    else:
+        tested = self_test_by_weights(mutants(model), lambda copy: check_quantised(copy, original))
     on_check_done()
     _require_passed(parity, tested)
     logits = in_batches(session.run, images, max(batches))
     accuracy = _accuracies(logits, reference, limits)
     chosen = sample[:NUM_GOLDEN]
     golden = {"images": rows_at(images, chosen), "logits": logits[chosen], "labels": labels[chosen]}
-    return Verdict(parity, tested, accuracy, sample, golden, logits)
+    return Verdict(parity, tested, accuracy, sample, golden, logits, quantised)
 
 
 def check_mode(

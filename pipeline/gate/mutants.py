@@ -1,10 +1,10 @@
 """Faulty copies of a model, one fault each: a gate that lets one through proves nothing.
 
 The faults sit where every logit depends on them: in the first convolution, the last one, the last
-normalisation and the classifier.
+normalisation and the classifier. In a quantised model the faulty weights are quantised again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ from onnx import helper, numpy_helper
 from d2nas.errors import ValidationFailedError
 
 from ..onnx_io.model_file import check_model
+from ..onnx_io.quantised_tensors import QuantisedTensor, quantised_again, quantised_tensor
 from .comparison import Limits, compare, judge_parity
 from .parity import Session
 
 _FACTOR = 1.01
 
-Weights = dict[str, onnx.TensorProto]
+Weights = Mapping[str, NDArray[Any]]
+"""What layers read that is constant: initializers, and integers as the numbers they stand for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ def self_test(
     return SelfTest(tuple(rejected), tuple(accepted))
 
 
+def self_test_by_weights(
+    faulty_models: Iterable[tuple[str, bytes]], check: Callable[[bytes], object]
+) -> SelfTest:
+    """Show faulty copies of a quantised model (by name) to ``check``, which raises for those that
+    are not the float32 model: rounding hides most of them from a look at logits.
+    """
+    rejected: list[str] = []
+    accepted: list[str] = []
+    for name, model in faulty_models:
+        try:
+            check(model)
+        except ValidationFailedError:
+            rejected.append(name)
+        else:
+            accepted.append(name)
+    return SelfTest(tuple(rejected), tuple(accepted))
+
+
 def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of copies with one fault each, which a parity gate has to reject.
 
@@ -71,7 +91,7 @@ def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:
     ``ValidationFailedError`` if the model has neither convolution nor classifier weights.
     """
     parsed = check_model(model, what="model to mutate")
-    weights = {tensor.name: tensor for tensor in parsed.graph.initializer}
+    weights = _weights(parsed)
     faults = [*_classifier_faults(parsed, weights), *_convolution_faults(parsed, weights)]
     if not faults:
         raise ValidationFailedError(
@@ -79,7 +99,7 @@ def mutants(model: bytes) -> Iterator[tuple[str, bytes]]:
             hint="the model is not a convolutional classifier as d2nas exports it",
         )
     for fault, name, values in faults:
-        if not np.array_equal(values, numpy_helper.to_array(weights[name])):
+        if not np.array_equal(values, weights[name]):
             yield fault, _with_weight(parsed, name, values)
     skipped = _without_last_norm(parsed, weights)
     if skipped is not None:
@@ -94,7 +114,7 @@ def _classifier_faults(model: onnx.ModelProto, weights: Weights) -> Iterator[_Fa
     if found is None:
         return
     name, class_axis = found
-    values = numpy_helper.to_array(weights[name])
+    values = weights[name]
     yield "classifier weight + 1 %", name, _scaled(values)
     yield "two classes swapped", name, _swap_farthest(values, class_axis)
 
@@ -104,11 +124,11 @@ def _convolution_faults(model: onnx.ModelProto, weights: Weights) -> Iterator[_F
     if not convolutions:
         return
     first, last = convolutions[0].input[1], convolutions[-1].input[1]
-    values = numpy_helper.to_array(weights[first])
+    values = weights[first]
     yield "stem weight + 1 %", first, _scaled(values)
     if len(values) > 1:
         yield "two channels swapped", first, _swap_farthest(values, 0)
-    yield "last convolution zeroed", last, np.zeros_like(numpy_helper.to_array(weights[last]))
+    yield "last convolution zeroed", last, np.zeros_like(weights[last])
 
 
 def _convolutions(graph: onnx.GraphProto, weights: Weights) -> list[onnx.NodeProto]:
@@ -130,7 +150,7 @@ def _without_last_norm(model: onnx.ModelProto, weights: Weights) -> bytes | None
     for node in reversed(_convolutions(model.graph, weights)):
         bias = node.input[2] if len(node.input) > 2 else ""
         if bias in weights:
-            values = numpy_helper.to_array(weights[bias])
+            values = weights[bias]
             if values.any():
                 return _with_weight(model, bias, np.zeros_like(values))
     return None
@@ -142,7 +162,7 @@ def _classifier(graph: onnx.GraphProto, weights: Weights) -> tuple[str, int] | N
         if node.op_type not in ("Gemm", "MatMul") or len(node.input) < 2:
             continue
         name = node.input[1]
-        if name not in weights or len(weights[name].dims) != 2:
+        if name not in weights or weights[name].ndim != 2:
             continue
         transposed = any(
             attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute
@@ -175,9 +195,32 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def _weights(model: onnx.ModelProto) -> Weights:
+    plain = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    integers = {
+        name: tensor.values().astype(np.float32) for name, (_, tensor) in _integers(model).items()
+    }
+    return plain | integers
+
+
+def _integers(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, QuantisedTensor]]:
+    """Return the weights of ``model`` that are integers, by the name that layers read."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = ((node, quantised_tensor(node, tensors)) for node in model.graph.node)
+    return {node.output[0]: (node, tensor) for node, tensor in found if tensor is not None}
+
+
 def _with_weight(model: onnx.ModelProto, name: str, values: NDArray[Any]) -> bytes:
+    replaced = {name: values}
+    integers = _integers(model).get(name)
+    if integers is not None:
+        node, tensor = integers
+        again = quantised_again(tensor, values)
+        numbers = (again.integers, again.scale, again.zero_point)
+        replaced = dict(zip(node.input, numbers, strict=False))
     copy = _copied(model)
-    for tensor in copy.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    for tensor_proto in copy.graph.initializer:
+        if tensor_proto.name in replaced:
+            array = np.array(replaced[tensor_proto.name], order="C")
+            tensor_proto.CopyFrom(numpy_helper.from_array(array, tensor_proto.name))
     return bytes(copy.SerializeToString(deterministic=True))

@@ -8,6 +8,8 @@ form are:
 - moving a map by rows and columns: by Slice, Pad, or a 1x1 convolution's own padding
 - preparing the input (types, channels first, per-channel shift and scale), which is the input
 - the mean over the map, and the classifier, each of which ONNX can write in several ways
+- quantisation: a value that is rounded and taken for a real number again by the same scale is that
+  value; weights that are integers are the real numbers that they stand for
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ from d2nas.errors import ValidationFailedError
 
 from ..onnx_io import INPUT_NAME, OUTPUT_NAME
 from ..onnx_io.model_file import describe
+from ..onnx_io.quantised_tensors import quantised_tensor
 from .expressions import Array, Terms, Value, digest
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -115,6 +118,9 @@ class _Reader:
             return self._required(node, 0)
         if node.op_type == "Cast" and attributes["to"] in _FLOATS:
             return self._required(node, 0).astype(helper.tensor_dtype_to_np_dtype(attributes["to"]))
+        weight = quantised_tensor(node, self._weights)
+        if weight is not None:
+            return weight.values().astype(np.float32)
         raise _unexpected(node, "computes on constants")
 
     def relu(self, node: onnx.NodeProto, _attributes: Mapping[str, Any]) -> Value:
@@ -128,6 +134,24 @@ class _Reader:
         if attributes["to"] not in _FLOATS:
             raise _unexpected(node, "casts to a type that is no floating-point number")
         return self._value(node, 0)
+
+    def quantise(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> Value:
+        value = self._value(node, 0)
+        settings = self._rounding(node, attributes)
+        return self._terms.make("rounded", settings, (value,), value.shape, node.name)
+
+    def dequantise(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> Value:
+        rounded = self._value(node, 0)
+        if rounded.kind != "rounded" or rounded.settings != self._rounding(node, attributes):
+            raise _unexpected(node, "takes integers for other numbers than they were made of")
+        return rounded.inputs[0]
+
+    def _rounding(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return scale and zero point, of a whole tensor."""
+        numbers = [self._required(node, position) for position in (1, 2)]
+        if attributes.get("block_size", 0) or any(number.size != 1 for number in numbers):
+            raise _unexpected(node, "quantises features in parts")
+        return tuple(digest(number) for number in numbers)
 
     def transpose(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> Value:
         value = self._value(node, 0)
@@ -320,6 +344,7 @@ _READERS: Mapping[str, Callable[[_Reader, onnx.NodeProto, Mapping[str, Any]], Va
     "Cast": _Reader.cast,
     "Concat": _Reader.concat,
     "Conv": _Reader.conv,
+    "DequantizeLinear": _Reader.dequantise,
     "Div": _Reader.prepare,
     "Flatten": _Reader.flatten,
     "Gemm": _Reader.linear,
@@ -329,6 +354,7 @@ _READERS: Mapping[str, Callable[[_Reader, onnx.NodeProto, Mapping[str, Any]], Va
     "MaxPool": _Reader.pool,
     "Mul": _Reader.prepare,
     "Pad": _Reader.pad,
+    "QuantizeLinear": _Reader.quantise,
     "ReduceMean": _Reader.mean,
     "Relu": _Reader.relu,
     "Reshape": _Reader.flatten,
