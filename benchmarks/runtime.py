@@ -43,7 +43,7 @@ def compare_runtimes(config: Config, batch: int, pairs: int) -> Iterator[list[di
         input_shape=INPUT_SHAPE,
         opset=config.export.opset,
         metadata={},
-        precision=config.export.precision,
+        precision=config.export.float_precision,
     )
     session = open_session(model, device=runtime_device(config.validate_.device))
     # From host to host on both sides would time copies; on the device both wait for the result.

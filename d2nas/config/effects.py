@@ -49,6 +49,10 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "retrain.teacher": {None: tuple(f"retrain.{field}" for field in TEACHER_FIELDS)},
     "retrain.auxiliary": {False: ("retrain.auxiliary_weight",)},
     "retrain.patience": {None: ("retrain.validation_fraction",)},
+    "export.precision": {
+        "fp32": ("export.calibration_images",),
+        "fp16": ("export.calibration_images",),
+    },
 }
 """Key to its values, each with the keys that are not read where it holds; or to a function that
 says them. A key stands behind those that may make it ineffective."""

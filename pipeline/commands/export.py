@@ -18,7 +18,7 @@ from .options import (
 def export_command(
     target: TargetArgument,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32 or fp16 (export.precision).")
+        str | None, typer.Option("--precision", help="fp32, fp16 or int8 (export.precision).")
     ] = None,
     input_type: Annotated[
         str | None,

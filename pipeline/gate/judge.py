@@ -61,7 +61,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report's parts as JSON data."""
-        return {
+        quantised = {} if self.quantised is None else {"quantisation": self.quantised.to_dict()}
+        return quantised | {
             "accuracy": dict(self.accuracy),
             "parity": self.parity.to_dict(),
             "self_test": self.self_test.to_dict(),
@@ -95,9 +96,9 @@ def judge(
     """Raise ``ValidationFailedError`` unless ``model`` computes what the network computes.
 
     ``session`` is the model's, in the plain mode. ``on_check_done`` is called after parity and
-    after the self-test, so twice, whatever they say. A quantised model also needs its
-    ``original``, in float32, which must have passed: its weights are those, rounded, and by that the
-    faulty copies are rejected. Raises also as ``check_parity`` and the session do.
+    after the self-test, so twice, whatever they say. A quantised model needs its
+    ``original`` too, in float32, which must have passed: its weights must be those, rounded, and by
+    that the faulty copies are rejected. Raises also as ``check_parity`` and the session do.
     """
     limits = limits or Limits()
     quantised = None if original is None else check_quantised(model, original)

@@ -68,7 +68,7 @@ class _Latency(Form):
 
 
 class _Model(Form):
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8"]
     input_type: Literal["float32", "uint8"]
     input_shape: Annotated[list[Positive], Field(min_length=3, max_length=3)]
     num_classes: Positive

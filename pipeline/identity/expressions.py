@@ -36,7 +36,8 @@ class Value:
     Settings, by ``kind``: conv (kernel, strides, dilations, pads, groups); max_pool and avg_pool
     (kernel, strides, dilations, pads, whether padding counts); window (rows and columns taken away
     at the top and left, zeros added at the bottom and right); pairs are (height, width), pads
-    as ONNX has them; rounded (scale, zero point), which is read by no layer. Others, without settings: images, relu, batch_norm, add, concat, mean, linear.
+    as ONNX has them; rounded (scale, zero point), which no layer reads. Others, without settings:
+    images, relu, batch_norm, add, concat, mean, linear.
     """
 
     kind: str

@@ -4,11 +4,13 @@ What rounding does to logits hides small faults: integer kernels and the same gr
 float32 differ by up to 1 % of the logits, because a value at the border of two integers goes either
 way and others follow, and a weight that is 1 % off moves them no further. So a quantised model is
 not held against its answers alone: it must have every node of the float32 model, with the same
-inputs, and each of its weights must lie within half a quantisation step of the float32 one. Ranges
-of features are the calibration's; here they only have to be the same where a value is quantised
-and where it becomes a real number again. Whether they are good ones, accuracy says.
+inputs, and each of its weights must lie within half a quantisation step of the float32 one, where
+a channel's steps reach its largest weight and no farther. Ranges of features are the calibration's;
+here they only have to be the same where a value is quantised and where it becomes a real number
+again. Whether they are good ones, accuracy says.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,10 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _HALF = 0.501
 """Of a step: rounding, and a little for float32's own."""
 _OWN_ROUNDING = 1e-6
+_FEWEST_STEPS = 60
+"""Of a channel's largest weight: 127, or 64 where products would saturate."""
+_LARGE_BIAS = 2**28
+"""In its own steps: beside it a channel's weights are nothing, and their steps are chosen by it."""
 _HINT = "the quantised model is not made of these weights: export it again, d2nas export RUN"
 
 
@@ -66,10 +72,7 @@ class _Comparison:
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self._floats = {tensor.name: tensor for tensor in original.graph.initializer}
         self._pairs = {
-            name: node
-            for node in model.graph.node
-            if node.op_type in _PAIR
-            for name in node.output
+            name: node for node in model.graph.node if node.op_type in _PAIR for name in node.output
         }
         self._compared = set[str]()
         self._largest = 0.0
@@ -99,12 +102,14 @@ class _Comparison:
             raise _differs(node.name, "is another layer")
         if len(node.input) != len(wanted.input):
             raise _differs(node.name, "has other inputs")
-        for name, original in zip(node.input, wanted.input, strict=True):
-            source = self._source(name, node.name)
+        sources = [self._source(name, node.name) for name in node.input]
+        for source, original in zip(sources, wanted.input, strict=True):
             if original in self._floats:
                 self._compare_weight(source, original, node.name)
             elif source != original:
                 raise _differs(node.name, f"reads other features than {original[:60]}")
+        if len(sources) > 1 and isinstance(sources[1], QuantisedTensor):
+            _check_range(sources[1], sources[2] if len(sources) > 2 else "", wanted, self._floats)
 
     def _source(self, name: str, reader: str) -> str | QuantisedTensor:
         """Return the features that ``name`` is, once rounded, or the weight that it is."""
@@ -149,6 +154,24 @@ class _Comparison:
             )
         self._compared.add(name)
         self._largest = max(self._largest, steps)
+
+
+def _check_range(
+    weight: QuantisedTensor,
+    bias: str | QuantisedTensor,
+    wanted: onnx.NodeProto,
+    floats: Mapping[str, onnx.TensorProto],
+) -> None:
+    """Raise where a channel's steps are so large that any weight would be within half of one."""
+    real = np.abs(numpy_helper.to_array(floats[wanted.input[1]]).astype(np.float64))
+    axis = weight.axis % real.ndim if weight.scale.ndim else None
+    others = tuple(other for other in range(real.ndim) if other != axis)
+    used = np.abs(weight.integers.astype(np.int64)).max(axis=others)
+    coarse = (used < _FEWEST_STEPS) & (real.max(axis=others) > 0)
+    if isinstance(bias, QuantisedTensor):
+        coarse = coarse & (np.abs(bias.integers.astype(np.int64)) < _LARGE_BIAS)
+    if np.any(coarse):
+        raise _differs(wanted.name, "its weights are rounded to few values")
 
 
 def _equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:

@@ -41,7 +41,7 @@ def serving_of(
         stem=stem_for(config.retrain.stem, image_size),
         opset=config.export.opset,
         input_type=config.export.input,
-        precision=config.export.precision,
+        precision=config.export.float_precision,
         batch=batch,
     )
 

@@ -62,8 +62,8 @@ def quantised_tensor(
 
 
 def quantised_again(tensor: QuantisedTensor, values: Array) -> QuantisedTensor:
-    """Return ``values`` in the integers of ``tensor``: symmetric, by the same axis, and scaled to the
-    largest value of each channel; int32, a bias, by the scale that it has.
+    """Return ``values`` in the integers of ``tensor``: symmetric, by the same axis, scaled to
+    the largest value of each channel; int32, a bias, by the scale that it has.
     """
     scale, info = tensor.scale.astype(np.float64), np.iinfo(tensor.integers.dtype)
     if tensor.integers.dtype != np.int32:

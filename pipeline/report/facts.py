@@ -12,7 +12,7 @@ from d2nas.devices import CPU_PROVIDER, CUDA_PROVIDER
 from .classes import cautions, summary
 from .words import Marked, Row, Word, count, find, milliseconds, percent, size, tiny
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "8-bit integers"}
 """Types that are computed in, in words."""
 
 DeviceKind = Literal["CPU", "GPU", "unknown device"]
@@ -379,6 +379,38 @@ class Facts:
         )
         told = [f"{name} {write(parity.get(key))}" for name, key, write in words]
         return f"{parity.get('verdict')}: {', '.join(told)}"
+
+    @property
+    def quantisation(self) -> list[Row]:
+        """What was shown of a model in 8-bit integers; nothing of another."""
+        found = self.get("quantisation")
+        if not isinstance(found, Mapping):
+            return []
+        images, bits = (self.get("model", "calibration", key) for key in ("images", "weight_bits"))
+        distance = find(found, "float32", "relative_l2")
+        times = find(found, "latency") or {}
+        own, float32 = times.get("int8_ms"), times.get("float32_ms")
+        ratio = f"{own / float32:.2f} of it" if own and float32 else None
+        return [
+            (
+                "weights",
+                f"{count(found.get('weights'))} tensors, each within half a quantisation step of "
+                f"the float32 model's, whose logits are {tiny(distance)} from PyTorch's (relative "
+                "L2)",
+            ),
+            (
+                "features",
+                None
+                if images is None
+                else f"ranges from {count(images)} training images; weights of {bits} bits",
+            ),
+            (
+                "latency beside float32's",
+                ratio
+                and f"{ratio}: {milliseconds(own)} ms against {milliseconds(float32)} ms in turns, "
+                f"batch {times.get('batch')}, {times.get('device')}",
+            ),
+        ]
 
     @property
     def self_test(self) -> tuple[Word, list[str]] | None:

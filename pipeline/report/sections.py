@@ -158,6 +158,7 @@ def parity_section(facts: Facts) -> Mapping[str, Any] | None:
             ("limits", ", ".join(told) or None),
             ("also checked", checked),
             ("identity", facts.identity),
+            *facts.quantisation,
             ("why not", "; ".join(str(r) for r in parity.get("reasons") or []) or None),
         ],
     }

@@ -28,6 +28,7 @@ def report_rows(report: Mapping[str, Any], bundle: str) -> Rows:
         ("caution", facts.chance and f"accuracy {facts.chance}"),
         *facts.by_class,
         ("parity", facts.parity),
+        *((f"int8 {name}", value) for name, value in facts.quantisation),
         ("identity", facts.identity),
         *latency_rows(facts),
         ("latency gate", facts.gate and f"passed: {facts.gate}"),

@@ -109,6 +109,7 @@ _FACTS: Mapping[str, _Fact] = {
     "num_nodes": _Fact("nodes", count, "{} nodes"),
     "opset": _Fact("ONNX opset"),
     "precision": _Fact("computes in", lambda name: PRECISIONS.get(str(name), str(name))),
+    "calibration": _Fact("calibrated by"),
     "input_type": _Fact("takes"),
     "input_shape": _Fact("input shape"),
     "num_classes": _Fact("classes", count),

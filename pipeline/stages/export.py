@@ -9,9 +9,11 @@ from d2nas.files.strict_json import canonical_json, parse_json
 
 from ..store.forms import Form, read_form
 from .retrain import PREPROCESS_FILE
-from .stage import Context, Facts, Stage, section
+from .stage import Context, Facts, Stage
 
 if TYPE_CHECKING:
+    from d2nas.config import Config
+    from d2nas.data.images import Normalizer
     from d2nas.nn.library_network import LibraryNetwork
     from d2nas.nn.network import Network
 
@@ -21,7 +23,8 @@ SECONDS_PER_CELL = 0.8
 
 
 def run(context: Context) -> Facts:
-    """Write ``model.onnx``: weights inside, batch axis free, lineage in its metadata.
+    """Write ``model.onnx``: weights inside, batch axis free, lineage in its metadata; of a model in
+    8-bit integers also the float32 one that it was made of.
 
     Raises ``ConfigError`` for a genotype with ``noise``, which has no deterministic model.
     """
@@ -34,7 +37,7 @@ def run(context: Context) -> Facts:
 
     from ..identity.check import GRAPH_KEY
     from ..identity.graph_digest import graph_digest
-    from ..onnx_io import MODEL_FILE
+    from ..onnx_io import FLOAT32_FILE, MODEL_FILE
     from ..onnx_io.export import EXAMPLE_BATCH, export_onnx
     from ..onnx_io.model_file import check_model, describe, with_metadata
     from ..onnx_io.preparation import Preprocess
@@ -64,16 +67,31 @@ def run(context: Context) -> Facts:
             input_shape=(prepared.channels, size, size),
             opset=config.opset,
             pixels=normalizer if config.input == "uint8" else None,
-            precision=config.precision,
+            precision=config.float_precision,
             metadata=_lineage(context, network, description, preprocess),
         )
     if isinstance(network, LibraryNetwork):
         # Of the finished graph, which no metadata is part of.
         data = with_metadata(data, GRAPH_KEY, graph_digest(check_model(data, what=MODEL_FILE)))
+    calibrated: Facts = {}
+    if config.precision == "int8":
+        context.work.write(FLOAT32_FILE, data)
+        data, calibrated = _quantised(context, data, normalizer)
     context.work.write(MODEL_FILE, data)
     context.hooks.advance(1, None)
     facts = describe(check_model(data, what=MODEL_FILE)).to_dict()
-    return {"bytes": len(data), "precision": config.precision, **facts}
+    return {"bytes": len(data), "precision": config.precision, **calibrated, **facts}
+
+
+def _quantised(context: Context, model: bytes, normalizer: "Normalizer") -> tuple[bytes, Facts]:
+    """Return ``model`` in 8-bit integers, and by which images."""
+    from ..onnx_io.quantisation import METHOD, quantise, weight_bits
+    from .calibration import calibration_images
+
+    calibration, bits = calibration_images(context, normalizer), weight_bits()
+    data = quantise(model, calibration.batches(), bits=bits)
+    facts = {**calibration.facts(), "method": METHOD, "weight_bits": bits}
+    return data, {"calibration": facts}
 
 
 def _lineage(
@@ -110,8 +128,18 @@ def _lineage(
     }
 
 
+def _own_config(config: "Config") -> dict[str, Any]:
+    """Return the section, without what other precisions do not read: their versions have no such
+    key.
+    """
+    own: dict[str, Any] = config.to_dict()["export"]
+    if config.export.precision != "int8":
+        del own["calibration_images"]
+    return {"export": own}
+
+
 class _Facts(Form):
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8"]
 
 
 STAGE = Stage(
@@ -119,7 +147,8 @@ STAGE = Stage(
     parents=("derive", "retrain"),
     code_schema=5,
     run=run,
-    own_config=section("export"),
+    own_config=_own_config,
+    reads_data=lambda config: config.export.precision == "int8",
     rough_seconds=lambda config: 5.0 + SECONDS_PER_CELL * config.retrain.num_cells,
     facts=_Facts,
 )

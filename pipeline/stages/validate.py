@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from d2nas.config import Config
 from d2nas.config.deployment import ValidateConfig
-from d2nas.errors import ConfigError, DamagedArtifactError, ValidationFailedError
+from d2nas.errors import DamagedArtifactError, ValidationFailedError
 from d2nas.files.strict_json import canonical_json
 
 from ..store.forms import read_form
 from .retrain import PREPROCESS_FILE
 from .stage import Context, Facts, Stage, always, section
+from .unseen import require_unseen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +77,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     from ..onnx_io import MODEL_FILE
     from ..onnx_io.providers import runtime_device
     from ..onnx_io.session import modes_of, open_session
+    from .original import Original
 
     exported, hooks, batches = context.inputs["export"], context.hooks, config.parity_batches
     model = exported.read(MODEL_FILE)
@@ -87,7 +89,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     device, what = runtime_device(config.device), f"{exported.reference}: {MODEL_FILE}"
     session = open_session(model, device=device, what=what)
     data = context.data()
-    _require_unseen(context, data)
+    require_unseen(context, data)
     plan = TimingPlan(
         config.latency_batches,
         config.latency_samples,
@@ -96,13 +98,24 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         config.max_p99_ms,
         config.gated_batch,
     )
-    hooks.begin(2 + plan.num_steps, 0, "check")
+    original = Original.of(exported, device, plan.deciding_batch)
+    hooks.begin(2 + plan.num_steps + (0 if original is None else original.NUM_STEPS), 0, "check")
     hooks.say(f"validate on {session.device.label}: {len(data.test)} {data.evaluation} images")
     done = _counter(context)
 
     reference = torch_reference(network, data, session, max(batches))
     limits = _limits(config, exported.manifest.facts["precision"])
-    verdict = judge(model, session, reference, limits, batches=batches, on_check_done=done)
+    if original is not None:
+        original.judge(reference, batches, done)
+    verdict = judge(
+        model,
+        session,
+        reference,
+        limits,
+        batches=batches,
+        on_check_done=done,
+        original=None if original is None else original.model,
+    )
     for line in verdict.warnings():
         hooks.warn(line)
     classes = class_verdict(
@@ -112,6 +125,8 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         num_mistakes=config.shown_mistakes,
     )
     classes.require(config.min_recall, config.min_balanced_accuracy)
+    if original is not None:
+        original.require_slower(session, done)
 
     def open_mode(mode: str) -> "OnnxSession":
         opened = open_session(model, device=device, what=what, mode=mode)
@@ -123,7 +138,10 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     for line in latencies.warnings():
         hooks.warn(line)
 
-    _write(context, data, session, identity, verdict, classes, latencies)
+    found = {"identity": identity.to_dict()} | verdict.to_dict() | classes.to_dict()
+    if original is not None:
+        found["quantisation"] |= original.to_dict()
+    _write(context, data, session, found | latencies.to_dict(), verdict, classes, latencies)
     return {
         "device": session.device.kind,
         "accuracy": dict(verdict.accuracy),
@@ -191,26 +209,10 @@ def _digest_of_export(context: Context, network: "LibraryNetwork") -> str:
         input_shape=(channels, height, width),
         opset=facts["opset"],
         pixels=normalizer if facts["input_type"] == "uint8" else None,
-        precision=facts["precision"],
+        precision="fp16" if facts["precision"] == "fp16" else "fp32",
         metadata={},
     )
     return graph_digest(check_model(data, what=MODEL_FILE))
-
-
-def _require_unseen(context: Context, data: "ImageData") -> None:
-    """Raise ``ConfigError`` where test images may be among those that the network learned from."""
-    from d2nas.data.splits import changed_test_settings
-
-    trained = context.inputs["retrain"].manifest
-    same = trained.facts["data_digest"] == data.digest
-    changed = changed_test_settings(trained.config, context.config.to_dict(), same_images=same)
-    if changed:
-        raise ConfigError(
-            f"the network was trained with other {', '.join(changed)}: it may have learned from "
-            "images that would be its test",
-            hint="d2nas retrain RUN with the same settings; or d2nas evaluate BUNDLE DIR, for "
-            "labelled pictures that it has not seen",
-        )
 
 
 def _limits(config: ValidateConfig, precision: str) -> "Limits":
@@ -237,7 +239,7 @@ def _write(
     context: Context,
     data: "ImageData",
     session: "OnnxSession",
-    identity: "IdentityReport",
+    found: Facts,
     verdict: "Verdict",
     classes: "ClassVerdict",
     latencies: "Latencies",
@@ -250,8 +252,7 @@ def _write(
     from ..onnx_io import MODEL_FILE
     from ..onnx_io.preparation import prepare_content, read_prepared
 
-    found = {"identity": identity.to_dict()} | verdict.to_dict() | classes.to_dict()
-    report = _report(context, data, session) | found | latencies.to_dict()
+    report = _report(context, data, session) | found
     context.work.write(REPORT_FILE, canonical_json(report))
     if classes.mistakes:
         context.work.write(MISTAKES_FILE, _mistakes_drawing(data, classes).encode())
