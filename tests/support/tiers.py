@@ -30,6 +30,7 @@ SLOW = (
     "pipeline/onnx_io/test_onnx_export.py",
     "pipeline/onnx_io/test_onnx_precision.py",
     "pipeline/onnx_io/test_profile.py",
+    "pipeline/onnx_io/test_quantisation.py",
     "pipeline/preflight/test_operator_support.py",
     "pipeline/running",
     "pipeline/serving/test_inference_hostile.py",

@@ -24,7 +24,7 @@ def test_another_split_than_the_trainings_is_refused(
 def test_control_without_the_comparison_it_is_judged_by_what_it_learned(
     finished: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validate, "_require_unseen", lambda *_: None)
+    monkeypatch.setattr(validate, "require_unseen", lambda *_: None)
     assert finished.run("validate", "toy", "--set", "run.seed=9") == 0
 
 
@@ -39,7 +39,7 @@ def check(
     context = SimpleNamespace(
         inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config(now)
     )
-    validate._require_unseen(context, SimpleNamespace(digest=digest))  # type: ignore[arg-type]
+    validate.require_unseen(context, SimpleNamespace(digest=digest))  # type: ignore[arg-type]
 
 
 def test_the_same_split_however_it_is_said_is_taken() -> None:
@@ -55,7 +55,7 @@ def test_a_version_from_before_a_key_was_there_counts_as_its_default() -> None:
     context = SimpleNamespace(
         inputs={"retrain": SimpleNamespace(manifest=manifest)}, config=build_config({})
     )
-    validate._require_unseen(context, SimpleNamespace(digest="a"))  # type: ignore[arg-type]
+    validate.require_unseen(context, SimpleNamespace(digest="a"))  # type: ignore[arg-type]
 
 
 def test_other_images_and_held_out_ones_are_refused() -> None:
