@@ -29,6 +29,7 @@ from .expressions import Value, reachable
 from .graph_digest import graph_digest
 from .graph_reader import read_graph
 from .layout import DEPLOYED_OPERATIONS, CellLayout, Claim, fit_cell, lay, shared_weights
+from .quantised import unquantised
 
 GENOTYPE_KEY = "d2nas.genotype"
 NETWORK_KEY = "d2nas.network"
@@ -115,7 +116,7 @@ def check_identity(model: onnx.ModelProto | bytes) -> IdentityReport:
 
 
 def _check_digest(model: onnx.ModelProto, said: Mapping[str, str]) -> IdentityReport:
-    found = graph_digest(model)
+    found = graph_digest(unquantised(model))
     if said.get(GRAPH_KEY) != found:
         raise _differs(f"the graph is not that of {said[LIBRARY_KEY][:80]}: its digest is another")
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)

@@ -66,52 +66,42 @@ def check_quantised(model: bytes, original: bytes) -> QuantisedReport:
     ).report()
 
 
-class _Comparison:
-    def __init__(self, model: onnx.ModelProto, original: onnx.ModelProto) -> None:
-        self._model, self._original = model, original
+def unquantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` without its rounding: the same layers in float32; itself where it has none.
+
+    Raises ``ValidationFailedError`` for a value that is rounded by one scale and taken for another.
+    """
+    if not any(node.op_type in _PAIR for node in model.graph.node):
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    rounding, weights = _Rounding(model), dict[str, onnx.TensorProto]()
+    del made.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type in _PAIR:
+            continue
+        (copy := made.graph.node.add()).CopyFrom(node)
+        for position, name in enumerate(node.input):
+            source = rounding.source(name, node.name)
+            if isinstance(source, QuantisedTensor):
+                values = source.values().astype(np.float32)
+                weights[name] = numpy_helper.from_array(values, name)
+            else:
+                copy.input[position] = source
+    made.graph.initializer.extend(weights.values())
+    return made
+
+
+class _Rounding:
+    """Pairs of QuantizeLinear and DequantizeLinear in a graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._floats = {tensor.name: tensor for tensor in original.graph.initializer}
         self._pairs = {
             name: node for node in model.graph.node if node.op_type in _PAIR for name in node.output
         }
-        self._compared = set[str]()
-        self._largest = 0.0
 
-    def report(self) -> QuantisedReport:
-        self._compare_headers()
-        nodes = {n.name: n for n in self._model.graph.node if n.op_type not in _PAIR}
-        wanted = {node.name: node for node in self._original.graph.node}
-        for name in nodes.keys() ^ wanted.keys():
-            raise _differs(name, "is in one of both")
-        for name, node in wanted.items():
-            self._compare(nodes[name], node)
-        features = [node for node in self._pairs.values() if node.op_type == _PAIR[0]]
-        return QuantisedReport(len(self._compared), len(features), self._largest)
-
-    def _compare_headers(self) -> None:
-        for field in ("opset_import", "metadata_props", "ir_version"):
-            if getattr(self._model, field) != getattr(self._original, field):
-                raise _differs(field, "is not the float32 model's")
-        for field in ("input", "output"):
-            if getattr(self._model.graph, field) != getattr(self._original.graph, field):
-                raise _differs(field, "is not the float32 model's")
-
-    def _compare(self, node: onnx.NodeProto, wanted: onnx.NodeProto) -> None:
-        same = node.op_type == wanted.op_type and list(node.output) == list(wanted.output)
-        if not same or sorted(map(_bytes, node.attribute)) != sorted(map(_bytes, wanted.attribute)):
-            raise _differs(node.name, "is another layer")
-        if len(node.input) != len(wanted.input):
-            raise _differs(node.name, "has other inputs")
-        sources = [self._source(name, node.name) for name in node.input]
-        for source, original in zip(sources, wanted.input, strict=True):
-            if original in self._floats:
-                self._compare_weight(source, original, node.name)
-            elif source != original:
-                raise _differs(node.name, f"reads other features than {original[:60]}")
-        if len(sources) > 1 and isinstance(sources[1], QuantisedTensor):
-            _check_range(sources[1], sources[2] if len(sources) > 2 else "", wanted, self._floats)
-
-    def _source(self, name: str, reader: str) -> str | QuantisedTensor:
+    def source(self, name: str, reader: str) -> str | QuantisedTensor:
         """Return the features that ``name`` is, once rounded, or the weight that it is."""
         while name in self._pairs:
             opened = self._pairs[name]
@@ -135,6 +125,50 @@ class _Comparison:
         """Return a constant that is one number; None otherwise."""
         values = numpy_helper.to_array(self._weights[name]) if name in self._weights else None
         return None if values is None or values.size != 1 else values.item()
+
+
+class _Comparison:
+    def __init__(self, model: onnx.ModelProto, original: onnx.ModelProto) -> None:
+        self._model, self._original = model, original
+        self._rounding = _Rounding(model)
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._floats = {tensor.name: tensor for tensor in original.graph.initializer}
+        self._compared = set[str]()
+        self._largest = 0.0
+
+    def report(self) -> QuantisedReport:
+        self._compare_headers()
+        nodes = {n.name: n for n in self._model.graph.node if n.op_type not in _PAIR}
+        wanted = {node.name: node for node in self._original.graph.node}
+        for name in nodes.keys() ^ wanted.keys():
+            raise _differs(name, "is in one of both")
+        for name, node in wanted.items():
+            self._compare(nodes[name], node)
+        features = sum(node.op_type == _PAIR[0] for node in self._model.graph.node)
+        return QuantisedReport(len(self._compared), features, self._largest)
+
+    def _compare_headers(self) -> None:
+        for field in ("opset_import", "metadata_props", "ir_version"):
+            if getattr(self._model, field) != getattr(self._original, field):
+                raise _differs(field, "is not the float32 model's")
+        for field in ("input", "output"):
+            if getattr(self._model.graph, field) != getattr(self._original.graph, field):
+                raise _differs(field, "is not the float32 model's")
+
+    def _compare(self, node: onnx.NodeProto, wanted: onnx.NodeProto) -> None:
+        same = node.op_type == wanted.op_type and list(node.output) == list(wanted.output)
+        if not same or sorted(map(_bytes, node.attribute)) != sorted(map(_bytes, wanted.attribute)):
+            raise _differs(node.name, "is another layer")
+        if len(node.input) != len(wanted.input):
+            raise _differs(node.name, "has other inputs")
+        sources = [self._rounding.source(name, node.name) for name in node.input]
+        for source, original in zip(sources, wanted.input, strict=True):
+            if original in self._floats:
+                self._compare_weight(source, original, node.name)
+            elif source != original:
+                raise _differs(node.name, f"reads other features than {original[:60]}")
+        if len(sources) > 1 and isinstance(sources[1], QuantisedTensor):
+            _check_range(sources[1], sources[2] if len(sources) > 2 else "", wanted, self._floats)
 
     def _compare_weight(self, found: str | QuantisedTensor, name: str, node: str) -> None:
         wanted = numpy_helper.to_array(self._floats[name])
