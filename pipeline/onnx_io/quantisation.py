@@ -28,6 +28,7 @@ from d2nas.cpus import has_dot_product
 
 from . import INPUT_NAME
 from .model_file import check_model
+from .node_order import order_nodes
 from .runtime import captured_log, load_runtime
 
 WeightBits = Literal[7, 8]
@@ -78,6 +79,10 @@ def quantise(
             extra_options=dict(_OPTIONS),
         )
         made = onnx.ModelProto.FromString(path.read_bytes())
+    # The library orders nodes anew; here those of the float32 model keep their order.
+    place = {node.name: at for at, node in enumerate(whole.graph.node)}
+    nodes = sorted(made.graph.node, key=lambda node: place.get(node.name, len(place)))
+    order_nodes(made.graph, nodes)
     whole.graph.CopyFrom(made.graph)
     del whole.graph.value_info[:]  # every reader infers the types again
     data = bytes(whole.SerializeToString(deterministic=True))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -12,8 +13,10 @@ from d2nas.errors import ValidationFailedError
 from d2nas.nn.library_network import LibraryNetwork
 from pipeline.identity.check import GRAPH_KEY, LIBRARY_KEY, check_identity
 from pipeline.identity.graph_digest import graph_digest
+from pipeline.identity.quantised import check_quantised
 from pipeline.onnx_io.export import export_onnx
 from pipeline.onnx_io.model_file import with_metadata
+from pipeline.onnx_io.quantisation import quantise
 
 NAME = "torchvision:shufflenet_v2_x0_5"
 
@@ -96,3 +99,17 @@ def test_a_model_must_have_the_digest_that_it_says() -> None:
         check_identity(changed)
     with pytest.raises(ValidationFailedError):
         check_identity(exported(0))
+
+
+def test_a_quantised_graph_has_the_digest_of_its_float32_model() -> None:
+    whole = with_metadata(exported(0), GRAPH_KEY, graph_digest(model_of()))
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)
+    data = quantise(whole, [images])
+    assert check_quantised(data, whole).num_weights > 40
+    found = check_identity(data)
+    assert found.graph_sha256 == graph_digest(model_of())
+    changed = onnx.ModelProto.FromString(data)
+    assert graph_digest(changed) != found.graph_sha256  # with its rounding
+    operator(changed)
+    with pytest.raises(ValidationFailedError, match="its digest is another"):
+        check_identity(changed)

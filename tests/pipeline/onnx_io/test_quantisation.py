@@ -55,6 +55,9 @@ def test_integers_inside_and_float32_outside(original: bytes) -> None:
     zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     assert {kinds[name] for name in zeros} == {onnx.TensorProto.UINT8}
     assert model.graph.node[-1].op_type == "Gemm"  # logits are not rounded
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    layers = [node.name for node in model.graph.node if node.op_type not in pairs]
+    assert layers == [node.name for node in whole.graph.node]
     assert model.metadata_props == whole.metadata_props
     assert (model.producer_name, model.opset_import) == (whole.producer_name, whole.opset_import)
     assert (model.graph.input, model.graph.output) == (whole.graph.input, whole.graph.output)
