@@ -4,11 +4,11 @@ Static quantisation by ONNX Runtime, as pairs of QuantizeLinear and DequantizeLi
 layers, which a runtime fuses into integer kernels where it has some and computes in float32 else.
 
 - Features are uint8 and weights int8, symmetric and by output channel: the operands of x86's dot
-  product instructions (VNNI). int8 features took 2.2 to 2.7 times as long on a CPU that has them,
-  and CUDA has no integer convolutions for either.
+  product instructions (VNNI); with int8 features ONNX Runtime's kernels were slower than float32's
+  on a CPU that has them. Its CUDA provider has no integer convolutions for either.
 - A CPU without VNNI adds pairs of products in 16 bits, which saturate: there, weights have 7 bits.
-- Ranges are the smallest and largest values of the calibration images. Cut off at a percentile or
-  by entropy they were farther from float32 on three networks (99.9 %: five times as far).
+- Ranges are the smallest and largest values of the calibration images. With ranges cut off at a
+  percentile or by entropy the logits of three networks were farther from float32.
 - All layers of a cell are quantised, not convolutions alone, so that features stay integers from
   one to the next; logits are float32, where 8 bits would make ties.
 

@@ -14,6 +14,8 @@ from toy import Place
 from d2nas.config import build_config
 from d2nas.data.images import ImageSet, load_data
 from pipeline.cli import run
+from pipeline.gate.comparison import PRECISION_LIMITS
+from pipeline.latency.limits import serving_of
 from pipeline.latency.timing import InTurns
 from pipeline.stages import BY_NAME, original
 from pipeline.stages.calibration import Calibration
@@ -181,6 +183,30 @@ def test_pixels_are_looked_at_a_few_at_a_time(tmp_path: Path) -> None:
     shapes = [batch.shape for batch in Calibration(images, None).batches()]
     assert seen == [32, 32, 6]
     assert shapes[0] == (32, 8, 8, 1)
+
+
+def test_the_limits_hold_for_what_was_measured_with_room() -> None:
+    file = Path(__file__).parents[3] / "benchmarks" / "int8.json"
+    limits = PRECISION_LIMITS["int8"]
+    found = [
+        row[bits]
+        for row in json.loads(file.read_text())["rows"]
+        for bits in ("8 bits", "7 bits")
+        if bits in row
+    ]
+    assert len(found) == 6
+    for one in found:
+        assert one["relative_l2"] < limits.relative_l2 / 3
+        assert one["top1_agreement"] > limits.top1_agreement
+        assert one["spread"] > limits.spread
+
+
+def test_latency_is_predicted_by_float32() -> None:
+    """An upper bound: an int8 model that is not faster is not served."""
+    for precision, wanted in (("int8", "fp32"), ("fp32", "fp32"), ("fp16", "fp16")):
+        config = build_config({"export": {"precision": precision}})
+        serving = serving_of(config, channels=1, image_size=8, num_classes=10, batch=1)
+        assert serving.precision == wanted
 
 
 def test_other_precisions_keep_their_keys() -> None:
