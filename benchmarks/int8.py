@@ -40,6 +40,7 @@ from pipeline.onnx_io.session import open_session
 CASES = [("digits", 8, 12, 0), ("digits", 36, 3, 0), ("fashion-mnist", 16, 4, 0)]
 NUM_CALIBRATION = 256
 BATCHES = (1, 4)
+LARGE: dict[str, Any] = {"cells": 8, "channels": 36, "image_size": 32}
 
 
 def main() -> None:
@@ -83,11 +84,16 @@ def measured(case: tuple[str, int, int, int], root: str) -> dict[str, Any]:
 def large() -> dict[str, Any]:
     """Return the latency of DARTS_V2, 8 cells x 36 channels, at 32 pixels."""
     torch.manual_seed(0)
-    sizes = {"num_cells": 8, "init_channels": 36, "num_classes": 10, "in_channels": 3}
-    network = Network(Genotype.published("DARTS_V2"), **sizes).eval()
+    network = Network(
+        Genotype.published("DARTS_V2"),
+        num_cells=LARGE["cells"],
+        init_channels=LARGE["channels"],
+        num_classes=10,
+        in_channels=3,
+    ).eval()
     model = export_onnx(network, input_shape=(3, 32, 32), opset=20, metadata={})
     images = np.random.default_rng(0).standard_normal((32, 3, 32, 32), np.float32)
-    return sizes | {"image_size": 32, "latency": latency(model, quantise(model, [images], bits=8))}
+    return LARGE | {"latency": latency(model, quantise(model, [images], bits=8))}
 
 
 def latency(model: bytes, quantised: bytes) -> list[dict[str, float]]:

@@ -2,12 +2,12 @@
 
 What rounding does to logits hides small faults: integer kernels and the same graph computed in
 float32 differ by almost as much as either from the float32 model, because a value at the border of
-two integers goes either way and others follow, and a weight that is 1 % off moves them no further. So a quantised model is
-not held against its answers alone: it must have every node of the float32 model, with the same
-inputs, and each of its weights must lie within half a quantisation step of the float32 one, where
-a channel's steps reach its largest weight and no farther. Ranges of features are the calibration's;
-here they only have to be the same where a value is quantised and where it becomes a real number
-again. Whether they are good ones, accuracy says.
+two integers goes either way and others follow, and a weight that is 1 % off moves logits no
+further. So a quantised model is not held against its answers alone: it must have every node of the
+float32 model, with the same inputs, and each of its weights must lie within half a quantisation
+step of the float32 one, where a channel's steps reach its largest weight and no farther. Ranges of
+features are the calibration's; here they only have to be the same where a value is quantised and
+where it becomes a real number again. Whether they are good ones, accuracy says.
 """
 
 from collections.abc import Mapping
