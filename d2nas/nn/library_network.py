@@ -7,6 +7,7 @@ A network is what its library builds, with a classifier of the number of classes
 convolution of the number of channels. Whether it takes images of a size, ``check_takes`` says.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -96,7 +97,16 @@ def check_takes(name: str, shape: tuple[int, int, int], num_classes: int) -> Non
     """
     with torch.device("meta"):
         network = LibraryNetwork(name, num_classes=num_classes, in_channels=shape[0])
-        images = torch.zeros(2, *shape)
+    check_network_takes(network, shape)
+
+
+def check_network_takes(network: LibraryNetwork, shape: tuple[int, int, int]) -> None:
+    """Raise as ``check_takes`` for a network that was built: with published weights some take
+    images of another size. The network's weights are not used, nor changed.
+    """
+    name, num_classes = network.name, network.num_classes
+    network = copy.deepcopy(network).to("meta")
+    images = torch.zeros(2, *shape, device="meta")
     for training in (True, False):
         try:
             output = network.train(training)(images)

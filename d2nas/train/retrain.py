@@ -35,7 +35,7 @@ from ..data.sizes import stem_for
 from ..data.splits import stratified_split
 from ..errors import ConfigError
 from ..genotype import Genotype
-from ..nn.library_network import LibraryNetwork, check_takes
+from ..nn.library_network import LibraryNetwork, check_network_takes
 from ..nn.network import DropPath, Network, auxiliary_fits
 from ..nn.operations import Draws, initialize, noises_in, set_noise_generator
 from ..nn.units import keep_everything
@@ -154,9 +154,6 @@ class Retraining(Loop):
     ) -> None:
         if isinstance(architecture, Genotype):
             check_auxiliary(config, data.image_size)
-        else:
-            shape = (data.channels, data.image_size, data.image_size)
-            check_takes(architecture, shape, len(data.class_names))
         if config.teacher is not None and teacher is None:
             raise ConfigError(
                 "retrain.teacher is opened by d2nas run and d2nas retrain",
@@ -421,12 +418,14 @@ def _new_network(
     """Return the network with its first weights, which the seed decides."""
     with globally_seeded(derive_seed(seed, "network-weights"), torch.device("cpu")):
         if isinstance(architecture, str):
-            return LibraryNetwork(
+            own = LibraryNetwork(
                 architecture,
                 num_classes=len(data.class_names),
                 in_channels=data.channels,
                 pretrained=config.pretrained,
             )
+            check_network_takes(own, (data.channels, data.image_size, data.image_size))
+            return own
         network = Network(
             architecture,
             num_cells=config.num_cells,

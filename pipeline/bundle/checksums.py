@@ -21,7 +21,7 @@ FILES = (
     "report.json",
 )
 """What every bundle holds beside its models; others may be listed, too."""
-OF_CELLS = ("genotype.json", "genotype.svg")
+OF_CELLS: tuple[str, ...] = ("genotype.json", "genotype.svg")
 """What it holds of a network of cells."""
 LIBRARY_FILE = "architecture.json"
 """What it holds in their place of a library's network."""
@@ -66,7 +66,11 @@ def parse_sums(folder: Path, content: bytes) -> dict[str, str]:
         if match[2].lower() in (path.lower() for path in sums) or match[2] == CHECKSUMS:
             raise damaged(folder, CHECKSUMS, f"lists {match[2]} twice")
         sums[match[2]] = match[1]
-    of_network = (LIBRARY_FILE,) if LIBRARY_FILE in sums else OF_CELLS
+    of_network = OF_CELLS
+    if LIBRARY_FILE in sums:
+        of_network = (LIBRARY_FILE,)
+        for name in sorted(sums.keys() & {*OF_CELLS}):
+            raise damaged(folder, CHECKSUMS, f"lists {name} and {LIBRARY_FILE}")
     for name in (*FILES, *of_network):
         if name not in sums:
             raise damaged(folder, CHECKSUMS, f"does not list {name}")

@@ -25,7 +25,7 @@ from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
 from ..gate.report import REPORT_SCHEMA, Report
-from ..identity.check import GRAPH_KEY, LIBRARY_KEY
+from ..identity.check import GENOTYPE_KEY, GRAPH_KEY, LIBRARY_KEY
 from ..onnx_io import MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from ..onnx_io.preparation import PREPROCESS_KEY
@@ -323,7 +323,7 @@ def _architecture(bundle: Bundle, named: Mapping[str, str]) -> dict[str, bool]:
 
 def _is_named(said: Mapping[str, Any], named: Mapping[str, str]) -> bool:
     """Whether ``architecture.json`` names the library's network that the model is said to be."""
-    return said == {"model": named.get(LIBRARY_KEY)} and "d2nas.genotype" not in named
+    return said == {"model": named.get(LIBRARY_KEY)}
 
 
 def _identified(report: Mapping[str, Any], named: Mapping[str, str], model: Path) -> bool:
@@ -331,13 +331,15 @@ def _identified(report: Mapping[str, Any], named: Mapping[str, str], model: Path
     identity = report.get("identity")
     if not isinstance(identity, dict):
         return False
+    if (LIBRARY_KEY in named) == (GENOTYPE_KEY in named):
+        return False
     if LIBRARY_KEY in named:
         return (
             report.get("architecture") == named[LIBRARY_KEY]
             and identity.get("graph_sha256") == named.get(GRAPH_KEY)
             and "genotype" not in report
         )
-    genotype = Genotype.from_json(named.get("d2nas.genotype", ""), what=str(model))
+    genotype = Genotype.from_json(named[GENOTYPE_KEY], what=str(model))
     return (
         report.get("genotype_digest") == genotype.digest == identity.get("genotype_digest")
         and report.get("genotype") == genotype.to_dict()

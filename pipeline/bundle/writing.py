@@ -128,8 +128,9 @@ def _write(
     sums |= others
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
     _put(disk, folder / CHECKSUMS, lines.encode())
-    if not baselines and is_there(folder / BASELINES_FILE):
-        disk.remove_file(folder / BASELINES_FILE)  # of a run that had some
+    for path in {*OF_CELLS, LIBRARY_FILE, BASELINES_FILE} - files.keys():
+        if is_there(folder / path):
+            disk.remove_file(folder / path)  # of a version of another kind, or with baselines
     _check_other_versions(folder, others)
     check_listing(folder, sums, own=True)
     return folder

@@ -14,7 +14,6 @@ from .options import (
     ImageSizeOption,
     JsonOption,
     MaxP99Option,
-    NameOption,
     PresetArgument,
     SetOption,
     StoreOption,
@@ -31,7 +30,9 @@ def baseline_command(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Begin with the library's published weights.")
     ] = False,
-    name: NameOption = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run; default: PRESET-MODEL.")
+    ] = None,
     max_p99_ms: MaxP99Option = None,
     batch: GateBatchOption = None,
     settings: SetOption = None,

@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2nas.config import Config
-from d2nas.errors import ConfigError, LostRankError, ValidationFailedError
+from d2nas.errors import (
+    BusyError,
+    ConfigError,
+    D2NasError,
+    LostRankError,
+    StoppedError,
+    StorageError,
+)
 from d2nas.files.strict_json import parse_json
 from d2nas.torchrun import is_first_rank, is_one_of_several
 
 from ..bundle.writing import check_place, write_bundle
 from ..console import Console
-from ..report.baselines import baseline_row, comparison, comparison_notes, refused_row
+from ..report.baselines import baseline_row, comparison, comparison_notes, failed_row
 from ..report.terminal import fact_rows, report_rows
-from ..running.baselines import baseline_name, with_architecture
 from ..running.inputs import inputs_of
 from ..running.launch import exit_without_message, say_at_once
 from ..running.listing import describe
@@ -134,22 +140,19 @@ def run_baseline(run: str, config: Config, store: Path, *, fresh: bool) -> RunRe
 
 
 def measured_baselines(
-    run: str, config: Config, models: Sequence[str], store: Path, exported: Path, *, fresh: bool
+    configs: Sequence[tuple[str, str, Config]], store: Path, exported: Path, *, fresh: bool
 ) -> list[dict[str, Any]]:
-    """Train, export and validate what a run is compared with; return their rows.
-
-    They keep no limit on latency: how long they take is what is asked. One that the gate refuses
-    has a row that says so.
+    """Train, export and validate what a run is compared with (``baseline_configs``); return their
+    rows. One that fails, or that the gate refuses, has a row that says so.
     """
-    validate = config.validate_.model_copy(update={"max_p99_ms": None})
     rows = []
-    for model in models:
-        own = with_architecture(config.model_copy(update={"validate_": validate}), model)
-        name = baseline_name(run, model)
+    for model, name, own in configs:
         try:
             result = run_baseline(name, own, store, fresh=fresh)
-        except ValidationFailedError as error:
-            rows.append(refused_row(name, model, str(error)))
+        except (StoppedError, BusyError, StorageError):
+            raise
+        except D2NasError as error:
+            rows.append(failed_row(name, model, str(error)))
             continue
         write_bundle(exported, name, result.versions)
         validated = result.versions["validate"]

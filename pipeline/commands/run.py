@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nas.errors import ConfigError
+
 from .options import (
     DEFAULT_EXPORTED,
     DEFAULT_STORE,
@@ -82,6 +84,11 @@ def run_command(
     unread = tell_unread(config, settings, data_root, preset)
     run = run_name(preset) if name is None else name
     fits = max_p99_ms is not None and not gives_size(settings)
+    if plan and baseline:
+        raise ConfigError(
+            "--plan is of the run alone",
+            hint="leave --baseline out; --set derive.model=torchvision:NAME plans a baseline",
+        )
     if plan:
         show_plan(run, config, store, unread, as_json=as_json, fits=fits, budget=budget)
     else:
@@ -187,17 +194,20 @@ def run_all(
     ``fits``: whether size and limits are chosen to keep ``validate.max_p99_ms``, else a network
     that is too slow is refused. ``budget``: the wall time by which epochs are chosen, if it is.
     """
-    from ..bundle.writing import check_place
+    from ..bundle.writing import check_place, write_bundle
     from ..preflight.given_architecture import check_given
-    from ..running.baselines import baseline_name, with_architecture
+    from ..running.baselines import baseline_configs
     from .execution import measured_baselines, publish
 
     check_place(exported, run)
-    for model in baselines:  # before what takes long
-        check_given(with_architecture(config, model))
-        check_place(exported, baseline_name(run, model))
+    others = baseline_configs(run, config, baselines)
+    for _, name, other in others:  # before what takes long
+        check_given(other)
+        check_place(exported, name)
     result = bring_up_to_date(run, config, store, fresh=fresh, fits=fits, budget=budget)
-    rows = measured_baselines(run, config, baselines, store, exported, fresh=fresh)
+    if others:
+        write_bundle(exported, run, result.versions)  # whatever becomes of them
+    rows = measured_baselines(others, store, exported, fresh=fresh)
     publish(result, exported, as_json=as_json, baselines=rows)
 
 

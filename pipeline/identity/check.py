@@ -97,6 +97,10 @@ def check_identity(model: onnx.ModelProto | bytes) -> IdentityReport:
     """
     parsed = check_model(model, what="model") if isinstance(model, bytes) else model
     said = lineage(parsed)
+    if LIBRARY_KEY in said and GENOTYPE_KEY in said:
+        raise ValidationFailedError(
+            f"identity: the model's metadata has {GENOTYPE_KEY} and {LIBRARY_KEY}", hint=_HINT
+        )
     if LIBRARY_KEY in said:
         return _check_digest(parsed, said)
     claim = read_claim(said)

@@ -46,9 +46,9 @@ def baseline_row(run: str, report: Mapping[str, Any], version: str) -> dict[str,
     }
 
 
-def refused_row(run: str, network: str, reason: str) -> dict[str, Any]:
-    """Return the row of a baseline that the gate did not let through."""
-    return {"run": run, "network": network, "refused": reason}
+def failed_row(run: str, network: str, reason: str) -> dict[str, Any]:
+    """Return the row of a baseline that could not be trained, or that the gate refused."""
+    return {"run": run, "network": network, "failed": reason}
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -77,7 +77,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     lines: list[Sequence[Value]] = [
         [
             label,
-            *("refused" if "refused" in row and label != "run" else write(row) for row in rows),
+            *("failed" if "failed" in row and label != "run" else write(row) for row in rows),
         ]
         for label, write in facts
     ]
@@ -90,12 +90,12 @@ def comparison_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [
         "Same images, splits, recipe, export and gate; each measured by its own validation, one "
         "after the other. Accuracies whose intervals overlap are not told apart.",
-        *(f"{row['network']}: refused, {row['refused']}" for row in others if "refused" in row),
+        *(f"{row['network']}: failed, {row['failed']}" for row in others if "failed" in row),
     ]
     differing = [
         str(row["network"])
         for row in others
-        if "refused" not in row
+        if "failed" not in row
         and (row["data_digest"], row["device"]) != (own["data_digest"], own["device"])
     ]
     if differing:

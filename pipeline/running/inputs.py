@@ -91,6 +91,11 @@ def given_genotype(
             raise ConfigError(
                 f"--genotype {genotype} is of {version.stage}, a derive version holds a genotype"
             )
+        if version.manifest.facts.get("architecture") is not None:
+            raise ConfigError(
+                f"--genotype {genotype} is a library's network, and has no genotype",
+                hint=f"d2nas baseline PRESET --model {version.manifest.facts['architecture']}",
+            )
         return config, {"derive": version}
     try:
         read_genotype(genotype)

@@ -301,7 +301,7 @@ class Runner:
             data = self._read_data(config)
             self._data = (config.data, seed), data
         data = self._data[1]
-        if self._will_retrain:
+        if self._will_retrain and config.derive.model is None:
             from d2nas.train.retrain import check_auxiliary
 
             check_auxiliary(config.retrain, data.image_size)

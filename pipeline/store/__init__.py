@@ -19,7 +19,14 @@ from d2nas.files.verified_folder import is_digest
 from .audit import VerifyReport, verify_store, verify_targets
 from .cache import read_cache, write_cache
 from .commit import Staging, commit_version
-from .fsio import FileSystem, is_run_name, require_space, safe_name, safe_run_name
+from .fsio import (
+    FileSystem,
+    is_run_name,
+    joined_run_name,
+    require_space,
+    safe_name,
+    safe_run_name,
+)
 from .garbage import Garbage, collect_garbage, drop_states, find_garbage, retain_states
 from .kinds import Kind, Kinds, kind_of, state_of
 from .layout import Layout
@@ -51,6 +58,7 @@ __all__ = [
     "Version",
     "is_id",
     "is_run_name",
+    "joined_run_name",
     "kind_of",
     "safe_name",
     "safe_run_name",

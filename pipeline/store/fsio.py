@@ -16,11 +16,13 @@ from functools import partial
 from pathlib import Path
 
 from d2nas.errors import ConfigError, DamagedArtifactError, StorageError, system_hint
+from d2nas.files.strict_json import digest
 
 TEMPORARY_PREFIX = ".tmp-"
 
 _SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_MAX_RUN_NAME = 64
+_RUN_NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{_MAX_RUN_NAME - 1}}}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -44,6 +46,14 @@ def safe_name(name: str, *, what: str = "name") -> str:
 def is_run_name(name: str) -> bool:
     """Whether a run can have this name."""
     return _RUN_NAME.fullmatch(name) is not None
+
+
+def joined_run_name(*parts: str) -> str:
+    """Return a name of parts that a run can have; what is too long ends in a digest instead."""
+    name = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+    if len(name) <= _MAX_RUN_NAME:
+        return name
+    return f"{name[: _MAX_RUN_NAME - 9]}-{digest([*parts])[:8]}"
 
 
 def safe_run_name(name: str) -> str:

@@ -33,7 +33,6 @@ own folder. Given genotypes are compared with random cells of the first space (d
 import copy
 import difflib
 import functools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +51,7 @@ from d2nas.genotype import PUBLISHED, genotype_name, is_genotype_file, read_geno
 
 from ..presets import read_preset
 from ..stages import BY_NAME
+from ..store import joined_run_name
 from .scales import PAPER_SCALE, read_scale_file, scale_names
 from .tables import read_study_file
 
@@ -71,7 +71,6 @@ TRAINING_STRIDE = 100
 """A network's trainings start from its seed, and from this much further on each."""
 
 _EXAMPLE = 'for example methods = ["d2nas"], spaces = ["S0"], seeds = [0, 1, 2]'
-_MAX_RUN_NAME = 64
 
 
 class _Block(Section):
@@ -230,14 +229,6 @@ def setting_of(config: Config, trainings: int) -> str:
         del values[section][key]
     measured = {"retrain": values["retrain"], "data": values["data"]}
     return digest(measured if trainings == 1 else {**measured, "trainings": trainings})
-
-
-def run_name(study: str, *parts: str) -> str:
-    """Return a name that the store takes for a run; what is too long ends in a digest instead."""
-    name = re.sub(r"[^a-z0-9]+", "-", "-".join((study, *parts)).lower()).strip("-")
-    if len(name) <= _MAX_RUN_NAME:
-        return name
-    return f"{name[: _MAX_RUN_NAME - 9]}-{digest([study, *parts])[:8]}"
 
 
 @dataclass(frozen=True)
@@ -435,9 +426,9 @@ def _read_given(genotypes: Iterable[str], what: str) -> list[_Given]:
                 f"{what}: {found[cells]} and {name} have the same cells", hint="name each one once"
             )
         found[cells] = name
-        if run_name(name) in named:
+        if joined_run_name(name) in named:
             name = f"{name}-{cells[:8]}"
-        named[run_name(name)] = _Given(name, given)
+        named[joined_run_name(name)] = _Given(name, given)
     return list(named.values())
 
 
@@ -524,6 +515,11 @@ def _draft(
         # A variant's way of choosing among learned cells is not for what learns nothing.
         values.pop("derive", None)
     config = build_config(values, what=variant.what)
+    if config.derive.model is not None:
+        raise ConfigError(
+            f"{variant.what}: derive.model is not supported in a study",
+            hint="d2nas baseline PRESET --model trains a library's network",
+        )
     return _Draft(variant, method, space, data, seed, config, recipe=recipe)
 
 
@@ -578,7 +574,7 @@ def _trials(study: str, drafts: list[_Draft]) -> Iterator[Trial]:
                 training=training,
                 trainings=trainings,
                 config=_with_training(draft.config, training),
-                run=run_name(study, *names, *again),
+                run=joined_run_name(study, *names, *again),
                 search_run="",
             )
             yield replace(trial, search_run=first_run.setdefault(_search_key(trial), trial.run))

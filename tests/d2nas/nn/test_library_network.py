@@ -12,6 +12,7 @@ from d2nas.errors import ConfigError, DamagedArtifactError
 from d2nas.nn.library_network import (
     LibraryNetwork,
     build_library_network,
+    check_network_takes,
     check_takes,
     describe_library_network,
 )
@@ -60,6 +61,12 @@ def test_a_size_that_a_network_does_not_take_is_told_before_training() -> None:
     with pytest.raises(ConfigError, match="alexnet does not take images of 32 x 32 pixels") as e:
         check_takes("torchvision:alexnet", (3, 32, 32), 10)
     assert "data.image_size" in str(e.value.hint)
+    # Published weights may be of another size than the network without them.
+    network = LibraryNetwork("torchvision:vit_b_16", num_classes=3, in_channels=3)
+    with pytest.raises(ConfigError, match="vit_b_16 does not take images of 32 x 32 pixels"):
+        check_network_takes(network, (3, 32, 32))
+    check_network_takes(network, (3, 224, 224))
+    assert next(network.parameters()).device.type == "cpu"
     with pytest.raises(ConfigError, match="does not return one row of logits"):
         check_takes("torchvision:googlenet", (3, 64, 64), 10)
 

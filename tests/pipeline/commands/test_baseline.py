@@ -1,5 +1,6 @@
 """``d2nas baseline``, and ``run --baseline``: an ordinary network by the same gate."""
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,15 @@ from library_networks import SMALL, give_small_network, small_network
 from toy import Place, expect_error
 
 from d2nas.config import build_config
-from d2nas.errors import ConfigError
+from d2nas.errors import ConfigError, D2NasError, NonFiniteError, ValidationFailedError
 from d2nas.nn import library_network
+from pipeline.bundle.checksums import CHECKSUMS
 from pipeline.bundle.reader import open_bundle
-from pipeline.onnx_io.model_file import lineage
-from pipeline.report.baselines import baseline_row, comparison, comparison_notes, refused_row
-from pipeline.running.baselines import baseline_name, with_architecture
+from pipeline.commands import execution
+from pipeline.identity.check import check_identity
+from pipeline.onnx_io.model_file import lineage, with_metadata
+from pipeline.report.baselines import baseline_row, comparison, comparison_notes, failed_row
+from pipeline.running.baselines import baseline_configs, baseline_name, with_architecture
 
 RUN = "toy-torchvision-small-net"
 
@@ -98,19 +102,20 @@ def test_a_run_stands_beside_its_baselines(
     assert finished.run("verify", str(folder)) == 0
 
 
-def test_a_baseline_that_the_gate_refuses_has_a_row_that_says_so(
-    finished: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [ValidationFailedError, NonFiniteError])
+def test_a_baseline_that_fails_has_a_row_that_says_so(
+    finished: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[D2NasError],
 ) -> None:
-    from d2nas.errors import ValidationFailedError
-    from pipeline.commands import execution
-
     def refuse(*_: object, **__: object) -> None:
-        raise ValidationFailedError("too bad")
+        raise error("too bad")
 
     monkeypatch.setattr(execution, "run_baseline", refuse)
     made = finished.json(capfd, "run", str(finished.preset), "--baseline", SMALL)
-    assert made["baselines"][1] == {"run": RUN, "network": SMALL, "refused": "too bad"}
-    assert f"{SMALL}: refused, too bad" in (finished.exported / "toy" / "report.html").read_text()
+    assert made["baselines"][1] == {"run": RUN, "network": SMALL, "failed": "too bad"}
+    assert f"{SMALL}: failed, too bad" in (finished.exported / "toy" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,8 @@ def test_a_baseline_has_the_settings_of_the_run_but_for_what_is_searched() -> No
     own = with_architecture(config, SMALL, pretrained=True)
     assert own.derive.model == SMALL
     assert own.derive.pareto is None
-    assert own.retrain == config.retrain.model_copy(update={"pretrained": True})
+    changed = {"pretrained": True, "auxiliary": False}
+    assert own.retrain == config.retrain.model_copy(update=changed)
     assert own.derive_limit is None
     assert with_architecture(config, "cell:DARTS_V2").derive.genotype == "DARTS_V2"
     with pytest.raises(ConfigError, match="no published weights"):
@@ -163,15 +169,15 @@ def test_a_comparison_says_what_cannot_be_compared() -> None:
     }
     own = baseline_row("run", report, "1")
     other = baseline_row("other", report | {"data": {"digest": "b"}, "found_by": "x"}, "2")
-    refused = refused_row("third", SMALL, "too slow")
+    refused = failed_row("third", SMALL, "too slow")
     assert comparison([own]) is None
     table = comparison([own, other, refused])
     assert table is not None
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["95 % interval"] == ["82.6 to 94.5 %", "82.6 to 94.5 %", "refused"]
-    assert rows["p99 ms, batch 1"] == ["2.00", "2.00", "refused"]
+    assert rows["95 % interval"] == ["82.6 to 94.5 %", "82.6 to 94.5 %", "failed"]
+    assert rows["p99 ms, batch 1"] == ["2.00", "2.00", "failed"]
     assert comparison_notes([own, other, refused])[1:] == [
-        f"{SMALL}: refused, too slow",
+        f"{SMALL}: failed, too slow",
         "Of other images or on another device: cells found by x.",
     ]
 
@@ -184,3 +190,54 @@ def test_a_size_that_a_network_does_not_take_is_told_before_the_search(
         capfd, place, 2, "run", str(place.preset), "--baseline", "torchvision:alexnet"
     )
     assert "torchvision:alexnet does not take images of 8 x 8 pixels" in told
+
+
+def test_baselines_keep_no_limit_on_latency_and_have_names_of_their_own() -> None:
+    limited = build_config({"validate": {"max_p99_ms": 3.0, "gate_batch": 8}})
+    ((_, name, own),) = baseline_configs("toy", limited, [SMALL])
+    assert (own.validate_.max_p99_ms, own.validate_.gate_batch) == (None, None)
+    assert name == RUN
+    for models in ([SMALL, SMALL], ["timm:res_net", "timm:res.net"]):
+        with pytest.raises(ConfigError, match="would be called"):
+            baseline_configs("toy", limited, models)
+    long = "a" * 60
+    first, second = (baseline_name(long, f"timm:network_{end}") for end in "ab")
+    assert len({long, first, second}) == 3
+    assert max(len(first), len(second)) <= 64
+
+
+def test_a_run_whose_network_becomes_of_another_kind_keeps_a_bundle(
+    finished: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    preset, folder = str(finished.preset), finished.exported / "toy"
+    model = ("--set", f"derive.model={SMALL}")
+    assert finished.run("run", preset, *model) == 0
+    assert not {"genotype.json", "genotype.svg"} & {path.name for path in folder.iterdir()}
+    assert finished.run("verify", str(folder)) == 0
+    assert finished.run("run", preset) == 0
+    assert not (folder / "architecture.json").exists()
+    assert finished.run("verify", str(folder)) == 0
+    # What is of a library is no genotype.
+    capfd.readouterr()
+    assert finished.run("retrain", preset, "--genotype", "toy/derive@v2", "--name", "other") == 2
+    assert "toy/derive@v2 is a library's network" in capfd.readouterr().err
+
+
+def test_a_bundle_says_one_kind_of_network(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    assert place.run("baseline", str(place.preset), "--model", SMALL) == 0
+    folder = place.exported / RUN
+    sums = (folder / CHECKSUMS).read_text()
+    (folder / "genotype.json").write_text("{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    (folder / CHECKSUMS).write_text(f"{sums}{digest}  genotype.json\n")
+    assert place.run("verify", str(folder)) == 4
+    assert "lists genotype.json and architecture.json" in capfd.readouterr().err
+    # A model that says both is no one's.
+    model = next(folder.glob("[0-9]*/model.onnx")).read_bytes()
+    with pytest.raises(ValidationFailedError, match=r"has d2nas.genotype and d2nas.architecture"):
+        check_identity(with_metadata(model, "d2nas.genotype", "{}"))
+
+
+def test_a_plan_is_of_the_run_alone(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    told = expect_error(capfd, place, 2, "run", str(place.preset), "--plan", "--baseline", SMALL)
+    assert "--plan is of the run alone" in told

@@ -11,6 +11,7 @@ import torch
 from stops import stop_at
 from tiny import LOOPS, STEPS, TinyPlace
 
+from d2nas.config import build_config
 from d2nas.parallel import Ranks
 from d2nas.train import machine, precision
 from d2nas.train.machine import THREAD_VARIABLES, machine_facts, take_threads
@@ -93,8 +94,8 @@ def test_a_rank_takes_them_too(
     ranks: Any = SimpleNamespace(rank=1, size=2, decide=lambda *_: reference.reference)
     torch.set_num_threads(2)
     other = runner_of(ranks, place.store, Silence(), runner.StopFlag())
-    commit: Any = SimpleNamespace(run="tiny", stage="search")
-    hooks = runner._StageHooks(other, commit, time.monotonic)
+    commit: Any = SimpleNamespace(run="tiny", stage="search", key="", config=build_config({}))
+    hooks = runner._StageHooks(other, commit, time.monotonic, is_fresh=False)
     state = hooks.resume()
     assert state is not None
     assert (state.step, torch.get_num_threads()) == (1, 1)

@@ -12,8 +12,8 @@ from d2nas import SPACES, Genotype
 from d2nas.config.registry import search_methods
 from d2nas.errors import ConfigError
 from d2nas.genotype import PUBLISHED, neighbour, read_genotype
-from pipeline.store import safe_run_name
-from pipeline.study.grid import Study, Trial, read_study, run_name
+from pipeline.store import joined_run_name, safe_run_name
+from pipeline.study.grid import Study, Trial, read_study
 from pipeline.study.report import MIN_RANDOM
 from pipeline.study.tables import study_names
 
@@ -152,9 +152,9 @@ def test_trainings_of_a_network_share_its_search_and_start_from_other_seeds(plac
 def test_run_names_are_names_the_store_takes(place):
     names = [trial.run for trial in read(place, SMALL).trials]
     assert len(set(names)) == len(names)
-    long = [run_name("A study of_everything" * 4, "base", str(seed)) for seed in (0, 1)]
+    long = [joined_run_name("A study of_everything" * 4, "base", str(seed)) for seed in (0, 1)]
     assert len(set(long)) == 2
-    for name in (*names, *long, run_name("x", "spaces/my own.toml")):
+    for name in (*names, *long, joined_run_name("x", "spaces/my own.toml")):
         assert safe_run_name(name) == name
 
 
@@ -185,6 +185,10 @@ GOOD = {"methods": ["d2nas"], "spaces": ["S0"], "seeds": [0]}
         (
             '[settings]\n"derive.genotype" = "DARTS_V2"',
             ["derive.genotype is an axis", "hint: name it in genotypes"],
+        ),
+        (
+            '[settings]\n"derive.model" = "torchvision:resnet18"',
+            ["derive.model is not supported in a study", "hint: d2nas baseline PRESET"],
         ),
         ("genotypes = []", ["genotypes"]),
         ("genotypes = [1]", ["genotypes.0"]),
