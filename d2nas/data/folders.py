@@ -104,8 +104,13 @@ class FolderListing:
         for part, files in self._parts():
             places = [f"{name}/" for name in names[part]] if has_splits else [""]
             for file in files:
-                name = self.class_names[file.label]
-                if not file.path.startswith(tuple(f"{place}{name}/" for place in places)):
+                # Exactly one step: labels may hold slashes, names of folders do not.
+                folders = [
+                    file.path.removeprefix(place).partition("/")[0]
+                    for place in places
+                    if file.path.startswith(place)
+                ]
+                if self.class_names[file.label] not in folders:
                     return False
         return True
 
