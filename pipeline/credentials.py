@@ -8,7 +8,7 @@ from d2nas.errors import one_line
 _SECRET = re.compile(r"(KEY|PASSWORD|SECRET|TOKEN)S?$")
 _MIN_LENGTH = 4
 """Characters of a value that is looked for: a shorter one would hide ordinary words."""
-_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+@")
+_IN_ADDRESS = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def without_credentials(text: str) -> str:

@@ -288,6 +288,8 @@ def test_credentials_are_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "abc")  # too short to be one
     text = "hf_secret at https://user:pass@host/x?token=pass word abc"
     assert without_credentials(text) == "*** at https://host/x?token=*** abc"
+    addresses = "https://user:p@ssw0rd@host/x and http://user:a@b@c@host:80, by me@host"
+    assert without_credentials(addresses) == "https://host/x and http://host:80, by me@host"
     error = RuntimeError("x" * 195 + "hf_secret")
     assert "hf_" in brief_reason(error)  # the control: cut first, half of it is not found
     assert "hf_" not in reason_without_credentials(error)
