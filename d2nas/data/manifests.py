@@ -29,6 +29,9 @@ _PARQUET_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, Ar
 """What pyarrow raises for files of another kind, and damaged ones."""
 _MAX_LABEL_BYTES = 255
 """As of a folder's name, which a label may become."""
+_MAX_VALUE_BYTES = 4096
+"""In Parquet, where a few bytes can stand for long text in every row: a path's limit on Linux."""
+_BATCH_ROWS = 8192
 
 
 class _Row(NamedTuple):
@@ -292,31 +295,72 @@ def _parquet_table(manifest: Path) -> tuple[list[str], Iterator[_Row]]:
         raise _no_parquet(manifest, error) from None
     names = list(file.schema_arrow.names)
     _check_names(manifest, names)
-    return names, _parquet_rows(manifest, file, [name for name in _COLUMNS if name in names])
+    columns = [name for name in _COLUMNS if name in names]
+    texts = [name for name in columns if _is_text(manifest, file.schema_arrow.field(name))]
+    return names, _parquet_rows(manifest, columns, texts)
 
 
-def _parquet_rows(manifest: Path, file: Any, columns: Sequence[str]) -> Iterator[_Row]:
+def _is_text(manifest: Path, field: Any) -> bool:
+    """Whether a column holds text; False for integers, and where it holds nothing. Raises
+    ``ConfigError`` for other types.
+    """
+    from pyarrow import types
+
+    kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return True
+    if types.is_integer(kind) or types.is_null(kind):
+        return False
+    raise ConfigError(
+        f"{shown(manifest)}: column {field.name} holds {shown(str(kind))[:100]}, no text",
+        hint="store path, label and split as text",
+    )
+
+
+def _parquet_rows(manifest: Path, columns: Sequence[str], texts: Sequence[str]) -> Iterator[_Row]:
+    """Yield the rows; ``texts`` are the columns of text, read as dictionaries, whose entries are
+    measured before rows repeat them.
+    """
     number = 0
     try:
-        for batch in file.iter_batches(columns=list(columns)):
-            for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
-                number += 1
-                yield _row(number, *(_text(manifest, number, value) for value in values))
+        file = _pyarrow().ParquetFile(manifest, read_dictionary=texts)
+        for index in range(file.num_row_groups):
+            _check_group(manifest, file.metadata.row_group(index), columns)
+            # By groups: else the dictionary of each batch holds the texts of all before it.
+            batches = file.iter_batches(_BATCH_ROWS, row_groups=[index], columns=list(columns))
+            for batch in batches:
+                values = [_values(manifest, name, batch.column(name)) for name in columns]
+                for row in zip(*values, strict=True):
+                    number += 1
+                    yield _row(number, *row)
     except _PARQUET_ERRORS as error:
         raise _no_parquet(manifest, error) from None
 
 
-def _text(manifest: Path, number: int, value: Any) -> str:
-    """Return a value as a CSV would hold it."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ConfigError(
-        f"{shown(manifest)}: row {number} holds {type(value).__name__}, no text",
-        hint="store path, label and split as text",
+def _check_group(manifest: Path, group: Any, columns: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where a column's size, as the file says it, is that of long values."""
+    for chunk in map(group.column, range(group.num_columns)):
+        name, most = chunk.path_in_schema, max(1, chunk.num_values) * _MAX_VALUE_BYTES
+        if name in columns and chunk.total_uncompressed_size > most:
+            raise _too_long(manifest, name)
+
+
+def _values(manifest: Path, name: str, column: Any) -> list[str]:
+    """Return a column's values as a CSV would hold them."""
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type):
+        longest = compute.max(compute.binary_length(column.dictionary)).as_py()
+        if longest is not None and longest > _MAX_VALUE_BYTES:
+            raise _too_long(manifest, name)
+        column = column.dictionary_decode()
+    return ["" if value is None else str(value) for value in column.to_pylist()]
+
+
+def _too_long(manifest: Path, name: str) -> ConfigError:
+    return ConfigError(
+        f"{shown(manifest)}: column {name} has values of more than {_MAX_VALUE_BYTES} bytes",
+        hint="path, label and split are short texts",
     )
 
 

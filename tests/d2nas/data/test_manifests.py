@@ -120,6 +120,18 @@ def test_folders_that_may_be_splits_or_classes_are_told_apart(tmp_path: Path) ->
     assert digest_of(write(root / "as_classes.csv", by_first)) != digest_of(root)
 
 
+def test_labels_with_slashes_are_not_the_folders_that_they_name(tmp_path: Path) -> None:
+    inner = [f"{name}/{kind}" for name in ("cat", "dog") for kind in ("plain", "tabby")]
+    for part in ("", "train/"):
+        root = write_classes(tmp_path / (part or "whole"), {part + name: 4 for name in inner})
+        steps = [(path, path.removeprefix(part).split("/")) for path, *_ in rows_of(root)]
+        coarse = write(root / "coarse.csv", [(path, step[0]) for path, step in steps])
+        fine = write(root / "fine.csv", [(path, "/".join(step[:2])) for path, step in steps])
+        assert read_manifest(fine).class_names == tuple(inner)
+        assert digest_of(coarse) == digest_of(root)
+        assert digest_of(fine) != digest_of(root)
+
+
 def test_without_the_names_labels_would_not_count(folder: Path, monkeypatch) -> None:
     rows = [
         (path, {"cat": "dog", "dog": "cat"}.get(label, label)) for path, label in rows_of(folder)
@@ -301,6 +313,59 @@ def test_damaged_parquet_is_refused(folder: Path) -> None:
         manifest.write_bytes(whole[:index] + bytes([whole[index] ^ 255]) + whole[index + 1 :])
         with contextlib.suppress(ConfigError):
             read_manifest(manifest)
+
+
+@pytest.mark.parametrize("column", ["path", "label", "split"])
+@pytest.mark.parametrize("dictionary", [True, False], ids=["dictionary", "plain"])
+def test_long_values_in_parquet_are_refused_before_they_are_repeated(
+    folder: Path, monkeypatch, column: str, dictionary: bool
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow import parquet
+
+    manifest = folder / "all.parquet"
+    count, long = 400, "x" * 100_000
+    columns = {name: ["cat"] * count for name in SPLIT}
+    columns[column] = [long if dictionary else f"{long}{index}" for index in range(count)]
+    table = pyarrow.table(columns)
+    parquet.write_table(table, manifest, use_dictionary=dictionary, compression="zstd")
+    assert manifest.stat().st_size < 10 * len(long)
+    read, values = [], manifests._values
+    monkeypatch.setattr(
+        manifests, "_values", lambda *args: read.append(args[-1].nbytes) or values(*args)
+    )
+    with pytest.raises(ConfigError, match=f"{column} has values of more than 4096 bytes"):
+        read_manifest(manifest)
+    whole = count * len(long)
+    assert sum(read) < whole / 4
+    assert parquet.ParquetFile(manifest).read().nbytes > whole  # the control
+
+
+def test_parquet_columns_of_other_types_are_refused_as_a_whole(folder: Path) -> None:
+    for value in (1.5, True, b"cat", ["cat"], {"a": "cat"}):
+        rows = [(path, value) for path, _ in GOOD]
+        with pytest.raises(ConfigError, match=r"column label holds .*, no text") as raised:
+            read_manifest(write_parquet(folder / "all.parquet", rows))
+        assert raised.value.hint
+
+
+def test_parquet_of_many_groups_and_empty_values_is_read_by_row(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow import parquet
+
+    names = [name for _, name in GOOD]
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        table = pyarrow.table(
+            {"path": [path for path, _ in GOOD], "label": pyarrow.array(names, kind)}
+        )
+        parquet.write_table(table, folder / "all.parquet", row_group_size=3)
+        assert len(read_manifest(folder / "all.parquet").files) == len(GOOD)
+    rows = [*GOOD, ("dog/004.png", None)]
+    with pytest.raises(ConfigError, match="row 9: label is empty"):
+        read_manifest(write_parquet(folder / "all.parquet", rows))
+    parquet.write_table(table.slice(0, 0), folder / "all.parquet")
+    with pytest.raises(ConfigError, match="no rows"):
+        read_manifest(folder / "all.parquet")
 
 
 def test_parquet_without_its_package_is_told(folder: Path, monkeypatch) -> None:
