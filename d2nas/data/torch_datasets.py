@@ -32,7 +32,7 @@ def write_dataset(
 ) -> Path:
     """Write a map-style ``torch.utils.data.Dataset`` as PNG files; return their manifest.
 
-    That is a data set for ``run`` and every command, in this process or another:
+    That is a data set for ``run`` and the commands with ``--data-root``, in any process:
     ``run("small", data_root=write_dataset(dataset, "images"))``. Pixels stay as they are; what
     names the data set is the digest of the files. Items are as for ``ImageData.from_dataset``, but
     of any size; ``test`` and ``class_names`` as there. ``folder`` must not exist, and appears whole
