@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from ..errors import ConfigError, StorageError
+from ..telemetry import disable_hub_telemetry
 from .faults import shown
 from .image_writer import MANIFEST, ImageWriter, written_images
 
@@ -219,6 +220,7 @@ def _content(value: Any, inside: list[Path]) -> bytes | None:
 
 
 def _datasets() -> ModuleType:
+    disable_hub_telemetry()
     try:
         import datasets
     except ImportError:

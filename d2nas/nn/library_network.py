@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..config.section import LIBRARY_NETWORK
 from ..errors import ConfigError, DamagedArtifactError, brief_reason
 from ..randomness import globally_seeded
+from ..telemetry import disable_hub_telemetry
 
 _SIZES = ("num_classes", "in_channels")
 
@@ -124,6 +125,7 @@ def check_network_takes(network: LibraryNetwork, shape: tuple[int, int, int]) ->
 
 
 def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+    disable_hub_telemetry()
     import timm
 
     if not timm.is_model(name):

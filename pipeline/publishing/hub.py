@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2nas._version import __version__
 from d2nas.errors import BusyError, ConfigError, StorageError, brief_reason
+from d2nas.telemetry import disable_hub_telemetry
 
 from ..bundle.documents import CARD
 from ..bundle.reader import Bundle
@@ -79,7 +80,7 @@ def repository_files(bundle: Bundle, contents: Mapping[str, bytes]) -> dict[str,
 
 
 def _connect() -> "HfApi":
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    disable_hub_telemetry()
     # Plain HTTP: Xet's client retries for minutes, and another server than the Hub has no Xet.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from huggingface_hub import HfApi, get_token

@@ -13,6 +13,7 @@ from d2nas.config import RetrainConfig
 from d2nas.errors import ConfigError, DamagedArtifactError, brief_reason
 from d2nas.files.strict_json import parse_json
 from d2nas.files.tensors import decode_tensors
+from d2nas.telemetry import disable_hub_telemetry
 
 from ..onnx_io.foreign import ForeignModel
 from ..onnx_io.preparation import PREPROCESS_KEY, Preprocess
@@ -91,6 +92,7 @@ def _timm_model(
     source: Source, given: tuple[Numbers, Numbers], device: torch.device, classes: int
 ) -> Model:
     what = f"retrain.teacher: timm:{source.name}"
+    disable_hub_telemetry()
     try:
         from timm.data import resolve_model_data_config
     except ImportError as error:

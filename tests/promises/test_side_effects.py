@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from no_network import NO_FILTER
 from served import ask_once, serving
 from tiny import TinyPlace
 from toy import Place
+
+from d2nas.errors import ConfigError
 
 WITHOUT_NETWORK = str(PROJECT / "tests/support" / "no_network.py")
 LIBRARY_TALK = re.compile(r"\w+Warning:|warn\(|site-packages|^\[|^[WEI]\d{4} |^\d{4}-\d\d-\d\d")
@@ -193,6 +197,73 @@ def test_control_a_server_that_asks_for_more_than_its_socket_is_ended(nest: Nest
         nest.run(WITHOUT_NETWORK, "--may-listen", "-c", own + rest).returncode for rest in more
     ]
     assert codes == [0, -signal.SIGSYS, -signal.SIGSYS]
+
+
+@pytest.fixture
+def telemetry_at_import(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What the environment says of the Hub's telemetry at each import of a library that can
+    report to it; none of them is there.
+    """
+    libraries, variable = ("datasets", "huggingface_hub", "timm"), "HF_HUB_DISABLE_TELEMETRY"
+    told: list[str | None] = []
+
+    class Absent(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.partition(".")[0] in libraries:
+                told.append(os.environ.get(variable))
+                raise ModuleNotFoundError(name)
+
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in libraries:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    monkeypatch.setenv(variable, "")  # so that it is as before in the end
+    monkeypatch.delenv(variable)
+    return told
+
+
+def import_datasets() -> None:
+    from d2nas.data.hub import hub_manifest
+
+    hub_manifest("hf:someone/images", Path("nowhere"))
+
+
+def import_timm_to_train() -> None:
+    from d2nas.nn.library_network import LibraryNetwork
+
+    LibraryNetwork("timm:resnet18", num_classes=2, in_channels=3)
+
+
+def import_timm_to_teach() -> None:
+    import torch
+
+    from d2nas.config import RetrainConfig
+    from pipeline.teacher.models import open_model
+    from pipeline.teacher.source import Source
+
+    open_model(Source("timm", "resnet18"), RetrainConfig(), torch.device("cpu"), 2)
+
+
+def import_client_to_push() -> None:
+    from pipeline.publishing.hub import _connect
+
+    _connect()
+
+
+@pytest.mark.parametrize(
+    "imports", [import_datasets, import_timm_to_train, import_timm_to_teach, import_client_to_push]
+)
+def test_libraries_of_the_hub_are_told_first_to_report_nothing(
+    imports: Callable[[], None],
+    telemetry_at_import: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for wanted in ("1", "0"):  # by itself, and as the environment says
+        with pytest.raises((ImportError, ConfigError)):
+            imports()
+        assert telemetry_at_import == [wanted]
+        telemetry_at_import.clear()
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
 
 
 def test_control_the_runtime_alone_writes_a_device_id(nest: Nest) -> None:
