@@ -19,9 +19,9 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 def graph_digest(model: onnx.ModelProto) -> str:
     """Return the SHA-256 of ``model``'s graph, 64 hexadecimal digits.
 
-    Weights are tensors of several floating-point numbers; of these type and shape count. Other
-    constants (a shape, an axis, a bound) decide what is computed and count by their values. The
-    order of the nodes counts, as the exporter's is one.
+    Weights are floating-point tensors of one dimension or more, the bias of a single channel among
+    them; of these type and shape count. Other constants (a shape, an axis, a bound) decide what is
+    computed and count by their values. The order of the nodes counts, as the exporter's is one.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     numbers: dict[str, int] = {}
@@ -57,7 +57,7 @@ def _type(value: onnx.ValueInfoProto) -> str:
 
 def _constant(tensor: onnx.TensorProto) -> list[Any]:
     array = numpy_helper.to_array(tensor)
-    is_weight = tensor.data_type in _FLOATS and array.size > 1
+    is_weight = tensor.data_type in _FLOATS and array.ndim > 0
     values = None if is_weight else hashlib.sha256(array.tobytes()).hexdigest()
     return [tensor.data_type, list(array.shape), values]
 

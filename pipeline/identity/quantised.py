@@ -198,8 +198,7 @@ def _check_range(
 ) -> None:
     """Raise where a channel's steps are so large that any weight would be within half of one."""
     real = np.abs(numpy_helper.to_array(floats[wanted.input[1]]).astype(np.float64))
-    axis = weight.axis % real.ndim if weight.scale.ndim else None
-    others = tuple(other for other in range(real.ndim) if other != axis)
+    others = tuple(other for other in range(real.ndim) if other != weight.channel_axis)
     used = np.abs(weight.integers.astype(np.int64)).max(axis=others)
     coarse = (used < _FEWEST_STEPS) & (real.max(axis=others) > 0)
     if isinstance(bias, QuantisedTensor):

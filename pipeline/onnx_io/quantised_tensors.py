@@ -1,6 +1,8 @@
 """Constant tensors of a quantised graph: integers with a scale, which DequantizeLinear multiplies.
 
-Per tensor or by channel: ``scale`` is one number or one for each slice along ``axis``.
+Per tensor or by channel: ``scale`` is one number or one for each slice along ``axis``. One number
+is a scalar or a vector of one: for a bias of one channel ONNX Runtime writes a scale of shape [1]
+with a zero point of shape [] and without an axis.
 """
 
 from collections.abc import Mapping
@@ -33,10 +35,15 @@ class QuantisedTensor:
         """Return the real numbers."""
         return (self.integers.astype(np.float64) - self._along(self.zero_point)) * self.steps
 
+    @property
+    def channel_axis(self) -> int | None:
+        """Axis, from 0, whose slices have scales of their own; None where all have one."""
+        return self.axis % self.integers.ndim if self.scale.size != 1 else None
+
     def _along(self, numbers: Array) -> NDArray[np.float64]:
         shape = [1] * self.integers.ndim
-        if numbers.ndim:
-            shape[self.axis] = len(numbers)
+        if self.channel_axis is not None:
+            shape[self.channel_axis] = len(numbers)
         return numbers.astype(np.float64).reshape(shape)
 
 
@@ -52,9 +59,11 @@ def quantised_tensor(
     attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     axis = attributes.get("axis", 1)
     zero_point = zero[0] if zero else np.zeros_like(scale, integers.dtype)
-    if attributes.get("block_size", 0) or scale.ndim > 1 or zero_point.shape != scale.shape:
+    if attributes.get("block_size", 0) or scale.ndim > 1 or zero_point.ndim > 1:
         return None
-    if scale.ndim and not (
+    if zero_point.size != scale.size:
+        return None
+    if scale.size != 1 and not (
         -integers.ndim <= axis < integers.ndim and len(scale) == integers.shape[axis]
     ):
         return None
@@ -67,11 +76,11 @@ def quantised_again(tensor: QuantisedTensor, values: Array) -> QuantisedTensor:
     """
     scale, info = tensor.scale.astype(np.float64), np.iinfo(tensor.integers.dtype)
     if tensor.integers.dtype != np.int32:
-        axis = tensor.axis % values.ndim if scale.ndim else None
-        others = tuple(other for other in range(values.ndim) if other != axis)
+        others = tuple(other for other in range(values.ndim) if other != tensor.channel_axis)
         largest = np.abs(values).max(axis=others).astype(np.float64)
         # As many bits as there were: 127 or, where a CPU would saturate, 64.
         most = int(np.abs(tensor.integers.astype(np.int64)).max())
+        largest = largest.reshape(scale.shape)
         scale = np.where(largest > 0, largest / max(most, 1), scale)
     made = QuantisedTensor(
         tensor.integers,

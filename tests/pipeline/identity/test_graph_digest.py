@@ -7,10 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+from torch import nn
 
 from d2nas.errors import ValidationFailedError
+from d2nas.nn import library_network
 from d2nas.nn.library_network import LibraryNetwork
+from pipeline.gate.mutants import _integers, _weights, _with_weight, mutants
 from pipeline.identity.check import GRAPH_KEY, LIBRARY_KEY, check_identity
 from pipeline.identity.graph_digest import graph_digest
 from pipeline.identity.quantised import check_quantised
@@ -113,3 +116,80 @@ def test_a_quantised_graph_has_the_digest_of_its_float32_model() -> None:
     operator(changed)
     with pytest.raises(ValidationFailedError, match="its digest is another"):
         check_identity(changed)
+
+
+def one_channel_network(*_: object) -> nn.Module:
+    """A network with a convolution of one output channel, whose bias is one number."""
+    return nn.Sequential(
+        nn.Conv2d(3, 1, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+
+
+def of_one_channel(monkeypatch: pytest.MonkeyPatch, seed: int) -> bytes:
+    monkeypatch.setattr(library_network, "_torchvision", one_channel_network)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = LibraryNetwork(NAME, num_classes=5, in_channels=3).eval()
+    data = export_onnx(network, input_shape=(3, 8, 8), opset=18, metadata={LIBRARY_KEY: NAME})
+    return with_metadata(data, GRAPH_KEY, graph_digest(onnx.ModelProto.FromString(data)))
+
+
+def test_a_bias_of_one_channel_is_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (
+        onnx.ModelProto.FromString(of_one_channel(monkeypatch, seed)) for seed in range(2)
+    )
+    biases = [
+        numpy_helper.to_array(tensor).item()
+        for model in (one, other)
+        for tensor in model.graph.initializer
+        if list(tensor.dims) == [1]
+    ]
+    assert len({*biases}) == len(biases) == 2
+    assert graph_digest(one) == graph_digest(other)
+
+
+def bounded(bound: float) -> onnx.ModelProto:
+    shape = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph(
+        [helper.make_node("Max", ["x", "bound"], ["y"])],
+        "bounded",
+        [shape],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(np.array(bound, np.float32), "bound")],
+    )
+    return helper.make_model(graph)
+
+
+def test_control_a_scalar_counts_by_its_value() -> None:
+    assert graph_digest(bounded(1.0)) == graph_digest(bounded(1.0))
+    assert graph_digest(bounded(1.0)) != graph_digest(bounded(2.0))
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_a_convolution_of_one_output_channel_is_quantised(
+    monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    whole = of_one_channel(monkeypatch, 0)
+    images = np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32)
+    data = quantise(whole, [images], bits=bits)  # type: ignore[arg-type]
+    assert check_quantised(data, whole).num_weights == 6
+    assert check_identity(data) == check_identity(whole)
+    # Its weights quantised again are those that they were, in shapes that are read.
+    parsed = onnx.ModelProto.FromString(data)
+    shapes = {tensor.name: list(tensor.dims) for tensor in parsed.graph.initializer}
+    for name in _integers(parsed):
+        again = _with_weight(parsed, name, _weights(parsed)[name])
+        check_quantised(again, whole)
+        made = onnx.ModelProto.FromString(again).graph.initializer
+        assert {tensor.name: list(tensor.dims) for tensor in made} == shapes
+    faulty = dict(mutants(data))
+    assert "stem weight + 1 %" in faulty
+    for copy in faulty.values():
+        with pytest.raises(ValidationFailedError, match="quantisation: "):
+            check_quantised(copy, whole)
