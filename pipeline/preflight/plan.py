@@ -140,12 +140,15 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 class Estimates:
-    """Measures what it is asked for, once per stage; a retraining with the cell that is given."""
+    """Measures what it is asked for, once per stage; a retraining with the cell that is given, or
+    the library's network that the configuration names.
+    """
 
     def __init__(self, config: Config, genotype: Genotype | None = None) -> None:
         self._config = config
-        self._genotype = genotype or Genotype.published(TYPICAL)
-        self._cell = TYPICAL if genotype is None else "the derived cell"
+        library = config.derive.model
+        self._architecture = library or genotype or Genotype.published(TYPICAL)
+        self._timed = library or (TYPICAL if genotype is None else "the derived cell")
         self._shape = data_shape(config.data)
         self._pass: Seconds | None = None
         self._step: Seconds | None = None
@@ -313,9 +316,10 @@ class Estimates:
 
         def stepper(batch: int) -> Callable[[int], None]:
             alone = {"batch_size": batch, "accumulate": 1, "patience": None, "teacher": None}
-            small = config.model_copy(update=alone)
+            # Published weights take as long as others, and would be downloaded.
+            small = config.model_copy(update={**alone, "pretrained": False})
             retraining = Retraining(
-                small, self._genotype, self._data(), **self._options(config.device)
+                small, self._architecture, self._data(), **self._options(config.device)
             )
             retraining.network.train()
             made.append(retraining)
@@ -336,11 +340,13 @@ class Estimates:
         others = (config.batch_size - largest) * self._shape.channels * self._shape.image_size**2
         may_stop = "" if config.patience is None else ", at most"
         best = 0 if config.patience is None else 4 * weights  # kept beside the newest
-        peak = self._peak_of_network(largest, stem) + 4 * others
+        peak = self._peak_of_network(largest, stem)
+        known = {} if peak is None else {"peak_bytes": peak + 4 * others + 12 * weights + best}
+        unknown = ", peak memory not estimated" if peak is None else ""
         return {
-            "peak_bytes": peak + 12 * weights + best,
+            **known,
             "disk_bytes": bytes_to_write(retraining) + (KEPT_CHECKPOINTS + 1) * best,
-            "note": f"timed with {self._cell} and {timing.words}{teacher}{may_stop}",
+            "note": f"timed with {self._timed} and {timing.words}{teacher}{may_stop}{unknown}",
         }
 
     def _retrain_steps(self, config: Config) -> int:
@@ -440,14 +446,17 @@ class Estimates:
 
         return self._peak_of(build, batch)
 
-    def _peak_of_network(self, batch: int, stem: str) -> int:
+    def _peak_of_network(self, batch: int, stem: str) -> int | None:
+        """Return the activations' peak of one pass; None as for a library's network."""
         from d2nas.nn.network import Network
 
-        config = self._config.retrain
+        config, architecture = self._config.retrain, self._architecture
+        if isinstance(architecture, str):
+            return self._peak_of_library_network(architecture, batch)
 
         def build() -> tuple[Any, Callable[[Any], Any]]:
             network = Network(
-                self._genotype,
+                architecture,
                 num_cells=config.num_cells,
                 init_channels=config.init_channels,
                 num_classes=self._shape.num_classes,
@@ -457,6 +466,26 @@ class Estimates:
             return network, lambda images: (network(images),)
 
         return self._peak_of(build, batch)
+
+    def _peak_of_library_network(self, name: str, batch: int) -> int | None:
+        """Return the activations' peak of one pass; None where it depends on what is computed."""
+        import torch
+        from torch._subclasses.fake_tensor import (
+            DataDependentOutputException,
+            DynamicOutputShapeException,
+        )
+
+        from d2nas.nn.library_network import LibraryNetwork
+
+        # Built beforehand, since libraries look at the numbers that they draw.
+        with torch.random.fork_rng(devices=[]):
+            network = LibraryNetwork(
+                name, num_classes=self._shape.num_classes, in_channels=self._shape.channels
+            )
+        try:
+            return self._peak_of(lambda: (network, lambda images: (network(images),)), batch)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return None
 
     def _peak_of(self, build: Callable[[], tuple[Any, Callable[[Any], Any]]], batch: int) -> int:
         import torch

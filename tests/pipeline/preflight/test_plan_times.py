@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
+from library_networks import SMALL, small_network
+from torch import Tensor, nn
 from toy import Place
 
 from d2nas.config import Config, build_config
 from d2nas.genotype import Genotype
-from d2nas.measure.cost import count_cost
+from d2nas.measure.cost import count_cost, peak_memory
+from d2nas.nn import library_network
 from d2nas.nn.network import Network
 from pipeline.preflight import plan, plan_times
 from pipeline.preflight.plan_times import (
@@ -243,3 +247,76 @@ def test_small_is_small_and_the_control_folder_is_not() -> None:
     bound = 4e12
     assert sum(multiply_adds(read_preset("small"), 3_000)) < bound
     assert sum(multiply_adds(read_preset("folder"), 3_000)) > 5 * bound
+
+
+def retraining_of_small(**retrain: Any) -> dict[str, Any]:
+    config = build_config(
+        {
+            "data": {"name": "fashion-mnist"},
+            "derive": {"model": SMALL},
+            "retrain": {"batch_size": 16, **retrain},
+        }
+    )
+    return plan.Estimates(config).of("retrain", 0)
+
+
+def test_a_library_s_network_is_timed_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def network_of(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+        asked.append(pretrained)
+        return small_network(name, num_classes, in_channels, pretrained)
+
+    monkeypatch.setattr(library_network, "_torchvision", network_of)
+    found = retraining_of_small(pretrained=True)
+    assert asked
+    assert not any(asked)  # nothing is downloaded for a plan
+    assert found["note"].startswith(f"timed with {SMALL} and ")
+    assert found["seconds"] > 0
+    # The memory is that of a step that is computed, with weights, gradients and momentum.
+    network = small_network(SMALL, 10, 1, False)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    images = torch.zeros(16, 1, 28, 28)
+
+    def step() -> None:
+        torch.autograd.backward(
+            nn.functional.cross_entropy(network(images), torch.zeros(16, dtype=torch.int64))
+        )
+
+    computed = peak_memory(step, alive=[images]) + 12 * weights
+    assert found["peak_bytes"] == pytest.approx(computed, rel=0.1)
+    checkpoints = (plan.KEPT_CHECKPOINTS + 1) * 8 * weights + 4 * weights
+    assert found["disk_bytes"] == pytest.approx(checkpoints, rel=0.1)
+
+
+class Asking(nn.Module):
+    """A layer that looks at a number to know what to do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.device.type == "meta" or float(x.sum().item()) < 1e9 else 2 * x
+
+
+def test_memory_that_depends_on_numbers_is_not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        library_network,
+        "_torchvision",
+        lambda *sizes: nn.Sequential(Asking(), small_network(*sizes)),
+    )
+    found = retraining_of_small()
+    assert "peak_bytes" not in found
+    assert found["note"].endswith(", peak memory not estimated")
+    assert found["seconds"] > 0
+
+
+def test_a_library_that_looks_at_its_first_weights_is_estimated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def network_of(*sizes: Any) -> nn.Module:
+        network = small_network(*sizes)
+        for parameter in network.parameters():
+            if parameter.device.type != "meta":
+                assert parameter.abs().max().item() < 1e9
+        return network
+
+    monkeypatch.setattr(library_network, "_torchvision", network_of)
+    assert retraining_of_small()["peak_bytes"] > 0
