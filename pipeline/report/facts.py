@@ -581,7 +581,8 @@ def _derived(facts: Facts) -> str:
 def _retrained(facts: Facts) -> str:
     precision = facts.made("retrain", "facts", "precision")
     epochs, images = facts.trained
-    told = f"from scratch, {epochs} epochs of {count(images)} images"
+    begins = "from published weights" if facts.get("retrain", "pretrained") else "from scratch"
+    told = f"{begins}, {epochs} epochs of {count(images)} images"
     told += f" on {facts.get('trained_on')}" if facts.get("trained_on") else ""
     told += f" in {PRECISIONS.get(precision, precision)}" if precision else ""
     return told + _seed(facts, "retrain")

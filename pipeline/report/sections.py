@@ -240,7 +240,8 @@ def last_epoch(facts: Facts, stage: str) -> str:
     if value is None:
         return "Accuracy is on training images."
     where = "training images" if stage == "retrain" else "the architecture half"
-    which = "Last epoch" if facts.stopping is None else "Best epoch"
+    chosen = stage == "retrain" and facts.stopping is not None
+    which = "Best epoch" if chosen else "Last epoch"
     return f"{which}: {100 * value:.1f} % on {where}."
 
 

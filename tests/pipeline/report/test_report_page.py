@@ -28,6 +28,7 @@ from pipeline.gate.judge import is_near_chance
 from pipeline.onnx_io.latency import MAX_DRIFT, MAX_VARIATION, MIN_SAMPLES
 from pipeline.report import latency as page_latency
 from pipeline.report import svg
+from pipeline.report.facts import Facts
 from pipeline.report.latency_chart import latency_chart
 from pipeline.report.page import style_sheet
 from pipeline.report.sections import interval
@@ -435,3 +436,19 @@ def test_a_gate_that_was_passed_is_told_with_its_figure() -> None:
     text = page(a_report(latency_gate=gate | {"stable": False}))
     assert f"{line}, UNSTABLE." in text
     assert "The gate's latency is UNSTABLE" in " ".join(words(parsed(text)).split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({"pretrained": True}, "from published weights"),
+        ({"pretrained": False}, "from scratch"),
+        ({}, "from scratch"),
+    ],
+)
+def test_the_lineage_tells_what_the_final_training_began_from(
+    changes: dict[str, Any], begins: str
+) -> None:
+    report = a_report(retrain=REPORT["retrain"] | changes)
+    lines = {stage: line for stage, line, _ in Facts("x", 1, report, PREPROCESS, MANIFESTS).lineage}
+    assert lines["retrain"].startswith(f"{begins}, 20 epochs of 1,438 images")
