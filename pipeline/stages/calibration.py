@@ -22,7 +22,8 @@ BATCH = 32
 
 @dataclass
 class Calibration:
-    """Images of all classes, drawn by seed from those that the network was trained with.
+    """Images of all classes, drawn by seed from the training images, those that patience holds out
+    among them.
 
     It is given no others, so that none of the test can be among them.
     """

@@ -120,7 +120,8 @@ LATER_SETTINGS = (
 def training_settings(config: Config) -> dict[str, Any]:
     """Return the settings of a training alone; as before there were ``LATER_SETTINGS``, where they
     change nothing, so that what was trained before is found. Of a library's network what is of
-    cells alone is left out; so is the teacher, which only the final training has.
+    cells alone is left out, without patience the part of the images that it would hold out; so is
+    the teacher, which only the final training has.
     """
     settings: dict[str, Any] = config.to_dict()["retrain"]
     if config.derive.model is not None:
@@ -131,6 +132,8 @@ def training_settings(config: Config) -> dict[str, Any]:
     for key in LATER_SETTINGS:
         if getattr(config.retrain, key) == RetrainConfig.model_fields[key].default:
             del settings[key]
+    if config.retrain.patience is None:
+        settings.pop("validation_fraction", None)
     return settings
 
 

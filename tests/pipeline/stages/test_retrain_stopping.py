@@ -7,10 +7,12 @@ import pytest
 from page_facts import MANIFESTS, PREPROCESS, REPORT
 from tiny import STEPS_PER_EPOCH, TinyPlace
 
+from d2nas.config import build_config
 from d2nas.train.retrain import Retraining
 from pipeline.report.facts import Facts
 from pipeline.report.sections import last_epoch
 from pipeline.report.training_curves import RETRAIN_PANELS, retrain_panels
+from pipeline.stages import BY_NAME
 
 STOPPING = {
     "best_epoch": 16,
@@ -61,6 +63,21 @@ def test_control_without_it_the_last_epoch_is_told(stopping: Any) -> None:
     assert found["training"] == "20 epochs on 1,438 training images on a CPU"
     assert "held out" not in str(found)
     assert last_epoch(facts_of(stopping), "retrain").startswith("Last epoch: ")
+
+
+def test_the_search_of_a_stopped_retraining_tells_its_last_epoch() -> None:
+    found = last_epoch(facts_of(STOPPING), "search")
+    assert found == "Last epoch: 42.0 % on the architecture half."
+
+
+def test_a_part_that_nothing_holds_out_is_no_part_of_the_key() -> None:
+    def key(*settings: str) -> str:
+        return BY_NAME["retrain"].key(build_config({}, list(settings)), {}, "0" * 64)
+
+    part = "retrain.validation_fraction=0.2"
+    assert key(part) == key()
+    # Control: with patience it decides which images are trained on.
+    assert key("retrain.patience=3", part) != key("retrain.patience=3") != key()
 
 
 def test_curves_have_a_line_of_what_was_held_out() -> None:
