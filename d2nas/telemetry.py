@@ -1,4 +1,4 @@
-"""What libraries report to their makers: off, unless the environment says otherwise."""
+"""Telemetry of libraries switched off, unless the environment says otherwise."""
 
 import os
 

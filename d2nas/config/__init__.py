@@ -58,7 +58,7 @@ TRAINING_KEYS = ("training_epochs", "population", "sample_size")
 """Keys of ``search.*`` that only methods which train one cell after another read."""
 UNREAD_BY_DEFAULT = ("drop_path", *TRAINING_KEYS)
 """Keys of ``search.*`` that the default method does not read."""
-OF_CELLS = ("num_cells", "init_channels", "stem", "auxiliary", "auxiliary_weight", "drop_path")
+CELL_FIELDS = ("num_cells", "init_channels", "stem", "auxiliary", "auxiliary_weight", "drop_path")
 """Keys of ``retrain.*`` that only networks of cells read."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import one_line
 from . import (
-    OF_CELLS,
+    CELL_FIELDS,
     TEACHER_FIELDS,
     UNREAD_BY_DEFAULT,
     Config,
@@ -35,7 +35,7 @@ UNREAD: Mapping[str, Mapping[Any, Collection[str]] | Callable[[Any], Collection[
     "data.fit": {"pad": ("data.crop_fraction",)},
     "data.crop": {"shift": ("data.color_jitter",)},
     "derive.genotype": {_GIVEN: _SEARCH},
-    "derive.model": {_GIVEN: (*_SEARCH, *(f"retrain.{field}" for field in OF_CELLS))},
+    "derive.model": {_GIVEN: (*_SEARCH, *(f"retrain.{field}" for field in CELL_FIELDS))},
     "search.method": _unread_by_method,
     "search.estimator": {
         "straight-through": ("search.reward",),

@@ -115,14 +115,7 @@ def retrain(
     for report in retraining.run():
         if on_epoch is not None and report.metrics is not None:
             on_epoch(report.metrics)
-    network = Network(
-        genotype,
-        num_cells=config.num_cells,
-        init_channels=config.init_channels,
-        num_classes=len(data.class_names),
-        in_channels=data.channels,
-        stem=stem_for(config.stem, data.image_size),
-    )
+    network = _of_cells(config, genotype, data)
     network.load_state_dict(retraining.deployed_weights())
     return network.eval()
 
@@ -426,17 +419,24 @@ def _new_network(
             )
             check_network_takes(own, (data.channels, data.image_size, data.image_size))
             return own
-        network = Network(
-            architecture,
-            num_cells=config.num_cells,
-            init_channels=config.init_channels,
-            num_classes=len(data.class_names),
-            in_channels=data.channels,
-            stem=stem_for(config.stem, data.image_size),
-            auxiliary=has_auxiliary(config, data.image_size),
-        )
+        auxiliary = has_auxiliary(config, data.image_size)
+        network = _of_cells(config, architecture, data, auxiliary=auxiliary)
     initialize(network, generator(seed, "network-weights"))
     return network
+
+
+def _of_cells(
+    config: RetrainConfig, genotype: Genotype, data: ImageData, *, auxiliary: bool = False
+) -> Network:
+    return Network(
+        genotype,
+        num_cells=config.num_cells,
+        init_channels=config.init_channels,
+        num_classes=len(data.class_names),
+        in_channels=data.channels,
+        stem=stem_for(config.stem, data.image_size),
+        auxiliary=auxiliary,
+    )
 
 
 def hold_out(data: ImageData, fraction: float, *, seed: int) -> tuple[ImageData, Images]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from d2nas.errors import DamagedArtifactError
 
-from ..onnx_io import MODEL_FILE, served_model
+from ..onnx_io import LIBRARY_FILE, MODEL_FILE, served_model
 from ..store.fsio import storage_error
 
 CHECKSUMS = served_model.CHECKSUMS
@@ -22,9 +22,7 @@ FILES = (
 )
 """What every bundle holds beside its models; others may be listed, too."""
 OF_CELLS: tuple[str, ...] = ("genotype.json", "genotype.svg")
-"""What it holds of a network of cells."""
-LIBRARY_FILE = "architecture.json"
-"""What it holds in their place of a library's network."""
+"""What it holds of a network of cells; of a library's network ``LIBRARY_FILE`` in their place."""
 
 VERSION_FILES = (
     LIBRARY_FILE,

@@ -16,13 +16,13 @@ from d2nas.files.strict_json import canonical_json, digest
 from d2nas.genotype import Genotype
 
 from ..gate.golden import PICTURE_FILE
-from ..onnx_io import MODEL_FILE
+from ..onnx_io import LIBRARY_FILE, MODEL_FILE
 from ..report.baselines import BASELINES_FILE
 from ..report.genotype_drawing import draw_genotype
 from ..stages import KINDS
 from ..store.forms import damage_of
 from ..store.manifest import Manifest, parse_manifest
-from .checksums import CHECKSUMS, FILES, HINT, LIBRARY_FILE, OF_CELLS, damaged
+from .checksums import CHECKSUMS, FILES, HINT, OF_CELLS, damaged
 from .documents import (
     CARD,
     CONFIG,

@@ -26,7 +26,7 @@ from d2nas.genotype import Genotype
 from ..gate.golden import PICTURE_FILE
 from ..gate.report import REPORT_SCHEMA, Report
 from ..identity.check import GENOTYPE_KEY, GRAPH_KEY, LIBRARY_KEY
-from ..onnx_io import MODEL_FILE
+from ..onnx_io import LIBRARY_FILE, MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES, ModelDescription, check_model, describe, lineage
 from ..onnx_io.preparation import PREPROCESS_KEY
 from ..onnx_io.served_model import SERVED_VERSION
@@ -35,7 +35,6 @@ from ..store.manifest import problem_of
 from .checksums import (
     CHECKSUMS,
     HINT,
-    LIBRARY_FILE,
     MAX_CHECKSUM_BYTES,
     VERSION_FILES,
     check_listing,
@@ -172,7 +171,7 @@ def _check_other(folder: Path, sums: Mapping[str, str], number: int) -> str:
             described,
         ),
         "genotype.json": lambda: (
-            said.get("d2nas.genotype", "").encode() == files["genotype.json"].strip()
+            said.get(GENOTYPE_KEY, "").encode() == files["genotype.json"].strip()
         ),
         LIBRARY_FILE: lambda: _is_named(read_object(where, files, LIBRARY_FILE), said),
         "golden.safetensors": lambda: _golden_fits(
@@ -318,7 +317,7 @@ def _architecture(bundle: Bundle, named: Mapping[str, str]) -> dict[str, bool]:
         genotype = Genotype.from_json(files["genotype.json"], what="its content")
     except ConfigError as error:
         raise damaged(folder, "genotype.json", str(error)) from error
-    return {"genotype.json": named.get("d2nas.genotype") == genotype.to_json().strip()}
+    return {"genotype.json": named.get(GENOTYPE_KEY) == genotype.to_json().strip()}
 
 
 def _is_named(said: Mapping[str, Any], named: Mapping[str, str]) -> bool:

@@ -21,7 +21,7 @@ from d2nas.files.verified_folder import read_plain_file
 
 from ..gate.golden import PICTURE_FILE
 from ..gate.report import Report
-from ..onnx_io import MODEL_FILE
+from ..onnx_io import LIBRARY_FILE, MODEL_FILE
 from ..onnx_io.model_file import MAX_MODEL_BYTES
 from ..onnx_io.preparation import read_prepared
 from ..report.baselines import BASELINES_FILE
@@ -32,7 +32,6 @@ from ..store.layout import names_in
 from ..store.locks import bundle_lock
 from .checksums import (
     CHECKSUMS,
-    LIBRARY_FILE,
     MAX_CHECKSUM_BYTES,
     OF_CELLS,
     VERSION_FILES,

@@ -13,6 +13,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MODEL_FILE = "model.onnx"
 """Name of a model's file, in a version and in a bundle."""
+LIBRARY_FILE = "architecture.json"
+"""Name, in a version and in a bundle, of the file that names a library's network."""
 FLOAT32_FILE = "float32.onnx"
 """Name, in a version alone, of the model that a quantised one was made of."""
 INPUT_NAME = "images"

@@ -1,4 +1,4 @@
-"""Where a bundle is pushed to: ``hf:OWNER/NAME`` or ``mlflow:NAME``."""
+"""Target of a push, ``hf:OWNER/NAME`` or ``mlflow:NAME``."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What sinks are told of a stage beside its rows: settings, what it has made, how it ended."""
+"""Outcome of a stage for trackers: its settings, what it has made, how it ended."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -18,6 +18,7 @@ from d2nas.genotype import Genotype, genotype_name, is_genotype_file, read_genot
 from d2nas.spaces import SearchSpace
 
 from ..latency.limits import costs_key, costs_of, table_of
+from ..onnx_io import LIBRARY_FILE
 from ..report.front_drawing import draw_front
 from ..report.genotype_drawing import draw_genotype
 from ..store.forms import Form, require_valid
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 
 GENOTYPE_FILE = "genotype.json"
-MODEL_NAME_FILE = "architecture.json"
-"""In place of a genotype: the name of a library's network."""
 COST_FILE = "cost.json"
 DRAWING_FILE = "genotype.svg"
 CANDIDATES_FILE = "candidates.json"
@@ -66,7 +65,7 @@ def run(context: Context) -> Facts:
 
     given, model = context.config.derive.genotype, context.config.derive.model
     if model is not None:
-        context.work.write(MODEL_NAME_FILE, canonical_json({"model": model}))
+        context.work.write(LIBRARY_FILE, canonical_json({"model": model}))
         return {"architecture": model, "found_by": f"given: {model}", "searched_data_digest": None}
     if given is None:
         genotype, compared = _searched(context)

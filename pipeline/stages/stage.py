@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from d2nas.config import OF_CELLS, TEACHER_FIELDS, Config, RetrainConfig
+from d2nas.config import CELL_FIELDS, TEACHER_FIELDS, Config, RetrainConfig
 from d2nas.config.section import NonNegative
 from d2nas.files.strict_json import canonical_json, digest
 
@@ -125,7 +125,7 @@ def training_settings(config: Config) -> dict[str, Any]:
     """
     settings: dict[str, Any] = config.to_dict()["retrain"]
     if config.derive.model is not None:
-        for key in OF_CELLS:
+        for key in CELL_FIELDS:
             del settings[key]
     for key in ("teacher", *TEACHER_FIELDS):
         del settings[key]

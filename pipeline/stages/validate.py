@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..gate.classes import ClassVerdict
     from ..gate.comparison import Limits
     from ..gate.judge import Verdict
-    from ..gate.timing import Latencies
+    from ..gate.timing import Latencies, TimingPlan
     from ..identity.check import IdentityReport
     from ..onnx_io.session import OnnxSession
 
@@ -73,10 +73,10 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     from ..gate.classes import class_verdict
     from ..gate.judge import check_mode, judge
     from ..gate.reference import torch_reference
-    from ..gate.timing import TimingPlan, time_modes
+    from ..gate.timing import time_modes
     from ..onnx_io import MODEL_FILE
     from ..onnx_io.providers import runtime_device
-    from ..onnx_io.session import modes_of, open_session
+    from ..onnx_io.session import open_session
     from .original import Original
 
     exported, hooks, batches = context.inputs["export"], context.hooks, config.parity_batches
@@ -90,14 +90,7 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
     session = open_session(model, device=device, what=what)
     data = context.data()
     require_unseen(context, data)
-    plan = TimingPlan(
-        config.latency_batches,
-        config.latency_samples,
-        config.latency_seconds,
-        modes_of(session.device, config.modes),
-        config.max_p99_ms,
-        config.gated_batch,
-    )
+    plan = _timing_plan(config, session)
     original = Original.of(exported, device, plan.deciding_batch)
     hooks.begin(2 + plan.num_steps + (0 if original is None else original.NUM_STEPS), 0, "check")
     hooks.say(f"validate on {session.device.label}: {len(data.test)} {data.evaluation} images")
@@ -150,6 +143,20 @@ def _validate(context: Context, config: ValidateConfig) -> Facts:
         "relative_l2": verdict.parity.relative_l2,
         "max_abs": verdict.parity.max_abs,
     }
+
+
+def _timing_plan(config: ValidateConfig, session: "OnnxSession") -> "TimingPlan":
+    from ..gate.timing import TimingPlan
+    from ..onnx_io.session import modes_of
+
+    return TimingPlan(
+        config.latency_batches,
+        config.latency_samples,
+        config.latency_seconds,
+        modes_of(session.device, config.modes),
+        config.max_p99_ms,
+        config.gated_batch,
+    )
 
 
 def _check_identity(

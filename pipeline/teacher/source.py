@@ -1,4 +1,7 @@
-"""What ``retrain.teacher`` names, and its part of a training's key; without torch or onnx."""
+"""Source of a teacher: file, bundle or network of timm, and its part of a training's key.
+
+Neither torch nor onnx is loaded.
+"""
 
 import hashlib
 import os

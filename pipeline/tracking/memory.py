@@ -1,4 +1,4 @@
-"""What a tracker's own run holds already, so that a run that goes on is told there, once.
+"""Memory of what a tracker was told, so that a run that goes on is told there, once.
 
 A small file beside the run's events, kept by the process that tells the tracker.
 """
